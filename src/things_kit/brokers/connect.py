@@ -1,0 +1,67 @@
+"""From a URL to a broker: drivers are imported only when a URL asks for them."""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Final, cast
+
+import msgspec
+
+from things_kit.engine.broker import Broker
+from things_kit.engine.driver import Driver
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+
+ENTRY_POINTS: Final = "things_kit.brokers"
+"""The entry point group in which other packages register a driver under its URL scheme."""
+
+
+class BuiltIn(msgspec.Struct, frozen=True):
+    """Where a driver of ours is, and what must be installed for it."""
+
+    module: str
+    name: str
+    extra: str | None = None
+
+
+BUILT_IN: Final = {
+    "memory": BuiltIn("things_kit.brokers.memory", "MemoryDriver"),
+    "sqlite": BuiltIn("things_kit.brokers.sqlite", "SQLiteDriver"),
+}
+
+
+def connect(url: str) -> Broker:
+    """The broker behind a URL, to be entered with `async with` (or `await broker.open()`).
+
+    Raises:
+        ConfigError: The URL, its scheme or an option is not understood, or the client library is not installed.
+    """
+    parsed = BrokerURL.parse(url)
+    return Broker(_driver(parsed.scheme).from_url(parsed), parsed)
+
+
+def schemes() -> list[str]:
+    """All URL schemes that `connect` knows on this machine."""
+    return sorted({*BUILT_IN, *entry_points(group=ENTRY_POINTS).names})
+
+
+def _driver(scheme: str) -> type[Driver]:
+    built_in = BUILT_IN.get(scheme)
+    if built_in is None:
+        return _registered(scheme)
+    try:
+        module = import_module(built_in.module)
+    except ModuleNotFoundError as error:
+        if built_in.extra is None or (error.name or "").startswith("things_kit"):
+            raise
+        raise ConfigError(
+            f"{scheme}:// needs the package {error.name!r}, which is not installed: "
+            f'pip install "things-kit[{built_in.extra}]"'
+        ) from error
+    return cast("type[Driver]", getattr(module, built_in.name))
+
+
+def _registered(scheme: str) -> type[Driver]:
+    found = entry_points(group=ENTRY_POINTS, name=scheme)
+    if not found:
+        raise ConfigError(f"unknown broker {scheme}://; known are {', '.join(f'{name}://' for name in schemes())}")
+    return cast("type[Driver]", next(iter(found)).load())

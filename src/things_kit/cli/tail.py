@@ -1,0 +1,121 @@
+"""`things-kit tail`: watch a topic, and take nothing from anybody."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Final
+
+import typer
+from rich.text import Text
+
+from things_kit.brokers.connect import connect
+from things_kit.cli.options import JsonFlag, Topic, Url
+from things_kit.cli.printing import OutputClosed, Terminal, as_json, safe, say, terminal
+from things_kit.cli.readable import line
+from things_kit.cli.rows import row
+from things_kit.cli.running import CommandFailed, run
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.message import Message
+
+LONGEST: Final = 2000
+"""Characters of a value that a terminal is shown; a pipe gets all."""
+DRAIN: Final = 2.0
+
+
+def tail(
+    url: Url,
+    topic: Topic,
+    limit: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show the messages of TOPIC as they are published, until stopped.
+
+    It reads as a group of its own, from now on, so nobody else misses a message.
+    """
+    run(lambda: _tail(url, topic, limit, _print_json if json else _printer(terminal())), interrupted=0)
+
+
+async def _tail(url: str, topic: str, limit: int | None, show: Callable[[Message], None]) -> None:
+    view = View(show, limit)
+    async with connect(url) as broker:
+        consumer = broker.consumer(
+            topic,
+            group=None,
+            handler=view.handle,
+            ordering="partition",
+            dead_letter=None,
+            drain_timeout=DRAIN,
+        )
+        async with consumer:
+            notice = f"listening to {safe(topic)} at {safe(BrokerURL.parse(url).display)}"
+            terminal(stderr=True).print(Text(notice, "dim"), soft_wrap=True)
+            await _first(view.done, asyncio.create_task(consumer.wait()))
+
+
+class View:
+    """Shows messages until a limit, or until nobody looks any more.
+
+    Attributes:
+        done: Becomes done with the last message, and fails if they cannot be shown.
+    """
+
+    def __init__(self, show: Callable[[Message], None], limit: int | None) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._show = show
+        self._left = limit
+        self._loop = asyncio.get_running_loop()
+        self._finished = False
+
+    def handle(self, message: Message) -> None:
+        """Show one; a plain function, as a terminal that is held up must not hold up the connection."""
+        if self._finished:
+            return
+        try:
+            self._show(message)
+        except OutputClosed as error:
+            self._finish(error)
+        except OSError as error:
+            self._finish(CommandFailed(f"the output cannot be written: {error.strerror}"))
+        else:
+            self._count()
+
+    def _count(self) -> None:
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
+                self._finish(None)
+
+    def _finish(self, error: Exception | None) -> None:
+        self._finished = True
+        self._loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, error: Exception | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+async def _first(*futures: asyncio.Future[None]) -> None:
+    try:
+        done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for future in futures:
+            future.cancel()
+    for future in done:
+        future.result()
+
+
+def _print_json(message: Message) -> None:
+    say(as_json(row(message)))
+
+
+def _printer(console: Terminal) -> Callable[[Message], None]:
+    longest = LONGEST if console.is_terminal else None
+
+    def show(message: Message) -> None:
+        console.print(line(message, longest), soft_wrap=True)
+        console.file.flush()
+
+    return show

@@ -1,0 +1,1 @@
+"""Bytes to typed payloads and back, chosen by the header `content-type`."""

@@ -1,0 +1,235 @@
+"""The broker: what `connect` returns, and where producers and consumers come from."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+from things_kit.engine.consumer import BrokerConsumer, ConsumerOptions
+from things_kit.engine.driver import Capabilities, ConnectionLost, Driver
+from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.replay import replay
+from things_kit.engine.transmission import Transmission
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ClosedError, ThingsKitError
+from things_kit.messaging.handler import AnyHandler, Middleware
+from things_kit.messaging.health import Health
+from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start
+
+PING_TIMEOUT = 5.0
+"""Seconds after which a broker that does not answer is reported as not well."""
+
+
+class Broker:
+    """A connection to one broker; enter it with `async with`, or call `open` and `close`.
+
+    `transmission` is the engine's own way to the driver, for patterns that are built on it.
+    """
+
+    def __init__(self, driver: Driver, url: BrokerURL) -> None:
+        self.url = url
+        self._driver = driver
+        self.transmission = Transmission(driver, url)
+        self._open = False
+        self._closed = False
+        self._consumers: list[BrokerConsumer] = []
+        self._producers: list[BrokerProducer] = []
+
+    def __repr__(self) -> str:
+        return f"<Broker {self.url.display}>"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this broker has natively, and in `.emulated` what the engine provides instead."""
+        return self._driver.capabilities
+
+    # --- lifecycle
+
+    async def open(self) -> None:
+        """Connect. Opening twice is fine.
+
+        Raises:
+            BrokerUnavailable: The broker was not there for `publish_timeout`.
+            ConfigError: It is there, but is not what the URL says, or does not let us in.
+        """
+        if self._closed:
+            raise ClosedError(f"{self!r} is closed")
+        if not self._open:
+            await self.transmission.patiently(self._driver.open)
+            self._open = True
+
+    async def close(self) -> None:
+        """Stop the consumers side by side, flush and close the producers, disconnect. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
+            await asyncio.gather(*(producer.close() for producer in self._producers))
+        finally:
+            await self._driver.close()
+
+    async def __aenter__(self) -> "Broker":
+        try:
+            await self.open()
+        except BaseException:
+            self._closed = True
+            with contextlib.suppress(Exception):
+                await self._driver.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- topics
+
+    async def declare(self, topic: str, groups: Sequence[str] = ()) -> None:
+        """Create the topic, and groups that begin at its earliest message, where they are missing.
+
+        Raises:
+            ConfigError: The broker cannot have a topic or group of that name.
+            BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
+        """
+        self._check_open()
+        await self.transmission.declare(topic, groups)
+
+    async def remove(self, topic: str) -> None:
+        """Delete a topic with its messages and groups. Raises BrokerUnavailable."""
+        self._check_open()
+        self.transmission.forget(topic)
+        await self.transmission.patiently(lambda: self._driver.remove(topic))
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """How many messages a group has not yet acknowledged; None where the broker cannot say.
+
+        Raises BrokerUnavailable.
+        """
+        self._check_open()
+        return await self.transmission.patiently(lambda: self._driver.lag(topic, group))
+
+    async def replay(
+        self,
+        topic: str,
+        limit: int | None = None,
+        where: Callable[[Message], bool] | None = None,
+        to: str | None = None,
+    ) -> int:
+        """Publish dead letters back to where they came from, for the group that failed; returns how many.
+
+        Each is acknowledged in the dead letter only after its publish is confirmed. Dead letters that come while
+        this runs are left for the next time.
+
+        Args:
+            topic: The dead letter's topic.
+            limit: The most to replay; None for all.
+            where: Called with each dead letter; those for which it is false stay.
+            to: Another topic to send them to, for all of its groups.
+
+        Raises:
+            BrokerUnavailable, PublishError: What was not confirmed stays in the dead letter.
+            ConfigError: A message there is no dead letter, and `to` does not say where it goes.
+        """
+        self._check_open()
+        return await replay(self.transmission, topic, limit=limit, where=where, to=to)
+
+    async def health(self) -> Health:
+        """Whether the broker answers and every consumer gets on."""
+        consumers = tuple(consumer.health() for consumer in self._consumers)
+        reason = await self._trouble()
+        if reason is None:
+            ill = (f"{', '.join(c.topics)} as {c.group}: {c.reason}" for c in consumers if c.reason is not None)
+            reason = next(ill, None)
+        return Health(ok=reason is None, reason=reason, consumers=consumers)
+
+    async def _trouble(self) -> str | None:
+        if self._closed or not self._open:
+            return f"{self.url.display} is not open"
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self._driver.ping()
+        except TimeoutError:
+            return f"{self.url.display} did not answer within {PING_TIMEOUT:g} s"
+        except (ConnectionLost, ThingsKitError) as error:
+            return f"{self.url.display}: {error}"
+        return None
+
+    # --- producers and consumers
+
+    def producer(self) -> BrokerProducer:
+        """A producer, closed with the broker. Raises ClosedError."""
+        self._check_open()
+        producer = BrokerProducer(self.transmission)
+        self._producers.append(producer)
+        return producer
+
+    def consumer(
+        self,
+        topic: str | Sequence[str],
+        *,
+        handler: AnyHandler,
+        group: str | None = None,
+        concurrency: int = 1,
+        ordering: Ordering = "key",
+        start: Start = "earliest",
+        retry: RetryPolicy | None = None,
+        dead_letter: str | Discard | None = "{topic}-dlq",
+        timeout: Seconds | None = None,
+        drain_timeout: Seconds = 30.0,
+        max_in_flight: int = 1000,
+        batch: Batch | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> BrokerConsumer:
+        """A consumer, not yet started; stopped with the broker.
+
+        Args:
+            topic: A topic, or several.
+            handler: An object with `handle`, an async function, or a plain one, which runs in a thread.
+            group: The consumer group. None: a group of its own from now on, gone when it stops.
+            concurrency: Handler calls at once.
+            ordering: What is handled one after another, in order: messages of one "key", of one "partition"
+                (the whole topic where there are none), or nothing, "none".
+            start: Where a new group begins on a broker that retains messages.
+            retry: How often and when a failing message is tried again; `RetryPolicy()` where None.
+            dead_letter: Where messages go that failed for good; None keeps trying at the policy's limit; DISCARD
+                logs, counts and acknowledges them.
+            timeout: The most one handler call may take, in seconds; None for no bound.
+            drain_timeout: How long `stop` lets begun handlers go on, in seconds.
+            max_in_flight: The most messages held at once, over all topics.
+            batch: Hand the handler lists of messages.
+            middleware: Functions from Handle to Handle, outermost first.
+
+        Raises:
+            ConfigError: An argument is not what it should be.
+            ClosedError: The broker is closed.
+        """
+        if self._closed:
+            raise ClosedError(f"{self!r} is closed")
+        options = ConsumerOptions(
+            topics=(topic,) if isinstance(topic, str) else tuple(topic),
+            group=group,
+            handler=handler,
+            concurrency=concurrency,
+            ordering=ordering,
+            start=start,
+            retry=RetryPolicy() if retry is None else retry,
+            dead_letter=dead_letter,
+            timeout=timeout,
+            drain_timeout=drain_timeout,
+            max_in_flight=max_in_flight,
+            batch=batch,
+            middleware=tuple(middleware),
+        )
+        return BrokerConsumer(
+            self.transmission, options, started=self._consumer_started, ended=self._consumers.remove
+        )
+
+    def _consumer_started(self, consumer: BrokerConsumer) -> None:
+        self._check_open()
+        self._consumers.append(consumer)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self!r} is closed")
+        if not self._open:
+            raise ClosedError(f"{self!r} is not open: use `async with`, or await its open()")

@@ -1,0 +1,350 @@
+"""The consumer: wires sources, workers and outcomes together, and drains them."""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from things_kit.engine.batches import BatchWorkers
+from things_kit.engine.dead_letter import dead_letter_topic
+from things_kit.engine.driver import Delivery, Subscription
+from things_kit.engine.pipeline import compile_batch_handler, compile_handler
+from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.source import Source, Treatment
+from things_kit.engine.transmission import Transmission
+from things_kit.engine.workers import GRACE, Workers
+from things_kit.messaging.errors import BrokerUnavailable, ClosedError, ConfigError
+from things_kit.messaging.handler import AnyHandler, Middleware
+from things_kit.messaging.health import ConsumerHealth
+from things_kit.messaging.names import DEAD_LETTER_GROUP
+from things_kit.messaging.policy import (
+    DISCARD, Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds,
+)  # fmt: skip
+
+log = logging.getLogger("things_kit.consumer")
+
+STUCK: Final = 300.0
+"""Seconds without any settlement, while a handler runs, after which a consumer without timeout is not well."""
+
+
+class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Every argument of `broker.consumer`, checked."""
+
+    topics: tuple[str, ...]
+    group: str | None
+    handler: AnyHandler
+    concurrency: int = 1
+    ordering: Ordering = "key"
+    start: Start = "earliest"
+    retry: RetryPolicy = RetryPolicy()
+    dead_letter: str | Discard | None = "{topic}-dlq"
+    timeout: Seconds | None = None
+    drain_timeout: Seconds = 30.0
+    max_in_flight: int = 1000
+    batch: Batch | None = None
+    middleware: Sequence[Middleware] = ()
+
+    def __post_init__(self) -> None:
+        if not self.topics or not all(isinstance(topic, str) and topic for topic in self.topics):
+            raise ConfigError("a consumer needs a topic, or a list of topics")
+        if len(set(self.topics)) != len(self.topics):
+            raise ConfigError("a consumer's topics must differ from one another")
+        if self.group is not None and (not isinstance(self.group, str) or not self.group):
+            raise ConfigError(f"group must be a name, or None; it is {self.group!r}")
+        _whole("concurrency", self.concurrency, 1)
+        _whole("max_in_flight", self.max_in_flight, len(self.topics))
+        _one_of("ordering", self.ordering, ("key", "partition", "none"))
+        _one_of("start", self.start, ("earliest", "latest"))
+        _instance("retry", self.retry, RetryPolicy)
+        if self.timeout is not None and seconds(self.timeout, "timeout") == 0:
+            raise ConfigError("timeout must be more than 0 seconds, or None")
+        seconds(self.drain_timeout, "drain_timeout")
+        if self.batch is not None:
+            _instance("batch", self.batch, Batch)
+            if self.middleware:
+                raise ConfigError("middleware wraps the handling of one message; it cannot be used with batch")
+        if not isinstance(self.dead_letter, str | Discard | None):
+            raise ConfigError(f"dead_letter must be a topic's name, DISCARD or None; it is {self.dead_letter!r}")
+
+    def dead_letter_of(self, topic: str, group: str) -> str | None:
+        """The name of a topic's dead letter; None where there is none."""
+        if not isinstance(self.dead_letter, str):
+            return None
+        return dead_letter_topic(self.dead_letter, topic, group)
+
+
+class BrokerConsumer:
+    """Brings messages to a handler, from `start` until `stop`. Made by `broker.consumer`."""
+
+    def __init__(
+        self,
+        transmission: Transmission,
+        options: ConsumerOptions,
+        *,
+        chance: random.Random | None = None,
+        ended: Callable[["BrokerConsumer"], None] = lambda _: None,
+        started: Callable[["BrokerConsumer"], None] = lambda _: None,
+    ) -> None:
+        self.options = options
+        self.group = options.group or f"ephemeral-{uuid.uuid4().hex}"
+        self._transmission = transmission
+        self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
+        self._started_hook, self._ended_hook = started, ended
+        self._dead_letters = {topic: options.dead_letter_of(topic, self.group) for topic in options.topics}
+        if options.batch is None:
+            self._handle = compile_handler(options.handler, options.middleware)
+        else:
+            self._handle_batch = compile_batch_handler(options.handler)
+        self._state: Literal["new", "running", "stopping", "stopped"] = "new"
+        self._sources: list[Source] = []
+        self._runs: list[asyncio.Task[None]] = []
+        self._workers: Workers
+        self._producer: BrokerProducer
+        self._stop: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+        self._broken: BaseException | None = None
+
+    # --- lifecycle
+
+    async def start(self) -> None:
+        """Begin; returns once messages can arrive. Starting a running consumer changes nothing.
+
+        Raises:
+            BrokerUnavailable: The broker was not there for `publish_timeout`.
+            ConfigError: The broker cannot have such a topic or group, or `?declare=false` and one is missing.
+            UnsupportedError: The broker cannot do what was asked.
+            ClosedError: The consumer was stopped before, or its broker closed.
+        """
+        if self._state == "running":
+            return
+        if self._state != "new":
+            raise ClosedError("the consumer was stopped; make a new one")
+        self._state = "running"
+        self._started_hook(self)
+        try:
+            await self._declare()
+            self._producer = BrokerProducer(self._transmission)
+            self._workers = self._make_workers()
+            self._workers.start()
+            self._sources = [self._make_source(topic) for topic in self.options.topics]
+            self._runs = [asyncio.create_task(source.run(), name=f"{self._name} source") for source in self._sources]
+            for run in self._runs:
+                run.add_done_callback(self._run_ended)
+            await self._subscribed()
+        except BaseException:
+            await asyncio.shield(self._begin_stop())
+            raise
+
+    async def stop(self) -> None:
+        """Drain: what has begun may finish within `drain_timeout`, the rest goes back to the broker.
+
+        Stopping twice is fine; a handler may stop its own consumer, and then does not wait for itself.
+        """
+        if self._state == "new":
+            self._state = "stopped"
+            self._stopped.set()
+        if self._state == "stopped":
+            return
+        caller = asyncio.current_task()
+        inside = self._workers_own(caller)
+        stopping = self._begin_stop(caller if inside else None)
+        if not inside:
+            await asyncio.shield(stopping)
+
+    async def wait(self) -> None:
+        """Wait until it has stopped. Raises what broke it."""
+        await self._stopped.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    async def __aenter__(self) -> "BrokerConsumer":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # --- health
+
+    def health(self) -> ConsumerHealth:
+        """How it is at this moment."""
+        loans = [source.loan for source in self._sources if source.loan is not None]
+        now = asyncio.get_running_loop().time()
+        oldest = min((since for loan in loans if (since := loan.oldest()) is not None), default=None)
+        return ConsumerHealth(
+            topics=self.options.topics,
+            group=self.group,
+            running=self._state == "running" and self._broken is None,
+            in_flight=sum(len(loan.held) for loan in loans),
+            last_settled=max((loan.last_settled for loan in loans if loan.last_settled is not None), default=None),
+            oldest_in_flight=None if oldest is None else now - oldest,
+            reason=self._trouble(now, oldest),
+        )
+
+    def _trouble(self, now: float, oldest: float | None) -> str | None:
+        if self._broken is not None:
+            return f"it broke: {self._broken}"
+        if self._state != "running":
+            return None
+        for source in self._sources:
+            if source.away is not None:
+                return f"the broker is away: {source.away}"
+        hanging = self._workers.hanging()
+        if hanging:
+            return f"{hanging} of {self.options.concurrency} workers hang in a handler that overran its timeout"
+        progress = max((source.loan.last_progress for source in self._sources if source.loan is not None), default=now)
+        if oldest is not None and now - max(oldest, progress) > STUCK and self._workers.busy():
+            return f"it is stuck: no message was finished for {now - max(oldest, progress):.0f} s"
+        return None
+
+    @property
+    def discarded(self) -> int:
+        """How many messages were dropped under `dead_letter=DISCARD`."""
+        return sum(source.discarded for source in self._sources)
+
+    # --- parts
+
+    async def _declare(self) -> None:
+        if not self._transmission.url.engine.declare:
+            return
+        for topic, dead_letter in self._dead_letters.items():
+            await self._transmission.declare(topic)
+            if dead_letter is not None:
+                await self._transmission.declare(dead_letter, [DEAD_LETTER_GROUP])
+
+    def _make_workers(self) -> Workers:
+        options = self.options
+        common: dict[str, Any] = {
+            "concurrency": options.concurrency,
+            "timeout": None if options.timeout is None else seconds(options.timeout, "timeout"),
+            "given_back": self._give_back,
+            "broke": self._broke,
+            "name": self._name,
+        }
+        if options.batch is None:
+            return Workers(self._handle, failed=self._failed, **common)
+        size, wait = options.batch.size, seconds(options.batch.wait, "Batch.wait")
+        return BatchWorkers(
+            self._handle_batch, size=size, wait=wait, failed_together=self._failed_together, **common
+        )
+
+    def _make_source(self, topic: str) -> Source:
+        options = self.options
+        subscription = Subscription(
+            topic=topic,
+            group=self.group,
+            ephemeral=options.group is None,
+            start=options.start if options.group is not None else "latest",
+            ordering=options.ordering,
+            max_in_flight=options.max_in_flight // len(options.topics),
+            create=self._transmission.url.engine.declare or options.group is None,
+        )
+        treatment = Treatment(
+            retry=options.retry,
+            dead_letter=self._dead_letters[topic],
+            discard=options.dead_letter is DISCARD,
+            chance=self._chance,
+        )
+        return Source(self._transmission.driver, subscription, treatment, self._workers, self._producer)
+
+    def _failed(self, delivery: Delivery, error: BaseException) -> None:
+        delivery.loan.source.failed(delivery, error)
+
+    def _failed_together(self, failures: Sequence[tuple[Delivery, BaseException]]) -> None:
+        for source in self._sources:
+            mine = [failure for failure in failures if failure[0].loan.source is source]
+            if mine:
+                source.failed_together(mine)
+
+    def _give_back(self, delivery: Delivery) -> None:
+        delivery.loan.source.give_back(delivery)
+
+    # --- start, stop, break
+
+    async def _subscribed(self) -> None:
+        timeout = self._transmission.url.engine.publish_timeout
+        waits = [asyncio.create_task(source.subscribed.wait()) for source in self._sources]
+        try:
+            ready = asyncio.gather(*waits)
+            broken = asyncio.create_task(self._stopped.wait())
+            waits.append(broken)
+            await asyncio.wait({ready, broken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if self._broken is not None:
+                raise self._broken
+            if broken.done():
+                raise ClosedError("the consumer was stopped while it started")
+            if not ready.done():
+                away = next((source.away for source in self._sources if source.away is not None), None)
+                why = f": {away}" if away is not None else ""
+                raise BrokerUnavailable(
+                    f"{self._transmission.url.display} did not answer within {timeout:g} s{why}"
+                ) from (away and (away.__cause__ or away))
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, ready, return_exceptions=True)
+
+    def _run_ended(self, run: asyncio.Task[None]) -> None:
+        if not run.cancelled() and (error := run.exception()) is not None:
+            self._broke(error)
+
+    def _broke(self, error: BaseException) -> None:
+        if self._broken is None and self._state in {"running", "stopping"}:
+            self._broken = error
+            log.error("%s: it broke and stops: %s", self._name, error, exc_info=error)
+            self._begin_stop()
+
+    def _begin_stop(self, inside: asyncio.Task[Any] | None = None) -> asyncio.Task[None]:
+        if self._stop is None:
+            self._state = "stopping"
+            draining: Coroutine[Any, Any, None] = self._drain(inside)
+            self._stop = asyncio.create_task(draining, name=f"{self._name} stop")
+        return self._stop
+
+    async def _drain(self, inside: asyncio.Task[Any] | None) -> None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds(self.options.drain_timeout, "drain_timeout")
+        try:
+            for source in self._sources:
+                source.stop_receiving()
+            if hasattr(self, "_workers"):
+                await self._workers.stop(max(0.0, ends - loop.time()), inside)
+            for source in self._sources:
+                await source.finish(max(0.0, ends - loop.time()))
+            if self._runs:
+                _, late = await asyncio.wait(self._runs, timeout=GRACE)
+                for run in late:
+                    run.cancel()
+                await asyncio.gather(*self._runs, return_exceptions=True)
+            if hasattr(self, "_producer"):
+                await self._producer.close()
+        finally:
+            self._state = "stopped"
+            self._stopped.set()
+            self._ended_hook(self)
+
+    def _workers_own(self, task: asyncio.Task[Any] | None) -> bool:
+        return hasattr(self, "_workers") and self._workers.owns(task)
+
+    @property
+    def _name(self) -> str:
+        return f"{', '.join(self.options.topics)} as {self.group}"
+
+
+def _whole(name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name} must be a whole number from {minimum}; it is {value!r}")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}; it is {value!r}")
+
+
+def _instance(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a {kind.__name__}; it is {value!r}")

@@ -1,0 +1,138 @@
+"""Dead letters: how one is made of a message that failed for good, and the message made of it again."""
+
+from datetime import UTC, datetime
+from typing import Final
+
+from things_kit.messaging import names
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.message import Message
+
+ERROR_BYTES: Final = 1024
+"""The most of an error's text that a dead letter carries."""
+
+_OURS: Final = frozenset({
+    names.ORIGINAL_TOPIC, names.ORIGINAL_PARTITION, names.ORIGINAL_OFFSET, names.ORIGINAL_TIMESTAMP,
+    names.ORIGINAL_GROUP, names.CONSUMER_GROUP, names.ATTEMPTS, names.ERROR_TYPE, names.ERROR, names.TIMESTAMP,
+})  # fmt: skip
+_ALWAYS: Final = frozenset({
+    names.ORIGINAL_TOPIC, names.CONSUMER_GROUP, names.ATTEMPTS, names.ERROR_TYPE, names.ERROR, names.TIMESTAMP,
+})  # fmt: skip
+_FIRST: Final = (
+    names.ORIGINAL_TOPIC, names.ORIGINAL_PARTITION, names.ORIGINAL_OFFSET, names.ORIGINAL_TIMESTAMP,
+)  # fmt: skip
+_FIFO: Final = ".fifo"
+
+
+def dead_letter_topic(template: str, topic: str, group: str) -> str:
+    """The name of a topic's dead letter. A topic `x.fifo` has `x-dlq.fifo`, as SQS wants the ending.
+
+    Raises:
+        ConfigError: The template has a field other than `{topic}` and `{group}`, or names the topic itself.
+    """
+    stem = topic.removesuffix(_FIFO)
+    try:
+        name = template.format(topic=stem, group=group)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ConfigError(f"dead_letter={template!r}: only the fields {{topic}} and {{group}} can be filled") from error
+    if stem != topic and not name.endswith(_FIFO):
+        name += _FIFO
+    if not name or name == topic:
+        raise ConfigError(f"dead_letter={template!r} names the topic {topic!r} itself; a dead letter needs its own topic")
+    return name
+
+
+def is_dead_letter(message: Message) -> bool:
+    """Whether a message is a dead letter, by its headers."""
+    return message.headers.keys() >= _ALWAYS
+
+
+def make_dead_letter(message: Message, *, topic: str, group: str, error: BaseException) -> Message:
+    """The dead letter of a message: same value, key, id and headers, and why it failed.
+
+    A dead letter that failed itself keeps where it came from first, and the group that it belongs to.
+    """
+    again = is_dead_letter(message)
+    headers = {
+        name if again or not _clashes(name) else names.ORIGINAL_HEADER + name: value
+        for name, value in message.headers.items()
+        if name != names.REPLAY_GROUP
+    }
+    if again:
+        headers.setdefault(names.ORIGINAL_GROUP, headers[names.CONSUMER_GROUP])
+    else:
+        headers[names.ORIGINAL_TOPIC] = message.topic
+        if message.partition is not None:
+            headers[names.ORIGINAL_PARTITION] = str(message.partition)
+        if message.offset is not None:
+            headers[names.ORIGINAL_OFFSET] = str(message.offset)
+        if message.timestamp is not None:
+            headers[names.ORIGINAL_TIMESTAMP] = rfc3339(message.timestamp)
+    headers[names.CONSUMER_GROUP] = group
+    headers[names.ATTEMPTS] = str(message.attempt)
+    headers[names.ERROR_TYPE] = qualified_name(error)
+    headers[names.ERROR] = _shortened(str(error))
+    headers[names.TIMESTAMP] = rfc3339(datetime.now(UTC))
+    return Message(topic, message.value, message.key, headers, id=message.id)
+
+
+def revive(dead: Message, to: str | None = None) -> Message:
+    """The message that a dead letter was, marked for the group that failed; or unmarked, for the topic `to`.
+
+    Raises:
+        ConfigError: It is no dead letter and `to` does not say where it belongs.
+    """
+    if not is_dead_letter(dead):
+        if to is None:
+            raise ConfigError(f"the message {dead.id!r} in {dead.topic!r} is no dead letter; say with `to` where it goes")
+        return Message(to, dead.value, dead.key, dead.headers, timestamp=dead.timestamp, id=dead.id)
+    headers = {
+        name.removeprefix(names.ORIGINAL_HEADER) if _clashes(name) else name: value
+        for name, value in dead.headers.items()
+        if name not in _OURS
+    }
+    if to is None:
+        headers[names.REPLAY_GROUP] = dead.headers.get(names.ORIGINAL_GROUP, dead.headers[names.CONSUMER_GROUP])
+    published = dead.headers.get(names.ORIGINAL_TIMESTAMP)
+    return Message(
+        to or dead.headers[names.ORIGINAL_TOPIC],
+        dead.value,
+        dead.key,
+        headers,
+        timestamp=_parsed(published) if published else None,
+        id=dead.id,
+    )
+
+
+def failed_at(dead: Message) -> datetime | None:
+    """When a dead letter was made; None if it does not say so in RFC 3339."""
+    return _parsed(dead.headers.get(names.TIMESTAMP, ""))
+
+
+def rfc3339(time: datetime) -> str:
+    """A time in RFC 3339, UTC."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def qualified_name(error: BaseException) -> str:
+    """The qualified name of an exception's type, without a module where it is built in."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _clashes(name: str) -> bool:
+    """Whether a user's header has a name of ours, or what we would make of one."""
+    while name.startswith(names.ORIGINAL_HEADER):
+        name = name.removeprefix(names.ORIGINAL_HEADER)
+    return name in _OURS
+
+
+def _shortened(text: str) -> str:
+    return text.encode("utf-8", "replace")[:ERROR_BYTES].decode("utf-8", "ignore")
+
+
+def _parsed(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

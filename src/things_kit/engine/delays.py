@@ -1,0 +1,43 @@
+"""Deliveries that wait for their next attempt in this process."""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+from things_kit.engine.driver import Delivery
+
+
+class Delays:
+    """A heap of deliveries by the time they are due, and one timer for the earliest."""
+
+    def __init__(self, due: Callable[[Delivery], None]) -> None:
+        self._due = due
+        self._heap: list[tuple[float, int, Delivery]] = []
+        self._order = count()  # of two that are due at once, the first to come goes first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def hold(self, delivery: Delivery, wait: float) -> None:
+        """Hand it to `due` in so many seconds."""
+        entry = (asyncio.get_running_loop().time() + wait, next(self._order), delivery)
+        heapq.heappush(self._heap, entry)
+        if self._heap[0] is entry:
+            self._arm()
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._heap.clear()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = (
+            asyncio.get_running_loop().call_at(self._heap[0][0], self._ring) if self._heap else None
+        )
+
+    def _ring(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._heap and self._heap[0][0] <= now:
+            self._due(heapq.heappop(self._heap)[2])
+        self._arm()

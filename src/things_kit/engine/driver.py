@@ -1,0 +1,228 @@
+"""What a broker must provide: the contract between the engine and a driver.
+
+A driver holds the connection, sends, receives and settles; nothing else. The engine retries, orders,
+dead-letters, batches, waits out outages and closes what it opened. A driver is proven by
+`things_kit.testing.conformance` and found by its URL scheme, through the entry point group
+`things_kit.brokers`:
+
+    [project.entry-points."things_kit.brokers"]
+    stone = "stone_broker.things:StoneDriver"      # serves stone://...
+
+Rules that hold for every method:
+
+* All methods are called on one event loop. Work that blocks belongs in a thread of the driver's own.
+* `ConnectionLost` means "the broker is away, or forgot who we are; trying again later may help". The engine then
+  waits and tries again: publishing until `publish_timeout`, consuming for ever. Errors of the public kind
+  (`PublishError`, `ConfigError`, `UnsupportedError`, ...) are final and reach the user. The client's own
+  exception is the `__cause__`.
+* A call may be cancelled while it waits. What it had taken from the broker by then must reach nobody twice in
+  this process and be lost by nobody: the next call hands it out, or the broker does.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import msgspec
+
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Ordering, Start
+
+
+class ConnectionLost(Exception):
+    """The broker is away, for now. Carries a sentence without secrets; the client's exception is its cause."""
+
+
+class UnknownTopic(Exception):
+    """The topic does not exist at the broker (any more). The engine declares it, unless told not to, and sends again."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker has natively. The engine emulates what is missing, or refuses at start what cannot be had.
+
+    Attributes:
+        delay: A `Release` with a delay comes again only after it. Otherwise the engine holds the message meanwhile.
+        lanes: The broker keeps the order asked for by `Subscription.ordering` across all receivers of a group: it
+            hands out messages of one lane in order and to one receiver at a time, and a released message holds back
+            the later ones of its lane until it is settled, unless released aside. A lane in back-off then waits in
+            the broker, not in this process's memory. Needs `delay`.
+        lease: Seconds after which an unsettled delivery is handed to somebody else, unless extended; None where a
+            delivery is bound to the connection.
+        retained: Messages stay after they were acknowledged, so that a new group can begin at the earliest.
+        attempts: `Message.attempt` of a delivery survives a restart: the broker counts, or stores `Release.attempt`.
+        targeted: The driver itself keeps a message with the header `replay-group` from all other groups, and from
+            their lag. Otherwise their engines skip it.
+        partitions: Messages have a partition, and order is kept within one.
+        lag: The broker can say how many messages a group has not acknowledged.
+        max_batch: The most messages one `send` takes.
+        max_message_bytes: The largest value, key and headers together; None where the broker sets no bound.
+    """
+
+    delay: bool = False
+    lanes: bool = False
+    lease: float | None = None
+    retained: bool = False
+    attempts: bool = False
+    targeted: bool = False
+    partitions: bool = False
+    lag: bool = True
+    max_batch: int = 10_000
+    max_message_bytes: int | None = None
+
+    @property
+    def emulated(self) -> tuple[str, ...]:
+        """The names of the features that the engine provides because the broker lacks them."""
+        return tuple(name for name in ("delay", "lanes", "attempts", "targeted") if not getattr(self, name))
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """What one receiver is to bring.
+
+    Attributes:
+        topic: From where.
+        group: As whom. The receivers of one group share the messages.
+        ephemeral: The group is this receiver's own, begins now, and is to vanish with it, also if its process dies.
+        start: Where the group begins if this subscription creates it, on a broker that retains.
+        ordering: "key": messages with the same key form a lane, those without a key none. "partition": a partition,
+            or the whole topic where there are none, is one lane. "none": there are no lanes.
+        max_in_flight: The most messages the engine will hold at once: an upper bound for prefetching.
+        create: Whether a missing topic or group may be created; if not, and one is missing, `ConfigError`.
+    """
+
+    topic: str
+    group: str
+    ephemeral: bool = False
+    start: Start = "earliest"
+    ordering: Ordering = "key"
+    max_in_flight: int = 1000
+    create: bool = True
+
+
+class Delivery(msgspec.Struct, eq=False, gc=False):
+    """A message on loan from the broker, until it is settled.
+
+    `token` is whatever the driver needs to settle it. A token must not refer back to its delivery.
+    `loan` is the engine's note of where it belongs; drivers leave it alone.
+    """
+
+    message: Message
+    token: Any = None
+    loan: Any = None
+
+
+class Release(msgspec.Struct, eq=False):
+    """Gives a delivery back to its group.
+
+    Attributes:
+        delivery: What goes back.
+        delay: Seconds until it may come again. More than 0 only where `Capabilities.delay` is set.
+        attempt: The `Message.attempt` with which it is to come again, for brokers that can store it.
+        aside: It gives up its place: later messages of its lane need not wait for it.
+    """
+
+    delivery: Delivery
+    delay: float = 0.0
+    attempt: int = 1
+    aside: bool = False
+
+
+class Receiver(Protocol):
+    """One subscription's stream of deliveries. The engine never calls `receive` twice at a time, nor after `close`."""
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """Up to `limit` messages, in order; an empty sequence if none came within `wait` seconds.
+
+        Returns as soon as there is at least one. With `wait=0` returns what is there now. Waiting costs nothing:
+        no polling in a busy loop. Cancelled while waiting, it has taken nothing (see the module's rules).
+
+        Raises:
+            ConnectionLost: The engine forgets all deliveries of this receiver, closes it and subscribes anew.
+        """
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Tell the broker what became of deliveries, in one round trip where it can.
+
+        Called with each delivery at most once, in any order, also while `receive` waits. When it returns, what was
+        acknowledged never comes again, and what was released is available to the group (where `Capabilities.lanes`
+        is set: every `receive` that begins afterwards respects the back-off of the lanes released here). A delivery
+        whose lease was lost meanwhile is passed over in silence: somebody else has it.
+
+        Raises:
+            ConnectionLost: As for `receive`; what was not settled comes again.
+        """
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Renew the leases of these, and be sure that it lasts another `Capabilities.lease` seconds.
+
+        Called about three times a lease while anything is held; only where `lease` is set.
+        """
+
+    async def close(self) -> None:
+        """Let go of the subscription, and of an ephemeral group. What was not settled goes back to the group."""
+
+
+class Driver(Protocol):
+    """One broker's connection. The engine opens it once and closes it once.
+
+    `capabilities` may depend on the options of the URL; it does not change after `open`.
+    """
+
+    capabilities: Capabilities
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """A driver, not yet connected, for a URL of its scheme.
+
+        Options are taken by `url.options(MyOptions)`, which refuses unknown ones.
+
+        Raises:
+            ConfigError: The URL or an option is not understood.
+        """
+
+    async def open(self) -> None:
+        """Connect. Raises ConnectionLost if the broker is not there yet: the engine tries again, within bounds."""
+
+    async def close(self) -> None:
+        """Disconnect and leave nothing behind: no task, thread, socket or file. Receivers are closed before."""
+
+    async def ping(self) -> None:
+        """Ask the broker whether it is well. Raises ConnectionLost, with the reason, if it is not."""
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create the topic, and these groups from its earliest message, where they are missing.
+
+        Raises:
+            ConfigError: The broker cannot have a topic or group of that name.
+        """
+
+    async def remove(self, topic: str) -> None:
+        """Delete the topic with its messages and groups. A topic that is missing is fine."""
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Publish up to `Capabilities.max_batch` messages of any topics; returns when all are confirmed or refused.
+
+        Every message has an id and a timestamp. Messages of one key keep their order in the topic.
+
+        Returns:
+            One result a message: None when the broker has it for good, else why not: `MessageTooLarge`,
+            `PublishError`, or `UnknownTopic`, upon which the engine declares the topic and sends again.
+
+        Raises:
+            ConnectionLost: Nothing is known of any; the engine sends all again, so a message may be there twice.
+        """
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Begin to receive; returns once messages published from now on would arrive.
+
+        Raises:
+            ConnectionLost: The broker is away; the engine tries again.
+            ConfigError: The topic or group is missing and `create` is off, or its name cannot be.
+        """
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """How many messages this group has not acknowledged, handed out or not; None if the broker cannot say.
+
+        A group that does not exist (yet) lags by what it would get, were it created at the earliest.
+        """
+
+

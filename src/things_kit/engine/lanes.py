@@ -1,0 +1,139 @@
+"""Order within one process: which deliveries may be handled now, and which wait for an earlier one."""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from operator import attrgetter
+from typing import Any, Final, TypeAlias
+
+from things_kit.engine.driver import Delivery
+from things_kit.messaging.policy import Ordering
+
+Lane: TypeAlias = Hashable
+"""What orders a delivery: its key or partition. None: nothing does."""
+
+_WHOLE_TOPIC: Final = -1
+
+
+def _no_lane(delivery: Delivery) -> Lane:
+    return None
+
+
+def _partition(delivery: Delivery) -> Lane:
+    partition = delivery.message.partition
+    return _WHOLE_TOPIC if partition is None else partition
+
+
+_LANE_OF: Final[dict[Ordering, Callable[[Delivery], Lane]]] = {
+    "key": attrgetter("message.key"),
+    "partition": _partition,
+    "none": _no_lane,
+}
+
+_PARKED: Final[deque[Delivery]] = deque()
+"""Stands for a lane whose deliveries went back to the broker."""
+
+
+class Lanes:
+    """Lets one delivery of a lane at a time into `ready`, the queue that the workers take from.
+
+    A lane exists while one of its deliveries is ready, being handled, or waiting for another attempt. Its head is
+    the delivery that may be handled; those behind it are queued here.
+    """
+
+    def __init__(self, ordering: Ordering, ready: deque[Delivery]) -> None:
+        self.lane_of = _LANE_OF[ordering]
+        self._ready = ready
+        # lane -> its queue; None where nothing is queued, which saves a deque for most keys
+        self._queues: dict[Lane, deque[Delivery] | None] = {}
+        # lane -> how many heads it has beyond one: a batch handler takes several of a lane at once
+        self._more_heads: dict[Lane, int] = {}
+
+    def admit(self, deliveries: Sequence[Delivery], loan: Any) -> list[Delivery]:
+        """Take in what arrived, in order; returns what belongs to a parked lane and must go back."""
+        queues, ready, strays = self._queues, self._ready, []
+        for delivery, lane in zip(deliveries, map(self.lane_of, deliveries), strict=True):
+            delivery.loan = loan
+            if lane is None:
+                ready.append(delivery)
+            elif lane not in queues:
+                queues[lane] = None
+                ready.append(delivery)
+            else:
+                queue = queues[lane]
+                if queue is None:
+                    queues[lane] = deque((delivery,))
+                elif queue is _PARKED:
+                    strays.append(delivery)
+                else:
+                    queue.append(delivery)
+        return strays
+
+    def advance(self, delivery: Delivery) -> None:
+        """The delivery is done with: the next of its lane is ready."""
+        lane = self.lane_of(delivery)
+        if lane is None:
+            return
+        if self._more_heads and lane in self._more_heads:
+            self._drop_head(lane)
+            return
+        queue = self._queues.get(lane, _PARKED)
+        if queue is None:
+            del self._queues[lane]
+        elif queue is not _PARKED:
+            self._ready.append(queue.popleft())
+            if not queue:
+                self._queues[lane] = None
+
+    def take_more(self, head: Delivery, room: int) -> list[Delivery]:
+        """Up to `room` more of the head's lane, to be handled together with it."""
+        lane = self.lane_of(head)
+        queue = self._queues.get(lane)
+        if lane is None or not queue:
+            return []
+        taken = [queue.popleft() for _ in range(min(room, len(queue)))]
+        if not queue:
+            self._queues[lane] = None
+        if taken:
+            self._more_heads[lane] = self._more_heads.get(lane, 0) + len(taken)
+        return taken
+
+    def put_behind(self, deliveries: Sequence[Delivery]) -> None:
+        """Queue heads of one lane again, in front of all that is queued there, behind the head that waits."""
+        lane = self.lane_of(deliveries[0])
+        queue = self._queues.get(lane)
+        if queue is None:
+            queue = self._queues[lane] = deque()
+        queue.extendleft(reversed(deliveries))
+        for _ in deliveries:
+            self._drop_head(lane)
+
+    def park(self, head: Delivery) -> list[Delivery]:
+        """Give up a lane to the broker: returns what is queued behind the head.
+
+        Until `unpark`, what arrives of this lane goes back as well: it was on its way when the head failed, and
+        handling it would overtake the head.
+        """
+        lane = self.lane_of(head)
+        if lane is None:
+            return []
+        queue = self._queues.get(lane)
+        self._queues[lane] = _PARKED
+        return list(queue or ())
+
+    def unpark(self, lanes: Iterable[Lane]) -> None:
+        """What arrives of these lanes from now on comes in the broker's order."""
+        for lane in lanes:
+            if self._queues.get(lane) is _PARKED:
+                del self._queues[lane]
+
+    def forget(self, busy: Iterable[Delivery]) -> None:
+        """Drop all that is queued; only the lanes of what is being handled stay closed until that is done."""
+        self._queues = {lane: None for lane in map(self.lane_of, busy) if lane is not None}
+        self._more_heads.clear()
+
+    def _drop_head(self, lane: Lane) -> None:
+        heads = self._more_heads.get(lane, 0) - 1
+        if heads > 0:
+            self._more_heads[lane] = heads
+        else:
+            self._more_heads.pop(lane, None)

@@ -1,0 +1,116 @@
+"""What one receiver has lent us: every delivery from its arrival until the broker knows what became of it."""
+
+import asyncio
+from collections.abc import Container, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from things_kit.engine.driver import Capabilities, Delivery, Receiver, Release
+from things_kit.engine.lanes import Lane, Lanes
+from things_kit.engine.leases import keep_leases
+
+
+class Borrower(Protocol):
+    """Who receives: the source of a consumer."""
+
+    def settled(self) -> None:
+        """The broker has taken settlements."""
+
+
+class Loan:
+    """The deliveries of one receiver, and the settlements on their way back, collected into batches.
+
+    A new connection means a new receiver and a new loan; what is still being handled for the old one is then
+    settled with nobody, and comes again.
+    """
+
+    def __init__(
+        self, receiver: Receiver, source: Borrower, lanes: Lanes, capabilities: Capabilities
+    ) -> None:
+        self.receiver = receiver
+        self.source = source
+        self.held: dict[Delivery, float] = {}
+        self.lost = False
+        self.last_settled: datetime | None = None
+        self.last_progress = asyncio.get_running_loop().time()
+        self.lanes = lanes
+        self._lease = capabilities.lease
+        self._acknowledged: list[Delivery] = []
+        self._released: list[Release] = []
+        self._sending: tuple[Sequence[Delivery], Sequence[Release]] = ((), ())
+        self._parking: list[Lane] = []
+        self._unparked: list[Lane] = []
+        self._due = asyncio.Event()
+        self._closing = False
+
+    def done(self, delivery: Delivery) -> None:
+        """Acknowledge it, and let its lane go on."""
+        if not self._acknowledged:
+            self._due.set()
+        self._acknowledged.append(delivery)
+        self.lanes.advance(delivery)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge what never entered a lane."""
+        self._acknowledged.append(delivery)
+        self._due.set()
+
+    def release(self, release: Release) -> None:
+        """Give it back."""
+        self._released.append(release)
+        self._due.set()
+
+    def park(self, head: Release) -> None:
+        """Give the head of a lane back, and all that is queued behind it."""
+        behind = self.lanes.park(head.delivery)
+        self.release(head)
+        self._released.extend(Release(delivery, attempt=delivery.message.attempt) for delivery in behind)
+        self._parking.append(self.lanes.lane_of(head.delivery))
+
+    def take_unparked(self) -> list[Lane]:
+        """The lanes whose release the broker has confirmed since the last call."""
+        lanes, self._unparked = self._unparked, []
+        return lanes
+
+    def release_all_but(self, busy: Container[Delivery]) -> None:
+        """Give back all that is neither busy nor on its way back already; it was never begun, so nothing counts."""
+        acknowledged, released = self._sending
+        leaving = {*self._acknowledged, *acknowledged, *(r.delivery for r in (*self._released, *released))}
+        for delivery in self.held:
+            if delivery not in busy and delivery not in leaving:
+                self.release(Release(delivery, attempt=delivery.message.attempt))
+
+    async def settle(self) -> None:
+        """Settle what comes, until `finish` was called and nothing is left. Raises ConnectionLost."""
+        while not self._closing or self._acknowledged or self._released:
+            if not (self._acknowledged or self._released):
+                self._due.clear()
+                await self._due.wait()
+                continue
+            acknowledged, self._acknowledged = self._acknowledged, []
+            released, self._released = self._released, []
+            parking, self._parking = self._parking, []
+            self._sending = acknowledged, released
+            await self.receiver.settle(acknowledged, released)
+            self._sending = (), ()
+            for delivery in acknowledged:
+                self.held.pop(delivery, None)
+            for release in released:
+                self.held.pop(release.delivery, None)
+            self._unparked += parking
+            self.last_settled = datetime.now(UTC)
+            self.last_progress = asyncio.get_running_loop().time()
+            self.source.settled()
+
+    async def extend(self) -> None:
+        """Keep the leases of all that is held, until cancelled. Raises ConnectionLost."""
+        await keep_leases(self.receiver, self.held.keys, self._lease)
+
+    def finish(self) -> None:
+        """Let `settle` return once all is settled."""
+        self._closing = True
+        self._due.set()
+
+    def oldest(self) -> float | None:
+        """When the oldest delivery came, in the loop's time; None if nothing is held."""
+        return min(self.held.values(), default=None) if self.held else None

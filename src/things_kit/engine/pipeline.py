@@ -1,0 +1,166 @@
+"""Compiles a handler, once at start: signature, decoding, threads and middleware become one function."""
+
+import functools
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+from things_kit.codecs.payload import payload_decoder
+from things_kit.engine.threads import call_in_thread
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.handler import AnyHandler, Handle, Middleware
+from things_kit.messaging.message import Message
+from things_kit.messaging.outcomes import BatchError
+
+HandleBatch: TypeAlias = Callable[[list[Message]], Awaitable[None]]
+"""Handles a list; raises BatchError for those that failed, anything else if all did."""
+
+
+def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) -> Handle:
+    """One async function of a message, from any handler and the middleware around it, outermost first.
+
+    Raises:
+        ConfigError: The handler is none, or its parameters cannot be filled.
+    """
+    target, call = _callable(handler)
+    kind, wants_message = _parameters(target)
+    handle: Handle
+    if kind is Message and not wants_message:
+        handle = call
+    else:
+        decode = _decoder(kind)
+
+        async def decoded(message: Message) -> None:
+            payload = decode(message)
+            await (call(payload, message) if wants_message else call(payload))
+
+        handle = decoded
+    for wrap in reversed(middleware):
+        if not callable(wrap):
+            raise ConfigError(f"middleware is a function from Handle to Handle; {wrap!r} cannot be called")
+        handle = wrap(handle)
+        if not callable(handle):
+            raise ConfigError(f"the middleware {name_of(wrap)} did not return a function, but {handle!r}")
+    return handle
+
+
+def compile_batch_handler(handler: AnyHandler) -> HandleBatch:
+    """One async function of a list of messages, from a handler that takes a list of messages or payloads.
+
+    Raises:
+        ConfigError: The handler is none, or does not take a list.
+    """
+    target, call = _callable(handler)
+    kind, wants_message = _parameters(target)
+    if wants_message:
+        raise ConfigError(f"the batch handler {name_of(target)} takes one parameter, the list")
+    origin = typing.get_origin(kind)
+    if kind in {Message, list} or kind is Sequence:  # without an annotation, or without an element type
+        element: Any = Message
+    elif origin in {list, Sequence}:
+        (element,) = typing.get_args(kind)
+    else:
+        raise ConfigError(f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}")
+    if element is Message:
+        return call
+    decode = _decoder(element)
+
+    async def decoded(messages: list[Message]) -> None:
+        payloads, indices, errors = [], [], {}
+        for index, message in enumerate(messages):
+            try:
+                payloads.append(decode(message))
+                indices.append(index)
+            except Exception as error:  # noqa: BLE001 - that message's own failure
+                errors[index] = error
+        if payloads:
+            try:
+                await call(payloads)
+            except BatchError as batch:
+                errors |= {indices[index]: error for index, error in batch.errors.items() if index in range(len(indices))}
+            except Exception as error:
+                if not errors:
+                    raise
+                errors |= dict.fromkeys(indices, error)
+        if errors:
+            raise BatchError(errors)
+
+    return decoded
+
+
+def name_of(function: Any) -> str:
+    """What to call a handler or middleware in a sentence."""
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
+    method = getattr(handler, "handle", None)
+    target = method if callable(method) and not isinstance(handler, type) else handler
+    if isinstance(target, type) or not callable(target):
+        raise ConfigError(
+            f"a handler is a function, or an object with a method `handle`; {handler!r} is neither"
+            + (" (it is a class: pass an instance)" if isinstance(handler, type) else "")
+        )
+    if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
+        return target, target
+
+    @functools.wraps(target)
+    async def in_thread(*arguments: Any) -> None:
+        result = await call_in_thread(target, *arguments)
+        if inspect.isawaitable(result):  # a plain function that returns a coroutine, such as a decorated one
+            await result
+
+    return target, in_thread
+
+
+def _parameters(target: Any) -> tuple[Any, bool]:
+    """The type of the first parameter, and whether the second wants the message too."""
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except ValueError:  # a builtin that does not tell
+        return Message, False
+    positional = [p for p in parameters if p.kind not in {p.KEYWORD_ONLY, p.VAR_KEYWORD}]
+    if not positional:
+        raise ConfigError(f"the handler {name_of(target)} takes no parameter; it must take the message or its payload")
+    first, *others = positional
+    kind = Message if first.kind is first.VAR_POSITIONAL else _annotation(target, first, Message)
+    second = others[0] if others else None
+    wants_message = (
+        second is not None
+        and second.kind is not second.VAR_POSITIONAL
+        and _annotation(target, second, None) is Message
+    )
+    rest = [*(others[1:] if wants_message else others), *(p for p in parameters if p.kind is p.KEYWORD_ONLY)]
+    for parameter in rest:
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+            raise ConfigError(
+                f"the handler {name_of(target)} has a parameter {parameter.name!r} that nothing fills; "
+                "after the payload it may take one parameter annotated Message"
+            )
+    return kind, wants_message
+
+
+def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
+    annotation = parameter.annotation
+    if annotation is parameter.empty or annotation is Any:
+        return default
+    function = inspect.unwrap(target.func if isinstance(target, functools.partial) else target)
+    function = getattr(function, "__func__", function)
+    if not hasattr(function, "__globals__"):
+        function = getattr(type(function).__call__, "__func__", type(function).__call__)
+    try:
+        hints = typing.get_type_hints(
+            SimpleNamespace(__annotations__={"kind": annotation}), getattr(function, "__globals__", {})
+        )
+    except NameError as error:
+        raise ConfigError(
+            f"the type {annotation!r} of the handler {name_of(target)} cannot be found: {error}; "
+            "it must be importable where the handler is defined, not only for type checkers"
+        ) from error
+    return hints["kind"]
+
+
+def _decoder(kind: Any) -> Callable[[Message], Any]:
+    return (lambda message: message) if kind is Message else payload_decoder(kind)

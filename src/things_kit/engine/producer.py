@@ -1,0 +1,154 @@
+"""The producer: what is published at once goes to the broker together."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from things_kit.engine.outbound import prepare
+from things_kit.engine.transmission import Transmission
+from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
+from things_kit.messaging.message import Message
+
+GATHER: Final = 1000
+"""The most single messages that one send gathers: more would only make the first of them wait."""
+
+
+class _Waiting(msgspec.Struct, eq=False):
+    """Messages of one call, and the future of their errors by index."""
+
+    messages: Sequence[Message]
+    deadline: float
+    outcome: "asyncio.Future[dict[int, Exception]]"
+
+
+class BrokerProducer:
+    """Publishes through a driver, in the order of the calls.
+
+    One send is under way at a time; all that is published meanwhile goes with the next one.
+    """
+
+    def __init__(self, transmission: Transmission) -> None:
+        self._transmission = transmission
+        self._queue: deque[_Waiting] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def publish(self, message: Message) -> None:
+        """Publish one message; returns when the broker has confirmed it.
+
+        Raises:
+            PublishError: The message was refused; `MessageTooLarge` where it is too large.
+            BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
+            ClosedError: The producer or its broker was closed before.
+        """
+        errors = await self._enqueue((message,))
+        if errors:
+            raise errors[0]
+
+    async def publish_batch(self, messages: Sequence[Message]) -> None:
+        """Publish many; returns when all are confirmed.
+
+        Raises:
+            PublishError: `failures` maps the index of each message that is not confirmed to its error.
+            ClosedError: The producer or its broker was closed before.
+        """
+        messages = list(messages)
+        errors = await self._enqueue(messages)
+        if errors:
+            index, first = next(iter(sorted(errors.items())))
+            raise PublishError(
+                f"{len(errors)} of {len(messages)} messages were not published; message {index}: {first}", errors
+            ) from first
+
+    async def close(self) -> None:
+        """Send what is waiting, then close. Closing twice is fine."""
+        self._closed = True
+        while self._sender is not None:
+            await asyncio.wait({self._sender})
+
+    async def __aenter__(self) -> "BrokerProducer":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _enqueue(self, messages: Sequence[Message]) -> dict[int, Exception]:
+        if self._closed:
+            raise ClosedError("the producer is closed")
+        if not messages:
+            return {}
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._transmission.url.engine.publish_timeout
+        waiting = _Waiting(messages, deadline, loop.create_future())
+        self._queue.append(waiting)
+        if self._sender is None:
+            self._sender = loop.create_task(self._send_all(), name="things_kit producer")
+        return await waiting.outcome
+
+    async def _send_all(self) -> None:
+        try:
+            while self._queue:
+                gathered = self._gather()
+                try:
+                    await self._send(gathered)
+                except BaseException as error:
+                    self._fail([*gathered, *self._queue], error)
+                    raise
+        finally:
+            self._sender = None
+
+    def _gather(self) -> list[_Waiting]:
+        """The calls whose messages go together: many small ones, or one large one alone."""
+        gathered, count = [], 0
+        most = min(GATHER, self._transmission.driver.capabilities.max_batch)
+        while self._queue and (not gathered or count + len(self._queue[0].messages) <= most):
+            waiting = self._queue.popleft()
+            if not waiting.outcome.done():  # its caller went away
+                gathered.append(waiting)
+                count += len(waiting.messages)
+        return gathered
+
+    async def _send(self, gathered: Sequence[_Waiting]) -> None:
+        capabilities = self._transmission.driver.capabilities
+        messages = [message for waiting in gathered for message in waiting.messages]
+        if not messages:
+            return
+        ready, errors = prepare(messages, capabilities.max_message_bytes)
+        indices = [index for index in range(len(messages)) if index not in errors] if errors else range(len(messages))
+        for start in range(0, len(ready), capabilities.max_batch):
+            chunk = ready[start : start + capabilities.max_batch]
+            results = await self._transmission.send(chunk, self._deadline(gathered))
+            if any(results):
+                numbered = enumerate(results, start)
+                errors.update({indices[number]: result for number, result in numbered if result is not None})
+        self._answer(gathered, errors)
+
+    def _deadline(self, gathered: Sequence[_Waiting]) -> float:
+        """Until when the broker may stay away: waiting behind others counts only if it was away meanwhile."""
+        if self._transmission.away is None:
+            return asyncio.get_running_loop().time() + self._transmission.url.engine.publish_timeout
+        return min(waiting.deadline for waiting in gathered)
+
+    def _answer(self, gathered: Sequence[_Waiting], errors: dict[int, Exception]) -> None:
+        first, now, again = 0, asyncio.get_running_loop().time(), []
+        for waiting in gathered:
+            end = first + len(waiting.messages)
+            mine = {i - first: errors[i] for i in range(first, end) if i in errors} if errors else {}
+            if waiting.deadline > now and any(isinstance(error, BrokerUnavailable) for error in mine.values()):
+                again.append(waiting)  # it was sent along with an older one, whose time is over
+            elif not waiting.outcome.done():
+                waiting.outcome.set_result(mine)
+            first = end
+        self._queue.extendleft(reversed(again))
+
+    def _fail(self, waiting: Sequence[_Waiting], error: BaseException) -> None:
+        """The sender itself ends, with its loop or by a fault of ours: nobody may wait for ever."""
+        self._queue.clear()
+        failure = BrokerUnavailable("the producer was interrupted; whether the message arrived is not known")
+        failure.__cause__ = error
+        for each in waiting:
+            if not each.outcome.done():
+                each.outcome.set_exception(failure)

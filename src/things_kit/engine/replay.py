@@ -1,0 +1,163 @@
+"""Reading dead letters: to look at them, to give them up, or to bring them back."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from things_kit.engine.dead_letter import failed_at, revive
+from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Release, Subscription
+from things_kit.engine.leases import keep_leases
+from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.transmission import Transmission
+from things_kit.messaging.errors import BrokerUnavailable, PublishError
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import DEAD_LETTER_GROUP
+
+if TYPE_CHECKING:
+    from things_kit.engine.broker import Broker
+
+AT_ONCE: Final = 500
+"""Messages that are read, published and acknowledged together."""
+
+QUIET: Final = 0.5
+"""Seconds without a message after which a topic counts as read to its end, where its lag is not known."""
+
+
+class Reading:
+    """Reads a topic as one of its groups until nothing is left; what is not acknowledged goes back at the end."""
+
+    def __init__(self, transmission: Transmission, topic: str, group: str) -> None:
+        self._transmission = transmission
+        self._subscription = Subscription(
+            topic=topic,
+            group=group,
+            ordering="none",
+            max_in_flight=AT_ONCE,
+            create=transmission.url.engine.declare,
+        )
+        self.bounded = False
+        self._held: dict[Delivery, None] = {}
+        self._receiver: Receiver
+        self._leases: asyncio.Task[None]
+
+    async def __aenter__(self) -> "Reading":
+        driver = self._transmission.driver
+        self._receiver = await self._transmission.patiently(lambda: driver.subscribe(self._subscription))
+        lease = driver.capabilities.lease
+        self._leases = asyncio.create_task(keep_leases(self._receiver, self._held.keys, lease), name="things_kit reading")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._leases.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ConnectionLost):
+            await self._leases
+        with contextlib.suppress(ConnectionLost):  # then the broker gives them back itself
+            await self._receiver.settle([], [Release(held, attempt=held.message.attempt) for held in self._held])
+            await self._receiver.close()
+
+    async def batches(self, limit: int | None = None) -> AsyncIterator[list[Delivery]]:
+        """Deliveries until the topic is read to its end, or `limit` were read.
+
+        Raises:
+            BrokerUnavailable: The connection was lost; what was not acknowledged comes again.
+        """
+        lag = await self._transmission.patiently(
+            lambda: self._transmission.driver.lag(self._subscription.topic, self._subscription.group)
+        )
+        self.bounded = lag is not None
+        left = min(number for number in (lag, limit, float("inf")) if number is not None)
+        while left > 0:
+            try:
+                deliveries = await self._receiver.receive(int(min(left, AT_ONCE)), QUIET)
+            except ConnectionLost as error:
+                raise BrokerUnavailable(f"{self._transmission.url.display} was lost while reading: {error}") from error
+            if not deliveries:
+                return  # the rest is in somebody else's hands
+            self._held.update(dict.fromkeys(deliveries))
+            left -= len(deliveries)
+            yield list(deliveries)
+
+    async def acknowledge(self, deliveries: list[Delivery]) -> None:
+        """Done with these. Raises BrokerUnavailable; then they may come again."""
+        try:
+            await self._receiver.settle(deliveries, [])
+        except ConnectionLost as error:
+            raise BrokerUnavailable(f"{self._transmission.url.display} was lost while reading: {error}") from error
+        for delivery in deliveries:
+            del self._held[delivery]
+
+
+async def replay(
+    transmission: Transmission,
+    topic: str,
+    *,
+    limit: int | None = None,
+    where: Callable[[Message], bool] | None = None,
+    to: str | None = None,
+) -> int:
+    """Publish dead letters back, then acknowledge them; returns how many. See `Broker.replay`."""
+    begun = datetime.now(UTC)
+    count = 0
+    producer = BrokerProducer(transmission)
+    async with Reading(transmission, topic, DEAD_LETTER_GROUP) as reading, producer:
+        async for deliveries in reading.batches():
+            chosen = [
+                delivery
+                for delivery in deliveries
+                if (reading.bounded or (failed_at(delivery.message) or begun) <= begun)  # else of our own making
+                and (where is None or where(delivery.message))
+            ]
+            if limit is not None:
+                chosen = chosen[: limit - count]
+            count += await _bring_back(producer, reading, chosen, to)
+            if limit is not None and count >= limit:
+                break
+    return count
+
+
+async def _bring_back(producer: BrokerProducer, reading: Reading, chosen: list[Delivery], to: str | None) -> int:
+    messages = [revive(delivery.message, to) for delivery in chosen]
+    if not messages:
+        return 0
+    try:
+        await producer.publish_batch(messages)
+    except PublishError as error:
+        confirmed = [delivery for index, delivery in enumerate(chosen) if index not in error.failures]
+        if confirmed:
+            await reading.acknowledge(confirmed)
+        raise
+    await reading.acknowledge(chosen)
+    return len(chosen)
+
+
+async def browse(
+    broker: "Broker", topic: str, *, group: str = DEAD_LETTER_GROUP, limit: int | None = None
+) -> AsyncIterator[Message]:
+    """What a group has not acknowledged, oldest first. All of it is given back at the end.
+
+    Close the iterator if you leave it early (`contextlib.aclosing`). Meanwhile nobody else gets these messages.
+    """
+    async with Reading(broker.transmission, topic, group) as reading:
+        async for deliveries in reading.batches(limit):
+            for delivery in deliveries:
+                yield delivery.message
+
+
+async def purge(
+    broker: "Broker",
+    topic: str,
+    *,
+    where: Callable[[Message], bool] | None = None,
+    group: str = DEAD_LETTER_GROUP,
+) -> int:
+    """Acknowledge what a group has not yet, for good; returns how many. What `where` leaves out stays."""
+    count = 0
+    async with Reading(broker.transmission, topic, group) as reading:
+        async for deliveries in reading.batches():
+            chosen = [delivery for delivery in deliveries if where is None or where(delivery.message)]
+            if chosen:
+                await reading.acknowledge(chosen)
+                count += len(chosen)
+    return count

@@ -1,0 +1,305 @@
+"""One topic of a consumer: keeps a receiver subscribed, and decides what becomes of each failure."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from things_kit.engine.backoff import Backoff
+from things_kit.engine.dead_letter import make_dead_letter, qualified_name
+from things_kit.engine.delays import Delays
+from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription
+from things_kit.engine.lanes import Lane, Lanes
+from things_kit.engine.loan import Loan
+from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
+from things_kit.engine.workers import Workers
+from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.messaging.policy import RetryPolicy
+
+log = logging.getLogger("things_kit.consumer")
+
+WAIT: Final = 5.0
+"""Seconds that one `receive` waits: nothing depends on it but how often an idle consumer looks around."""
+
+
+class Treatment(msgspec.Struct, frozen=True):
+    """What a consumer does with failures.
+
+    `dead_letter` is a topic; None keeps messages for ever, and `discard` drops them.
+    """
+
+    retry: RetryPolicy
+    dead_letter: str | None
+    discard: bool
+    chance: random.Random
+
+
+class Source:
+    """Brings one topic's deliveries to the workers, and their outcomes back."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        subscription: Subscription,
+        treatment: Treatment,
+        workers: Workers,
+        producer: BrokerProducer,
+    ) -> None:
+        self.subscription = subscription
+        self.subscribed = asyncio.Event()
+        self.away: Exception | None = None
+        self.discarded = 0
+        self.loan: Loan | None = None
+        self._driver = driver
+        self._capabilities = driver.capabilities
+        self._treatment = treatment
+        self._workers = workers
+        self._producer = producer
+        self._lanes = Lanes(subscription.ordering, workers.ready)
+        self._delays = Delays(self._due)
+        self._backoff = Backoff()
+        self._burials: dict[asyncio.Task[None], Delivery] = {}
+        self._room = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    # --- receiving
+
+    async def run(self) -> None:
+        """Subscribe and receive, again after each lost connection, until `stop`. Raises what cannot be mended."""
+        while not self._stopping:
+            try:
+                receiver = await self._driver.subscribe(self.subscription)
+            except ConnectionLost as error:
+                self._went_away(error)
+                await self._backoff.wait()
+                continue
+            if self.away is not None:
+                log.info("%s: back", self._name)
+            self.away = None
+            self.loan = loan = Loan(receiver, self, self._lanes, self._capabilities)
+            self.subscribed.set()
+            try:
+                await self._serve(loan)
+            except ConnectionLost as error:
+                self._lose(loan, error)
+            finally:
+                with contextlib.suppress(ConnectionLost):
+                    await receiver.close()
+            if loan.lost and not self._stopping:
+                await self._backoff.wait()
+
+    async def _serve(self, loan: Loan) -> None:
+        """Receive, settle and extend side by side until the source stops. Raises the first error of the three."""
+        self._pump = asyncio.create_task(self._receive(loan), name=f"{self._name} pump")
+        settling = asyncio.create_task(loan.settle(), name=f"{self._name} settle")
+        extending = asyncio.create_task(loan.extend(), name=f"{self._name} leases")
+        tasks = {self._pump, settling, extending}
+        try:
+            pending = tasks
+            while not settling.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if not task.cancelled() and (error := task.exception()) is not None:
+                        raise error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self, loan: Loan) -> None:
+        most = self.subscription.max_in_flight
+        while not self._stopping:
+            room = most - len(loan.held)
+            if room <= 0 or (room * 4 < most and self._workers.ready):  # few at a time cost as much as many
+                self._room.clear()
+                await self._room.wait()
+                continue
+            self._lanes.unpark(loan.take_unparked())
+            deliveries = await loan.receiver.receive(room, WAIT)
+            if deliveries:
+                loan.held.update(dict.fromkeys(deliveries, asyncio.get_running_loop().time()))
+                self._accept(loan, deliveries)
+            else:
+                self._backoff.reset()
+
+    def settled(self) -> None:
+        """The broker has taken settlements: there is room for more."""
+        self._backoff.reset()  # only now: a broker that hands out but takes nothing back is not well
+        self._room.set()
+
+    def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
+        if not self._capabilities.targeted:
+            deliveries = self._skip_foreign(loan, deliveries)
+        for stray in self._lanes.admit(deliveries, loan):
+            loan.release(Release(stray, attempt=stray.message.attempt))
+        self._workers.wake()
+
+    def _skip_foreign(self, loan: Loan, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Acknowledge what was replayed for another group."""
+        group = self.subscription.group
+        foreign = {d for d in deliveries if d.message.headers.get(REPLAY_GROUP, group) != group}
+        for delivery in foreign:
+            loan.acknowledge(delivery)
+        return [d for d in deliveries if d not in foreign] if foreign else deliveries
+
+    def _went_away(self, error: Exception) -> None:
+        if self.away is None:
+            log.warning("%s: the broker is away: %s", self._name, error)
+        self.away = error
+
+    def _lose(self, loan: Loan, error: ConnectionLost) -> None:
+        """Forget what came over a lost connection: it comes again over the next."""
+        self._went_away(error)
+        loan.lost = True
+        self.loan = None
+        ready = [delivery for delivery in self._workers.ready if delivery.loan is not loan]
+        self._workers.ready.clear()
+        self._workers.ready.extend(ready)
+        self._delays.clear()
+        self._lanes.forget(d for d in (*self._workers.busy(), *self._burials.values()) if d.loan.source is self)
+
+    # --- outcomes
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """Decide what becomes of a delivery whose handler failed."""
+        verdict = self._judge(delivery, error)
+        if isinstance(verdict, TryAgain):
+            self._try_again(delivery, verdict.wait)
+        else:
+            self._give_up(delivery, error)
+
+    def failed_together(self, failures: Sequence[tuple[Delivery, BaseException]]) -> None:
+        """The same for several of one batch: of one lane, the first goes first again, and the others behind it."""
+        heads: dict[Lane, Delivery] = {}
+        behind: dict[Lane, list[Delivery]] = {}
+        waits: dict[Delivery, float] = {}
+        for delivery, error in failures:
+            verdict = self._judge(delivery, error)
+            lane = self._lanes.lane_of(delivery)
+            if isinstance(verdict, Bury):
+                self._give_up(delivery, error)
+            elif lane is None or lane not in heads or self._treatment.retry.mode == "delayed":
+                heads[delivery if lane is None else lane] = delivery
+                waits[delivery] = verdict.wait
+            else:
+                delivery.message = delivery.message.replace(attempt=delivery.message.attempt + 1)
+                behind.setdefault(lane, []).append(delivery)
+        for deliveries in behind.values():
+            self._lanes.put_behind(deliveries)
+        for delivery, wait in waits.items():
+            self._try_again(delivery, wait)
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Return a delivery whose handler was cut short by the stop: nobody's failure, so not counted."""
+        delivery.loan.release(Release(delivery, attempt=delivery.message.attempt))
+
+    def _judge(self, delivery: Delivery, error: BaseException) -> TryAgain | Bury:
+        treatment, message = self._treatment, delivery.message
+        keep = treatment.dead_letter is None and not treatment.discard
+        verdict = judge(error, message.attempt, treatment.retry, keep=keep, chance=treatment.chance)
+        if isinstance(verdict, TryAgain):
+            log.warning(
+                "%s: attempt %d of message %s failed: %s: %s; again in %.3g s",
+                self._name, message.attempt, message.id, qualified_name(error), error, verdict.wait,
+            )  # fmt: skip
+        return verdict
+
+    def _try_again(self, delivery: Delivery, wait: float) -> None:
+        """In place: the lane waits with its head. Delayed: the head gives up its place and the lane goes on."""
+        loan, native = delivery.loan, self._capabilities
+        again = Release(delivery, wait, delivery.message.attempt + 1)
+        if loan.lost:
+            self._lanes.advance(delivery)
+        elif self._treatment.retry.mode == "delayed":
+            if native.delay:
+                again.aside = True
+                loan.release(again)
+            else:
+                self._hold(again)
+            self._lanes.advance(delivery)
+            self._workers.wake()
+        elif native.lanes:
+            loan.park(again)
+        elif (native.delay and native.attempts and self._lanes.lane_of(delivery) is None) or self._stopping:
+            again.delay = wait if native.delay else 0.0
+            loan.release(again)
+        else:
+            self._hold(again)
+
+    def _hold(self, again: Release) -> None:
+        delivery = again.delivery
+        delivery.message = delivery.message.replace(attempt=again.attempt)
+        self._delays.hold(delivery, again.delay)
+
+    def _due(self, delivery: Delivery) -> None:
+        if self._treatment.retry.mode == "delayed":
+            self._lanes.admit([delivery], delivery.loan)
+        else:
+            self._workers.ready.append(delivery)
+        self._workers.wake()
+
+    # --- giving up
+
+    def _give_up(self, delivery: Delivery, error: BaseException) -> None:
+        message, treatment = delivery.message, self._treatment
+        log.error(
+            "%s: message %s failed for good after attempt %d: %s: %s",
+            self._name, message.id, message.attempt, qualified_name(error), error,
+            exc_info=error,
+        )  # fmt: skip
+        if treatment.dead_letter is None:
+            self.discarded += 1
+            delivery.loan.done(delivery)
+            self._workers.wake()
+            return
+        dead = make_dead_letter(message, topic=treatment.dead_letter, group=self.subscription.group, error=error)
+        task = asyncio.create_task(self._bury(delivery, dead), name=f"{self._name} dead letter")
+        self._burials[task] = delivery
+        task.add_done_callback(self._burials.pop)
+
+    async def _bury(self, delivery: Delivery, dead: Message) -> None:
+        """Acknowledge a message only after its dead letter is confirmed; without one it is tried again."""
+        try:
+            await self._producer.publish(dead)
+        except ThingsKitError as error:
+            log.error(  # noqa: TRY400 - the sentence says it all
+                "%s: the dead letter of message %s was not published: %s; the message is kept",
+                self._name, delivery.message.id, error,
+            )  # fmt: skip
+            self._try_again(delivery, after_lost_burial(self._treatment.retry, self._treatment.chance).wait)
+        else:
+            delivery.loan.done(delivery)
+            self._workers.wake()
+
+    # --- stopping
+
+    def stop_receiving(self) -> None:
+        """Take nothing more, and give back all that is not being handled."""
+        self._stopping = True
+        self._delays.clear()
+        if self._pump is not None:
+            self._pump.cancel()
+        if self.loan is not None:
+            self.loan.release_all_but({*self._workers.busy(), *self._burials.values()})
+
+    async def finish(self, within: float) -> None:
+        """Wait for dead letters on their way; then let the last settlements go and `run` return."""
+        if self._burials:
+            await asyncio.wait(list(self._burials), timeout=within)
+        for task in list(self._burials):
+            task.cancel()
+        if self.loan is not None:
+            self.loan.release_all_but(frozenset())
+            self.loan.finish()
+
+    @property
+    def _name(self) -> str:
+        return f"{self.subscription.topic} as {self.subscription.group}"

@@ -1,0 +1,120 @@
+"""Threads for handlers that are plain functions."""
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from queue import SimpleQueue
+from typing import Any, Final
+
+import msgspec
+
+
+class _Job(msgspec.Struct, eq=False):
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    context: contextvars.Context
+    loop: asyncio.AbstractEventLoop
+    result: asyncio.Future[Any]
+    ended: asyncio.Future[None] | None = None
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(None)
+        if self.result.done():
+            return
+        if error is None:
+            self.result.set_result(value)
+        elif isinstance(error, StopIteration):  # a future refuses to carry it
+            self.result.set_exception(RuntimeError(f"the handler raised {error!r}"))
+        else:
+            self.result.set_exception(error)
+
+
+class HandlerThreads:
+    """Runs functions in daemon threads, as many as are busy at once.
+
+    Daemon threads, unlike an executor's, do not keep the process from ending when a handler hangs in one.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._idle: dict[SimpleQueue[_Job | None], threading.Thread] = {}
+        self._closed = False
+        self._hanging: dict[asyncio.Task[Any], asyncio.Future[None]] = {}
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the function in a thread, with the caller's context variables.
+
+        Cancelled, it returns at once, though the thread goes on: see `hanging`.
+        """
+        loop = asyncio.get_running_loop()
+        job = _Job(function, arguments, contextvars.copy_context(), loop, loop.create_future())
+        jobs = self._idle.popitem()[0] if self._idle else self._spawn()
+        jobs.put(job)
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and job.result.cancelled():
+                job.ended = self._hanging[task] = loop.create_future()
+            raise
+
+    def hanging(self, task: asyncio.Task[Any]) -> asyncio.Future[None] | None:
+        """Done when the thread that this task was cancelled away from has returned; None if there is none."""
+        return self._hanging.pop(task, None)
+
+    def close(self) -> None:
+        """End the idle threads; those that hang end when their function returns."""
+        self._closed = True
+        for jobs in self._idle:
+            jobs.put(None)
+        for thread in self._idle.values():
+            thread.join()  # it waits for a job, so it ends at once
+        self._idle.clear()
+
+    def _spawn(self) -> SimpleQueue[_Job | None]:
+        jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        threading.Thread(target=self._work, args=(jobs,), name=self._name, daemon=True).start()
+        return jobs
+
+    def _work(self, jobs: "SimpleQueue[_Job | None]") -> None:
+        thread = threading.current_thread()
+        while (job := jobs.get()) is not None:
+            value, error = None, None
+            try:
+                value = job.context.run(job.function, *job.arguments)
+            except BaseException as raised:  # noqa: BLE001 - whatever it is belongs to the loop's side
+                error = raised
+            try:
+                job.loop.call_soon_threadsafe(self._finished, job, jobs, thread, value, error)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+            del job, value, error  # an idle thread must not keep a message alive
+
+    def _finished(
+        self,
+        job: _Job,
+        jobs: "SimpleQueue[_Job | None]",
+        thread: threading.Thread,
+        value: Any,
+        error: BaseException | None,
+    ) -> None:
+        if self._closed:
+            jobs.put(None)
+        else:
+            self._idle[jobs] = thread
+        job.finish(value, error)
+
+
+threads: Final[ContextVar[HandlerThreads | None]] = ContextVar("things_kit.threads", default=None)
+"""The threads of the consumer in whose worker this code runs."""
+
+
+async def call_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a plain function in a thread of the running consumer, or of the loop outside of one."""
+    own = threads.get()
+    if own is None:
+        return await asyncio.to_thread(function, *arguments)
+    return await own.run(function, *arguments)

@@ -1,0 +1,109 @@
+"""Broker URLs: what connect() is given, and the options in their query."""
+
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+
+from things_kit.messaging.errors import ConfigError
+
+OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+
+class EngineOptions(msgspec.Struct, frozen=True):
+    """The options that every broker's URL takes.
+
+    Attributes:
+        publish_timeout: Seconds for which a publish waits while the broker is away.
+        declare: Whether publish and start create what is missing.
+    """
+
+    publish_timeout: float = 30.0
+    declare: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.publish_timeout > 0:
+            raise ValueError("publish_timeout must be more than 0 seconds")
+
+
+class BrokerURL(msgspec.Struct, frozen=True):
+    """A broker's URL, taken apart. Its repr and `display` show no password and no option."""
+
+    scheme: str
+    hosts: tuple[str, ...]
+    path: str
+    username: str | None
+    password: str | None
+    query: dict[str, str]
+    engine: EngineOptions = EngineOptions()
+
+    @classmethod
+    def parse(cls, url: str) -> "BrokerURL":
+        """Take a URL apart. Raises ConfigError, without naming what may be secret, if it is none."""
+        if not isinstance(url, str):
+            raise ConfigError(f"a broker's URL is a string such as 'sqlite:///events.db', not {type(url).__name__}")
+        try:
+            parts = urlsplit(url)
+            pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        except ValueError as error:
+            raise ConfigError("this is not a URL: expected SCHEME://HOST or SCHEME:///PATH, with ?option=value") from error
+        if not parts.scheme or "://" not in url:
+            raise ConfigError(
+                "this is not a broker's URL: expected SCHEME://..., such as sqlite:///events.db or kafka://localhost:9092"
+            )
+        if parts.fragment:
+            raise ConfigError(f"{parts.scheme}://: a broker's URL has no '#' part; write '#' as %23")
+        query = dict(pairs)
+        if len(query) != len(pairs):
+            twice = next(name for name in query if sum(name == other for other, _ in pairs) > 1)
+            raise ConfigError(f"{parts.scheme}://: the option {twice!r} is given more than once")
+        login, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = login.partition(":")
+        known = EngineOptions.__struct_fields__
+        parsed = cls(
+            scheme=parts.scheme,
+            hosts=tuple(unquote(host) for host in hosts.split(",") if host),
+            path=unquote(parts.path),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+            query={name: value for name, value in query.items() if name not in known},
+        )
+        engine = _convert(parsed, {name: query[name] for name in known if name in query}, EngineOptions)
+        return msgspec.structs.replace(parsed, engine=engine)
+
+    def options(self, kind: type[OptionsT]) -> OptionsT:
+        """The query as a driver's options: a msgspec Struct whose fields have defaults.
+
+        Raises:
+            ConfigError: An option is unknown or its value is not what the field's type says.
+        """
+        known = (*kind.__struct_fields__, *EngineOptions.__struct_fields__)
+        for name in self.query:
+            if name not in known:
+                raise ConfigError(f"{self.display}: unknown option {name!r}; known are {', '.join(sorted(known))}")
+        return _convert(self, self.query, kind)
+
+    @property
+    def display(self) -> str:
+        """The URL without login and query, fit for logs and errors."""
+        return f"{self.scheme}://{','.join(self.hosts)}{self.path}"
+
+    def __repr__(self) -> str:
+        return f"BrokerURL({self.display!r})"
+
+
+def _convert(url: BrokerURL, query: dict[str, str], kind: type[OptionsT]) -> OptionsT:
+    known: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name, value in query.items():
+        try:
+            msgspec.convert(value, known[name], strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{url.display}: option {name!r}: {_sentence(error)}") from error
+    try:
+        return msgspec.convert(query, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{url.display}: {_sentence(error)}") from error
+
+
+def _sentence(error: msgspec.ValidationError) -> str:
+    return str(error).split(" - at `")[0]

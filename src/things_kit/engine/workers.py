@@ -1,0 +1,248 @@
+"""The fixed set of workers that call the handler, and the one timer that watches all of them."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from enum import Enum, auto
+from typing import Any, Final
+
+from things_kit.engine.driver import Delivery
+from things_kit.engine.threads import HandlerThreads, threads
+from things_kit.messaging.handler import Handle
+
+log = logging.getLogger("things_kit.consumer")
+
+SLICE: Final = 0.005
+"""Seconds for which a worker may go on with handlers that never wait before the loop gets its turn."""
+
+GRACE: Final = 5.0
+"""Seconds that a cancelled handler has to clean up when the consumer stops."""
+
+
+class Cancelled(Enum):
+    """Why we cancelled a handler."""
+
+    TIMEOUT = auto()
+    STOP = auto()
+
+
+class Worker:
+    """One of the handler calls that run at once: what it has in hand, and since when."""
+
+    __slots__ = ("cancelled", "deliveries", "hung", "started", "task")
+
+    def __init__(self) -> None:
+        self.deliveries: tuple[Delivery, ...] | list[Delivery] | Delivery | None = None
+        self.started = 0.0
+        self.cancelled: Cancelled | None = None
+        self.hung = False
+        self.task: asyncio.Task[None]
+
+    def in_hand(self) -> Iterator[Delivery]:
+        """The deliveries that are being handled."""
+        if isinstance(self.deliveries, Delivery):
+            yield self.deliveries
+        elif self.deliveries:
+            yield from self.deliveries
+
+    def cancel(self, why: Cancelled) -> None:
+        """Cancel the handler, once."""
+        if self.cancelled is None:
+            self.cancelled = why
+            self.task.cancel()
+
+
+class Workers:
+    """Takes deliveries that are ready and handles each, `concurrency` at once.
+
+    What the handler answered goes to `failed(delivery, error)`, or to the delivery's loan when it returned.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        *,
+        concurrency: int,
+        timeout: float | None,
+        failed: Callable[[Delivery, BaseException], None],
+        given_back: Callable[[Delivery], None],
+        broke: Callable[[BaseException], None],
+        name: str,
+    ) -> None:
+        self.ready: deque[Delivery] = deque()
+        self._handle = handle
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._failed = failed
+        self._given_back = given_back
+        self._broke = broke
+        self._name = name
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._workers: list[Worker] = []
+        self._threads = HandlerThreads(f"{name} handler")
+        self._watch: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the workers."""
+        for number in range(self._concurrency):
+            worker = Worker()
+            context = copy_context()
+            context.run(threads.set, self._threads)
+            name = f"{self._name} worker {number}"
+            worker.task = asyncio.create_task(self._work(worker), name=name, context=context)
+            worker.task.add_done_callback(self._ended)
+            self._workers.append(worker)
+        if self._timeout is not None:
+            self._watch = asyncio.get_running_loop().call_later(self._timeout, self._check)
+
+    def wake(self) -> None:
+        """Deliveries have become ready."""
+        idle = self._idle
+        for _ in range(min(len(self.ready), len(idle))):
+            waiter = idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def busy(self) -> set[Delivery]:
+        """All deliveries that are being handled."""
+        return {delivery for worker in self._workers for delivery in worker.in_hand()}
+
+    def hanging(self) -> int:
+        """How many workers wait for a handler that overran its timeout and does not end."""
+        now = asyncio.get_running_loop().time()
+        return sum(
+            worker.hung or (worker.cancelled is Cancelled.TIMEOUT and now - worker.started > 2 * (self._timeout or 0))
+            for worker in self._workers
+        )
+
+    def owns(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this task is one of the workers."""
+        return any(worker.task is task for worker in self._workers)
+
+    async def stop(self, drain: float, but: asyncio.Task[Any] | None = None) -> None:
+        """Begin nothing more, give what has begun `drain` seconds to finish, then cancel it."""
+        self._stopping = True
+        self.ready.clear()
+        self.wake_all()
+        tasks = {worker.task for worker in self._workers if worker.task is not but}
+        if tasks:
+            await asyncio.wait(tasks, timeout=drain)
+        late = [worker for worker in self._workers if not worker.task.done() and worker.task is not but]
+        for worker in late:
+            worker.cancel(Cancelled.STOP)
+        if late:
+            _, stubborn = await asyncio.wait({worker.task for worker in late}, timeout=GRACE)
+            for task in stubborn:
+                log.warning("%s: a handler ignores its cancellation; it is left behind", task.get_name())
+        if self._watch is not None:
+            self._watch.cancel()
+        self._threads.close()
+
+    def wake_all(self) -> None:
+        """Let idle workers look around, such as for the end."""
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _work(self, worker: Worker) -> None:
+        while not self._stopping:
+            if not self.ready:
+                await self._rest()
+            else:
+                await self._busy_period(worker)
+
+    async def _rest(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._idle.append(waiter)
+        await waiter
+
+    async def _busy_period(self, worker: Worker) -> None:
+        """Handle what is ready. This loop is the good path: every line in it is paid for by each message."""
+        ready, handle, timed = self.ready, self._handle, self._timeout is not None
+        time = asyncio.get_running_loop().time
+        turn_ends, count = time() + SLICE, 0
+        while ready and not self._stopping:
+            worker.deliveries = delivery = ready.popleft()
+            if timed:
+                worker.started = time()
+            try:
+                await handle(delivery.message)
+            except BaseException as error:  # noqa: BLE001 - every exception is an answer
+                await self._answer(worker, delivery, error)
+            else:
+                delivery.loan.done(delivery)
+                if worker.cancelled is not None:  # the handler swallowed it and finished
+                    self._uncancel(worker)
+            worker.deliveries = None
+            count += 1
+            if not count & 15 and time() > turn_ends:
+                await asyncio.sleep(0)
+                turn_ends = time() + SLICE
+
+    async def _answer(self, worker: Worker, delivery: Delivery, error: BaseException) -> None:
+        failure = self.failure(worker, error)
+        if failure is None:
+            self._given_back(delivery)
+        else:
+            self._failed(delivery, failure)
+        del failure, error
+        await self.let_thread_end(worker)
+
+    def failure(self, worker: Worker, error: BaseException) -> BaseException | None:
+        """What a handler failed with; None if it was cancelled because the consumer stops."""
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+            raise error
+        why = worker.cancelled
+        if why is not None:
+            self._uncancel(worker)
+            if why is Cancelled.STOP:
+                return None
+            timeout = TimeoutError(f"the handler overran its timeout of {self._timeout:g} s")
+            timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
+            return timeout
+        if isinstance(error, asyncio.CancelledError) and worker.task.cancelling():
+            raise error  # somebody outside cancels the worker itself
+        return error
+
+    async def let_thread_end(self, worker: Worker) -> None:
+        """Do not use this worker again before the thread that its handler hangs in has returned."""
+        ended = self._threads.hanging(worker.task)
+        if ended is None:
+            return
+        worker.deliveries, worker.hung = None, True
+        log.error("%s: a handler hangs in a thread; the worker waits for it to return", worker.task.get_name())
+        try:
+            await ended
+        except asyncio.CancelledError:
+            if worker.cancelled is not Cancelled.STOP:
+                raise
+            self._uncancel(worker)
+        finally:
+            worker.hung = False
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broke(error)
+        elif task.cancelled() and not self._stopping:
+            self._broke(asyncio.CancelledError("a worker was cancelled from outside"))
+
+    def _uncancel(self, worker: Worker) -> None:
+        worker.cancelled = None
+        worker.task.uncancel()
+
+    def _check(self) -> None:
+        """Cancel every handler that overran; come again when the next one could."""
+        loop, timeout = asyncio.get_running_loop(), self._timeout or 0.0
+        now = earliest = loop.time()
+        for worker in self._workers:
+            if worker.deliveries is None or worker.cancelled is not None:
+                continue
+            if worker.started + timeout <= now:
+                worker.cancel(Cancelled.TIMEOUT)
+            else:
+                earliest = min(earliest, worker.started)
+        self._watch = loop.call_at(earliest + timeout, self._check)

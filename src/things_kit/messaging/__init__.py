@@ -1,0 +1,1 @@
+"""The contracts: what a message, a handler, a producer and a consumer are. No implementation."""

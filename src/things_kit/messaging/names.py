@@ -1,0 +1,26 @@
+"""Header names that the kit gives a meaning to."""
+
+from typing import Final
+
+CONTENT_TYPE: Final = "content-type"
+"""How the value is encoded; JSON where it is missing."""
+
+REPLAY_GROUP: Final = "replay-group"
+"""The one consumer group that a replayed message is for."""
+
+ORIGINAL_TOPIC: Final = "original-topic"
+ORIGINAL_PARTITION: Final = "original-partition"
+ORIGINAL_OFFSET: Final = "original-offset"
+ORIGINAL_TIMESTAMP: Final = "original-timestamp"
+ORIGINAL_GROUP: Final = "original-consumer-group"
+CONSUMER_GROUP: Final = "consumer-group"
+ATTEMPTS: Final = "attempts"
+ERROR_TYPE: Final = "error-type"
+ERROR: Final = "error"
+TIMESTAMP: Final = "timestamp"
+
+ORIGINAL_HEADER: Final = "original-header-"
+"""Prefix under which a dead letter keeps a user's header whose name it needs itself."""
+
+DEAD_LETTER_GROUP: Final = "dead-letters"
+"""The group that keeps dead letters on a broker of queues; replay and the command line read as it."""

@@ -1,0 +1,1 @@
+"""Functions from Handle to Handle, one idea a file."""

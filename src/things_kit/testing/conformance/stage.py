@@ -1,0 +1,180 @@
+"""What every test of the suite stands on: brokers of the target, names of its own, and cleaning up after it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import uuid4
+
+import pytest
+
+from things_kit import Broker, Message, RetryPolicy, connect
+from things_kit.engine.driver import Capabilities
+from things_kit.messaging.names import DEAD_LETTER_GROUP
+from things_kit.testing.conformance.processes import WorkerProcess
+from things_kit.testing.conformance.recorder import Act, Recorder
+from things_kit.testing.conformance.target import Target
+from things_kit.testing.conformance.waiting import eventually
+
+QUICK: Final = RetryPolicy(attempts=3, first=0.02, factor=2.0, limit=0.1, jitter=0.0)
+"""A retry policy for tests that only need one."""
+
+
+class Stage:
+    """The target, with unique names, and everything that a test opened, closed after it."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.patience = target.patience
+        self._unique = uuid4().hex[:10]
+        self._topics: list[str] = []
+        self._brokers: list[Broker] = []
+        self.consumers: list[Any] = []
+        self._workers: list[WorkerProcess] = []
+        self._first: Broker | None = None
+
+    async def __aenter__(self) -> Self:
+        self._first = await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            await worker.kill()
+        for broker in reversed(self._brokers):
+            await broker.close()
+        async with connect(self.target.url) as sweeper:
+            for topic in self._topics:
+                await sweeper.remove(topic)
+
+    @property
+    def broker(self) -> Broker:
+        """The test's first broker, open."""
+        assert self._first is not None
+        return self._first
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the broker under test says that it can."""
+        return self.broker.capabilities
+
+    def name(self, word: str) -> str:
+        """A name that no other test uses."""
+        return f"{word}-{self._unique}"
+
+    def topic(self, word: str = "orders") -> str:
+        """A topic that no other test uses; it and its dead letters are removed after the test."""
+        name = self.name(word)
+        self.sweep(name, f"{name}-dlq")
+        return name
+
+    def sweep(self, *topics: str) -> None:
+        """Have these topics removed after the test."""
+        self._topics.extend(topics)
+
+    def group(self, word: str = "billing") -> str:
+        """A consumer group that no other test uses."""
+        return self.name(word)
+
+    async def open(self, **options: object) -> Broker:
+        """One more broker, with these options in its URL; it is closed after the test."""
+        broker = connect(self.target.at(**options))
+        await broker.open()
+        self._brokers.append(broker)
+        return broker
+
+    async def consume(
+        self,
+        topics: str | list[str],
+        group: str | None,
+        handler: Any = None,
+        *,
+        broker: Broker | None = None,
+        **options: Any,
+    ) -> Any:
+        """A started consumer; it is stopped after the test. Retries are quick unless told otherwise."""
+        options.setdefault("retry", QUICK)
+        options.setdefault("drain_timeout", 5.0)
+        consumer = (broker or self.broker).consumer(topics, group=group, handler=handler, **options)
+        await consumer.start()
+        self.consumers.append(consumer)
+        return consumer
+
+    async def record(
+        self, topics: str | list[str], group: str | None, act: Act | None = None, **options: Any
+    ) -> Recorder:
+        """A recorder that is being fed by a consumer of its own."""
+        recorder = Recorder(act)
+        await self.consume(topics, group, recorder, **options)
+        return recorder
+
+    async def publish(
+        self, topic: str, *values: bytes, broker: Broker | None = None, **fields: Any
+    ) -> list[Message]:
+        """Publish values one after another; the messages carry the ids under which they will arrive."""
+        messages = [Message(topic, value, id=uuid4().hex, **fields) for value in values]
+        producer = (broker or self.broker).producer()
+        for message in messages:
+            await producer.publish(message)
+        await producer.close()
+        return messages
+
+    async def publish_all(self, messages: Sequence[Message], broker: Broker | None = None) -> None:
+        """Publish messages as one batch."""
+        producer = (broker or self.broker).producer()
+        await producer.publish_batch(messages)
+        await producer.close()
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """The lag, as the first broker sees it."""
+        return await self.broker.lag(topic, group=group)
+
+    async def until_lag(self, topic: str, group: str, expected: int) -> None:
+        """Wait until the lag is this. Where the broker cannot say, check that it says so."""
+        if not self.capabilities.lag:
+            assert await self.lag(topic, group) is None
+            return
+        seen: list[int | None] = []
+
+        async def reached() -> bool:
+            seen[:] = [await self.lag(topic, group)]
+            return seen == [expected]
+
+        try:
+            await eventually(reached, self.patience, f"the lag of {group} is {expected}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the lag is {seen[0]}") from None
+
+    async def dead_letters(self, topic: str, count: int) -> list[Message]:
+        """Wait for so many dead letters of a topic, and take them as the group that keeps them."""
+        recorder = await self.record(f"{topic}-dlq", DEAD_LETTER_GROUP, dead_letter=None)
+        return await recorder.until_done(count, self.patience)
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        """The broker is away inside of this; skips the test where that cannot be done."""
+        hooks = self.target.outage
+        if hooks is None:
+            pytest.skip("this target can neither be paused nor killed: there is no broker apart from this process")
+        away, back = hooks
+        await away()
+        try:
+            yield
+        finally:
+            await back()
+
+    async def worker(self, topic: str, group: str, **options: float) -> WorkerProcess:
+        """Another process that consumes; skips the test where no other process can connect."""
+        if not self.target.shared:
+            pytest.skip("no other process can connect with this broker")
+        worker = await WorkerProcess.start(self.target.at(**self.target.lease_options), topic, group, **options)
+        self._workers.append(worker)
+        return worker
+
+    async def side_by_side(self, *started: Callable[[], Any]) -> None:
+        """Run coroutine functions at the same time; the first failure ends all."""
+        async with asyncio.TaskGroup() as tasks:
+            for start in started:
+                tasks.create_task(start())

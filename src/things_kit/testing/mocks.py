@@ -1,0 +1,188 @@
+"""Stand-ins for the three contracts: a handler that records, a producer that keeps, a consumer that only says so."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
+
+from things_kit.messaging.errors import ClosedError, PublishError
+from things_kit.messaging.message import Message
+
+Outcome: TypeAlias = BaseException | type[BaseException] | None
+"""What one call is to do: raise this, or return."""
+
+
+class _Anything:
+    def __repr__(self) -> str:
+        return "anything"
+
+
+ANYTHING: Final = _Anything()
+"""In `assert_handled`: the field may be whatever it is."""
+
+
+class MockHandler:
+    """A handler that records its messages and answers as told.
+
+    Attributes:
+        messages: All messages it was given, in order, those that then failed included.
+    """
+
+    def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
+        """Answer the calls with `outcomes`, one after another, and return once they are used up."""
+        self.messages: list[Message] = []
+        self._outcomes = deque(outcomes)
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    async def handle(self, message: Message) -> None:
+        """Record the message; raise or return as the next outcome says."""
+        self.messages.append(message)
+        for count, future in self._waiting:
+            if count <= len(self.messages) and not future.done():
+                future.set_result(None)
+        outcome = self._outcomes.popleft() if self._outcomes else None
+        if outcome is not None:
+            raise outcome
+
+    async def handled(self, count: int = 1, timeout: float = 10.0) -> list[Message]:
+        """Wait until `count` messages in all were handled, and return them.
+
+        Raises:
+            AssertionError: They were not there within `timeout` seconds.
+        """
+        if len(self.messages) < count:
+            future = asyncio.get_running_loop().create_future()
+            entry = (count, future)
+            self._waiting.append(entry)
+            try:
+                async with asyncio.timeout(timeout):
+                    await future
+            except TimeoutError:
+                raise AssertionError(
+                    f"waited {timeout:g} s for {count} messages, but {self._seen(self.messages)}"
+                ) from None
+            finally:
+                self._waiting.remove(entry)
+        return self.messages[:count]
+
+    def assert_handled(
+        self,
+        *,
+        topic: str | _Anything = ANYTHING,
+        key: bytes | _Anything | None = ANYTHING,
+        value: bytes | _Anything = ANYTHING,
+        count: int | None = None,
+    ) -> list[Message]:
+        """Assert that messages with these fields were handled, `count` of them if given; return them.
+
+        Raises:
+            AssertionError: None was, or another number of times; the text lists what was handled instead.
+        """
+        wanted = {
+            name: expected
+            for name, expected in (("topic", topic), ("key", key), ("value", value))
+            if not isinstance(expected, _Anything)
+        }
+        found = [
+            message
+            for message in self.messages
+            if all(getattr(message, name) == expected for name, expected in wanted.items())
+        ]
+        what = ", ".join(f"{name}={expected!r}" for name, expected in wanted.items()) or "any fields"
+        if count is not None and len(found) != count:
+            raise AssertionError(
+                f"expected {count} messages with {what}, found {len(found)}; {self._seen(self.messages)}"
+            )
+        if count is None and not found:
+            raise AssertionError(f"no message with {what} was handled; {self._seen(self.messages)}")
+        return found
+
+    @staticmethod
+    def _seen(messages: Sequence[Message]) -> str:
+        if not messages:
+            return "none was handled at all"
+        lines = [
+            f"  topic={message.topic!r}, key={message.key!r}, value={message.value[:80]!r}, attempt={message.attempt}"
+            for message in messages[-20:]
+        ]
+        return f"{len(messages)} were handled, at last:\n" + "\n".join(lines)
+
+
+class MockProducer:
+    """A producer that keeps what is published.
+
+    Attributes:
+        messages: What was published, in order and as it was given.
+        fail_with: While this is set, publish raises it; `publish_batch` raises PublishError, with it for each message.
+        closed: Whether it was closed.
+    """
+
+    def __init__(self, *, fail_with: Exception | type[Exception] | None = None) -> None:
+        self.messages: list[Message] = []
+        self.fail_with = fail_with
+        self.closed = False
+
+    async def publish(self, message: Message) -> None:
+        """Keep one message. Raises `fail_with` where it is set, and ClosedError after close."""
+        self._refuse_if_closed()
+        if self.fail_with is not None:
+            raise self.fail_with
+        self.messages.append(message)
+
+    async def publish_batch(self, messages: Sequence[Message]) -> None:
+        """Keep many messages, or refuse all of them with `fail_with`."""
+        self._refuse_if_closed()
+        if self.fail_with is not None:
+            error = self.fail_with() if isinstance(self.fail_with, type) else self.fail_with
+            raise PublishError(f"{len(messages)} messages were refused", dict.fromkeys(range(len(messages)), error))
+        self.messages.extend(messages)
+
+    async def close(self) -> None:
+        """Refuse what comes from now on. Closing twice is fine."""
+        self.closed = True
+
+    def _refuse_if_closed(self) -> None:
+        if self.closed:
+            raise ClosedError("this producer is closed")
+
+
+class MockConsumer:
+    """A consumer that brings nothing and remembers what was asked of it.
+
+    Attributes:
+        started: How often it was started.
+        stopped: How often it was stopped.
+        waited: How often somebody waited for its end.
+    """
+
+    def __init__(self, *, fail_with: BaseException | type[BaseException] | None = None) -> None:
+        """Be a consumer that breaks with `fail_with` for whoever waits, where it is given."""
+        self.started = 0
+        self.stopped = 0
+        self.waited = 0
+        self._fail_with = fail_with
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Note it."""
+        self.started += 1
+        self._ended.clear()
+
+    async def stop(self) -> None:
+        """Note it, and let go whoever waits."""
+        self.stopped += 1
+        self._ended.set()
+
+    async def wait(self) -> None:
+        """Wait until it is stopped, or raise `fail_with`."""
+        self.waited += 1
+        if self._fail_with is not None:
+            raise self._fail_with
+        await self._ended.wait()
+
+    async def __aenter__(self) -> "MockConsumer":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
