@@ -63,5 +63,7 @@ def _driver(scheme: str) -> type[Driver]:
 def _registered(scheme: str) -> type[Driver]:
     found = entry_points(group=ENTRY_POINTS, name=scheme)
     if not found:
-        raise ConfigError(f"unknown broker {scheme}://; known are {', '.join(f'{name}://' for name in schemes())}")
+        raise ConfigError(
+            f"unknown broker {scheme}://; known are {', '.join(f'{name}://' for name in schemes())}"
+        )
     return cast("type[Driver]", next(iter(found)).load())

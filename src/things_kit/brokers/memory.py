@@ -17,8 +17,13 @@ from typing import Final, Self
 import msgspec
 
 from things_kit.engine.driver import (
-    Capabilities, ConnectionLost, Delivery, Release, Subscription, UnknownTopic,
-)  # fmt: skip
+    Capabilities,
+    ConnectionLost,
+    Delivery,
+    Release,
+    Subscription,
+    UnknownTopic,
+)
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
@@ -325,7 +330,9 @@ class Group:
             lane.owner, lane.out, lane.head = receiver, 1, None
             # Behind a message in its first attempt the lane flows on; behind a retry it would only come back again
             if offset not in self._attempts:
-                while lane.waiting and len(taken) < limit and self._not_before.get(lane.waiting[0], now) <= now:
+                while (
+                    lane.waiting and len(taken) < limit and self._not_before.get(lane.waiting[0], now) <= now
+                ):
                     lane.out += 1
                     self._hand(receiver, heapq.heappop(lane.waiting), taken)
         for entry in due:

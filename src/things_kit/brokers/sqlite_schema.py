@@ -117,7 +117,9 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     # Only now: as long as the tables were created in a rollback journal, the header of the file tells whose it is,
     # and `_refuse_foreign` need not ask SQLite, which would tidy up another program's log.
     if _write_ahead(connection) != "wal":
-        raise ConfigError(f"{path}: its file system has no shared memory for SQLite's write-ahead log; use a local disk")
+        raise ConfigError(
+            f"{path}: its file system has no shared memory for SQLite's write-ahead log; use a local disk"
+        )
     connection.execute("PRAGMA temp_store = MEMORY")
     connection.execute("PRAGMA cache_size = -16384")
     connection.execute("PRAGMA wal_autocheckpoint = 2000")
@@ -191,13 +193,21 @@ class Meaning(NamedTuple):
 ERRORS: Final = {
     sqlite3.SQLITE_BUSY: Meaning(ConnectionLost, ConnectionLost, "{path} is locked by another process"),
     sqlite3.SQLITE_LOCKED: Meaning(ConnectionLost, ConnectionLost, "{path} is locked: {error}"),
-    sqlite3.SQLITE_PROTOCOL: Meaning(ConnectionLost, ConnectionLost, "{path} is locked by other processes: {error}"),
-    sqlite3.SQLITE_IOERR: Meaning(ConnectionLost, ConnectionLost, "{path} could not be read or written: {error}"),
+    sqlite3.SQLITE_PROTOCOL: Meaning(
+        ConnectionLost, ConnectionLost, "{path} is locked by other processes: {error}"
+    ),
+    sqlite3.SQLITE_IOERR: Meaning(
+        ConnectionLost, ConnectionLost, "{path} could not be read or written: {error}"
+    ),
     sqlite3.SQLITE_FULL: Meaning(ConnectionLost, ConnectionLost, "{path}: the disk is full: {error}"),
     sqlite3.SQLITE_NOMEM: Meaning(ConnectionLost, ConnectionLost, "{path}: out of memory"),
-    sqlite3.SQLITE_READONLY: Meaning(ConfigError, ConnectionLost, "{path} is read-only for this process: {error}"),
+    sqlite3.SQLITE_READONLY: Meaning(
+        ConfigError, ConnectionLost, "{path} is read-only for this process: {error}"
+    ),
     sqlite3.SQLITE_CANTOPEN: Meaning(
-        ConfigError, ConnectionLost, "{path} cannot be opened or created; the process must be able to write its folder"
+        ConfigError,
+        ConnectionLost,
+        "{path} cannot be opened or created; the process must be able to write its folder",
     ),
     sqlite3.SQLITE_PERM: Meaning(ConfigError, ConnectionLost, "{path}: no permission: {error}"),
     sqlite3.SQLITE_AUTH: Meaning(ConfigError, ConnectionLost, "{path}: no permission: {error}"),

@@ -34,7 +34,12 @@ PAGE_BYTES: Final = 32 * 1024 * 1024
 _offsets = msgspec.json.Decoder(list[int]).decode
 _json = msgspec.json.encode
 
-_LANE: Final[dict[Ordering, str]] = {"key": "key", "partition": "1", "none": "NULL"}
+_LANE: Final[dict[Ordering, str]] = {"key": "m.key", "partition": "1", "none": "NULL"}
+
+_LANE_FLOWS: Final = """key IS NULL OR (
+    NOT EXISTS (SELECT 1 FROM queued q WHERE q.grp = :group AND q.lane = key)
+    AND coalesce((SELECT owner FROM loan l WHERE l.grp = :group AND l.lane = key LIMIT 1), :me) = :me)"""
+"""Whether a message that nobody has seen may be handed out: its lane is nobody's, or this receiver's own."""
 
 _PAGE: Final = """SELECT json_group_array(off), json_group_array(length(key)), CAST(group_concat(key, '') AS BLOB),
         json_group_array(length(value)), CAST(group_concat(value, '') AS BLOB),
@@ -62,7 +67,18 @@ class Page(NamedTuple):
 class Member:
     """One receiver: its row, its group, and how many messages it holds, which only the event loop counts."""
 
-    __slots__ = ("base", "closed", "ephemeral", "group", "group_name", "held", "id", "ordering", "topic", "topic_name")
+    __slots__ = (
+        "base",
+        "closed",
+        "ephemeral",
+        "group",
+        "group_name",
+        "held",
+        "id",
+        "ordering",
+        "topic",
+        "topic_name",
+    )
 
     def __init__(self, subscription: Subscription, number: int, group: int, topic: int) -> None:
         self.id = number
@@ -133,7 +149,9 @@ class Store:
             create=subscription.create or subscription.ephemeral,
         )
         expires = time.time() + self._lease
-        number = self.connection.execute("INSERT INTO receiver (grp, expires) VALUES (?, ?)", (group, expires)).lastrowid
+        number = self.connection.execute(
+            "INSERT INTO receiver (grp, expires) VALUES (?, ?)", (group, expires)
+        ).lastrowid
         assert number is not None  # noqa: S101 - an INSERT has a row id
         return Member(subscription, number, group, topic)
 
@@ -164,7 +182,11 @@ class Store:
         if not create:
             raise ConfigError(f"the consumer group {name!r} does not exist")
         first, beyond = _span(topic)
-        cursor = "next" if start == "latest" else "coalesce((SELECT min(seq) FROM message WHERE seq >= ? AND seq < ?) - ?, next)"
+        cursor = (
+            "next"
+            if start == "latest"
+            else "coalesce((SELECT min(seq) FROM message WHERE seq >= ? AND seq < ?) - ?, next)"
+        )
         made = self.connection.execute(
             f"INSERT INTO consumer_group (topic, name, cursor, ephemeral) SELECT id, ?, {cursor}, ? FROM topic WHERE id = ?",  # noqa: S608
             (name, *(() if start == "latest" else (first, beyond, first)), ephemeral, topic),
@@ -191,7 +213,8 @@ class Store:
             self._append((number << OFFSET_BITS) + offset, rows)
             largest = max(len(row[1]) + len(row[0] or b"") + len(row[2] or "") for row in rows)
             self._run(
-                "UPDATE topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?", (len(rows), largest, number)
+                "UPDATE topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?",
+                (len(rows), largest, number),
             )
             self.touched.add(number)
         return unknown
@@ -240,7 +263,9 @@ class Store:
         offsets = self._lend_due(member, limit, now, heavy) if queued else []
         more = False
         if len(offsets) < limit and cursor < beyond:
-            fresh, cursor = self._lend_fresh(member, limit - len(offsets), cursor, beyond, queued or others, heavy)
+            fresh, cursor = self._lend_fresh(
+                member, limit - len(offsets), cursor, beyond, contended=queued or others, heavy=heavy
+            )
             more = not fresh and cursor is not None and cursor < beyond
             offsets = sorted(offsets + fresh)
         if not offsets:
@@ -269,12 +294,13 @@ class Store:
                 parameters,
             )
             self._run(
-                "DELETE FROM queued WHERE grp = :group AND off IN (SELECT value FROM json_each(:offsets))", parameters
+                "DELETE FROM queued WHERE grp = :group AND off IN (SELECT value FROM json_each(:offsets))",
+                parameters,
             )
         return offsets
 
     def _lend_fresh(
-        self, member: Member, limit: int, cursor: int, beyond: int, contended: bool, heavy: bool
+        self, member: Member, limit: int, cursor: int, beyond: int, *, contended: bool, heavy: bool
     ) -> tuple[list[int], int | None]:
         """Lend what no receiver of the group has seen; returns it, and the cursor unless it has to stay."""
         lanes = contended and member.ordering != "none"
@@ -306,8 +332,8 @@ class Store:
         if offsets:
             self._run(
                 "INSERT INTO loan (owner, off, grp, lane, attempt) "  # noqa: S608
-                f"SELECT :me, value, :group, {_LANE[member.ordering]}, 1 "
-                "FROM json_each(:offsets) CROSS JOIN message ON seq = :base + value",
+                f"SELECT :me, o.value, :group, {_LANE[member.ordering]}, 1 "
+                "FROM json_each(:offsets) o CROSS JOIN message m ON m.seq = :base + o.value",
                 parameters,
             )
         if by_key and len(offsets) < end - cursor:
@@ -345,12 +371,16 @@ class Store:
         parameters: dict[str, Any] = {"me": member.id, "group": member.group}
         parameters["acknowledged"] = _json(acknowledged).decode()
         parameters["released"] = _json(released).decode()
-        queued = bool(released) or self._row("SELECT EXISTS (SELECT 1 FROM queued WHERE grp = ?)", (member.group,))[0]
+        queued = (
+            bool(released)
+            or self._row("SELECT EXISTS (SELECT 1 FROM queued WHERE grp = ?)", (member.group,))[0]
+        )
         if queued:
             self._note_lanes("off IN (SELECT value FROM json_each(:acknowledged))", parameters)
         if acknowledged:
             self._run(
-                "DELETE FROM loan WHERE owner = :me AND off IN (SELECT value FROM json_each(:acknowledged))", parameters
+                "DELETE FROM loan WHERE owner = :me AND off IN (SELECT value FROM json_each(:acknowledged))",
+                parameters,
             )
         if released:
             # First those alone that were acknowledged: only a lane where something is released may have to step back.
@@ -437,7 +467,9 @@ class Store:
             raise ConnectionLost(
                 f"the receiver of group {member.group_name!r} on {member.topic_name!r} did not renew its lease in time"
             )
-        self._run("INSERT INTO receiver (id, grp, expires) VALUES (?, ?, ?)", (member.id, member.group, expires))
+        self._run(
+            "INSERT INTO receiver (id, grp, expires) VALUES (?, ?, ?)", (member.id, member.group, expires)
+        )
 
     def keep_alive(self, members: Iterable[Member]) -> None:
         """Renew the leases of ephemeral groups, which would vanish although their process is well."""
@@ -501,7 +533,8 @@ class Store:
         """Delete some of what is old and settled by all groups of its topic; tells whether there is more to do."""
         self.reap(now)
         topics = self._row("SELECT json_group_array(id) FROM topic")[0]
-        return any([self._sweep_topic(topic, now - self._retain) for topic in _offsets(topics)])
+        more = [self._sweep_topic(topic, now - self._retain) for topic in _offsets(topics)]
+        return any(more)
 
     def _sweep_topic(self, topic: int, cutoff: float) -> bool:
         base, _ = _span(topic)
@@ -529,12 +562,6 @@ class Store:
         if deleted:
             self._run("UPDATE topic SET swept = max(swept, :last - :base + 1) WHERE id = :topic", parameters)
         return bool(count == SWEPT)
-
-
-_LANE_FLOWS: Final = """key IS NULL OR (
-    NOT EXISTS (SELECT 1 FROM queued q WHERE q.grp = :group AND q.lane = key)
-    AND coalesce((SELECT owner FROM loan l WHERE l.grp = :group AND l.lane = key LIMIT 1), :me) = :me)"""
-"""Whether a message that nobody has seen may be handed out: its lane is nobody's, or this receiver's own."""
 
 
 def _span(topic: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class Commands(TyperGroup):
 # A traceback with local variables would show URLs, and passwords with them.
 app = typer.Typer(
     cls=Commands,
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Messages, from the command line.",

@@ -37,7 +37,7 @@ SHOWN: Final = 10
 def publish(
     url: Url,
     topic: Topic,
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="JSON Lines; '-' is standard input.")] = "-",
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON Lines; '-' is standard input.")] = "-",
     *,
     raw: Annotated[bool, typer.Option("--raw", help="Every line is a value, whatever it holds.")] = False,
     key: Annotated[

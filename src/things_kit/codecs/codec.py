@@ -28,7 +28,8 @@ class JSONCodec:
     def decoder(self, kind: Any) -> Callable[[bytes], Any]:
         """Decode UTF-8 JSON to a Struct, dataclass, TypedDict, pydantic model or built-in type."""
         if is_pydantic(kind):
-            return lambda value: kind.model_validate_json(value)
+            decode: Callable[[bytes], Any] = kind.model_validate_json
+            return decode
         return msgspec.json.Decoder(kind).decode
 
     def encode(self, value: Any) -> bytes:

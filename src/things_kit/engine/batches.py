@@ -85,7 +85,9 @@ class BatchWorkers(Workers):
                 self._idle.remove(waiter)
 
     def _part_failed(self, batch: list[Delivery], error: BatchError) -> None:
-        failed = [(delivery, error.errors[index]) for index, delivery in enumerate(batch) if index in error.errors]
+        failed = [
+            (delivery, error.errors[index]) for index, delivery in enumerate(batch) if index in error.errors
+        ]
         for index, delivery in enumerate(batch):
             if index not in error.errors:
                 delivery.loan.done(delivery)

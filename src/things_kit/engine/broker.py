@@ -138,7 +138,9 @@ class Broker:
         consumers = tuple(consumer.health() for consumer in self._consumers)
         reason = await self._trouble()
         if reason is None:
-            ill = (f"{', '.join(c.topics)} as {c.group}: {c.reason}" for c in consumers if c.reason is not None)
+            ill = (
+                f"{', '.join(c.topics)} as {c.group}: {c.reason}" for c in consumers if c.reason is not None
+            )
             reason = next(ill, None)
         return Health(ok=reason is None, reason=reason, consumers=consumers)
 

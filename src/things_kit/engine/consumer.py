@@ -17,13 +17,20 @@ from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.source import Source, Treatment
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.workers import GRACE, Workers
-from things_kit.messaging.errors import BrokerUnavailable, ClosedError, ConfigError
+from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.health import ConsumerHealth
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.messaging.policy import (
-    DISCARD, Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds,
-)  # fmt: skip
+    DISCARD,
+    Batch,
+    Discard,
+    Ordering,
+    RetryPolicy,
+    Seconds,
+    Start,
+    seconds,
+)
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -66,9 +73,13 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
         if self.batch is not None:
             _instance("batch", self.batch, Batch)
             if self.middleware:
-                raise ConfigError("middleware wraps the handling of one message; it cannot be used with batch")
+                raise ConfigError(
+                    "middleware wraps the handling of one message; it cannot be used with batch"
+                )
         if not isinstance(self.dead_letter, str | Discard | None):
-            raise ConfigError(f"dead_letter must be a topic's name, DISCARD or None; it is {self.dead_letter!r}")
+            raise ConfigError(
+                f"dead_letter must be a topic's name, DISCARD or None; it is {self.dead_letter!r}"
+            )
 
     def dead_letter_of(self, topic: str, group: str) -> str | None:
         """The name of a topic's dead letter; None where there is none."""
@@ -131,7 +142,9 @@ class BrokerConsumer:
             self._workers = self._make_workers()
             self._workers.start()
             self._sources = [self._make_source(topic) for topic in self.options.topics]
-            self._runs = [asyncio.create_task(source.run(), name=f"{self._name} source") for source in self._sources]
+            self._runs = [
+                asyncio.create_task(source.run(), name=f"{self._name} source") for source in self._sources
+            ]
             for run in self._runs:
                 run.add_done_callback(self._run_ended)
             await self._subscribed()
@@ -180,7 +193,9 @@ class BrokerConsumer:
             group=self.group,
             running=self._state == "running" and self._broken is None,
             in_flight=sum(len(loan.held) for loan in loans),
-            last_settled=max((loan.last_settled for loan in loans if loan.last_settled is not None), default=None),
+            last_settled=max(
+                (loan.last_settled for loan in loans if loan.last_settled is not None), default=None
+            ),
             oldest_in_flight=None if oldest is None else now - oldest,
             reason=self._trouble(now, oldest),
         )
@@ -195,8 +210,12 @@ class BrokerConsumer:
                 return f"the broker is away: {source.away}"
         hanging = self._workers.hanging()
         if hanging:
-            return f"{hanging} of {self.options.concurrency} workers hang in a handler that overran its timeout"
-        progress = max((source.loan.last_progress for source in self._sources if source.loan is not None), default=now)
+            return (
+                f"{hanging} of {self.options.concurrency} workers hang in a handler that overran its timeout"
+            )
+        progress = max(
+            (source.loan.last_progress for source in self._sources if source.loan is not None), default=now
+        )
         if oldest is not None and now - max(oldest, progress) > STUCK and self._workers.busy():
             return f"it is stuck: no message was finished for {now - max(oldest, progress):.0f} s"
         return None
@@ -246,6 +265,7 @@ class BrokerConsumer:
         treatment = Treatment(
             retry=options.retry,
             dead_letter=self._dead_letters[topic],
+            drain=seconds(options.drain_timeout, "drain_timeout"),
             discard=options.dead_letter is DISCARD,
             chance=self._chance,
         )
@@ -266,27 +286,27 @@ class BrokerConsumer:
     # --- start, stop, break
 
     async def _subscribed(self) -> None:
+        """Wait until every source is subscribed, or the consumer broke, or `publish_timeout` is over."""
         timeout = self._transmission.url.engine.publish_timeout
-        waits = [asyncio.create_task(source.subscribed.wait()) for source in self._sources]
+        waits = {asyncio.create_task(source.subscribed.wait()) for source in self._sources}
+        stopped = asyncio.create_task(self._stopped.wait())
         try:
-            ready = asyncio.gather(*waits)
-            broken = asyncio.create_task(self._stopped.wait())
-            waits.append(broken)
-            await asyncio.wait({ready, broken}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if self._broken is not None:
-                raise self._broken
-            if broken.done():
-                raise ClosedError("the consumer was stopped while it started")
-            if not ready.done():
-                away = next((source.away for source in self._sources if source.away is not None), None)
-                why = f": {away}" if away is not None else ""
-                raise BrokerUnavailable(
-                    f"{self._transmission.url.display} did not answer within {timeout:g} s{why}"
-                ) from (away and (away.__cause__ or away))
+            async with asyncio.timeout(timeout):
+                pending: set[asyncio.Task[Any]] = set(waits)
+                while pending and not stopped.done():
+                    _, pending = await asyncio.wait({*pending, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                    pending.discard(stopped)
+        except TimeoutError:
+            away = next((source.away for source in self._sources if source.away is not None), None)
+            raise self._transmission.unavailable(timeout, away) from (away and (away.__cause__ or away))
         finally:
-            for wait in waits:
+            for wait in (*waits, stopped):
                 wait.cancel()
-            await asyncio.gather(*waits, ready, return_exceptions=True)
+            await asyncio.gather(*waits, stopped, return_exceptions=True)
+        if self._broken is not None:
+            raise self._broken
+        if self._state != "running":
+            raise ClosedError("the consumer was stopped while it started")
 
     def _run_ended(self, run: asyncio.Task[None]) -> None:
         if not run.cancelled() and (error := run.exception()) is not None:

@@ -33,11 +33,15 @@ def dead_letter_topic(template: str, topic: str, group: str) -> str:
     try:
         name = template.format(topic=stem, group=group)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ConfigError(f"dead_letter={template!r}: only the fields {{topic}} and {{group}} can be filled") from error
+        raise ConfigError(
+            f"dead_letter={template!r}: only the fields {{topic}} and {{group}} can be filled"
+        ) from error
     if stem != topic and not name.endswith(_FIFO):
         name += _FIFO
     if not name or name == topic:
-        raise ConfigError(f"dead_letter={template!r} names the topic {topic!r} itself; a dead letter needs its own topic")
+        raise ConfigError(
+            f"dead_letter={template!r} names the topic {topic!r} itself; a dead letter needs its own topic"
+        )
     return name
 
 
@@ -83,7 +87,9 @@ def revive(dead: Message, to: str | None = None) -> Message:
     """
     if not is_dead_letter(dead):
         if to is None:
-            raise ConfigError(f"the message {dead.id!r} in {dead.topic!r} is no dead letter; say with `to` where it goes")
+            raise ConfigError(
+                f"the message {dead.id!r} in {dead.topic!r} is no dead letter; say with `to` where it goes"
+            )
         return Message(to, dead.value, dead.key, dead.headers, timestamp=dead.timestamp, id=dead.id)
     headers = {
         name.removeprefix(names.ORIGINAL_HEADER) if _clashes(name) else name: value
@@ -91,7 +97,9 @@ def revive(dead: Message, to: str | None = None) -> Message:
         if name not in _OURS
     }
     if to is None:
-        headers[names.REPLAY_GROUP] = dead.headers.get(names.ORIGINAL_GROUP, dead.headers[names.CONSUMER_GROUP])
+        headers[names.REPLAY_GROUP] = dead.headers.get(
+            names.ORIGINAL_GROUP, dead.headers[names.CONSUMER_GROUP]
+        )
     published = dead.headers.get(names.ORIGINAL_TIMESTAMP)
     return Message(
         to or dead.headers[names.ORIGINAL_TOPIC],

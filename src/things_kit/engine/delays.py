@@ -24,6 +24,14 @@ class Delays:
         if self._heap[0] is entry:
             self._arm()
 
+    def drop(self, which: Callable[[Delivery], bool]) -> list[Delivery]:
+        """Forget these; returns them."""
+        dropped = [delivery for _, _, delivery in self._heap if which(delivery)]
+        self._heap = [entry for entry in self._heap if not which(entry[2])]
+        heapq.heapify(self._heap)
+        self._arm()
+        return dropped
+
     def clear(self) -> None:
         """Forget all of them."""
         self._heap.clear()
@@ -32,9 +40,7 @@ class Delays:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = (
-            asyncio.get_running_loop().call_at(self._heap[0][0], self._ring) if self._heap else None
-        )
+        self._timer = asyncio.get_running_loop().call_at(self._heap[0][0], self._ring) if self._heap else None
 
     def _ring(self) -> None:
         now = asyncio.get_running_loop().time()

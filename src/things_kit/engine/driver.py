@@ -19,8 +19,8 @@ Rules that hold for every method:
   this process and be lost by nobody: the next call hands it out, or the broker does.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -75,6 +75,30 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(name for name in ("delay", "lanes", "attempts", "targeted") if not getattr(self, name))
 
 
+class Delivery(msgspec.Struct, eq=False, gc=False):
+    """A message on loan from the broker, until it is settled.
+
+    `token` is whatever the driver needs to settle it. A token must not refer back to its delivery.
+    `loan` is the engine's note of where it belongs; drivers leave it alone.
+    """
+
+    message: Message
+    token: Any = None
+    loan: Any = None
+
+
+Which: TypeAlias = Callable[[Delivery], bool]
+"""Says which deliveries are meant."""
+
+
+async def _nobody_lets_go(which: Which) -> None:
+    """For receivers that are used without a consumer."""
+
+
+def _nobody_forgets(which: Which) -> None:
+    """For receivers that are used without a consumer."""
+
+
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """What one receiver is to bring.
 
@@ -87,6 +111,10 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
             or the whole topic where there are none, is one lane. "none": there are no lanes.
         max_in_flight: The most messages the engine will hold at once: an upper bound for prefetching.
         create: Whether a missing topic or group may be created; if not, and one is missing, `ConfigError`.
+        let_go: For brokers that take back a part of what a receiver has, such as a partition in a rebalance. Awaited
+            by the driver on the loop before it lets go: drops what was not begun of these deliveries, gives begun
+            handlers their time, and has settled them when it returns.
+        forget: The same where that part is lost already: drops them, and settles nothing.
     """
 
     topic: str
@@ -96,18 +124,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     ordering: Ordering = "key"
     max_in_flight: int = 1000
     create: bool = True
-
-
-class Delivery(msgspec.Struct, eq=False, gc=False):
-    """A message on loan from the broker, until it is settled.
-
-    `token` is whatever the driver needs to settle it. A token must not refer back to its delivery.
-    `loan` is the engine's note of where it belongs; drivers leave it alone.
-    """
-
-    message: Message
-    token: Any = None
-    loan: Any = None
+    let_go: Callable[[Which], Awaitable[None]] = _nobody_lets_go
+    forget: Callable[[Which], None] = _nobody_forgets
 
 
 class Release(msgspec.Struct, eq=False):
@@ -224,5 +242,3 @@ class Driver(Protocol):
 
         A group that does not exist (yet) lags by what it would get, were it created at the earliest.
         """
-
-

@@ -126,6 +126,19 @@ class Lanes:
             if self._queues.get(lane) is _PARKED:
                 del self._queues[lane]
 
+    def drop(self, which: Callable[[Delivery], bool]) -> None:
+        """Drop these where they are queued or ready; a lane whose head was only ready goes on without it."""
+        for lane, queue in self._queues.items():
+            if queue:
+                kept = deque(delivery for delivery in queue if not which(delivery))
+                self._queues[lane] = kept or None
+        dropped = [delivery for delivery in self._ready if which(delivery)]
+        staying = [delivery for delivery in self._ready if not which(delivery)]
+        self._ready.clear()
+        self._ready.extend(staying)
+        for delivery in dropped:
+            self.advance(delivery)
+
     def forget(self, busy: Iterable[Delivery]) -> None:
         """Drop all that is queued; only the lanes of what is being handled stay closed until that is done."""
         self._queues = {lane: None for lane in map(self.lane_of, busy) if lane is not None}

@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection
 from things_kit.engine.driver import Delivery, Receiver
 
 
-async def keep_leases(receiver: Receiver, held: Callable[[], Collection[Delivery]], lease: float | None) -> None:
+async def keep_leases(
+    receiver: Receiver, held: Callable[[], Collection[Delivery]], lease: float | None
+) -> None:
     """Extend the leases of all that is held, three times a lease, until cancelled. Returns at once without a lease.
 
     Raises:

@@ -1,7 +1,7 @@
 """What one receiver has lent us: every delivery from its arrival until the broker knows what became of it."""
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -72,13 +72,24 @@ class Loan:
         lanes, self._unparked = self._unparked, []
         return lanes
 
+    def leaving(self) -> set[Delivery]:
+        """What is on its way back to the broker."""
+        acknowledged, released = self._sending
+        return {*self._acknowledged, *acknowledged, *(r.delivery for r in (*self._released, *released))}
+
     def release_all_but(self, busy: Container[Delivery]) -> None:
         """Give back all that is neither busy nor on its way back already; it was never begun, so nothing counts."""
-        acknowledged, released = self._sending
-        leaving = {*self._acknowledged, *acknowledged, *(r.delivery for r in (*self._released, *released))}
+        leaving = self.leaving()
         for delivery in self.held:
             if delivery not in busy and delivery not in leaving:
                 self.release(Release(delivery, attempt=delivery.message.attempt))
+
+    def drop(self, which: Callable[[Delivery], bool]) -> None:
+        """These belong to somebody else now: settle nothing of them."""
+        for delivery in [delivery for delivery in self.held if which(delivery)]:
+            del self.held[delivery]
+        self._acknowledged = [delivery for delivery in self._acknowledged if not which(delivery)]
+        self._released = [release for release in self._released if not which(release.delivery)]
 
     async def settle(self) -> None:
         """Settle what comes, until `finish` was called and nothing is left. Raises ConnectionLost."""

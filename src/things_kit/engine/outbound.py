@@ -32,7 +32,9 @@ def _complete(message: Message, identity: str, now: datetime) -> Message:
     if time is None:
         time = now
     elif time.tzinfo is None:
-        raise PublishError(f"the timestamp of a message must be aware, such as datetime.now(UTC); it is {time!r}")
+        raise PublishError(
+            f"the timestamp of a message must be aware, such as datetime.now(UTC); it is {time!r}"
+        )
     elif time.tzinfo is not UTC:
         try:
             time = time.astimezone(UTC)
@@ -65,13 +67,17 @@ def _check(message: Message, max_bytes: int | None) -> None:
     if headers:
         size += sum(_check_header(name, text) for name, text in headers.items())
     if max_bytes is not None and size > max_bytes:
-        raise MessageTooLarge(f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}")
+        raise MessageTooLarge(
+            f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
+        )
 
 
 def _check_header(name: Any, text: Any) -> int:
     size = _check_text("the name of a header", name) + _check_text(f"the header {name!r}", text)
     if name.startswith(RESERVED_PREFIX):
-        raise PublishError(f"the header {name!r} begins with {RESERVED_PREFIX!r}, which belongs to the drivers")
+        raise PublishError(
+            f"the header {name!r} begins with {RESERVED_PREFIX!r}, which belongs to the drivers"
+        )
     return size
 
 

@@ -62,13 +62,19 @@ def compile_batch_handler(handler: AnyHandler) -> HandleBatch:
     elif origin in {list, Sequence}:
         (element,) = typing.get_args(kind)
     else:
-        raise ConfigError(f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}")
-    if element is Message:
-        return call
-    decode = _decoder(element)
+        raise ConfigError(
+            f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}"
+        )
+    return call if element is Message else _decoded_batch(call, _decoder(element))
+
+
+def _decoded_batch(call: Callable[..., Awaitable[Any]], decode: Callable[[Message], Any]) -> HandleBatch:
+    """Decodes each message first; those that cannot be decoded fail alone, and the handler gets the rest."""
 
     async def decoded(messages: list[Message]) -> None:
-        payloads, indices, errors = [], [], {}
+        payloads: list[Any] = []
+        indices: list[int] = []
+        errors: dict[int, BaseException] = {}
         for index, message in enumerate(messages):
             try:
                 payloads.append(decode(message))
@@ -78,8 +84,10 @@ def compile_batch_handler(handler: AnyHandler) -> HandleBatch:
         if payloads:
             try:
                 await call(payloads)
-            except BatchError as batch:
-                errors |= {indices[index]: error for index, error in batch.errors.items() if index in range(len(indices))}
+            except BatchError as failed:
+                errors |= {
+                    indices[index]: error for index, error in failed.errors.items() if index < len(indices)
+                }
             except Exception as error:
                 if not errors:
                     raise
@@ -123,7 +131,9 @@ def _parameters(target: Any) -> tuple[Any, bool]:
         return Message, False
     positional = [p for p in parameters if p.kind not in {p.KEYWORD_ONLY, p.VAR_KEYWORD}]
     if not positional:
-        raise ConfigError(f"the handler {name_of(target)} takes no parameter; it must take the message or its payload")
+        raise ConfigError(
+            f"the handler {name_of(target)} takes no parameter; it must take the message or its payload"
+        )
     first, *others = positional
     kind = Message if first.kind is first.VAR_POSITIONAL else _annotation(target, first, Message)
     second = others[0] if others else None

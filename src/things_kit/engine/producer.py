@@ -60,7 +60,8 @@ class BrokerProducer:
         if errors:
             index, first = next(iter(sorted(errors.items())))
             raise PublishError(
-                f"{len(errors)} of {len(messages)} messages were not published; message {index}: {first}", errors
+                f"{len(errors)} of {len(messages)} messages were not published; message {index}: {first}",
+                errors,
             ) from first
 
     async def close(self) -> None:
@@ -102,7 +103,8 @@ class BrokerProducer:
 
     def _gather(self) -> list[_Waiting]:
         """The calls whose messages go together: many small ones, or one large one alone."""
-        gathered, count = [], 0
+        gathered: list[_Waiting] = []
+        count = 0
         most = min(GATHER, self._transmission.driver.capabilities.max_batch)
         while self._queue and (not gathered or count + len(self._queue[0].messages) <= most):
             waiting = self._queue.popleft()
@@ -117,7 +119,11 @@ class BrokerProducer:
         if not messages:
             return
         ready, errors = prepare(messages, capabilities.max_message_bytes)
-        indices = [index for index in range(len(messages)) if index not in errors] if errors else range(len(messages))
+        indices = (
+            [index for index in range(len(messages)) if index not in errors]
+            if errors
+            else range(len(messages))
+        )
         for start in range(0, len(ready), capabilities.max_batch):
             chunk = ready[start : start + capabilities.max_batch]
             results = await self._transmission.send(chunk, self._deadline(gathered))
@@ -137,7 +143,9 @@ class BrokerProducer:
         for waiting in gathered:
             end = first + len(waiting.messages)
             mine = {i - first: errors[i] for i in range(first, end) if i in errors} if errors else {}
-            if waiting.deadline > now and any(isinstance(error, BrokerUnavailable) for error in mine.values()):
+            if waiting.deadline > now and any(
+                isinstance(error, BrokerUnavailable) for error in mine.values()
+            ):
                 again.append(waiting)  # it was sent along with an older one, whose time is over
             elif not waiting.outcome.done():
                 waiting.outcome.set_result(mine)

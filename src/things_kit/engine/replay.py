@@ -46,7 +46,9 @@ class Reading:
         driver = self._transmission.driver
         self._receiver = await self._transmission.patiently(lambda: driver.subscribe(self._subscription))
         lease = driver.capabilities.lease
-        self._leases = asyncio.create_task(keep_leases(self._receiver, self._held.keys, lease), name="things_kit reading")
+        self._leases = asyncio.create_task(
+            keep_leases(self._receiver, self._held.keys, lease), name="things_kit reading"
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -54,7 +56,9 @@ class Reading:
         with contextlib.suppress(asyncio.CancelledError, ConnectionLost):
             await self._leases
         with contextlib.suppress(ConnectionLost):  # then the broker gives them back itself
-            await self._receiver.settle([], [Release(held, attempt=held.message.attempt) for held in self._held])
+            await self._receiver.settle(
+                [], [Release(held, attempt=held.message.attempt) for held in self._held]
+            )
             await self._receiver.close()
 
     async def batches(self, limit: int | None = None) -> AsyncIterator[list[Delivery]]:
@@ -72,7 +76,9 @@ class Reading:
             try:
                 deliveries = await self._receiver.receive(int(min(left, AT_ONCE)), QUIET)
             except ConnectionLost as error:
-                raise BrokerUnavailable(f"{self._transmission.url.display} was lost while reading: {error}") from error
+                raise BrokerUnavailable(
+                    f"{self._transmission.url.display} was lost while reading: {error}"
+                ) from error
             if not deliveries:
                 return  # the rest is in somebody else's hands
             self._held.update(dict.fromkeys(deliveries))
@@ -84,7 +90,9 @@ class Reading:
         try:
             await self._receiver.settle(deliveries, [])
         except ConnectionLost as error:
-            raise BrokerUnavailable(f"{self._transmission.url.display} was lost while reading: {error}") from error
+            raise BrokerUnavailable(
+                f"{self._transmission.url.display} was lost while reading: {error}"
+            ) from error
         for delivery in deliveries:
             del self._held[delivery]
 
@@ -106,7 +114,9 @@ async def replay(
             chosen = [
                 delivery
                 for delivery in deliveries
-                if (reading.bounded or (failed_at(delivery.message) or begun) <= begun)  # else of our own making
+                if (
+                    reading.bounded or (failed_at(delivery.message) or begun) <= begun
+                )  # else of our own making
                 and (where is None or where(delivery.message))
             ]
             if limit is not None:
@@ -117,7 +127,9 @@ async def replay(
     return count
 
 
-async def _bring_back(producer: BrokerProducer, reading: Reading, chosen: list[Delivery], to: str | None) -> int:
+async def _bring_back(
+    producer: BrokerProducer, reading: Reading, chosen: list[Delivery], to: str | None
+) -> int:
     messages = [revive(delivery.message, to) for delivery in chosen]
     if not messages:
         return 0

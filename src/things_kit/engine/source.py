@@ -12,7 +12,7 @@ import msgspec
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.dead_letter import make_dead_letter, qualified_name
 from things_kit.engine.delays import Delays
-from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription, Which
 from things_kit.engine.lanes import Lane, Lanes
 from things_kit.engine.loan import Loan
 from things_kit.engine.producer import BrokerProducer
@@ -38,6 +38,7 @@ class Treatment(msgspec.Struct, frozen=True):
     retry: RetryPolicy
     dead_letter: str | None
     discard: bool
+    drain: float
     chance: random.Random
 
 
@@ -52,7 +53,7 @@ class Source:
         workers: Workers,
         producer: BrokerProducer,
     ) -> None:
-        self.subscription = subscription
+        self.subscription = msgspec.structs.replace(subscription, let_go=self.let_go, forget=self.forget)
         self.subscribed = asyncio.Event()
         self.away: Exception | None = None
         self.discarded = 0
@@ -67,6 +68,7 @@ class Source:
         self._backoff = Backoff()
         self._burials: dict[asyncio.Task[None], Delivery] = {}
         self._room = asyncio.Event()
+        self._progress = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -134,6 +136,7 @@ class Source:
         """The broker has taken settlements: there is room for more."""
         self._backoff.reset()  # only now: a broker that hands out but takes nothing back is not well
         self._room.set()
+        self._progress.set()
 
     def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
         if not self._capabilities.targeted:
@@ -164,7 +167,46 @@ class Source:
         self._workers.ready.clear()
         self._workers.ready.extend(ready)
         self._delays.clear()
-        self._lanes.forget(d for d in (*self._workers.busy(), *self._burials.values()) if d.loan.source is self)
+        self._lanes.forget(delivery for delivery in self._busy() if delivery.loan.source is self)
+
+    def _busy(self) -> set[Delivery]:
+        """What is being handled, or on its way to the dead letter."""
+        return {*self._workers.busy(), *self._burials.values()}
+
+    # --- giving up a part, such as a partition that moves to another consumer
+
+    async def let_go(self, which: Which) -> None:
+        """Drop what was not begun, wait up to the drain time for what was, and settle it."""
+        self._drop_unbegun(which)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._treatment.drain
+        while self.loan is not None and any(map(which, self.loan.held)) and loop.time() < ends:
+            self._progress.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(ends):
+                    await self._progress.wait()
+            self._drop_unbegun(
+                which
+            )  # what failed meanwhile waits for another attempt, which is not ours to make
+        self.forget(which)
+
+    def forget(self, which: Which) -> None:
+        """Drop them, begun or not; what their handlers answer concerns nobody any more."""
+        self._drop_unbegun(which)
+        if self.loan is not None:
+            self.loan.drop(which)
+        self._room.set()
+
+    def _drop_unbegun(self, which: Which) -> None:
+        loan = self.loan
+        if loan is None:
+            return
+        self._lanes.drop(which)
+        for delivery in self._delays.drop(which):
+            self._lanes.advance(delivery)
+        begun = {*self._busy(), *loan.leaving()}
+        loan.drop(lambda delivery: which(delivery) and delivery not in begun)
+        self._workers.wake()
 
     # --- outcomes
 
@@ -238,6 +280,7 @@ class Source:
         delivery = again.delivery
         delivery.message = delivery.message.replace(attempt=again.attempt)
         self._delays.hold(delivery, again.delay)
+        self._progress.set()
 
     def _due(self, delivery: Delivery) -> None:
         if self._treatment.retry.mode == "delayed":
@@ -260,7 +303,9 @@ class Source:
             delivery.loan.done(delivery)
             self._workers.wake()
             return
-        dead = make_dead_letter(message, topic=treatment.dead_letter, group=self.subscription.group, error=error)
+        dead = make_dead_letter(
+            message, topic=treatment.dead_letter, group=self.subscription.group, error=error
+        )
         task = asyncio.create_task(self._bury(delivery, dead), name=f"{self._name} dead letter")
         self._burials[task] = delivery
         task.add_done_callback(self._burials.pop)
@@ -288,7 +333,7 @@ class Source:
         if self._pump is not None:
             self._pump.cancel()
         if self.loan is not None:
-            self.loan.release_all_but({*self._workers.busy(), *self._burials.values()})
+            self.loan.release_all_but(self._busy())
 
     async def finish(self, within: float) -> None:
         """Wait for dead letters on their way; then let the last settlements go and `run` return."""

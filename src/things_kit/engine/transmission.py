@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from things_kit.engine.backoff import Backoff
@@ -25,70 +25,91 @@ class Transmission:
         self.away: Exception | None = None
         self._declared: set[str] = set()
 
-    async def declare(self, topic: str, groups: Sequence[str] = ()) -> None:
+    async def declare(self, topic: str, groups: Sequence[str] = (), deadline: float | None = None) -> None:
         """Create what is missing. Raises BrokerUnavailable, ConfigError."""
-        await self.patiently(lambda: self.driver.declare(topic, groups))
+        await self.patiently(lambda: self.driver.declare(topic, groups), deadline)
         self._declared.add(topic)
 
     def forget(self, topic: str) -> None:
         """The topic was removed: declare it again before the next message."""
         self._declared.discard(topic)
 
-    async def patiently(self, call: Callable[[], Awaitable[ResultT]], deadline: float | None = None) -> ResultT:
+    async def patiently(
+        self, call: Callable[[], Awaitable[ResultT]], deadline: float | None = None
+    ) -> ResultT:
         """Call until the broker answers. Raises BrokerUnavailable after `publish_timeout`, or at the deadline."""
         loop, timeout = asyncio.get_running_loop(), self.url.engine.publish_timeout
         if deadline is None:
             deadline = loop.time() + timeout
-        backoff, last = Backoff(), None
+        backoff = Backoff()
+        last: Exception | None = None
         while True:
             limit = asyncio.timeout_at(deadline)
             try:
                 async with limit:
                     result = await call()
             except ConnectionLost as error:
-                self.away = last = error
+                last = error
             except TimeoutError as error:
                 if not limit.expired():
                     raise
-                self.away = last = last or error
+                last = last or error
             else:
                 self.away = None
                 return result
+            self.away = last
             if loop.time() >= deadline:
-                why = f": {last}" if isinstance(last, ConnectionLost) else ""
-                raise BrokerUnavailable(f"{self.url.display} did not answer within {timeout:g} s{why}") from (
-                    last.__cause__ or last
-                )
+                raise self.unavailable(timeout, last) from (last.__cause__ or last)
             await backoff.wait(deadline)
 
+    def unavailable(self, timeout: float, last: Exception | None) -> BrokerUnavailable:
+        """The error for a broker that stayed away, with what it said last."""
+        why = f": {last}" if isinstance(last, ConnectionLost) else ""
+        return BrokerUnavailable(f"{self.url.display} did not answer within {timeout:g} s{why}")
+
     async def send(self, messages: Sequence[Message], deadline: float) -> list[Exception | None]:
-        """Send prepared messages; one result each, None where it is confirmed. Raises nothing for the broker's sake."""
+        """Send prepared messages; one result each, None where it is confirmed. The broker's errors are results."""
+        undeclared = (
+            {message.topic for message in messages} - self._declared if self.url.engine.declare else set()
+        )
         try:
-            if self.url.engine.declare:
-                for topic in {message.topic for message in messages} - self._declared:
-                    await self.declare(topic)
-            results = list(await self.patiently(lambda: self.driver.send(messages), deadline))
-            unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
-            if unknown:
-                for index, result in zip(unknown, await self._send_unknown(messages, unknown, deadline), strict=True):
-                    results[index] = result
-        except (BrokerUnavailable, ConfigError, PublishError) as error:
+            refused = await self._declare_all(undeclared, deadline)
+            if refused:
+                rest = [message for message in messages if message.topic not in refused]
+                results = iter(await self._send(rest, deadline))
+                return [refused.get(message.topic) or next(results) for message in messages]
+            return await self._send(messages, deadline)
+        except (BrokerUnavailable, PublishError) as error:
             return [error] * len(messages)
+
+    async def _declare_all(self, topics: Iterable[str], deadline: float) -> dict[str, Exception]:
+        """Declare topics; returns the errors of those that the broker cannot have."""
+        refused: dict[str, Exception] = {}
+        for topic in topics:
+            try:
+                await self.declare(topic, deadline=deadline)
+            except (ConfigError, PublishError) as error:
+                refused[topic] = error
+        return refused
+
+    async def _send(self, messages: Sequence[Message], deadline: float) -> list[Exception | None]:
+        results = list(await self.patiently(lambda: self.driver.send(messages), deadline))
+        unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
+        if unknown:
+            again = [messages[index] for index in unknown]
+            for index, result in zip(unknown, await self._send_unknown(again, deadline), strict=True):
+                results[index] = result
         return results
 
-    async def _send_unknown(
-        self, messages: Sequence[Message], unknown: Sequence[int], deadline: float
-    ) -> Sequence[Exception | None]:
+    async def _send_unknown(self, messages: Sequence[Message], deadline: float) -> Sequence[Exception | None]:
         """A topic was removed behind our back, or may not be declared by us."""
-        again = [messages[index] for index in unknown]
-        results: Sequence[Exception | None] = [UnknownTopic()] * len(again)
+        results: Sequence[Exception | None] = [UnknownTopic()] * len(messages)
         if self.url.engine.declare:
-            for topic in {message.topic for message in again}:
-                await self.declare(topic)
-            results = await self.patiently(lambda: self.driver.send(again), deadline)
+            await self._declare_all({message.topic for message in messages}, deadline)
+            results = await self.patiently(lambda: self.driver.send(messages), deadline)
         return [
             PublishError(f"{self.url.display} has no topic {message.topic!r}: declare it first")
             if isinstance(result, UnknownTopic)
             else result
-            for message, result in zip(again, results, strict=True)
+            for message, result in zip(messages, results, strict=True)
         ]

@@ -41,12 +41,16 @@ class BrokerURL(msgspec.Struct, frozen=True):
     def parse(cls, url: str) -> "BrokerURL":
         """Take a URL apart. Raises ConfigError, without naming what may be secret, if it is none."""
         if not isinstance(url, str):
-            raise ConfigError(f"a broker's URL is a string such as 'sqlite:///events.db', not {type(url).__name__}")
+            raise ConfigError(
+                f"a broker's URL is a string such as 'sqlite:///events.db', not {type(url).__name__}"
+            )
         try:
             parts = urlsplit(url)
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError as error:
-            raise ConfigError("this is not a URL: expected SCHEME://HOST or SCHEME:///PATH, with ?option=value") from error
+            raise ConfigError(
+                "this is not a URL: expected SCHEME://HOST or SCHEME:///PATH, with ?option=value"
+            ) from error
         if not parts.scheme or "://" not in url:
             raise ConfigError(
                 "this is not a broker's URL: expected SCHEME://..., such as sqlite:///events.db or kafka://localhost:9092"
@@ -80,7 +84,9 @@ class BrokerURL(msgspec.Struct, frozen=True):
         known = (*kind.__struct_fields__, *EngineOptions.__struct_fields__)
         for name in self.query:
             if name not in known:
-                raise ConfigError(f"{self.display}: unknown option {name!r}; known are {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"{self.display}: unknown option {name!r}; known are {', '.join(sorted(known))}"
+                )
         return _convert(self, self.query, kind)
 
     @property

@@ -114,7 +114,8 @@ class Workers:
         """How many workers wait for a handler that overran its timeout and does not end."""
         now = asyncio.get_running_loop().time()
         return sum(
-            worker.hung or (worker.cancelled is Cancelled.TIMEOUT and now - worker.started > 2 * (self._timeout or 0))
+            worker.hung
+            or (worker.cancelled is Cancelled.TIMEOUT and now - worker.started > 2 * (self._timeout or 0))
             for worker in self._workers
         )
 
@@ -214,7 +215,9 @@ class Workers:
         if ended is None:
             return
         worker.deliveries, worker.hung = None, True
-        log.error("%s: a handler hangs in a thread; the worker waits for it to return", worker.task.get_name())
+        log.error(
+            "%s: a handler hangs in a thread; the worker waits for it to return", worker.task.get_name()
+        )
         try:
             await ended
         except asyncio.CancelledError:

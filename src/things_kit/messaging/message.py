@@ -30,7 +30,7 @@ class Message(msgspec.Struct, frozen=True):
     topic: str
     value: bytes
     key: bytes | None = None
-    headers: Mapping[str, str] = {}  # noqa: RUF012 - msgspec gives every message a mapping of its own
+    headers: Mapping[str, str] = {}  # msgspec gives every message a mapping of its own
     partition: int | None = None
     offset: int | None = None
     timestamp: datetime | None = None

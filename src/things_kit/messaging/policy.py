@@ -71,7 +71,9 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         if not isinstance(permanent, tuple) or not all(
             isinstance(kind, type) and issubclass(kind, BaseException) for kind in permanent
         ):
-            raise ConfigError(f"RetryPolicy.permanent must be a tuple of exception types; it is {permanent!r}")
+            raise ConfigError(
+                f"RetryPolicy.permanent must be a tuple of exception types; it is {permanent!r}"
+            )
 
     def wait(self, attempt: int, chance: random.Random) -> float:
         """Seconds between the failure of this attempt, counted from 1, and the next attempt."""

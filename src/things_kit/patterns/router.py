@@ -23,14 +23,18 @@ class MessageRouter:
     def __init__(self, by: str = "type", default: AnyHandler | None = None) -> None:
         self.by = by
         self._default = None if default is None else compile_handler(default)
-        self._routes: dict[str, Handle] = {}
-        self._names: dict[str, str] = {}
+        self._routes: dict[str, tuple[Handle, str]] = {}  # by type: the handler, and its name for errors
 
     def register(self, message_type: str, handler: AnyHandler) -> None:
         """Hand messages of this type to this handler. Raises ConfigError for a type that has one."""
         if not isinstance(message_type, str):
             raise ConfigError(f"a message type is a string, not {message_type!r}")
-        self._add(message_type, compile_handler(handler), name_of(handler))
+        if message_type in self._routes:
+            raise ConfigError(
+                f"the type {message_type!r} is registered twice: "
+                f"for {self._routes[message_type][1]} and for {name_of(handler)}"
+            )
+        self._routes[message_type] = (compile_handler(handler), name_of(handler))
 
     def on(self, *message_types: str) -> Callable[[HandlerT], HandlerT]:
         """Decorate a handler of these types. Raises ConfigError for a type that has one, or for none at all."""
@@ -46,15 +50,21 @@ class MessageRouter:
 
     def include(self, other: "MessageRouter") -> None:
         """Take over another router's handlers, not its default. Raises ConfigError for a type that both have."""
-        for message_type in other._routes:
-            self._refuse_second(message_type, other._names[message_type])
-        for message_type, handle in other._routes.items():
-            self._add(message_type, handle, other._names[message_type])
+        both = sorted(self.types & other.types)
+        if both:
+            raise ConfigError(f"both routers have a handler for {', '.join(map(repr, both))}")
+        self._routes |= other._routes  # noqa: SLF001 - another of the same class
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The message types that have a handler."""
+        return frozenset(self._routes)
 
     async def handle(self, message: Message) -> None:
         """Handle one message by its type. Raises UnroutableError where there is no handler and no default."""
         message_type = message.headers.get(self.by)
-        handle = self._default if message_type is None else self._routes.get(message_type, self._default)
+        route = None if message_type is None else self._routes.get(message_type)
+        handle = self._default if route is None else route[0]
         if handle is None:
             raise UnroutableError(
                 f"no handler for the type {message_type!r}"
@@ -62,14 +72,3 @@ class MessageRouter:
                 else f"the message has no header {self.by!r} that names its type"
             )
         await handle(message)
-
-    def _add(self, message_type: str, handle: Handle, name: str) -> None:
-        self._refuse_second(message_type, name)
-        self._routes[message_type] = handle
-        self._names[message_type] = name
-
-    def _refuse_second(self, message_type: str, name: str) -> None:
-        if message_type in self._routes:
-            raise ConfigError(
-                f"the type {message_type!r} is registered twice: for {self._names[message_type]} and for {name}"
-            )

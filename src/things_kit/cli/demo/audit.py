@@ -80,9 +80,7 @@ class Audit:
                         topic, group=WATCHERS, handler=handler, batch=batch, dead_letter=None
                     )
                 )
-            await self.crew.start(workers)
-            tell(f"{workers} worker processes share the group {GROUP!r}")
-            await self._unless_a_worker_fails(self._audit(tell))
+            await self._unless_a_worker_fails(self._audit(workers, tell))
             await self._until_acknowledged(self.plan.reports, WATCHERS)
             await self._count_what_is_left()
 
@@ -91,7 +89,11 @@ class Audit:
         await self.broker.declare(self.plan.reports, groups=[WATCHERS])
         await self.broker.declare(self.plan.dead_letters, groups=[WATCHERS, names.DEAD_LETTER_GROUP])
 
-    async def _audit(self, tell: Callable[[str], None]) -> None:
+    async def _audit(self, workers: int, tell: Callable[[str], None]) -> None:
+        await self.crew.start(workers)
+        tell(
+            f"{'1 worker process is' if workers == 1 else f'{workers} worker processes share'} the group {GROUP}"
+        )
         loop = asyncio.get_running_loop()
         began = loop.time()
         late = asyncio.create_task(self._late())

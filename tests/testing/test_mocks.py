@@ -1,0 +1,116 @@
+import asyncio
+
+import pytest
+
+from things_kit import BrokerUnavailable, ClosedError, Consumer, Handler, Message, Producer, PublishError
+from things_kit.testing import MockConsumer, MockHandler, MockProducer
+
+ORDER = Message("orders", b"{}", key=b"o-1")
+
+
+def test_they_satisfy_the_contracts():
+    handler: Handler = MockHandler()
+    producer: Producer = MockProducer()
+    consumer: Consumer = MockConsumer()
+    assert isinstance(handler, Handler)
+    assert isinstance(producer, Producer)
+    assert isinstance(consumer, Consumer)
+
+
+async def test_a_mock_handler_answers_as_told_and_then_returns():
+    handler = MockHandler(outcomes=[ValueError("first"), None, KeyError])
+    with pytest.raises(ValueError, match="first"):
+        await handler.handle(ORDER)
+    await handler.handle(ORDER)
+    with pytest.raises(KeyError):
+        await handler.handle(ORDER)
+    await handler.handle(ORDER)
+    assert handler.messages == [ORDER] * 4
+
+
+async def test_assert_handled_finds_messages_by_their_fields():
+    handler = MockHandler()
+    refund = Message("refunds", b"1")
+    for message in (ORDER, refund, ORDER):
+        await handler.handle(message)
+    assert handler.assert_handled(topic="orders") == [ORDER, ORDER]
+    assert handler.assert_handled(key=None, count=1) == [refund]
+    assert handler.assert_handled(value=b"{}", key=b"o-1", count=2) == [ORDER, ORDER]
+    assert handler.assert_handled(topic="returns", count=0) == []
+    assert handler.assert_handled(count=3)
+
+
+async def test_assert_handled_says_what_was_handled_instead():
+    handler = MockHandler()
+    with pytest.raises(AssertionError, match="none was handled at all"):
+        handler.assert_handled()
+    await handler.handle(ORDER)
+    with pytest.raises(AssertionError, match=r"topic='refunds' was handled; 1 were handled(.|\n)*topic='orders', key=b'o-1'"):
+        handler.assert_handled(topic="refunds")
+    with pytest.raises(AssertionError, match="expected 2 messages with key=b'o-1', found 1"):
+        handler.assert_handled(key=b"o-1", count=2)
+
+
+async def test_handled_waits_for_messages():
+    handler = MockHandler()
+    waiting = asyncio.create_task(handler.handled(2))
+    both = asyncio.create_task(handler.handled(1))
+    await handler.handle(ORDER)
+    assert await both == [ORDER]
+    assert not waiting.done()
+    await handler.handle(ORDER)
+    assert await waiting == [ORDER, ORDER]
+    assert await handler.handled(1) == [ORDER]
+
+
+async def test_handled_gives_up_with_a_reason():
+    handler = MockHandler()
+    await handler.handle(ORDER)
+    with pytest.raises(AssertionError, match="for 2 messages, but 1 were handled"):
+        await handler.handled(2, timeout=0.01)
+
+
+async def test_a_mock_producer_keeps_what_is_published():
+    producer = MockProducer()
+    await producer.publish(ORDER)
+    await producer.publish_batch([ORDER, ORDER])
+    assert producer.messages == [ORDER] * 3
+    await producer.close()
+    await producer.close()
+    assert producer.closed
+    with pytest.raises(ClosedError):
+        await producer.publish(ORDER)
+    with pytest.raises(ClosedError):
+        await producer.publish_batch([ORDER])
+
+
+async def test_a_mock_producer_fails_as_told():
+    producer = MockProducer(fail_with=BrokerUnavailable("away"))
+    with pytest.raises(BrokerUnavailable, match="away"):
+        await producer.publish(ORDER)
+    with pytest.raises(PublishError) as raised:
+        await producer.publish_batch([ORDER, ORDER])
+    assert list(raised.value.failures) == [0, 1]
+    assert producer.messages == []
+    producer.fail_with = None
+    await producer.publish(ORDER)
+    assert producer.messages == [ORDER]
+
+
+async def test_a_mock_consumer_remembers_what_was_asked():
+    consumer = MockConsumer()
+    await consumer.start()
+    waiting = asyncio.create_task(consumer.wait())
+    done, _ = await asyncio.wait({waiting}, timeout=0.01)
+    assert not done
+    await consumer.stop()
+    await waiting
+    assert (consumer.started, consumer.stopped, consumer.waited) == (1, 1, 1)
+
+
+async def test_a_mock_consumer_breaks_as_told():
+    consumer = MockConsumer(fail_with=RuntimeError("broken"))
+    async with consumer:
+        with pytest.raises(RuntimeError, match="broken"):
+            await consumer.wait()
+    assert (consumer.started, consumer.stopped) == (1, 1)

@@ -1,0 +1,86 @@
+"""The plugin in a pytest of its own, as an environment with the package would load it."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+
+USE = """
+    import pytest
+    from things_kit import Broker, Message
+
+    {mark}
+    async def test_it(memory_broker):
+        assert isinstance(memory_broker, Broker)
+        await memory_broker.declare("orders", groups=["billing"])
+        await memory_broker.producer().publish(Message("orders", b"x"))
+        assert await memory_broker.lag("orders", group="billing") == 1
+
+    {mark}
+    async def test_it_is_the_tests_own(memory_broker):
+        await memory_broker.declare("orders", groups=["billing"])
+        assert await memory_broker.lag("orders", group="billing") == 0
+"""
+
+
+def _run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    names = {entry.value for entry in importlib.metadata.entry_points(group="pytest11")}
+    plugin = () if "things_kit.testing.plugin" in names else ("-p", "things_kit.testing.plugin")
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *plugin, *arguments)
+
+
+def test_memory_broker_is_an_open_broker_in_auto_mode(pytester: pytest.Pytester):
+    pytester.makepyfile(USE.format(mark=""))
+    _run(pytester, "-o", "asyncio_mode=auto").assert_outcomes(passed=2)
+
+
+def test_memory_broker_is_an_open_broker_in_strict_mode(pytester: pytest.Pytester):
+    pytester.makepyfile(USE.format(mark="@pytest.mark.asyncio"))
+    _run(pytester, "-o", "asyncio_mode=strict").assert_outcomes(passed=2)
+
+
+def test_without_pytest_asyncio_only_its_fixtures_fail(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        def test_else():
+            pass
+
+        def test_it(memory_broker):
+            pass
+        """
+    )
+    pytester.makeconftest("")
+    pytester.path.joinpath("pytest_asyncio.py").write_text("raise ModuleNotFoundError('hidden', name='pytest_asyncio')")
+    pytester.syspathinsert()
+    result = _run(pytester, "-p", "no:asyncio", "-o", "pythonpath=.")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*memory_broker needs pytest-asyncio*"])
+
+
+def test_the_suite_runs_in_strict_mode_too(pytester: pytest.Pytester):
+    pytester.makepyfile(
+        """
+        from uuid import uuid4
+
+        import pytest
+        from things_kit.testing.conformance import ConformanceSuite, Target
+
+        class TestMine(ConformanceSuite):
+            @pytest.fixture
+            def target(self):
+                return Target(url=f"memory://{uuid4().hex}", shared=False, durable=False)
+        """
+    )
+    result = _run(pytester, "-o", "asyncio_mode=strict", "-k", "published_is_handled or any_key_value")
+    result.assert_outcomes(passed=2)
+
+
+def test_loading_it_imports_nothing_heavy():
+    code = (
+        "import sys, things_kit.testing.plugin;"
+        "heavy = {'hypothesis', 'things_kit.engine.broker', 'things_kit.testing.conformance'} & sys.modules.keys();"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
