@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
@@ -261,8 +261,8 @@ class SQLiteReceiver:
         if page is None or self._member.closed or self._worker.stopping:
             return
         now, member = time.time(), self._member
-        attempts = msgspec.json.decode(page.attempts, type=list[int])
-        offsets = msgspec.json.decode(page.offsets, type=list[int])
+        offsets = _numbers(page.offsets)
+        attempts = _attempts(page, len(offsets))
         back = [(offset, now, attempt, False) for offset, attempt in zip(offsets, attempts, strict=True)]
         _ignore_failure(self._worker.write(lambda store: store.settle(member, [], back), durable=False))
 
@@ -443,7 +443,7 @@ class _Worker:
         jobs: list[_Job[Any]] = []
         requests: list[_Request] = []
         try:
-            item = self._inbox.get(timeout=self._patience())
+            item = self._next()
             while True:
                 if isinstance(item, _Request):
                     requests.append(item)
@@ -455,6 +455,13 @@ class _Worker:
         except queue.Empty:
             pass
         return jobs, requests
+
+    def _next(self) -> "_Job[Any] | _Request | None":
+        """The next item; raises queue.Empty when there is something else to do."""
+        patience = self._patience()
+        if patience != POLL:
+            return self._inbox.get(timeout=patience)
+        return self._inbox.get(timeout=patience)
 
     def _patience(self) -> float | None:
         """How long the thread may sleep: for ever, unless somebody waits for messages or something has to be tended."""
@@ -642,13 +649,11 @@ def _ignore_failure(future: "asyncio.Future[Any]") -> None:
 
 # Packing
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _to_json: Final = msgspec.json.encode
 _numbers: Final = msgspec.json.Decoder(list[int]).decode
 _lengths: Final = msgspec.json.Decoder(list[int | None]).decode
 _texts: Final = msgspec.json.Decoder(list[str | None]).decode
-_times: Final = msgspec.json.Decoder(list[int | None]).decode
+_times: Final = msgspec.json.Decoder(list[datetime | None]).decode  # five times as fast as adding a timedelta
 _headers: Final = msgspec.json.Decoder(list[dict[str, str]]).decode
 
 
@@ -670,39 +675,30 @@ def _pack(message: Message, now: int, most: int) -> Row:
     if size > most:
         raise MessageTooLarge(f"the message has {size} bytes; this broker takes {most}")
     stamp = message.timestamp
-    micros = None if stamp is None else (stamp - _EPOCH) // _MICROSECOND
-    return key, message.value, headers, message.id, micros, now, target
+    if stamp is not None and stamp.tzinfo is not UTC:
+        stamp = stamp.astimezone(UTC)
+    return key, message.value, headers, message.id, None if stamp is None else stamp.isoformat(), now, target
 
 
 def _unpack(topic: str, page: Page) -> list[Delivery]:
     offsets = _numbers(page.offsets)
-    epoch, span = _EPOCH, timedelta
     return [
-        Delivery(
-            Message(
-                topic,
-                value,
-                key,
-                headers,
-                None,
-                offset,
-                None if t is None else epoch + span(0, 0, t),
-                number,
-                attempt,
-            ),
-            offset,
-        )
-        for offset, key, value, headers, number, t, attempt in zip(
+        Delivery(Message(topic, value, key, headers, None, offset, timestamp, number, attempt), offset)
+        for offset, key, value, headers, timestamp, number, attempt in zip(
             offsets,
             _slices(page.keys, _lengths(page.key_lengths)),
             _slices(page.values, _lengths(page.value_lengths)),
             _headers(page.headers),
-            _texts(page.ids),
             _times(page.times),
-            _numbers(page.attempts),
+            _texts(page.ids),
+            _attempts(page, len(offsets)),
             strict=True,
         )
     ]
+
+
+def _attempts(page: Page, count: int) -> list[int]:
+    return [1] * count if page.attempts is None else _numbers(page.attempts)
 
 
 def _slices(joined: bytes | None, lengths: list[int | None]) -> list[Any]:

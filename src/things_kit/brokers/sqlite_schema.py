@@ -37,7 +37,7 @@ SCHEMA: Final = (
         value BLOB NOT NULL,
         headers TEXT,
         id TEXT,
-        time INTEGER,
+        time TEXT,
         stored INTEGER NOT NULL,
         target TEXT)""",
     "CREATE INDEX message_targeted ON message (seq, target) WHERE target IS NOT NULL",

@@ -19,8 +19,8 @@ from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Ordering
 
-Row: TypeAlias = tuple[bytes | None, bytes, str | None, str | None, int | None, int, str | None]
-"""key, value, headers as JSON, id, microseconds since 1970, seconds since 1970 when it was stored, target group."""
+Row: TypeAlias = tuple[bytes | None, bytes, str | None, str | None, str | None, int, str | None]
+"""key, value, headers as JSON, id, ISO 8601 timestamp, seconds since 1970 when it was stored, target group."""
 
 Give: TypeAlias = tuple[int, float, int, bool]
 """What is released: offset, when it is due, with which attempt, and whether it leaves its lane."""
@@ -41,17 +41,18 @@ _LANE_FLOWS: Final = """key IS NULL OR (
     AND coalesce((SELECT owner FROM loan l WHERE l.grp = :group AND l.lane = key LIMIT 1), :me) = :me)"""
 """Whether a message that nobody has seen may be handed out: its lane is nobody's, or this receiver's own."""
 
-_PAGE: Final = """SELECT json_group_array(off), json_group_array(length(key)), CAST(group_concat(key, '') AS BLOB),
+_PAGE: Final = """SELECT :offsets, json_group_array(length(key)), CAST(group_concat(key, '') AS BLOB),
         json_group_array(length(value)), CAST(group_concat(value, '') AS BLOB),
-        '[' || group_concat(coalesce(headers, '{}')) || ']',
-        json_group_array(id), json_group_array(time), json_group_array(attempt)
-    FROM (SELECT l.off, l.attempt, m.key, m.value, m.headers, m.id, m.time FROM json_each(:offsets) o
-        CROSS JOIN loan l ON l.owner = :me AND l.off = o.value
+        '[' || group_concat(coalesce(headers, '{}')) || ']', json_group_array(id), json_group_array(time)
+    FROM (SELECT m.key, m.value, m.headers, m.id, m.time FROM json_each(:offsets) o
         CROSS JOIN message m ON m.seq = :base + o.value)"""
+
+_ATTEMPTS: Final = """SELECT json_group_array(attempt) FROM (
+    SELECT l.attempt FROM json_each(:offsets) o CROSS JOIN loan l ON l.owner = :me AND l.off = o.value)"""
 
 
 class Page(NamedTuple):
-    """Messages as columns, in JSON or joined end to end; `unpack` in the driver makes messages of them."""
+    """Messages as columns, in JSON or joined end to end; `attempts` is None where all are at their first."""
 
     offsets: str
     key_lengths: str
@@ -61,7 +62,7 @@ class Page(NamedTuple):
     headers: str
     ids: str
     times: str
-    attempts: str
+    attempts: str | None
 
 
 class Member:
@@ -260,7 +261,7 @@ class Store:
             raise _vanished(member)
         cursor, beyond, largest, queued, others = row
         heavy = largest * limit > PAGE_BYTES
-        offsets = self._lend_due(member, limit, now, heavy) if queued else []
+        offsets = again = self._lend_due(member, limit, now, heavy) if queued else []
         more = False
         if len(offsets) < limit and cursor < beyond:
             fresh, cursor = self._lend_fresh(
@@ -271,8 +272,9 @@ class Store:
         if not offsets:
             return None, more
         self.renew(member, now)
-        page = self._row(_PAGE, {"offsets": _json(offsets).decode(), "me": member.id, "base": member.base})
-        return Page(*page), False
+        parameters = {"offsets": _json(offsets).decode(), "me": member.id, "base": member.base}
+        attempts = self._row(_ATTEMPTS, parameters)[0] if again else None
+        return Page(*self._row(_PAGE, parameters), attempts), False
 
     def _lend_due(self, member: Member, limit: int, now: float, heavy: bool) -> list[int]:
         parameters: dict[str, Any] = {"me": member.id, "group": member.group, "now": now, "limit": limit}

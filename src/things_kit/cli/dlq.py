@@ -5,8 +5,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 
 from things_kit.brokers.connect import connect
@@ -49,7 +48,7 @@ async def _list(url: str, topic: str, limit: int, *, json: bool) -> None:
             say(as_json(letter.row()))
     elif letters:
         console = terminal()
-        console.print(_table(letters[:limit]))
+        console.print(_table(letters[:limit]), soft_wrap=True)
         if len(letters) > limit:
             console.print(f"There are more than these {limit}; --limit shows them.")
     else:
@@ -178,18 +177,29 @@ def _none_missing(selection: Selection, topic: str) -> None:
         raise CommandFailed(f"there is no dead letter {ids} in {topic}")
 
 
-def _table(letters: list[DeadLetter]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("id", style="cyan", no_wrap=True)
-    for name in ("from", "group", "attempts", "error type", "error", "when", "key"):
-        table.add_column(name, overflow="fold", justify="right" if name == "attempts" else "left")
-    for letter in letters:
-        kind = None if letter.error_type is None else letter.error_type.rpartition(".")[2]
-        when = None if letter.timestamp is None else letter.timestamp[:19].replace("T", " ")
-        cells = (letter.id, letter.original_topic, letter.group, letter.attempts, kind, letter.error, when)
-        key = letter.key if isinstance(letter.key, str | None) else "<binary>"
-        table.add_row(*[Text("" if cell is None else safe(str(cell))) for cell in (*cells, key)])
+def _table(letters: list[DeadLetter]) -> Text:
+    """A line each, and what was wrong on a line below: a column for that would be too narrow to be read."""
+    rows = [("id", "from", "group", "attempts", "when", "key"), *map(_cells, letters)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    table = Text()
+    for number, cells in enumerate(rows):
+        padded = (
+            f"{cell}{' ' * (width - cell_len(cell))}" for cell, width in zip(cells, widths, strict=True)
+        )
+        table.append("  ".join(padded).rstrip(), "cyan" if number else "bold").append("\n")
+        if number:
+            letter = letters[number - 1]
+            kind = (letter.error_type or "").rpartition(".")[2]
+            table.append(f"  {safe(kind)}", "red").append(f"  {safe(letter.error or '')}\n")
+    table.rstrip()
     return table
+
+
+def _cells(letter: DeadLetter) -> tuple[str, ...]:
+    when = "" if letter.timestamp is None else letter.timestamp[:19].replace("T", " ")
+    key = letter.key if isinstance(letter.key, str | None) else "<binary>"
+    cells = (letter.id, letter.original_topic, letter.group, letter.attempts, when, key)
+    return tuple("" if cell is None else safe(str(cell)) for cell in cells)
 
 
 def _page(message: Message) -> Text:

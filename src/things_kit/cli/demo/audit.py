@@ -120,10 +120,12 @@ class Audit:
         await self._until(lambda: self.tally.settled >= half)
         await self.crew.hold()
         await self._publish(producer.publish_batch, [*first, *last])
-        tell(f"all {self.total} messages are published")
+        tell(f"all {self.total:,} messages are published")
         self.killed, self.in_hand = await self.crew.kill_first_holding()
         self.killed_at = self.tally.settled
-        tell(f"{self.killed.name} was killed with SIGKILL in the middle of a message, after {self.killed_at}")
+        tell(
+            f"{self.killed.name} was killed with SIGKILL in the middle of a message, after {self.killed_at:,}"
+        )
         await self.crew.start(1)
         tell(f"{self.crew.workers[-1].name} takes its place")
 

@@ -70,7 +70,8 @@ async def _audited(given: str | None, workers: int, limit: int | None, folder: P
     entries = inventory()[:limit]
     async with connect(plan.url) as broker:
         audit = Audit(broker, plan, entries, Planted(folder / "planted"), folder)
-        screen.title(len(entries), len({entry.distribution for entry in entries}), shown, str(folder))
+        distributions = len({entry.distribution for entry in entries})
+        screen.title(len(entries), distributions, len(audit.planted.entries), shown)
         async with screen.following(audit):
             await audit.run(workers, screen.say)
         results = checks(audit)
@@ -79,7 +80,7 @@ async def _audited(given: str | None, workers: int, limit: int | None, folder: P
             for topic in (plan.topic, plan.reports, plan.dead_letters):
                 await broker.remove(topic)
     if keep:
-        note = "" if given is None or shown == given else "(with the login and options of your URL)"
+        note = "" if given in {None, shown} else "(with the login and the options of your URL)"
         screen.next(_commands(shown, plan), note)
     if not all(check.ok for check in results):
         raise CommandFailed("the demo's counts do not add up: see what is marked above")

@@ -73,7 +73,7 @@ class Worker:
         if self.killed or (self.stopping and code == 0):
             return
         said = self._log.read_text(errors="replace").strip().splitlines()
-        why = f": {said[-1]}" if said else ""
+        why = f": {said[-1]}" if said and code > 0 else ""
         raise CommandFailed(f"{self.name} (process {self.pid}) ended by itself with exit code {code}{why}")
 
 

@@ -30,14 +30,13 @@ class Screen:
         """A line on what happens."""
         self._console.print(Text.assemble("  ", ("●", "cyan"), f" {safe(words)}"), soft_wrap=True)
 
-    def title(self, files: int, distributions: int, url: str, folder: str) -> None:
+    def title(self, files: int, distributions: int, planted: int, url: str) -> None:
         """What is about to happen."""
-        title = Text.assemble(("things-kit demo", "bold"), ("  an audit of this Python environment", "dim"))
-        rows = Table.grid(padding=(0, 2))
-        rows.add_row("files", f"{files} that {distributions} installed distributions recorded, and 6 planted")
-        rows.add_row("broker", Text(safe(url)))
-        rows.add_row("folder", Text(safe(folder)))
-        self._console.print(Group(title, Padding(rows, (1, 0, 1, 2))), soft_wrap=True)
+        files_text = f"{files:,} that {distributions} installed distributions recorded, and {planted} planted"
+        title = Text.assemble(("things-kit demo", "bold"), ("  an audit of this Python environment\n", "dim"))
+        for name, value in (("files", files_text), ("broker", safe(url))):
+            title.append(f"\n  {name:<8}", "dim").append(value)
+        self._console.print(title.append("\n"), soft_wrap=True)
 
     @asynccontextmanager
     async def following(self, audit: Audit) -> AsyncIterator[None]:
@@ -54,7 +53,7 @@ class Screen:
 
     def page(self, audit: Audit, checks: list[Check]) -> None:
         """What came of it."""
-        self._console.print(Padding(_figures(audit), (1, 0, 1, 2)))
+        self._console.print(Padding(_figures(audit), (1, 0, 1, 2), expand=False))
         for check in checks:
             mark = ("✓", "bold green") if check.ok else ("✗", "bold red")
             self._console.print(
@@ -63,11 +62,10 @@ class Screen:
 
     def next(self, commands: list[tuple[str, str]], note: str) -> None:
         """What to try now."""
-        self._console.print(Text.assemble("\n", ("Now try", "bold"), (f"  {note}" if note else "", "dim")))
+        page = Text.assemble("\n", ("Now try", "bold"), (f" {note}" if note else "", "dim"))
         for command, purpose in commands:
-            self._console.print(
-                Text.assemble("  ", (safe(command), "cyan"), (f"   # {purpose}", "dim")), soft_wrap=True
-            )
+            page.append(f"\n  # {purpose}\n", "dim").append(f"  {safe(command)}", "cyan")
+        self._console.print(page, soft_wrap=True)
 
 
 async def _refresh(live: Live, audit: Audit) -> None:
@@ -79,7 +77,9 @@ async def _refresh(live: Live, audit: Audit) -> None:
 def _progress(audit: Audit) -> RenderableType:
     tally = audit.tally
     line = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=audit.total, completed=tally.settled, width=WIDTH)
+    bar = ProgressBar(
+        audit.total, tally.settled, width=WIDTH, complete_style="cyan", finished_style="green"
+    )
     failed = Text(f"{len(tally.dead)} dead letters", "red" if tally.dead else "dim")
     line.add_row("", bar, f"{tally.settled}/{audit.total}", failed)
     workers = Text("    ")
@@ -105,14 +105,12 @@ def _figures(audit: Audit) -> Table:
     table.add_row("dead letters", f"{len(tally.dead):,}", _reasons(audit))
     table.add_row("handled again", f"{len(tally.again):,}", _killing(audit))
     pace = audit.total / audit.seconds if audit.seconds else 0.0
-    table.add_row(
-        "seconds", f"{audit.seconds:.1f}", f"{pace:,.0f} messages a second, the wait after the kill included"
-    )
+    table.add_row("seconds", f"{audit.seconds:.1f}", f"{pace:,.0f} messages a second, the waits included")
     return table
 
 
 def _shares(audit: Audit) -> str:
-    shares = [f"{worker.name}: {audit.tally.by_worker[worker.name]:,}" for worker in audit.crew.workers]
+    shares = [f"{audit.tally.by_worker[worker.name]:,} by {worker.name}" for worker in audit.crew.workers]
     return ", ".join(shares)
 
 
@@ -125,4 +123,4 @@ def _reasons(audit: Audit) -> str:
 def _killing(audit: Audit) -> str:
     if audit.killed is None:
         return "no worker was killed"
-    return f"{audit.killed.name} (process {audit.killed.pid}) was killed after {audit.killed_at:,}"
+    return f"{audit.killed.name} (process {audit.killed.pid}) was killed"

@@ -68,7 +68,7 @@ def _came_again(audit: Audit) -> Check:
     return Check(
         audit.tally.verified[audit.in_hand] > 1,
         "what the killed worker had in hand came again",
-        f"{counted(again, 'message')} handled by others",
+        f"{counted(again, 'message')} handled once more by others",
     )
 
 

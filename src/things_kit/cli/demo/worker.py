@@ -69,8 +69,8 @@ async def work(plan: Plan, orders: AsyncIterator[str]) -> None:
         consumer = broker.consumer(
             plan.topic,
             group=GROUP,
-            handler=auditor.audit,
-            concurrency=8,
+            handler=auditor.audit, ordering="none",
+            concurrency=16,
             max_in_flight=100,
             retry=RETRY,
             drain_timeout=5,

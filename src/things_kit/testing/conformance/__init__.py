@@ -16,8 +16,8 @@ A driver is proven by a test module of a few lines. Install `things-kit[testing]
 (With pytest-asyncio in strict mode the fixture is a `pytest_asyncio.fixture`.) That is all: every test of the suite is
 inherited. Each says in its docstring which line of the list of promises it proves. `pytest -k "line or words"` works
 as usual, and pytest-xdist may spread the tests: topics and groups have names that no other test uses, so they can
-share a server. To run the suite in parts, subclass `DeliverySuite`, `SurvivalSuite`, `OutcomeSuite`,
-`DeadLetterSuite`, `OrderSuite`, `LoadSuite`, `FidelitySuite` or `OperationsSuite` instead.
+share a server. To run the suite in parts, subclass `DeliverySuite`, `SurvivalSuite`, `ConnectionSuite`,
+`OutcomeSuite`, `DeadLetterSuite`, `OrderSuite`, `LoadSuite`, `FidelitySuite` or `OperationsSuite` instead.
 
 **What the suite reads.** It reads the driver's `Capabilities`, the same value that the engine reads. Where they say
 that the broker lacks something which the engine then emulates, the promise is tested all the same; where it cannot be
@@ -47,6 +47,7 @@ random plans print how to repeat theirs.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from things_kit.testing.conformance.connection import ConnectionSuite
     from things_kit.testing.conformance.dead_letters import DeadLetterSuite
     from things_kit.testing.conformance.delivery import DeliverySuite
     from things_kit.testing.conformance.fidelity import FidelitySuite
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConformanceSuite",
+    "ConnectionSuite",
     "DeadLetterSuite",
     "DeliverySuite",
     "FidelitySuite",

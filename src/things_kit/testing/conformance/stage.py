@@ -82,8 +82,12 @@ class Stage:
         """One more broker, with these options in its URL; it is closed after the test."""
         broker = connect(self.target.at(**options))
         await broker.open()
-        self._brokers.append(broker)
+        self.closing(broker)
         return broker
+
+    def closing(self, broker: Broker) -> None:
+        """Have this broker closed after the test."""
+        self._brokers.append(broker)
 
     async def consume(
         self,

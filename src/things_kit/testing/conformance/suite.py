@@ -1,5 +1,6 @@
 """The whole suite."""
 
+from things_kit.testing.conformance.connection import ConnectionSuite
 from things_kit.testing.conformance.dead_letters import DeadLetterSuite
 from things_kit.testing.conformance.delivery import DeliverySuite
 from things_kit.testing.conformance.fidelity import FidelitySuite
@@ -11,6 +12,14 @@ from things_kit.testing.conformance.survival import SurvivalSuite
 
 
 class ConformanceSuite(
-    DeliverySuite, SurvivalSuite, OutcomeSuite, DeadLetterSuite, OrderSuite, LoadSuite, FidelitySuite, OperationsSuite
+    DeliverySuite,
+    SurvivalSuite,
+    ConnectionSuite,
+    OutcomeSuite,
+    DeadLetterSuite,
+    OrderSuite,
+    LoadSuite,
+    FidelitySuite,
+    OperationsSuite,
 ):
     """Every promise that a broker must keep: subclass it, and give it a fixture `target`."""

@@ -1,0 +1,48 @@
+# Two commands for users: `make demo` and `make test`. All that they need is installed into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+BROKER ?=
+
+.PHONY: demo test check bench format clean
+
+demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
+	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
+
+test: $(VENV)/.dev  ## run the whole suite, on the embedded brokers and on all that can be started here
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -q
+
+check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/md-dead-link-check
+
+bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
+	@$(BIN)/python -m benchmarks
+
+format: $(VENV)/.dev  ## let ruff put the code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Say which: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cli,kafka]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing the test tools ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cli,kafka]" --group dev
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,74 @@
+"""What a process pays: for the import, and in memory while a slow handler has a million messages waiting."""
+
+import asyncio
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.result import Result
+from things_kit import Message, connect
+
+WAITING = 1_000_000
+
+
+def start_time(code: str) -> float:
+    """Median seconds of a process that runs this code."""
+    times = []
+    for _ in range(15):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-I", "-c", code], check=True)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+async def fill(url: str) -> None:
+    """Publish the messages that wait."""
+    async with connect(url) as broker:
+        await broker.declare("bench", ["bench"])
+        producer = broker.producer()
+        for start in range(0, WAITING, 10_000):
+            batch = [Message("bench", b"x" * 200, key=b"%d" % (i % 1000)) for i in range(start, start + 10_000)]
+            await producer.publish_batch(batch)
+
+
+async def crawl(url: str) -> None:
+    """Handle them so slowly that next to nothing is done; print the most memory that this took, in MB."""
+    async with connect(url) as broker:
+
+        async def slow(message: Message) -> None:
+            await asyncio.sleep(0.01)
+
+        async with broker.consumer("bench", group="bench", handler=slow, concurrency=8, drain_timeout=0.1):
+            await asyncio.sleep(3)
+            assert (await broker.lag("bench", "bench") or 0) > WAITING * 0.9
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def footprint() -> float:
+    """Megabytes at the most of a process that crawls."""
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        url = f"sqlite:///{folder}/waiting.db?synchronous=normal"
+        asyncio.run(fill(url))
+        code = f"import asyncio; from benchmarks.process import crawl; asyncio.run(crawl({url!r}))"
+        output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return float(output)
+
+
+async def run() -> list[Result]:
+    """Both, each in processes of their own."""
+    imported = (await asyncio.to_thread(start_time, "import things_kit") - start_time("pass")) * 1e3
+    first_use = (await asyncio.to_thread(start_time, "from things_kit import connect, Message") - start_time("pass")) * 1e3
+    most = await asyncio.to_thread(footprint)
+    return [
+        Result(
+            "import things_kit", f"{imported:.0f} ms", "under 60", imported < 60,
+            f"{first_use:.0f} ms with everything that `connect` and `Message` need, asyncio included",
+        ),
+        Result(
+            "sqlite: slow handler, 1,000,000 messages waiting",
+            f"{most:.0f} MB resident at most", "under 150", most < 150,
+        ),
+    ]  # fmt: skip

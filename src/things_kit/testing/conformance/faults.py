@@ -1,0 +1,166 @@
+"""A driver in front of the driver under test, through which a test can lose its connection or break it."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Self
+
+from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Receiver, Release, Subscription
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.message import Message
+
+
+class FaultyDriver:
+    """Passes every call on, until told otherwise.
+
+    Attributes:
+        lost_answers: So many sends reach the broker, but their answer is lost with the connection.
+        lost_settlements: So many settlements reach the broker, but their answer is lost with the connection.
+        broken: What every `receive` and `send` raises instead, as a driver with a fault of its own would.
+        subscribed: How many receivers are open.
+    """
+
+    def __init__(self, inner: Driver) -> None:
+        self.capabilities = inner.capabilities
+        self.lost_answers = 0
+        self.lost_settlements = 0
+        self.broken: Exception | None = None
+        self._inner = inner
+        self._away = False
+        self._receivers: set[FaultyReceiver] = set()
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """Never called: it is made around a driver that exists."""
+        raise ConfigError(f"{url.display} cannot be opened as a faulty driver")
+
+    @property
+    def subscribed(self) -> int:
+        """How many receivers are open."""
+        return len(self._receivers)
+
+    def cut(self) -> None:
+        """Lose every connection there is at this moment; new ones work."""
+        for receiver in self._receivers:
+            receiver.lost.set()
+
+    def go_away(self) -> None:
+        """Lose every connection, and let no new one be made."""
+        self._away = True
+        self.cut()
+
+    def come_back(self) -> None:
+        """Let new connections be made."""
+        self._away = False
+
+    def check(self) -> None:
+        """Raises ConnectionLost while the broker is away."""
+        if self._away:
+            raise ConnectionLost("the broker is away, as the test wanted")
+
+    def closed(self, receiver: "FaultyReceiver") -> None:
+        """A receiver is no more."""
+        self._receivers.discard(receiver)
+
+    async def open(self) -> None:
+        """As the driver does."""
+        self.check()
+        await self._inner.open()
+
+    async def close(self) -> None:
+        """As the driver does; also while the broker is away."""
+        await self._inner.close()
+
+    async def ping(self) -> None:
+        """As the driver does."""
+        self.check()
+        await self._inner.ping()
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """As the driver does."""
+        self.check()
+        await self._inner.declare(topic, groups)
+
+    async def remove(self, topic: str) -> None:
+        """As the driver does."""
+        self.check()
+        await self._inner.remove(topic)
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """As the driver does, or not."""
+        self.check()
+        if self.broken is not None:
+            raise self.broken
+        results = await self._inner.send(messages)
+        if self.lost_answers > 0:
+            self.lost_answers -= 1
+            raise ConnectionLost("the answer was lost, as the test wanted")
+        return results
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """As the driver does; the receiver can be lost."""
+        self.check()
+        receiver = FaultyReceiver(self, await self._inner.subscribe(subscription))
+        self._receivers.add(receiver)
+        return receiver
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """As the driver does."""
+        self.check()
+        return await self._inner.lag(topic, group)
+
+
+class FaultyReceiver:
+    """Passes every call on, until its connection is lost."""
+
+    def __init__(self, driver: FaultyDriver, inner: Receiver) -> None:
+        self.lost = asyncio.Event()
+        self._driver = driver
+        self._inner = inner
+        self._kept: Sequence[Delivery] = ()
+
+    def _check(self) -> None:
+        if self.lost.is_set():
+            raise ConnectionLost("the connection was cut, as the test wanted")
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """As the receiver does, or until the connection is lost."""
+        self._check()
+        if self._driver.broken is not None:
+            raise self._driver.broken
+        if self._kept:
+            kept, self._kept = self._kept[:limit], self._kept[limit:]
+            return kept
+        receiving = asyncio.ensure_future(self._inner.receive(limit, wait))
+        losing = asyncio.ensure_future(self.lost.wait())
+        try:
+            await asyncio.wait({receiving, losing}, return_when=asyncio.FIRST_COMPLETED)
+            self._check()
+            return await receiving
+        except asyncio.CancelledError:
+            if receiving.done() and not receiving.cancelled() and receiving.exception() is None:
+                self._kept = receiving.result()  # what was taken by then is handed out by the next call
+            raise
+        finally:
+            for task in (receiving, losing):
+                task.cancel()
+            await asyncio.gather(receiving, losing, return_exceptions=True)
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """As the receiver does, or not."""
+        self._check()
+        await self._inner.settle(acknowledged, released)
+        if self._driver.lost_settlements > 0:
+            self._driver.lost_settlements -= 1
+            self.lost.set()
+            self._check()
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """As the receiver does."""
+        self._check()
+        await self._inner.extend(deliveries)
+
+    async def close(self) -> None:
+        """As the receiver does."""
+        self._driver.closed(self)
+        await self._inner.close()
