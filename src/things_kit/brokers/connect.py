@@ -1,7 +1,6 @@
 """From a URL to a broker: drivers are imported only when a URL asks for them."""
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Final, cast
 
 import msgspec
@@ -41,6 +40,8 @@ def connect(url: str) -> Broker:
 
 def schemes() -> list[str]:
     """All URL schemes that `connect` knows on this machine."""
+    from importlib.metadata import entry_points  # costs more than all of ours, and is rarely needed
+
     return sorted({*BUILT_IN, *entry_points(group=ENTRY_POINTS).names})
 
 
@@ -61,6 +62,8 @@ def _driver(scheme: str) -> type[Driver]:
 
 
 def _registered(scheme: str) -> type[Driver]:
+    from importlib.metadata import entry_points
+
     found = entry_points(group=ENTRY_POINTS, name=scheme)
     if not found:
         raise ConfigError(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 from things_kit.engine.consumer import BrokerConsumer, ConsumerOptions
 from things_kit.engine.driver import Capabilities, ConnectionLost, Driver
@@ -33,7 +34,7 @@ class Broker:
         self._open = False
         self._closed = False
         self._consumers: list[BrokerConsumer] = []
-        self._producers: list[BrokerProducer] = []
+        self._producers: WeakSet[BrokerProducer] = WeakSet()
 
     def __repr__(self) -> str:
         return f"<Broker {self.url.display}>"
@@ -65,7 +66,7 @@ class Broker:
         self._closed = True
         try:
             await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
-            await asyncio.gather(*(producer.close() for producer in self._producers))
+            await asyncio.gather(*(producer.close() for producer in list(self._producers)))
         finally:
             await self._driver.close()
 
@@ -162,7 +163,7 @@ class Broker:
         """A producer, closed with the broker. Raises ClosedError."""
         self._check_open()
         producer = BrokerProducer(self.transmission)
-        self._producers.append(producer)
+        self._producers.add(producer)
         return producer
 
     def consumer(

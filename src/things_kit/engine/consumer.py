@@ -134,8 +134,8 @@ class BrokerConsumer:
             return
         if self._state != "new":
             raise ClosedError("the consumer was stopped; make a new one")
-        self._state = "running"
         self._started_hook(self)
+        self._state = "running"
         try:
             await self._declare()
             self._producer = BrokerProducer(self._transmission)
@@ -329,8 +329,10 @@ class BrokerConsumer:
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds(self.options.drain_timeout, "drain_timeout")
         try:
-            for source in self._sources:
+            for source, run in zip(self._sources, self._runs, strict=False):
                 source.stop_receiving()
+                if source.loan is None:  # it is trying to connect
+                    run.cancel()
             if hasattr(self, "_workers"):
                 await self._workers.stop(max(0.0, ends - loop.time()), inside)
             for source in self._sources:

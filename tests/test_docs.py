@@ -1,0 +1,23 @@
+"""Every Python example of README and docs runs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from pytest_examples import CodeExample, EvalExample, find_examples
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("example", list(find_examples(ROOT / "README.md", ROOT / "docs")), ids=str)
+def test_an_example_runs(
+    example: CodeExample, eval_example: EvalExample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not example.prefix.startswith("python") and example.prefix != "py":
+        pytest.fail(f"{example} is no Python; find_examples should not have found it")
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    eval_example.run(example)
+    for name in set(sys.modules) - before:  # each example is a module of its own name
+        if name.startswith(("README", "docs")):
+            del sys.modules[name]
