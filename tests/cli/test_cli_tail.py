@@ -120,7 +120,8 @@ def test_a_closed_pipe_ends_it_quietly(tailing: Any, publish: Any) -> None:
     publish(Message("orders", b"1"))
     running.line()
     running.process.stdout.close()
-    publish(Message("orders", b"2"))
+    if os.name == "nt":  # there it notices with the next message
+        publish(Message("orders", b"2"))
     assert running.process.wait(timeout=30) == 0
     assert running.process.stderr.read() == b""
 

@@ -263,7 +263,7 @@ class Store:
         heavy = largest * limit > PAGE_BYTES
         offsets = again = self._lend_due(member, limit, now, heavy) if queued else []
         more = False
-        if len(offsets) < limit and cursor < beyond:
+        if len(offsets) < limit and cursor < beyond and not (heavy and offsets):
             fresh, cursor = self._lend_fresh(
                 member, limit - len(offsets), cursor, beyond, contended=queued or others, heavy=heavy
             )

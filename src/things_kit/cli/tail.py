@@ -1,7 +1,11 @@
 """`things-kit tail`: watch a topic, and take nothing from anybody."""
 
 import asyncio
+import os
+import stat
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Final
 
 import typer
@@ -46,6 +50,7 @@ async def _tail(url: str, topic: str, limit: int | None, show: Callable[[Message
             drain_timeout=DRAIN,
         )
         async with consumer:
+            view.notice_leaving()
             notice = f"listening to {safe(topic)} at {safe(BrokerURL.parse(url).display)}"
             terminal(stderr=True).print(Text(notice, "dim"), soft_wrap=True)
             await _first(view.done, asyncio.create_task(consumer.wait()))
@@ -77,6 +82,18 @@ class View:
             self._finish(CommandFailed(f"the output cannot be written: {error.strerror}"))
         else:
             self._count()
+
+    def notice_leaving(self) -> None:
+        """Notice when who reads us through a pipe goes, as `head` does, though no further message comes."""
+        # A terminal and a file stay, and a terminal would also report what is typed. Windows has no such report.
+        with suppress(OSError, ValueError, NotImplementedError):
+            output = sys.stdout.fileno()
+            if stat.S_ISFIFO(os.fstat(output).st_mode):
+                self._loop.add_reader(output, self._left_alone, output)
+
+    def _left_alone(self, output: int) -> None:
+        self._loop.remove_reader(output)
+        self._finish(OutputClosed())
 
     def _count(self) -> None:
         if self._left is not None:

@@ -7,11 +7,12 @@ from weakref import WeakSet
 
 from things_kit.engine.consumer import BrokerConsumer, ConsumerOptions
 from things_kit.engine.driver import Capabilities, ConnectionLost, Driver
+from things_kit.engine.naming import check_name
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ClosedError, ThingsKitError
+from things_kit.messaging.errors import ClosedError, ConfigError, ThingsKitError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.health import Health
 from things_kit.messaging.message import Message
@@ -33,7 +34,7 @@ class Broker:
         self.transmission = Transmission(driver, url)
         self._open = False
         self._closed = False
-        self._consumers: list[BrokerConsumer] = []
+        self._consumers: dict[BrokerConsumer, None] = {}
         self._producers: WeakSet[BrokerProducer] = WeakSet()
 
     def __repr__(self) -> str:
@@ -93,11 +94,17 @@ class Broker:
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
         """
         self._check_open()
+        if isinstance(groups, str):
+            raise ConfigError(f"groups must be a list of names; it is {groups!r}")
+        check_name("topic", topic)
+        for group in groups:
+            check_name("group", group)
         await self.transmission.declare(topic, groups)
 
     async def remove(self, topic: str) -> None:
         """Delete a topic with its messages and groups. Raises BrokerUnavailable."""
         self._check_open()
+        check_name("topic", topic)
         self.transmission.forget(topic)
         await self.transmission.patiently(lambda: self._driver.remove(topic))
 
@@ -107,6 +114,8 @@ class Broker:
         Raises BrokerUnavailable.
         """
         self._check_open()
+        check_name("topic", topic)
+        check_name("group", group)
         return await self.transmission.patiently(lambda: self._driver.lag(topic, group))
 
     async def replay(
@@ -224,12 +233,15 @@ class Broker:
             middleware=tuple(middleware),
         )
         return BrokerConsumer(
-            self.transmission, options, started=self._consumer_started, ended=self._consumers.remove
+            self.transmission, options, started=self._consumer_started, ended=self._consumer_ended
         )
 
     def _consumer_started(self, consumer: BrokerConsumer) -> None:
         self._check_open()
-        self._consumers.append(consumer)
+        self._consumers[consumer] = None
+
+    def _consumer_ended(self, consumer: BrokerConsumer) -> None:
+        self._consumers.pop(consumer, None)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -12,6 +12,7 @@ import msgspec
 from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.driver import Delivery, Subscription
+from things_kit.engine.naming import check_name
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.source import Source, Treatment
@@ -56,12 +57,14 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
     middleware: Sequence[Middleware] = ()
 
     def __post_init__(self) -> None:
-        if not self.topics or not all(isinstance(topic, str) and topic for topic in self.topics):
+        if not self.topics:
             raise ConfigError("a consumer needs a topic, or a list of topics")
+        for topic in self.topics:
+            check_name("a consumer's topic", topic)
         if len(set(self.topics)) != len(self.topics):
             raise ConfigError("a consumer's topics must differ from one another")
-        if self.group is not None and (not isinstance(self.group, str) or not self.group):
-            raise ConfigError(f"group must be a name, or None; it is {self.group!r}")
+        if self.group is not None:
+            check_name("group", self.group)
         _whole("concurrency", self.concurrency, 1)
         _whole("max_in_flight", self.max_in_flight, len(self.topics))
         _one_of("ordering", self.ordering, ("key", "partition", "none"))
@@ -161,12 +164,14 @@ class BrokerConsumer:
             self._state = "stopped"
             self._stopped.set()
         if self._state == "stopped":
+            self._ended_hook(self)  # a broken one stays in the broker's health until somebody has seen to it
             return
         caller = asyncio.current_task()
         inside = self._workers_own(caller)
         stopping = self._begin_stop(caller if inside else None)
         if not inside:
             await asyncio.shield(stopping)
+            self._ended_hook(self)
 
     async def wait(self) -> None:
         """Wait until it has stopped. Raises what broke it."""
@@ -347,7 +352,8 @@ class BrokerConsumer:
         finally:
             self._state = "stopped"
             self._stopped.set()
-            self._ended_hook(self)
+            if self._broken is None:
+                self._ended_hook(self)
 
     def _workers_own(self, task: asyncio.Task[Any] | None) -> bool:
         return hasattr(self, "_workers") and self._workers.owns(task)

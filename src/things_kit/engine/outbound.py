@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from things_kit.messaging.errors import MessageTooLarge, PublishError
+from things_kit.engine.naming import check_name
+from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import RESERVED_PREFIX, Message
 
 
@@ -59,8 +60,10 @@ def _check(message: Message, max_bytes: int | None) -> None:
         raise PublishError(f"the value of a message must be bytes; it is {type(value).__name__}")
     if key is not None and type(key) is not bytes:
         raise PublishError(f"the key of a message must be bytes or None; it is {type(key).__name__}")
-    if not message.topic or not isinstance(message.topic, str):
-        raise PublishError(f"the topic of a message must be a name; it is {message.topic!r}")
+    try:
+        check_name("the topic of a message", message.topic)
+    except ConfigError as error:
+        raise PublishError(str(error)) from None
     if message.id is not None:
         _check_text("the id of a message", message.id)
     size = len(value) + (len(key) if key else 0)

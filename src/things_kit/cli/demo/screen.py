@@ -18,6 +18,8 @@ from things_kit.cli.printing import Terminal, safe
 
 WIDTH = 46
 REFRESH = 0.1
+MOST = 8
+"""Workers whose attempts are listed."""
 
 
 class Screen:
@@ -77,9 +79,7 @@ async def _refresh(live: Live, audit: Audit) -> None:
 def _progress(audit: Audit) -> RenderableType:
     tally = audit.tally
     line = Table.grid(padding=(0, 2))
-    bar = ProgressBar(
-        audit.total, tally.settled, width=WIDTH, complete_style="cyan", finished_style="green"
-    )
+    bar = ProgressBar(audit.total, tally.settled, width=WIDTH, complete_style="cyan", finished_style="green")
     failed = Text(f"{len(tally.dead)} dead letters", "red" if tally.dead else "dim")
     line.add_row("", bar, f"{tally.settled}/{audit.total}", failed)
     workers = Text("    ")
@@ -101,17 +101,18 @@ def _figures(audit: Audit) -> Table:
     table.add_row(
         "files", f"{audit.total:,}", f"{audit.total - planted:,} of this environment, {planted} planted"
     )
-    table.add_row("verified", f"{len(tally.verified):,}", _shares(audit))
+    table.add_row("verified", f"{len(tally.verified):,}", "exactly as their installers recorded them")
     table.add_row("dead letters", f"{len(tally.dead):,}", _reasons(audit))
     table.add_row("handled again", f"{len(tally.again):,}", _killing(audit))
+    table.add_row("workers", str(len(audit.crew.workers)), _shares(audit))
     pace = audit.total / audit.seconds if audit.seconds else 0.0
     table.add_row("seconds", f"{audit.seconds:.1f}", f"{pace:,.0f} messages a second, the waits included")
     return table
 
 
 def _shares(audit: Audit) -> str:
-    shares = [f"{audit.tally.by_worker[worker.name]:,} by {worker.name}" for worker in audit.crew.workers]
-    return ", ".join(shares)
+    shares = [f"{audit.tally.by_worker[worker.name]:,}" for worker in audit.crew.workers]
+    return f"with {', '.join(shares[:MOST])}{', ...' if len(shares) > MOST else ''} attempts"
 
 
 def _reasons(audit: Audit) -> str:

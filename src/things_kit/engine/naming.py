@@ -1,0 +1,14 @@
+"""What can be the name of a topic or group at all; a driver refuses further what its broker cannot have."""
+
+from things_kit.messaging.errors import ConfigError
+
+
+def check_name(what: str, name: object) -> None:
+    """Raise ConfigError unless this is text, not empty, that UTF-8 can carry."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{what} must be a name; it is {name!r}")
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{what} is not text that UTF-8 can carry: {name!r}") from error
