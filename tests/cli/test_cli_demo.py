@@ -116,7 +116,7 @@ async def test_a_wrong_reason_is_noticed(audit: Audit) -> None:
 async def test_a_message_that_did_not_come_again_is_noticed(audit: Audit) -> None:
     audit.tally.verified[audit.in_hand] = 1
     assert [check.name for check in checks(audit) if not check.ok] == [
-        "what the killed worker had in hand came again"
+        "what the killed worker held came again"
     ]
 
 

@@ -2,13 +2,19 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from things_kit.cli import source
+from things_kit.cli.lines import Template
+from things_kit.cli.publish import Publication
+from things_kit.cli.source import Source
+from things_kit.messaging.errors import BrokerUnavailable, PublishError, ThingsKitError
 from things_kit.messaging.message import Message
 
 Read = Callable[[str, int], list[Message]]
@@ -139,6 +145,39 @@ def test_refused_lines_are_named_and_the_others_published(cli: Any, tmp_path: Pa
     assert result.exit_code == 1
     assert "line 2 was refused: MessageTooLarge" in result.stderr
     assert "published 2 messages" in result.stdout
+
+
+class _Leaving:
+    """A producer whose broker goes away after the first line of the second batch."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    async def publish(self, message: Message) -> None:
+        raise NotImplementedError
+
+    async def publish_batch(self, messages: Sequence[Message]) -> None:
+        self.batches += 1
+        if self.batches == 2:
+            away = BrokerUnavailable("the broker is away")
+            raise PublishError("not published", dict.fromkeys(range(1, len(messages)), away))
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+async def test_a_broker_that_goes_away_ends_it_with_what_was_confirmed() -> None:
+    publication = Publication(_Leaving(), Template("orders"), raw=False)
+    with pytest.raises(BrokerUnavailable, match="the broker is away; 1001 messages published, line 1002 not"):
+        await publication.run(Source(BytesIO(b"1\n" * 3000)), lambda taken, confirmed: None)
+
+
+async def test_input_without_line_ends_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LONGEST_LINE", 1 << 20)
+    endless = BytesIO(bytes(3 << 20))
+    publication = Publication(_Leaving(), Template("orders"), raw=True)
+    with pytest.raises(ThingsKitError, match="a line is longer than 1 MiB"):
+        await publication.run(Source(endless), lambda taken, confirmed: None)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")

@@ -23,7 +23,8 @@ BUSY_SLICE: Final = 0.1
 
 # A row of `loan` is handed out. A row of `queued` waits: from `due` on it is free to be handed out; with no `due`
 # it is behind another message of its lane. Messages that are in neither and below the group's cursor are settled.
-# In each lane of `queued` the free rows come first, and one lane's loans have one owner.
+# In each lane of `queued` the free rows come first, and one lane's loans have one owner. A group whose `unnoted` names
+# an ordering has one receiver and nothing queued: its loans need not say in which lane of that ordering they are.
 SCHEMA: Final = (
     """CREATE TABLE topic (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,6 +48,7 @@ SCHEMA: Final = (
         name TEXT NOT NULL,
         cursor INTEGER NOT NULL,
         ephemeral INTEGER NOT NULL,
+        unnoted TEXT,
         UNIQUE (topic, name))""",
     """CREATE TABLE receiver (
         id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -41,6 +41,18 @@ _LANE_FLOWS: Final = """key IS NULL OR (
     AND coalesce((SELECT owner FROM loan l WHERE l.grp = :group AND l.lane = key LIMIT 1), :me) = :me)"""
 """Whether a message that nobody has seen may be handed out: its lane is nobody's, or this receiver's own."""
 
+_MINE: Final = "seq BETWEEN :first AND :last AND (target IS NULL OR target = :name)"
+
+_LEND: Final = {
+    ordering: f"""INSERT INTO loan (owner, off, grp, lane, attempt) SELECT :me, o.value, :group, {lane}, 1
+    FROM json_each(:offsets) o{" CROSS JOIN message m ON m.seq = :base + o.value" if ordering == "key" else ""}"""  # noqa: S608
+    for ordering, lane in _LANE.items()
+}
+
+_HOLD_BACK: Final = f"""INSERT INTO queued (grp, off, lane, due, attempt)
+    SELECT :group, seq - :base, key, NULL, 1 FROM message
+    WHERE {_MINE} AND seq - :base NOT IN (SELECT value FROM json_each(:offsets))"""  # noqa: S608
+
 _PAGE: Final = """SELECT :offsets, json_group_array(length(key)), CAST(group_concat(key, '') AS BLOB),
         json_group_array(length(value)), CAST(group_concat(value, '') AS BLOB),
         '[' || group_concat(coalesce(headers, '{}')) || ']', json_group_array(id), json_group_array(time)
@@ -253,28 +265,30 @@ class Store:
         self.reap(now, member.id)
         row = self._row(
             """SELECT g.cursor, t.next, t.largest, EXISTS (SELECT 1 FROM queued WHERE grp = g.id),
-                EXISTS (SELECT 1 FROM receiver WHERE grp = g.id AND id <> ?)
+                EXISTS (SELECT 1 FROM receiver WHERE grp = g.id AND id <> ?), g.unnoted
             FROM consumer_group g JOIN topic t ON t.id = g.topic WHERE g.id = ?""",
             (member.id, member.group),
         )
         if row is None:
             raise _vanished(member)
-        cursor, beyond, largest, queued, others = row
+        cursor, beyond, largest, queued, others, unnoted = row
         heavy = largest * limit > PAGE_BYTES
+        contended = bool(queued or others) and member.ordering != "none"
+        if unnoted is not None and (contended or unnoted != member.ordering):
+            self._note_owners(member.group, member.base, unnoted)
         offsets = again = self._lend_due(member, limit, now, heavy) if queued else []
         more = False
         if len(offsets) < limit and cursor < beyond and not (heavy and offsets):
-            fresh, cursor = self._lend_fresh(
-                member, limit - len(offsets), cursor, beyond, contended=queued or others, heavy=heavy
-            )
-            more = not fresh and cursor is not None and cursor < beyond
-            offsets = sorted(offsets + fresh)
+            fresh = self._fresh(member, limit - len(offsets), cursor, beyond)
+            found, end = self._lend_fresh(member, fresh, contended=contended, heavy=heavy)
+            more = not found and cursor < end < beyond
+            offsets = sorted(offsets + found)
         if not offsets:
             return None, more
         self.renew(member, now)
         parameters = {"offsets": _json(offsets).decode(), "me": member.id, "base": member.base}
         attempts = self._row(_ATTEMPTS, parameters)[0] if again else None
-        return Page(*self._row(_PAGE, parameters), attempts), False
+        return Page._make((*self._row(_PAGE, parameters), attempts)), False
 
     def _lend_due(self, member: Member, limit: int, now: float, heavy: bool) -> list[int]:
         parameters: dict[str, Any] = {"me": member.id, "group": member.group, "now": now, "limit": limit}
@@ -301,52 +315,58 @@ class Store:
             )
         return offsets
 
-    def _lend_fresh(
-        self, member: Member, limit: int, cursor: int, beyond: int, *, contended: bool, heavy: bool
-    ) -> tuple[list[int], int | None]:
-        """Lend what no receiver of the group has seen; returns it, and the cursor unless it has to stay."""
-        lanes = contended and member.ordering != "none"
-        if lanes and member.ordering == "partition" and self._partition_is_taken(member):
-            return [], None  # the one lane waits, so nothing is passed
-        by_key = lanes and member.ordering == "key"
-        end = min(beyond, cursor + SCAN) if by_key else beyond
-        parameters: dict[str, Any] = {
+    @staticmethod
+    def _fresh(member: Member, limit: int, cursor: int, beyond: int) -> dict[str, Any]:
+        """The parameters of statements about what no receiver of the group has seen."""
+        return {
             "me": member.id,
             "group": member.group,
             "name": member.group_name,
             "base": member.base,
             "first": member.base + cursor,
-            "last": member.base + end - 1,
+            "last": member.base + beyond - 1,
             "limit": limit,
         }
-        mine = "seq BETWEEN :first AND :last AND (target IS NULL OR target = :name)"
-        flows = f"AND ({_LANE_FLOWS})" if by_key else ""
+
+    def _lend_fresh(
+        self, member: Member, fresh: dict[str, Any], *, contended: bool, heavy: bool
+    ) -> tuple[list[int], int]:
+        """Lend what no receiver of the group has seen; returns it, and the new cursor."""
+        cursor = fresh["first"] - member.base
+        if contended and member.ordering == "partition" and self._partition_is_taken(member):
+            return [], cursor  # the one lane waits, so nothing is passed
+        by_key = contended and member.ordering == "key"
+        if by_key:
+            fresh["last"] = min(fresh["last"], fresh["first"] + SCAN - 1)
         picked = self._row(
-            "SELECT json_group_array(off) FROM "  # noqa: S608
-            f"(SELECT seq - :base AS off FROM message WHERE {mine} {flows} ORDER BY seq LIMIT :limit)",
-            parameters,
+            "SELECT json_group_array(off) FROM (SELECT seq - :base AS off FROM message "  # noqa: S608
+            f"WHERE {_MINE} AND ({_LANE_FLOWS if by_key else 1}) ORDER BY seq LIMIT :limit)",
+            fresh,
         )[0]
         found = _offsets(picked)
         offsets = self._affordable(member, found) if heavy else found
-        if len(found) == limit or len(offsets) < len(found):
-            end = offsets[-1] + 1
-        parameters |= {"offsets": _json(offsets).decode(), "last": member.base + end - 1, "end": end}
+        if len(found) == fresh["limit"] or len(offsets) < len(found):
+            fresh["last"] = member.base + offsets[-1]
+        end: int = fresh["last"] - member.base + 1
+        fresh["offsets"] = _json(offsets).decode()
+        # Whose loans are the only ones of a group need not say in which lanes they are, until somebody joins it.
+        fresh["unnoted"] = None if contended or member.ordering == "none" else member.ordering
         if offsets:
-            self._run(
-                "INSERT INTO loan (owner, off, grp, lane, attempt) "  # noqa: S608
-                f"SELECT :me, o.value, :group, {_LANE[member.ordering]}, 1 "
-                "FROM json_each(:offsets) o CROSS JOIN message m ON m.seq = :base + o.value",
-                parameters,
-            )
+            self._run(_LEND[member.ordering if contended else "none"], fresh)
         if by_key and len(offsets) < end - cursor:
-            self._run(
-                "INSERT INTO queued (grp, off, lane, due, attempt) "  # noqa: S608
-                f"SELECT :group, seq - :base, key, NULL, 1 FROM message WHERE {mine} "
-                "AND seq - :base NOT IN (SELECT value FROM json_each(:offsets))",
-                parameters,
-            )
-        self._run("UPDATE consumer_group SET cursor = :end WHERE id = :group", parameters)
+            self._run(_HOLD_BACK, fresh)
+        fresh["end"] = end
+        self._run("UPDATE consumer_group SET cursor = :end, unnoted = :unnoted WHERE id = :group", fresh)
         return offsets, end
+
+    def _note_owners(self, group: int, base: int, ordering: Ordering) -> None:
+        """Write into a group's loans in which lanes they are, which was left out while nobody had to know."""
+        self._run(
+            f"""UPDATE loan SET lane = (SELECT {_LANE[ordering]} FROM message m WHERE m.seq = :base + loan.off)
+            WHERE lane IS NULL AND owner IN (SELECT id FROM receiver WHERE grp = :group)""",  # noqa: S608
+            {"base": base, "group": group},
+        )
+        self._run("UPDATE consumer_group SET unnoted = NULL WHERE id = ?", (group,))
 
     def _partition_is_taken(self, member: Member) -> bool:
         row = self._row(
@@ -360,8 +380,9 @@ class Store:
         """As many of these as fit into one page, at least one: a page is one value in SQLite and in memory."""
         count = self._row(
             """SELECT count(*) FROM (
-                SELECT sum(length(value) + ifnull(length(key), 0) + ifnull(length(headers), 0)) OVER (ORDER BY seq) AS total
-                FROM message WHERE seq IN (SELECT ? + value FROM json_each(?))) WHERE total <= ?""",
+                SELECT sum(length(m.value) + ifnull(length(m.key), 0) + ifnull(length(m.headers), 0))
+                    OVER (ORDER BY o.key) AS total
+                FROM json_each(?2) o CROSS JOIN message m ON m.seq = ?1 + o.value) WHERE total <= ?3""",
             (member.base, _json(offsets).decode(), PAGE_BYTES),
         )[0]
         return offsets[: max(1, count)]
@@ -373,10 +394,14 @@ class Store:
         parameters: dict[str, Any] = {"me": member.id, "group": member.group}
         parameters["acknowledged"] = _json(acknowledged).decode()
         parameters["released"] = _json(released).decode()
-        queued = (
-            bool(released)
-            or self._row("SELECT EXISTS (SELECT 1 FROM queued WHERE grp = ?)", (member.group,))[0]
+        queued, unnoted = self._row(
+            """SELECT EXISTS (SELECT 1 FROM queued WHERE grp = :group),
+                (SELECT unnoted FROM consumer_group WHERE id = :group)""",
+            parameters,
         )
+        if released and unnoted is not None:
+            self._note_owners(member.group, member.base, unnoted)
+        queued = queued or released
         if queued:
             self._note_lanes("off IN (SELECT value FROM json_each(:acknowledged))", parameters)
         if acknowledged:
@@ -408,6 +433,9 @@ class Store:
     def _return_all(self, owner: int, group: int, attempts: int) -> None:
         """Queue all that a receiver holds, due now."""
         parameters = {"me": owner, "group": group, "now": time.time(), "attempts": attempts}
+        row = self._row("SELECT unnoted, topic FROM consumer_group WHERE id = ?", (group,))
+        if row is not None and row[0] is not None:
+            self._note_owners(group, row[1] << OFFSET_BITS, row[0])
         self._note_lanes("1", parameters)
         self._run(
             """INSERT INTO queued (grp, off, lane, due, attempt)

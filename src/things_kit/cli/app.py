@@ -36,7 +36,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Messages, from the command line.",
 )
 
 

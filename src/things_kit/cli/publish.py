@@ -140,9 +140,9 @@ class Publication:
         failures: dict[int, Exception] = {}
         try:
             await self._producer.publish_batch([message for _, message in messages])
-        except PublishError as error:
-            # A refusal of the whole has no index.
-            failures = error.failures or dict.fromkeys(range(len(messages)), error)
+        except (PublishError, BrokerUnavailable) as error:
+            # What is said of the whole has no index.
+            failures = getattr(error, "failures", None) or dict.fromkeys(range(len(messages)), error)
         self.confirmed += len(messages) - len(failures)
         for index, failure in sorted(failures.items()):
             self._refuse(messages[index][0], failure)
@@ -183,7 +183,9 @@ def _opened(file: str) -> Iterator[Readable]:
 def _progress(file: str) -> Iterator[Callable[[int, int], None]]:
     console = terminal(stderr=True)
     # A bar would write over what is being typed.
-    hidden = not console.is_terminal or (file == "-" and sys.stdin.isatty())
+    if not console.is_terminal or (file == "-" and sys.stdin.isatty()):
+        yield lambda taken, confirmed: None
+        return
     columns = (
         SpinnerColumn(),
         BarColumn(),
@@ -191,7 +193,7 @@ def _progress(file: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=None if file == "-" else Path(file).stat().st_size)
         yield lambda taken, confirmed: progress.update(
             task, completed=taken, description=f"{counted(confirmed, 'message')} published"

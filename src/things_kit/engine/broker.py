@@ -10,6 +10,7 @@ from things_kit.engine.driver import Capabilities, ConnectionLost, Driver
 from things_kit.engine.naming import check_name
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
+from things_kit.engine.retry_topics import retry_topics
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, ThingsKitError
@@ -109,13 +110,18 @@ class Broker:
         await self.transmission.patiently(lambda: self._driver.remove(topic))
 
     async def lag(self, topic: str, group: str) -> int | None:
-        """How many messages a group has not yet acknowledged; None where the broker cannot say.
+        """How many messages a group has not yet acknowledged, retries included; None where the broker cannot say.
 
         Raises BrokerUnavailable.
         """
         self._check_open()
         check_name("topic", topic)
         check_name("group", group)
+        topics = [topic, *(() if self.capabilities.delay else retry_topics(topic, group))]
+        lags = [await self._lag(each, group) for each in topics]
+        return None if None in lags else sum(lag for lag in lags if lag is not None)
+
+    async def _lag(self, topic: str, group: str) -> int | None:
         return await self.transmission.patiently(lambda: self._driver.lag(topic, group))
 
     async def replay(

@@ -15,7 +15,8 @@ from things_kit.engine.driver import Delivery, Subscription
 from things_kit.engine.naming import check_name
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.source import Source, Treatment
+from things_kit.engine.retry_topics import retry_topics
+from things_kit.engine.source import RetrySource, Source, Treatment
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.workers import GRACE, Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
@@ -144,7 +145,7 @@ class BrokerConsumer:
             self._producer = BrokerProducer(self._transmission)
             self._workers = self._make_workers()
             self._workers.start()
-            self._sources = [self._make_source(topic) for topic in self.options.topics]
+            self._sources = [source for topic in self.options.topics for source in self._make_sources(topic)]
             self._runs = [
                 asyncio.create_task(source.run(), name=f"{self._name} source") for source in self._sources
             ]
@@ -153,6 +154,7 @@ class BrokerConsumer:
             await self._subscribed()
         except BaseException:
             await asyncio.shield(self._begin_stop())
+            self._ended_hook(self)
             raise
 
     async def stop(self) -> None:
@@ -239,6 +241,8 @@ class BrokerConsumer:
             await self._transmission.declare(topic)
             if dead_letter is not None:
                 await self._transmission.declare(dead_letter, [DEAD_LETTER_GROUP])
+            for retry_topic in retry_topics(topic, self.group) if self._uses_retry_topics else ():
+                await self._transmission.declare(retry_topic)
 
     def _make_workers(self) -> Workers:
         options = self.options
@@ -256,25 +260,45 @@ class BrokerConsumer:
             self._handle_batch, size=size, wait=wait, failed_together=self._failed_together, **common
         )
 
-    def _make_source(self, topic: str) -> Source:
+    def _make_sources(self, topic: str) -> list[Source]:
         options = self.options
+        share = options.max_in_flight // len(options.topics)
+        topics = retry_topics(topic, self.group) if self._uses_retry_topics else []
+        waiting = share // (2 * len(topics)) if topics else 0
+        if topics and not waiting:
+            raise ConfigError(
+                f'mode="delayed" needs max_in_flight={2 * len(topics) * len(options.topics)} or more on this broker, '
+                "where what waits has topics of its own"
+            )
         subscription = Subscription(
             topic=topic,
             group=self.group,
             ephemeral=options.group is None,
             start=options.start if options.group is not None else "latest",
             ordering=options.ordering,
-            max_in_flight=options.max_in_flight // len(options.topics),
+            max_in_flight=share - waiting * len(topics),
             create=self._transmission.url.engine.declare or options.group is None,
         )
         treatment = Treatment(
             retry=options.retry,
             dead_letter=self._dead_letters[topic],
-            drain=seconds(options.drain_timeout, "drain_timeout"),
             discard=options.dead_letter is DISCARD,
+            drain=seconds(options.drain_timeout, "drain_timeout"),
+            retry_topics=bool(topics),
             chance=self._chance,
         )
-        return Source(self._transmission.driver, subscription, treatment, self._workers, self._producer)
+        parts = (self._transmission.driver, treatment, self._workers, self._producer)
+        retries = (
+            msgspec.structs.replace(subscription, topic=name, start="earliest", max_in_flight=waiting)
+            for name in topics
+        )
+        return [Source(subscription, *parts), *(RetrySource(retry, *parts) for retry in retries)]
+
+    @property
+    def _uses_retry_topics(self) -> bool:
+        native = self._transmission.driver.capabilities
+        delayed = self.options.retry.mode == "delayed" and self.options.group is not None
+        return delayed and native.retained and not native.delay
 
     def _failed(self, delivery: Delivery, error: BaseException) -> None:
         delivery.loan.source.failed(delivery, error)

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -16,9 +16,10 @@ from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, 
 from things_kit.engine.lanes import Lane, Lanes
 from things_kit.engine.loan import Loan
 from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.retry_topics import SHORT, postpone, restore
 from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
 from things_kit.engine.workers import Workers
-from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.errors import DecodeError, ThingsKitError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.messaging.policy import RetryPolicy
@@ -32,13 +33,15 @@ WAIT: Final = 5.0
 class Treatment(msgspec.Struct, frozen=True):
     """What a consumer does with failures.
 
-    `dead_letter` is a topic; None keeps messages for ever, and `discard` drops them.
+    `dead_letter` is a topic; None keeps messages for ever, and `discard` drops them. `retry_topics` says whether
+    what is put aside has topics to wait in; else it waits in memory.
     """
 
     retry: RetryPolicy
     dead_letter: str | None
     discard: bool
     drain: float
+    retry_topics: bool
     chance: random.Random
 
 
@@ -47,8 +50,8 @@ class Source:
 
     def __init__(
         self,
-        driver: Driver,
         subscription: Subscription,
+        driver: Driver,
         treatment: Treatment,
         workers: Workers,
         producer: BrokerProducer,
@@ -67,6 +70,7 @@ class Source:
         self._delays = Delays(self._due)
         self._backoff = Backoff()
         self._burials: dict[asyncio.Task[None], Delivery] = {}
+        self._postponing: dict[asyncio.Task[None], Delivery] = {}
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
@@ -204,7 +208,7 @@ class Source:
         self._lanes.drop(which)
         for delivery in self._delays.drop(which):
             self._lanes.advance(delivery)
-        begun = {*self._busy(), *loan.leaving()}
+        begun = {*self._busy(), *self._postponing.values(), *loan.leaving()}
         loan.drop(lambda delivery: which(delivery) and delivery not in begun)
         self._workers.wake()
 
@@ -261,11 +265,7 @@ class Source:
         if loan.lost:
             self._lanes.advance(delivery)
         elif self._treatment.retry.mode == "delayed":
-            if native.delay:
-                again.aside = True
-                loan.release(again)
-            else:
-                self._hold(again)
+            self._put_aside(again)
             self._lanes.advance(delivery)
             self._workers.wake()
         elif native.lanes:
@@ -275,6 +275,37 @@ class Source:
             loan.release(again)
         else:
             self._hold(again)
+
+    def _put_aside(self, again: Release) -> None:
+        delivery = again.delivery
+        if self._capabilities.delay:
+            again.aside = True
+            delivery.loan.release(again)
+        elif again.delay <= SHORT or not self._treatment.retry_topics:
+            self._hold(again)
+        else:
+            delivery.message = delivery.message.replace(attempt=again.attempt)
+            self._in_background(self._postpone(delivery, again.delay), delivery, self._postponing)
+
+    async def _postpone(self, delivery: Delivery, wait: float) -> None:
+        """Acknowledge a message only after its copy in a retry topic is confirmed; without one it waits here."""
+        try:
+            await self._producer.publish(postpone(delivery.message, self.subscription.group, wait))
+        except ThingsKitError as error:
+            log.warning("%s: message %s waits in memory: %s", self._name, delivery.message.id, error)
+            self._delays.hold(delivery, wait)
+        else:
+            delivery.loan.acknowledge(delivery)
+
+    def _in_background(
+        self,
+        work: Coroutine[Any, Any, None],
+        delivery: Delivery,
+        register: dict[asyncio.Task[None], Delivery],
+    ) -> None:
+        task = asyncio.create_task(work, name=f"{self._name} leaving message")
+        register[task] = delivery
+        task.add_done_callback(register.pop)
 
     def _hold(self, again: Release) -> None:
         delivery = again.delivery
@@ -306,9 +337,7 @@ class Source:
         dead = make_dead_letter(
             message, topic=treatment.dead_letter, group=self.subscription.group, error=error
         )
-        task = asyncio.create_task(self._bury(delivery, dead), name=f"{self._name} dead letter")
-        self._burials[task] = delivery
-        task.add_done_callback(self._burials.pop)
+        self._in_background(self._bury(delivery, dead), delivery, self._burials)
 
     async def _bury(self, delivery: Delivery, dead: Message) -> None:
         """Acknowledge a message only after its dead letter is confirmed; without one it is tried again."""
@@ -333,13 +362,14 @@ class Source:
         if self._pump is not None:
             self._pump.cancel()
         if self.loan is not None:
-            self.loan.release_all_but(self._busy())
+            self.loan.release_all_but({*self._busy(), *self._postponing.values()})
 
     async def finish(self, within: float) -> None:
-        """Wait for dead letters on their way; then let the last settlements go and `run` return."""
-        if self._burials:
-            await asyncio.wait(list(self._burials), timeout=within)
-        for task in list(self._burials):
+        """Wait for dead letters and retries on their way; then let the last settlements go and `run` return."""
+        leaving = [*self._burials, *self._postponing]
+        if leaving:
+            await asyncio.wait(leaving, timeout=within)
+        for task in leaving:
             task.cancel()
         if self.loan is not None:
             self.loan.release_all_but(frozenset())
@@ -348,3 +378,23 @@ class Source:
     @property
     def _name(self) -> str:
         return f"{self.subscription.topic} as {self.subscription.group}"
+
+
+class RetrySource(Source):
+    """Brings what waits in a retry topic to the workers, when it is due."""
+
+    def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
+        due = []
+        for delivery in deliveries:
+            delivery.loan = loan
+            try:
+                delivery.message, wait = restore(delivery.message)
+            except DecodeError as error:
+                self._give_up(delivery, error)
+                continue
+            if wait > 0:
+                self._delays.hold(delivery, wait)
+            else:
+                due.append(delivery)
+        self._lanes.admit(due, loan)
+        self._workers.wake()

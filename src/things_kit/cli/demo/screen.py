@@ -103,7 +103,7 @@ def _figures(audit: Audit) -> Table:
     )
     table.add_row("verified", f"{len(tally.verified):,}", "exactly as their installers recorded them")
     table.add_row("dead letters", f"{len(tally.dead):,}", _reasons(audit))
-    table.add_row("handled again", f"{len(tally.again):,}", _killing(audit))
+    table.add_row("redelivered", f"{len(tally.again):,}", _killing(audit))
     table.add_row("workers", str(len(audit.crew.workers)), _shares(audit))
     pace = audit.total / audit.seconds if audit.seconds else 0.0
     table.add_row("seconds", f"{audit.seconds:.1f}", f"{pace:,.0f} messages a second, the waits included")
@@ -123,5 +123,5 @@ def _reasons(audit: Audit) -> str:
 
 def _killing(audit: Audit) -> str:
     if audit.killed is None:
-        return "no worker was killed"
-    return f"{audit.killed.name} (process {audit.killed.pid}) was killed"
+        return "no worker was killed while it held them"
+    return f"{audit.killed.name} (process {audit.killed.pid}) was killed while it held them"

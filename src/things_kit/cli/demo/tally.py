@@ -51,13 +51,18 @@ class Tally:
         return len(self.verified.keys() | self.dead.keys())
 
     @property
+    def twice(self) -> set[str]:
+        """Messages that were verified more than once."""
+        return {message_id for message_id, times in self.verified.items() if times > 1}
+
+    @property
     def again(self) -> set[str]:
-        """Messages that came again though no attempt had failed: what a killed worker had in hand."""
-        return {
-            message_id
-            for message_id, times in self.verified.items()
-            if times > 1 or (self.attempts[message_id] > 1 and message_id not in self.failed)
-        }
+        """Messages that came again though no attempt had failed: what a killed worker held.
+
+        Where the broker does not count deliveries, those that the worker had not begun cannot be told from others.
+        """
+        counted = {message_id for message_id, attempt in self.attempts.items() if attempt > 1}
+        return self.twice | (counted - self.failed.keys())
 
     def reasons(self) -> dict[str, str]:
         """The type of error of each dead letter: its last name."""

@@ -64,11 +64,10 @@ def _late(audit: Audit) -> Check:
 
 
 def _came_again(audit: Audit) -> Check:
-    again = len(audit.tally.again)
     return Check(
         audit.tally.verified[audit.in_hand] > 1,
-        "what the killed worker had in hand came again",
-        f"{counted(again, 'message')} handled once more by others",
+        "what the killed worker held came again",
+        f"{counted(len(audit.tally.again), 'message')}, {len(audit.tally.twice)} of them verified twice",
     )
 
 

@@ -1,0 +1,90 @@
+"""Delayed retries on brokers without delays: topics beside the consumer's own, one for each length of wait.
+
+A message that is put aside is published to the retry topic of its group and tier, then acknowledged; so it neither
+holds back the offset of its partition nor is lost with the process. It waits there, and at the head of the topic in a
+consumer's memory, until it is due. Tiers keep long waits from standing before short ones.
+"""
+
+import time
+from datetime import datetime
+from math import inf
+from typing import Final
+
+import msgspec
+
+from things_kit.messaging.errors import DecodeError
+from things_kit.messaging.message import Message
+
+SHORT: Final = 1.0
+"""Seconds up to which a message waits in memory instead: a topic would not make that safer, only slower."""
+
+TIERS: Final = ((10.0, "10s"), (120.0, "2m"), (1800.0, "30m"), (inf, "1d"))
+"""The longest wait of each tier, in seconds, and its name in the topic's."""
+
+
+class Postponed(msgspec.Struct, frozen=True, array_like=True):
+    """A message in a retry topic, whole, as it is to be handled next."""
+
+    due: float
+    attempt: int
+    topic: str
+    value: bytes
+    key: bytes | None
+    headers: dict[str, str]
+    partition: int | None
+    offset: int | None
+    timestamp: datetime | None
+    id: str | None
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Postponed).decode
+
+
+def retry_topics(topic: str, group: str) -> list[str]:
+    """The retry topics of a group, from the shortest wait to the longest."""
+    return [f"{topic}-{group}-retry-{name}" for _, name in TIERS]
+
+
+def postpone(message: Message, group: str, wait: float) -> Message:
+    """The message to publish instead of handling this one now; `message.attempt` is the next attempt."""
+    tier = next(name for longest, name in TIERS if wait <= longest)
+    postponed = Postponed(
+        time.time() + wait,
+        message.attempt,
+        message.topic,
+        message.value,
+        message.key,
+        dict(message.headers),
+        message.partition,
+        message.offset,
+        message.timestamp,
+        message.id,
+    )
+    return Message(f"{message.topic}-{group}-retry-{tier}", _encode(postponed), message.key)
+
+
+def restore(carrier: Message) -> tuple[Message, float]:
+    """The message that was put aside, and for how many seconds it still has to wait.
+
+    Raises:
+        DecodeError: The message in the retry topic is not one of ours.
+    """
+    try:
+        held = _decode(carrier.value)
+    except msgspec.DecodeError as error:
+        raise DecodeError(
+            f"the message in {carrier.topic!r} was not put there by a consumer: {error}"
+        ) from error
+    message = Message(
+        held.topic,
+        held.value,
+        held.key,
+        held.headers,
+        held.partition,
+        held.offset,
+        held.timestamp,
+        held.id,
+        held.attempt,
+    )
+    return message, max(0.0, held.due - time.time())
