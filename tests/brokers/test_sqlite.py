@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -204,14 +204,17 @@ async def test_refused_messages_leave_the_rest_of_the_batch_confirmed(connect: O
             message(b"12345", key=b"123456"),
             message(b"x", headers={"h": "\ud800"}),
             Message("t", b"x", timestamp=NOW, id="\ud800"),
+            message(b"x", headers={"h": 1}),
+            message("text"),  # type: ignore[arg-type]
+            Message("t", b"x", timestamp=datetime.min.replace(tzinfo=timezone(timedelta(hours=1)))),
             message(b"x", topic="missing"),
             message(b"x", topic="\ud800"),
             message(b"good too"),
         ]
     )
     kinds = [type(result) for result in results]
-    none = type(None)
-    assert kinds == [none, MessageTooLarge, PublishError, PublishError, UnknownTopic, PublishError, none]
+    none, refused = type(None), [PublishError] * 5
+    assert kinds == [none, MessageTooLarge, *refused, UnknownTopic, PublishError, none]
     assert names(await take(await join(broker))) == ["good", "good too"]
 
 
@@ -968,6 +971,25 @@ async def test_many_processes_create_one_file_at_once(connect: Open) -> None:
     await asyncio.gather(*(each.declare("t", ["g"]) for each in drivers))
     await asyncio.gather(*(publish(each, f"{number}") for number, each in enumerate(drivers)))
     assert len(await take(await join(drivers[0]))) == 8
+
+
+async def test_a_fault_of_the_thread_fails_all_that_wait(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await connect()
+    waiting = asyncio.ensure_future((await join(broker)).receive(1, 60))
+    await broker.ping()
+
+    def fault(*_: Any) -> None:
+        raise RuntimeError("fault")
+
+    monkeypatch.setattr(sqlite_broker._Worker, "_commit", fault)
+    with pytest.raises(BrokerUnavailable, match="fault"):
+        await broker.send([message()])
+    with pytest.raises(BrokerUnavailable, match="fault"):
+        await waiting
+    with pytest.raises(ClosedError):
+        await broker.ping()
 
 
 # Opening and closing

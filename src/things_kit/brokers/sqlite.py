@@ -5,6 +5,7 @@ What was confirmed is on disk, and survives kill -9 and, with `synchronous=full`
 """
 
 import asyncio
+import contextlib
 import functools
 import os
 import queue
@@ -338,6 +339,7 @@ class _Worker:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._main, name="things-kit-sqlite", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._doing: list[_Job[Any]] = []
         self._waiting: list[_Request] = []
         self._outcomes: list[_Outcome] = []
         self._ephemeral: tuple[Member, ...] = ()
@@ -432,7 +434,7 @@ class _Worker:
 
     def _fail_all(self, failure: Exception) -> None:
         self.stopping = True
-        left: list[_Job[Any] | _Request] = [*self._waiting]
+        left: list[_Job[Any] | _Request] = [*self._doing, *self._waiting]
         self._waiting = []
         while not self._inbox.empty():
             job = self._inbox.get()
@@ -445,6 +447,7 @@ class _Worker:
         while not (self.stopping and self._inbox.empty()):
             jobs, requests = self._gather()
             self._tend(jobs)
+            self._doing = jobs
             self._waiting += requests
             for job in jobs:
                 if job.reads:
@@ -599,8 +602,7 @@ class _Worker:
         try:
             outcomes = self._transaction(writes, requests)
         except Exception as error:  # noqa: BLE001 - it reaches whoever asked
-            if self._store.connection.in_transaction:
-                self._store.connection.execute("ROLLBACK")
+            self._roll_back()
             if primary_code(error) == sqlite3.SQLITE_FULL and len(writes) + len(requests) > 1:
                 for job in writes:  # what deletes, or is smaller, may still find its place
                     self._commit([job], [])
@@ -615,13 +617,18 @@ class _Worker:
 
     def _transaction(self, writes: list[_Job[Any]], requests: list[_Request]) -> list[_Outcome]:
         self._check_file()
+        if self._store.connection.in_transaction:
+            self._store.connection.execute(
+                "ROLLBACK"
+            )  # it failed the last time; if it does again, that is said
         self._be_durable(any(job.durable for job in writes))
         begin(self._store.connection, LOCK_PATIENCE, lambda: self.stopping)
         alone = len(writes) + len(requests) == 1 and not self._waiting
         outcomes = [self._attempt(job.work, job.future, alone=alone) for job in writes]
         now = time.time()
         if writes:
-            requests = [*requests, *(one for one in self._wake_touched() if one not in requests)]
+            woken = [request for request in self._wake_touched() if request not in requests]
+            requests += [request for request in woken if self._looks_good(request, now)]
         for request in requests:
             if request.abandoned or request.member.closed:
                 continue
@@ -630,6 +637,11 @@ class _Worker:
                 outcomes.append(outcome)
         self._store.connection.execute("COMMIT")
         return outcomes
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._store.connection.in_transaction:
+                self._store.connection.execute("ROLLBACK")
 
     def _attempt(
         self, work: Callable[[Store], T], future: "asyncio.Future[T] | None", *, alone: bool
@@ -692,9 +704,13 @@ def _pack(message: Message, now: int, most: int) -> Row:
     headers: str | None = None
     target: str | None = None
     key = message.key
+    if not isinstance(message.value, bytes) or not isinstance(key, bytes | None):
+        raise PublishError("a message's value and key are bytes")
     size = len(message.value) + (len(key) if key else 0)
     try:
         if message.headers:
+            if not all(isinstance(text, str) for pair in message.headers.items() for text in pair):
+                raise PublishError("the names and values of headers are strings")
             packed = _to_json(message.headers)
             size += len(packed)
             headers = packed.decode()
@@ -705,10 +721,16 @@ def _pack(message: Message, now: int, most: int) -> Row:
         raise PublishError("a header or the id holds half a surrogate pair, which is no text") from error
     if size > most:
         raise MessageTooLarge(f"the message has {size} bytes; this broker takes {most}")
-    stamp = message.timestamp
-    if stamp is not None and stamp.tzinfo is not UTC:
-        stamp = stamp.astimezone(UTC)
-    return key, message.value, headers, message.id, None if stamp is None else stamp.isoformat(), now, target
+    return key, message.value, headers, message.id, _pack_time(message.timestamp), now, target
+
+
+def _pack_time(stamp: datetime | None) -> str | None:
+    if stamp is None:
+        return None
+    try:
+        return (stamp if stamp.tzinfo is UTC else stamp.astimezone(UTC)).isoformat()
+    except (OverflowError, ValueError) as error:
+        raise PublishError(f"the timestamp {stamp!r} is no time in UTC") from error
 
 
 def _unpack(topic: str, page: Page) -> list[Delivery]:

@@ -370,9 +370,9 @@ class Store:
 
     def _partition_is_taken(self, member: Member) -> bool:
         row = self._row(
-            """SELECT EXISTS (SELECT 1 FROM queued WHERE grp = ?1 AND lane = 1)
-                OR coalesce((SELECT owner FROM loan WHERE grp = ?1 AND lane = 1 LIMIT 1), ?2) <> ?2""",
-            (member.group, member.id),
+            """SELECT EXISTS (SELECT 1 FROM queued WHERE grp = :group AND lane = 1)
+                OR coalesce((SELECT owner FROM loan WHERE grp = :group AND lane = 1 LIMIT 1), :me) <> :me""",
+            {"group": member.group, "me": member.id},
         )
         return bool(row[0])
 
@@ -382,8 +382,8 @@ class Store:
             """SELECT count(*) FROM (
                 SELECT sum(length(m.value) + ifnull(length(m.key), 0) + ifnull(length(m.headers), 0))
                     OVER (ORDER BY o.key) AS total
-                FROM json_each(?2) o CROSS JOIN message m ON m.seq = ?1 + o.value) WHERE total <= ?3""",
-            (member.base, _json(offsets).decode(), PAGE_BYTES),
+                FROM json_each(?) o CROSS JOIN message m ON m.seq = ? + o.value) WHERE total <= ?""",
+            (_json(offsets).decode(), member.base, PAGE_BYTES),
         )[0]
         return offsets[: max(1, count)]
 

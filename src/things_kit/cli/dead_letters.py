@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -17,7 +17,7 @@ def looking_at(
     broker: Broker, topic: str, limit: int | None = None
 ) -> aclosing[AsyncGenerator[Message, None]]:
     """The dead letters of a topic, oldest first, while inside; then they are all given back."""
-    return aclosing(cast("AsyncGenerator[Message, None]", browse(broker, topic, limit=limit)))
+    return aclosing(browse(broker, topic, limit=limit))
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

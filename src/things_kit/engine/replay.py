@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -61,7 +61,7 @@ class Reading:
             )
             await self._receiver.close()
 
-    async def batches(self, limit: int | None = None) -> AsyncIterator[list[Delivery]]:
+    async def batches(self, limit: int | None = None) -> AsyncGenerator[list[Delivery], None]:
         """Deliveries until the topic is read to its end, or `limit` were read.
 
         Raises:
@@ -84,6 +84,8 @@ class Reading:
             self._held.update(dict.fromkeys(deliveries))
             left -= len(deliveries)
             yield list(deliveries)
+            for delivery in deliveries:  # what is held until the end must not fill the memory
+                delivery.message = delivery.message.replace(value=b"", headers={})
 
     async def acknowledge(self, deliveries: list[Delivery]) -> None:
         """Done with these. Raises BrokerUnavailable; then they may come again."""
@@ -146,7 +148,7 @@ async def _bring_back(
 
 async def browse(
     broker: "Broker", topic: str, *, group: str = DEAD_LETTER_GROUP, limit: int | None = None
-) -> AsyncIterator[Message]:
+) -> AsyncGenerator[Message, None]:
     """What a group has not acknowledged, oldest first. All of it is given back at the end.
 
     Close the iterator if you leave it early (`contextlib.aclosing`). Meanwhile nobody else gets these messages.

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from things_kit.engine.backoff import Backoff
-from things_kit.engine.dead_letter import make_dead_letter, qualified_name
+from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription, Which
 from things_kit.engine.lanes import Lane, Lanes
@@ -253,8 +253,8 @@ class Source:
         verdict = judge(error, message.attempt, treatment.retry, keep=keep, chance=treatment.chance)
         if isinstance(verdict, TryAgain):
             log.warning(
-                "%s: attempt %d of message %s failed: %s: %s; again in %.3g s",
-                self._name, message.attempt, message.id, qualified_name(error), error, verdict.wait,
+                "%s: attempt %d of message %r failed: %r; again in %.3g s",
+                self._name, message.attempt, message.id, error, verdict.wait,
             )  # fmt: skip
         return verdict
 
@@ -292,7 +292,7 @@ class Source:
         try:
             await self._producer.publish(postpone(delivery.message, self.subscription.group, wait))
         except ThingsKitError as error:
-            log.warning("%s: message %s waits in memory: %s", self._name, delivery.message.id, error)
+            log.warning("%s: message %r waits in memory: %s", self._name, delivery.message.id, error)
             self._delays.hold(delivery, wait)
         else:
             delivery.loan.acknowledge(delivery)
@@ -325,8 +325,8 @@ class Source:
     def _give_up(self, delivery: Delivery, error: BaseException) -> None:
         message, treatment = delivery.message, self._treatment
         log.error(
-            "%s: message %s failed for good after attempt %d: %s: %s",
-            self._name, message.id, message.attempt, qualified_name(error), error,
+            "%s: message %r failed for good after attempt %d: %r",
+            self._name, message.id, message.attempt, error,
             exc_info=error,
         )  # fmt: skip
         if treatment.dead_letter is None:
@@ -345,7 +345,7 @@ class Source:
             await self._producer.publish(dead)
         except ThingsKitError as error:
             log.error(  # noqa: TRY400 - the sentence says it all
-                "%s: the dead letter of message %s was not published: %s; the message is kept",
+                "%s: the dead letter of message %r was not published: %s; the message is kept",
                 self._name, delivery.message.id, error,
             )  # fmt: skip
             self._try_again(delivery, after_lost_burial(self._treatment.retry, self._treatment.chance).wait)

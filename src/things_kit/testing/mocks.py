@@ -134,7 +134,9 @@ class MockProducer:
         self._refuse_if_closed()
         if self.fail_with is not None:
             error = self.fail_with() if isinstance(self.fail_with, type) else self.fail_with
-            raise PublishError(f"{len(messages)} messages were refused", dict.fromkeys(range(len(messages)), error))
+            raise PublishError(
+                f"{len(messages)} messages were refused", dict.fromkeys(range(len(messages)), error)
+            )
         self.messages.extend(messages)
 
     async def close(self) -> None:

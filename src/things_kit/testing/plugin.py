@@ -19,7 +19,9 @@ except ModuleNotFoundError:
     @pytest.fixture
     def memory_broker() -> None:
         """An open broker in memory; it cannot be had without pytest-asyncio."""
-        pytest.fail('the fixture memory_broker needs pytest-asyncio: pip install "things-kit[testing]"', pytrace=False)
+        pytest.fail(
+            'the fixture memory_broker needs pytest-asyncio: pip install "things-kit[testing]"', pytrace=False
+        )
 
 else:
 

@@ -142,7 +142,9 @@ class ConnectionSuite(Suite):
         await eventually(lambda: driver.lost_settlements == 0, stage.patience)
         assert recorder.values == [b"0", b"1", b"2"]
 
-    async def test_a_consumer_stops_and_a_broker_closes_while_the_connection_is_lost(self, stage: Stage) -> None:
+    async def test_a_consumer_stops_and_a_broker_closes_while_the_connection_is_lost(
+        self, stage: Stage
+    ) -> None:
         """Line 13: neither waits for the broker to return, and what was in hand comes again."""
         topic, group = stage.topic(), stage.group()
         broker, driver = await _faulty(stage)

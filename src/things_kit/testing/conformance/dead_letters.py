@@ -41,7 +41,11 @@ class DeadLetterSuite(Suite):
         recorder = await stage.record(topic, group, refuse, retry=QUICK)
         published = datetime(2021, 3, 4, 5, 6, 7, 891000, tzinfo=UTC)
         [sent] = await stage.publish(
-            topic, b"\x00\xff", key=b"\xfe", headers={"type": "order.created", "наименование": "ö\n"}, timestamp=published
+            topic,
+            b"\x00\xff",
+            key=b"\xfe",
+            headers={"type": "order.created", "наименование": "ö\n"},
+            timestamp=published,
         )
         [dead] = await stage.dead_letters(topic, 1)
         original = recorder.began[0]
@@ -138,7 +142,9 @@ class DeadLetterSuite(Suite):
             if not healed.is_set():
                 raise ValueError("no" * 500)
 
-        recorder = await stage.record(topic, group, act, broker=small, retry=RetryPolicy(attempts=1, first=0.01, limit=0.05))
+        recorder = await stage.record(
+            topic, group, act, broker=small, retry=RetryPolicy(attempts=1, first=0.01, limit=0.05)
+        )
         await self._publish_as_large_as_possible(small.producer(), topic, limit)
         await recorder.until_began(3, stage.patience)
         await stage.until_lag(topic, group, 1)
@@ -174,13 +180,22 @@ class DeadLetterSuite(Suite):
         await bystander.until_done(1, stage.patience)
         await stage.until_lag(f"{topic}-dlq", "dead-letters", 1)
         await stage.until_lag(topic, other, 0)
-        if stage.capabilities.targeted:  # then the broker itself keeps it away, also while nobody is there to skip it
+        if (
+            stage.capabilities.targeted
+        ):  # then the broker itself keeps it away, also while nobody is there to skip it
             await consumer.stop()
         healed.set()
         await self._replay(stage, topic, 1)
         [message] = await recorder.until_done(1, stage.patience)
-        assert (message.topic, message.value, message.key, message.id) == (topic, sent.value, sent.key, sent.id)
-        assert {name: value for name, value in message.headers.items() if name != "replay-group"} == {"type": "order"}
+        assert (message.topic, message.value, message.key, message.id) == (
+            topic,
+            sent.value,
+            sent.key,
+            sent.id,
+        )
+        assert {name: value for name, value in message.headers.items() if name != "replay-group"} == {
+            "type": "order"
+        }
         assert message.attempt == 1
         for of_topic, of_group in ((topic, group), (topic, other), (f"{topic}-dlq", "dead-letters")):
             await stage.until_lag(of_topic, of_group, 0)

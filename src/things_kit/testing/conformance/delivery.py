@@ -55,7 +55,9 @@ class DeliverySuite(Suite):
 
         await asyncio.gather(*(publish(number) for number in range(8)))
         assert len(confirmed) == 3200
-        await eventually(lambda: len(set(history.ids("done"))) >= 3200, 4 * stage.patience, "all 3200 are handled")
+        await eventually(
+            lambda: len(set(history.ids("done"))) >= 3200, 4 * stage.patience, "all 3200 are handled"
+        )
         await stage.until_lag(topic, group, 0)
         assert set(history.ids("done")) == confirmed
         assert history.duplicates() == {}
@@ -131,7 +133,9 @@ class DeliverySuite(Suite):
         await recorder.until_done(2, stage.patience)
         assert recorder.values == [b"late", b"between"]
 
-    async def test_a_declared_group_gets_what_is_published_before_its_consumer_starts(self, stage: Stage) -> None:
+    async def test_a_declared_group_gets_what_is_published_before_its_consumer_starts(
+        self, stage: Stage
+    ) -> None:
         """Line 5: declare creates the group, so nothing is missed on any broker; declaring twice changes nothing."""
         topic, group = stage.topic(), stage.group()
         await stage.broker.declare(topic, groups=[group])
@@ -163,7 +167,9 @@ class DeliverySuite(Suite):
         assert second.values == [b"one", b"missed", b"two"]
         assert again.values == [b"two"]
 
-    async def test_nothing_is_lost_when_everything_is_closed_and_reopened_twenty_times(self, stage: Stage) -> None:
+    async def test_nothing_is_lost_when_everything_is_closed_and_reopened_twenty_times(
+        self, stage: Stage
+    ) -> None:
         """Line 7: each round publishes, begins to handle, and closes in the middle of it."""
         topic, group = stage.topic(), stage.group()
         if stage.target.durable:  # else the stage's own connection keeps the messages alive
@@ -172,7 +178,9 @@ class DeliverySuite(Suite):
         sent: list[str] = []
         for number in range(20):
             broker = await stage.open()
-            messages = [Message(topic, b"x", key=b"%d" % (n % 3), id=f"{number}-{n}-{uuid4().hex}") for n in range(15)]
+            messages = [
+                Message(topic, b"x", key=b"%d" % (n % 3), id=f"{number}-{n}-{uuid4().hex}") for n in range(15)
+            ]
             await stage.publish_all(messages, broker)
             sent.extend(message.id or "" for message in messages)
             began = len(history.events)
@@ -188,13 +196,17 @@ class DeliverySuite(Suite):
     async def test_nothing_is_acknowledged_before_its_handler_ends(self, stage: Stage) -> None:
         """Line 8: while a handler runs, its message lags, whatever becomes of those beside it."""
         if not stage.capabilities.lag:
-            pytest.skip("this broker cannot say what is not acknowledged; the killed process shows it instead")
+            pytest.skip(
+                "this broker cannot say what is not acknowledged; the killed process shows it instead"
+            )
         topic, group = stage.topic(), stage.group()
         gate = Gate(passing=lambda message: message.value != b"held")
         recorder = await stage.record(topic, group, gate, concurrency=4)
         await stage.publish(topic, b"held", b"1", b"2", b"3")
         await recorder.until_done(3, stage.patience)
-        if not stage.capabilities.partitions:  # where only a prefix can be committed, those behind it lag as well
+        if (
+            not stage.capabilities.partitions
+        ):  # where only a prefix can be committed, those behind it lag as well
             await stage.until_lag(topic, group, 1)
 
         async def held() -> bool:

@@ -86,7 +86,9 @@ class FidelitySuite(Suite):
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
     @given(batch=messages)
-    async def test_any_key_value_and_headers_arrive_as_they_were_sent(self, stage: Stage, batch: list[Message]) -> None:
+    async def test_any_key_value_and_headers_arrive_as_they_were_sent(
+        self, stage: Stage, batch: list[Message]
+    ) -> None:
         """Line 33: any bytes, any script, from the year 1 to the year 9999, through the broker and back."""
         topic = stage.name("orders") + uuid4().hex[:6]
         stage.sweep(topic)
@@ -232,7 +234,9 @@ class FidelitySuite(Suite):
         """Line 39: never read as a pattern, a path or another name."""
         decoy = stage.topic("ordersX")
         hostile = word if word.strip(" .") == "" else f"{word}{stage.name('')}"
-        near = hostile.replace("*", "X").replace("#", "X").replace(">", "X").replace("%", "X").replace("_", "X")
+        near = (
+            hostile.replace("*", "X").replace("#", "X").replace(">", "X").replace("%", "X").replace("_", "X")
+        )
         await stage.publish(decoy, b"decoy")
         recorder, group = Recorder(), stage.group()
         stage.sweep(near)
@@ -259,7 +263,9 @@ class FidelitySuite(Suite):
         assert str(refusal), "a refusal says why"
 
     @pytest.mark.parametrize("word", HOSTILE.values(), ids=HOSTILE)
-    async def test_a_hostile_group_name_is_refused_or_a_group_of_its_own(self, stage: Stage, word: str) -> None:
+    async def test_a_hostile_group_name_is_refused_or_a_group_of_its_own(
+        self, stage: Stage, word: str
+    ) -> None:
         """Line 39: it shares nothing with a group whose name is like it."""
         topic = stage.topic()
         group = word if word.strip(" .") == "" else f"{word}{stage.name('')}"

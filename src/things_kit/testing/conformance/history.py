@@ -42,11 +42,15 @@ class History:
 def merged(histories: Iterable[History]) -> History:
     """The histories of several workers as one, by their common clock."""
     whole = History()
-    whole.events = sorted((event for history in histories for event in history.events), key=lambda event: event.at)
+    whole.events = sorted(
+        (event for history in histories for event in history.events), key=lambda event: event.at
+    )
     return whole
 
 
-def assert_lanes(history: History, lanes: Mapping[object, Sequence[str]], *, attempts: int | None = None) -> None:
+def assert_lanes(
+    history: History, lanes: Mapping[object, Sequence[str]], *, attempts: int | None = None
+) -> None:
     """Assert that each lane's messages were handled one after another, in order, through failures and kills.
 
     A message is settled when it was done once, or failed in its last attempt. No message may begin before all earlier
@@ -70,7 +74,9 @@ def assert_lanes(history: History, lanes: Mapping[object, Sequence[str]], *, att
             if running[lane] or missing:
                 story = _story(history.events[: number + 1], lanes[lane])
                 assert not running[lane], f"two messages of lane {lane!r} run at once: {story}"
-                assert not missing, f"{event.id} of lane {lane!r} began before {missing} was finished: {story}"
+                assert not missing, (
+                    f"{event.id} of lane {lane!r} began before {missing} was finished: {story}"
+                )
             running[lane][event.id] = event.worker
             continue
         running[lane].pop(event.id, None)
@@ -80,4 +86,6 @@ def assert_lanes(history: History, lanes: Mapping[object, Sequence[str]], *, att
 
 def _story(events: Sequence[Event], ids: Sequence[str]) -> str:
     told = [event for event in events if event.id in set(ids) or event.kind == "killed"]
-    return " | ".join(f"{event.kind} {event.id}#{event.attempt} {event.worker}".strip() for event in told[-12:])
+    return " | ".join(
+        f"{event.kind} {event.id}#{event.attempt} {event.worker}".strip() for event in told[-12:]
+    )

@@ -102,7 +102,9 @@ class LoadSuite(Suite):
         sent = await stage.publish(topic, b"1", b"2", b"3", key=b"k")
         await slow.until_began(1, stage.patience)
         await stage.consume(topic, group, Recorder(intrude, history=history), broker=second)
-        await never(twice, 3 * lease, "a message in its handler, or behind it, is delivered to another consumer")
+        await never(
+            twice, 3 * lease, "a message in its handler, or behind it, is delivered to another consumer"
+        )
         gate.open()
         await eventually(lambda: len(set(history.ids("done"))) == 3, stage.patience, "all are handled")
         await stage.until_lag(topic, group, 0)
@@ -136,9 +138,13 @@ class LoadSuite(Suite):
         await eventually(lambda: bad.id in history.ids("done"), pause + stage.patience, "it comes again")
         assert times[1][1] - times[0][1] >= pause - 0.05
         attempts = [attempt for attempt, _ in times]
-        same_consumer = stage.capabilities.lanes or stage.capabilities.attempts or not stage.capabilities.delay
+        same_consumer = (
+            stage.capabilities.lanes or stage.capabilities.attempts or not stage.capabilities.delay
+        )
         assert attempts == [1, 2] if same_consumer else len(attempts) == 2
-        await eventually(lambda: len(set(history.ids("done"))) == 22, stage.patience, "the one behind it follows")
+        await eventually(
+            lambda: len(set(history.ids("done"))) == 22, stage.patience, "the one behind it follows"
+        )
         await stage.until_lag(topic, group, 0)
         assert history.duplicates() == {}
 

@@ -219,7 +219,13 @@ class OperationsSuite(Suite):
             recorder = await stage.record(topic, stage.group(), failing(1), broker=broker)
             await stage.publish(topic, b"x", broker=broker)
             await recorder.until_done(1, stage.patience)
-            said += [repr(broker), str(broker), repr(broker.url), repr(broker.capabilities), repr(await broker.health())]
+            said += [
+                repr(broker),
+                str(broker),
+                repr(broker.url),
+                repr(broker.capabilities),
+                repr(await broker.health()),
+            ]
             await broker.close()
             with pytest.raises(ThingsKitError) as after:
                 await broker.lag(topic, group=stage.group())
@@ -248,7 +254,9 @@ class OperationsSuite(Suite):
             fails = broker.consumer(
                 topic, group=group, handler=Recorder(failing(9, lambda: Retry(after=3600))), drain_timeout=0.1
             )
-            hangs = broker.consumer(topic, group=stage.group("hanging"), handler=Recorder(Gate()), drain_timeout=0.1)
+            hangs = broker.consumer(
+                topic, group=stage.group("hanging"), handler=Recorder(Gate()), drain_timeout=0.1
+            )
             seen = threading.Event()
             plain = broker.consumer(topic, group=None, handler=lambda _: seen.set())
             for consumer in (fails, hangs, plain):

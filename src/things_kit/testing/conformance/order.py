@@ -23,7 +23,9 @@ steps = st.lists(st.tuples(st.integers(0, 4), st.integers(0, ATTEMPTS)), min_siz
 
 
 def _plan(topic: str, plan: list[tuple[int, int]]) -> tuple[list[Message], dict[str, int]]:
-    messages = [Message(topic, b"x", key=b"k%d" % key, id=f"{n}-{uuid4().hex}") for n, (key, _) in enumerate(plan)]
+    messages = [
+        Message(topic, b"x", key=b"k%d" % key, id=f"{n}-{uuid4().hex}") for n, (key, _) in enumerate(plan)
+    ]
     return messages, {message.id or "": fails for message, (_, fails) in zip(messages, plan, strict=True)}
 
 
@@ -64,7 +66,9 @@ class OrderSuite(Suite):
         for start in range(0, len(messages), 20):
             await stage.publish_all(messages[start : start + 20])
         await stage.until_lag(topic, group, 0)
-        await eventually(lambda: len(recorder.ids) == sum(f < ATTEMPTS for f in act.fails.values()), stage.patience)
+        await eventually(
+            lambda: len(recorder.ids) == sum(f < ATTEMPTS for f in act.fails.values()), stage.patience
+        )
         lanes: dict[object, list[str]] = {}
         for message in recorder.began if stage.capabilities.partitions else messages:
             ids = lanes.setdefault(message.partition, [])
@@ -79,7 +83,9 @@ class OrderSuite(Suite):
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
     @given(plan=steps)
-    async def test_a_key_keeps_its_order_through_any_failures(self, stage: Stage, plan: list[tuple[int, int]]) -> None:
+    async def test_a_key_keeps_its_order_through_any_failures(
+        self, stage: Stage, plan: list[tuple[int, int]]
+    ) -> None:
         """Line 27: with concurrency 16; one at a time, and none before the earlier ones are done or dead."""
         topic = stage.name("orders") + uuid4().hex[:6]
         stage.sweep(topic, f"{topic}-dlq")
@@ -107,11 +113,15 @@ class OrderSuite(Suite):
         )
         for name, broker in (("first", stage.broker), ("second", other)):
             recorder = Recorder(act, history=history, name=name)
-            await stage.consume(topic, group, recorder, broker=broker, concurrency=16, retry=SHORT, max_in_flight=40)
+            await stage.consume(
+                topic, group, recorder, broker=broker, concurrency=16, retry=SHORT, max_in_flight=40
+            )
         for start in range(0, len(messages), 50):
             await stage.publish_all(messages[start : start + 50])
         expected = sum(fails < ATTEMPTS for fails in act.fails.values())
-        await eventually(lambda: len(set(history.ids("done"))) == expected, 4 * stage.patience, "all are handled")
+        await eventually(
+            lambda: len(set(history.ids("done"))) == expected, 4 * stage.patience, "all are handled"
+        )
         await stage.until_lag(topic, group, 0)
         assert_lanes(history, _lanes(messages), attempts=ATTEMPTS)
         assert history.duplicates() == {}
@@ -152,7 +162,9 @@ class OrderSuite(Suite):
     async def test_many_keys_in_back_off_hold_back_nobody(self, stage: Stage) -> None:
         """Line 28: more of them than max_in_flight would hold, where the broker keeps the lanes."""
         if not stage.capabilities.lanes:
-            pytest.skip("this broker does not keep back-offs, so the consumer holds them, up to max_in_flight")
+            pytest.skip(
+                "this broker does not keep back-offs, so the consumer holds them, up to max_in_flight"
+            )
         topic, group = stage.topic(), stage.group()
 
         async def act(message: Message) -> None:

@@ -33,7 +33,9 @@ class Hopeless(Exception):
 
 def _waits(recorder: Recorder) -> list[float]:
     """Seconds between each failure and the attempt after it, of a recorder of one message."""
-    return [began - failed for failed, began in zip(recorder.failed_at, recorder.started_at[1:], strict=False)]
+    return [
+        began - failed for failed, began in zip(recorder.failed_at, recorder.started_at[1:], strict=False)
+    ]
 
 
 class OutcomeSuite(Suite):
@@ -78,7 +80,9 @@ class OutcomeSuite(Suite):
         await stage.until_lag(topic, group, 0)
 
     @pytest.mark.parametrize("after", [0.3, timedelta(milliseconds=300)], ids=["seconds", "timedelta"])
-    async def test_retry_after_brings_the_message_again_then(self, stage: Stage, after: float | timedelta) -> None:
+    async def test_retry_after_brings_the_message_again_then(
+        self, stage: Stage, after: float | timedelta
+    ) -> None:
         """Line 15: not before, whatever the policy says, and as the next attempt."""
         topic, group = stage.topic(), stage.group()
         policy = RetryPolicy(attempts=3, first=0.0, limit=0.0, jitter=0.0)
@@ -149,11 +153,15 @@ class OutcomeSuite(Suite):
         dead = await stage.dead_letters(topic, 3)
         assert {message.value for message in dead} == {b"no json", b'{"number": "text"}', b"{}"}
         assert {message.headers["attempts"] for message in dead} == {"1"}
-        assert {message.headers["error-type"].rpartition(".")[2] for message in dead} == {DecodeError.__name__}
+        assert {message.headers["error-type"].rpartition(".")[2] for message in dead} == {
+            DecodeError.__name__
+        }
         await stage.until_lag(topic, group, 0)
         assert seen == [Order(7)]
 
-    async def test_a_handler_that_overruns_its_timeout_is_cancelled_and_tried_again(self, stage: Stage) -> None:
+    async def test_a_handler_that_overruns_its_timeout_is_cancelled_and_tried_again(
+        self, stage: Stage
+    ) -> None:
         """Line 17: an overrun is a failure like any other."""
         topic, group = stage.topic(), stage.group()
 
@@ -226,7 +234,9 @@ class OutcomeSuite(Suite):
         await stage.until_lag(topic, group, 0)
 
     @pytest.mark.parametrize("answer", [ValueError("no"), Reject("no")], ids=["failure", "reject"])
-    async def test_without_a_dead_letter_a_message_is_tried_for_ever(self, stage: Stage, answer: Exception) -> None:
+    async def test_without_a_dead_letter_a_message_is_tried_for_ever(
+        self, stage: Stage, answer: Exception
+    ) -> None:
         """Line 21: well past the policy's attempts, and it is not acknowledged until it succeeds."""
         topic, group = stage.topic(), stage.group()
         policy = RetryPolicy(attempts=2, first=0.01, factor=2.0, limit=0.05, jitter=0.0)
@@ -263,7 +273,11 @@ class OutcomeSuite(Suite):
         """Line 24: the others of the list are acknowledged; Reject and Retry mean there what they always do."""
         topic, group = stage.topic(), stage.group()
         seen: list[list[bytes]] = []
-        answers: dict[bytes, BaseException] = {b"3": ValueError("no"), b"5": Reject("never"), b"7": Retry(after=0.01)}
+        answers: dict[bytes, BaseException] = {
+            b"3": ValueError("no"),
+            b"5": Reject("never"),
+            b"7": Retry(after=0.01),
+        }
 
         async def handle(messages: list[Message]) -> None:
             seen.append([message.value for message in messages])
@@ -296,7 +310,9 @@ class OutcomeSuite(Suite):
             if any(message.attempt == 1 for message in messages):
                 raise ValueError("all of them")
 
-        await stage.consume(topic, group, handle, batch=Batch(size=4, wait=0.05), retry=RetryPolicy(attempts=9, first=0.01))
+        await stage.consume(
+            topic, group, handle, batch=Batch(size=4, wait=0.05), retry=RetryPolicy(attempts=9, first=0.01)
+        )
         await stage.publish_all([Message(topic, b"%d" % n, key=b"%d" % n) for n in range(4)])
         await eventually(lambda: len({v for v, attempt in attempts if attempt > 1}) == 4, stage.patience)
         await stage.until_lag(topic, group, 0)

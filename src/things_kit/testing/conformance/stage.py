@@ -161,7 +161,9 @@ class Stage:
         """The broker is away inside of this; skips the test where that cannot be done."""
         hooks = self.target.outage
         if hooks is None:
-            pytest.skip("this target can neither be paused nor killed: there is no broker apart from this process")
+            pytest.skip(
+                "this target can neither be paused nor killed: there is no broker apart from this process"
+            )
         away, back = hooks
         await away()
         try:
@@ -173,7 +175,9 @@ class Stage:
         """Another process that consumes; skips the test where no other process can connect."""
         if not self.target.shared:
             pytest.skip("no other process can connect with this broker")
-        worker = await WorkerProcess.start(self.target.at(**self.target.lease_options), topic, group, **options)
+        worker = await WorkerProcess.start(
+            self.target.at(**self.target.lease_options), topic, group, **options
+        )
         self._workers.append(worker)
         return worker
 

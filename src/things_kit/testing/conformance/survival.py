@@ -28,7 +28,9 @@ class SurvivalSuite(Suite):
     async def test_two_processes_of_a_group_share_a_load_in_order(self, stage: Stage) -> None:
         """Lines 2 and 3: all is handled, by both, each message once and each key in order."""
         topic, group = stage.topic(), stage.group()
-        workers = [await stage.worker(topic, group, concurrency=8, delay=0.001, max_in_flight=50) for _ in range(2)]
+        workers = [
+            await stage.worker(topic, group, concurrency=8, delay=0.001, max_in_flight=50) for _ in range(2)
+        ]
         messages, lanes = _load(topic, 1500, keys=40)
         for start in range(0, len(messages), 250):
             await stage.publish_all(messages[start : start + 250])
@@ -53,7 +55,9 @@ class SurvivalSuite(Suite):
         worker = await stage.worker(topic, group, concurrency=2, hang_after=0, max_in_flight=10)
         messages, lanes = _load(topic, 20, keys=5)
         await stage.publish_all(messages)
-        await eventually(lambda: len(worker.history.ids("began")) >= 2, stage.patience, "it hangs in two handlers")
+        await eventually(
+            lambda: len(worker.history.ids("began")) >= 2, stage.patience, "it hangs in two handlers"
+        )
         await worker.kill()
         recorder = Recorder(name="survivor")
         survivor = await stage.open(**stage.target.lease_options)
@@ -102,7 +106,9 @@ class SurvivalSuite(Suite):
         async with stage.outage():
             await eventually(lambda: not recorder.running, stage.patience, "the consumer comes to rest")
         await asyncio.wait_for(publishing, 4 * stage.patience)
-        await eventually(lambda: len(recorder.ids) >= 300, 4 * stage.patience, "all confirmed messages are handled")
+        await eventually(
+            lambda: len(recorder.ids) >= 300, 4 * stage.patience, "all confirmed messages are handled"
+        )
         await stage.until_lag(topic, group, 0)
 
     async def test_after_a_cut_connection_each_message_is_handled_once(self, stage: Stage) -> None:
@@ -131,13 +137,17 @@ class SurvivalSuite(Suite):
         async def slow(message: Message) -> None:
             await asyncio.sleep(0.002)
 
-        await stage.consume(topic, group, Recorder(slow, history=history, name="first"), concurrency=4, max_in_flight=20)
+        await stage.consume(
+            topic, group, Recorder(slow, history=history, name="first"), concurrency=4, max_in_flight=20
+        )
         messages, lanes = _load(topic, 400, keys=20)
         await stage.publish_all(messages)
         for number in range(4):
             broker = await stage.open()
             joined = Recorder(slow, history=history, name=str(number))
-            consumer = await stage.consume(topic, group, joined, broker=broker, concurrency=4, max_in_flight=20)
+            consumer = await stage.consume(
+                topic, group, joined, broker=broker, concurrency=4, max_in_flight=20
+            )
             count = len(history.events)
             await eventually(
                 lambda: len(history.events) > count + 40 or len(set(history.ids("done"))) >= 400,  # noqa: B023

@@ -47,7 +47,9 @@ async def throughout(condition: Condition[ValueT], seconds: float, what: str = "
     while True:
         answer = await _ask(condition)
         if not answer:
-            raise AssertionError(f"did not stay so: {what or inspect.getsource(condition).strip()}; gave {answer!r}")
+            raise AssertionError(
+                f"did not stay so: {what or inspect.getsource(condition).strip()}; gave {answer!r}"
+            )
         if time.monotonic() > deadline:
             return
         await asyncio.sleep(0.02)

@@ -1,0 +1,159 @@
+r"""Messages as Kafka has them, and back.
+
+Value, key and headers are native. Of our own there are up to four headers, which handlers never see:
+
+    tk-id       the message's id
+    tk-time     its time, in ISO 8601 with microseconds: the record's own has milliseconds, and may be the broker's
+    tk-headers  JSON of all headers, where one has a name that librdkafka, whose names end at a null, cannot carry
+
+The record's timestamp (CreateTime) is the message's too where the broker can have it without harm: it deletes what is
+older than `retention.ms` by that timestamp, however lately it came, and refuses what is more than an hour in the future
+(`message.timestamp.after.max.ms`). Instead of times outside of the last day it has the time of publishing.
+
+Records of foreign producers: a null value arrives as b"" with the header `kafka-tombstone`; of a repeated header the
+last one counts; bytes of a header that are no UTF-8 are shown as \xNN; a null header is an empty one; without an id
+it is TOPIC-PARTITION-OFFSET. Headers with our names that say nothing we understand are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+from confluent_kafka import KafkaError
+from confluent_kafka import Message as Record
+
+from things_kit.engine.driver import Delivery
+from things_kit.engine.offsets import Offsets
+from things_kit.messaging.message import RESERVED_PREFIX, Message
+
+TOMBSTONE: Final = "kafka-tombstone"
+"""The header of a message whose record has no value, which deletes its key from a compacted topic."""
+
+ID: Final = "tk-id"
+TIME: Final = "tk-time"
+HEADERS: Final = "tk-headers"
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND: Final = timedelta(milliseconds=1)
+OLD: Final = timedelta(days=1)
+EARLY: Final = timedelta(minutes=10)
+
+Header = tuple[str, bytes]
+
+
+class Clock:
+    """Translates the times of one batch: most messages share one, which `publish` gave them."""
+
+    def __init__(self) -> None:
+        self._now = datetime.now(UTC)
+        self._last: datetime | None = None
+        self._stamp: tuple[int, Header] = (0, (TIME, b""))
+
+    def stamp(self, moment: datetime) -> tuple[int, Header]:
+        """A record's timestamp in milliseconds, 0 for the time of publishing, and the header that says it exactly."""
+        if moment is not self._last:
+            self._last = moment
+            harmless = -OLD < moment - self._now < EARLY
+            exact = TIME, moment.isoformat(timespec="microseconds").encode()
+            self._stamp = (moment - EPOCH) // MILLISECOND if harmless else 0, exact
+        return self._stamp
+
+
+def raw_headers(message: Message, time: Header) -> list[Header]:
+    """All headers of a message's record."""
+    headers: Mapping[str, str] = message.headers
+    raw: list[Header] = []
+    if headers:
+        raw = [(name, text.encode()) for name, text in headers.items()]
+        if "\0" in "".join(headers):
+            raw = [(HEADERS, msgspec.json.encode(headers))]
+    raw.append((ID, message.id.encode()))  # type: ignore[union-attr] # the engine gives every message an id
+    raw.append(time)
+    return raw
+
+
+def unpack(
+    records: Sequence[Record], partitions: Mapping[int, Offsets]
+) -> tuple[list[Delivery], list[KafkaError]]:
+    """A batch of records as deliveries, in order, without those that were finished before; and errors among them.
+
+    Runs once for each message, so it does nothing twice and calls little.
+    """
+    deliveries: list[Delivery] = []
+    errors: list[KafkaError] = []
+    partition, offsets = -1, None
+    stamps: dict[Any, datetime] = {}
+    for record in records:
+        error = record.error()
+        if error is not None:
+            errors.append(error)
+            continue
+        of = record.partition()
+        if of != partition or offsets is None:
+            partition = of  # type: ignore[assignment] # only messages that were made by hand have none
+            offsets = partitions.get(partition)
+        offset: int = record.offset()  # type: ignore[assignment]
+        if offsets is None or not offsets.receive(offset):
+            continue
+        try:
+            message = _message(record, partition, offset, stamps)
+        except (AttributeError, SystemError, ValueError, msgspec.MsgspecError):
+            message = _strange(record, partition, offset)
+        deliveries.append(Delivery(message, offsets))
+    return deliveries, errors
+
+
+def _message(record: Record, partition: int, offset: int, stamps: dict[Any, datetime]) -> Message:
+    topic: str = record.topic()  # type: ignore[assignment]
+    headers: dict[str, str] = {}
+    identity, moment = None, None
+    for name, raw in record.headers() or ():
+        if name == ID:
+            identity = raw.decode()  # type: ignore[union-attr]
+        elif name == TIME:
+            moment = raw
+        else:
+            headers[name] = _text(raw)
+    if HEADERS in headers:
+        headers = msgspec.json.decode(headers[HEADERS], type=dict[str, str])
+    value = record.value()
+    if value is None:
+        headers[TOMBSTONE] = "true"
+        value = b""
+    stamp: Any = moment or record.timestamp()[1]
+    when = stamps.get(stamp)
+    if when is None:
+        when = stamps[stamp] = _time(stamp)
+    if identity is None:
+        identity = f"{topic}-{partition}-{offset}"
+    return Message(topic, value, record.key(), headers, partition, offset, when, identity)
+
+
+def _strange(record: Record, partition: int, offset: int) -> Message:
+    """A record with headers of our names that are not ours, or with names of headers that are no UTF-8."""
+    try:
+        headers = {name: _text(raw) for name, raw in record.headers() or () if not name.startswith(RESERVED_PREFIX)}
+    except SystemError:  # how the client fails at such a name
+        headers = {}
+    topic: str = record.topic()  # type: ignore[assignment]
+    value = record.value()
+    if value is None:
+        headers[TOMBSTONE] = "true"
+    when = _time(record.timestamp()[1])
+    return Message(topic, value or b"", record.key(), headers, partition, offset, when, f"{topic}-{partition}-{offset}")
+
+
+def _text(raw: bytes | str | None) -> str:
+    return raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else raw or ""
+
+
+def _time(stamp: bytes | int) -> datetime:
+    """Of a header `tk-time`, or a record's own timestamp. Raises ValueError if the header says no time."""
+    if isinstance(stamp, bytes):
+        when = datetime.fromisoformat(stamp.decode())
+        return when.astimezone(UTC) if when.tzinfo is not UTC else when
+    try:
+        return EPOCH + MILLISECOND * stamp
+    except OverflowError:  # a clock that went mad
+        return EPOCH
