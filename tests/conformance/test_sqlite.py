@@ -34,7 +34,6 @@ class TestSQLite(ConformanceSuite):
             url=f"sqlite:///{path}",
             lease_options={"lease": "0.5"},
             size_options={"max_message_bytes": "4096"},
-            absent=f"sqlite:///{tmp_path}/no/such/directory/events.db",
             pause=lock.take,
             resume=lock.release,
         )

@@ -7,7 +7,7 @@ import pytest
 from things_kit.testing import NothingCanHappen, VirtualTimeLoop, run_virtual, virtual_time
 
 
-def test_an_hour_passes_in_no_time():
+def test_an_hour_passes_in_no_time() -> None:
     async def scenario() -> float:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(3600)
@@ -18,7 +18,7 @@ def test_an_hour_passes_in_no_time():
     assert time.monotonic() - began < 1
 
 
-def test_timers_run_in_their_order_and_at_their_time():
+def test_timers_run_in_their_order_and_at_their_time() -> None:
     seen: list[tuple[str, float]] = []
 
     async def step(name: str, after: float) -> None:
@@ -33,7 +33,7 @@ def test_timers_run_in_their_order_and_at_their_time():
     assert [at for _, at in seen] == pytest.approx([0.5, 7, 50])
 
 
-def test_the_clock_stands_still_while_anything_is_ready():
+def test_the_clock_stands_still_while_anything_is_ready() -> None:
     async def scenario() -> float:
         loop = asyncio.get_running_loop()
         timer = asyncio.create_task(asyncio.sleep(1))
@@ -46,7 +46,7 @@ def test_the_clock_stands_still_while_anything_is_ready():
     assert run_virtual(scenario()) == 0
 
 
-def test_a_timeout_fires_in_no_time():
+def test_a_timeout_fires_in_no_time() -> None:
     async def scenario() -> None:
         async with asyncio.timeout(600):
             await asyncio.Event().wait()
@@ -55,7 +55,7 @@ def test_a_timeout_fires_in_no_time():
         run_virtual(scenario())
 
 
-def test_time_does_not_jump_while_a_thread_works():
+def test_time_does_not_jump_while_a_thread_works() -> None:
     release = threading.Event()
 
     async def scenario() -> str:
@@ -68,7 +68,7 @@ def test_time_does_not_jump_while_a_thread_works():
     assert run_virtual(scenario()) == "the thread won"
 
 
-def test_a_timer_that_is_due_while_a_thread_works_fires():
+def test_a_timer_that_is_due_while_a_thread_works_fires() -> None:
     release = threading.Event()
 
     async def scenario() -> None:
@@ -83,7 +83,7 @@ def test_a_timer_that_is_due_while_a_thread_works_fires():
     run_virtual(scenario())
 
 
-def test_a_thread_of_somebody_else_is_heard_within_the_grace():
+def test_a_thread_of_somebody_else_is_heard_within_the_grace() -> None:
     async def scenario() -> str:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[str] = loop.create_future()
@@ -93,7 +93,7 @@ def test_a_thread_of_somebody_else_is_heard_within_the_grace():
     assert run_virtual(scenario(), grace=5) == "heard"
 
 
-def test_waiting_for_what_cannot_come_is_an_error():
+def test_waiting_for_what_cannot_come_is_an_error() -> None:
     async def scenario() -> None:
         await asyncio.Event().wait()
 
@@ -101,7 +101,7 @@ def test_waiting_for_what_cannot_come_is_an_error():
         run_virtual(scenario(), patience=0.01)
 
 
-def test_sockets_are_waited_for_in_real_time():
+def test_sockets_are_waited_for_in_real_time() -> None:
     async def scenario() -> bytes:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(await reader.readexactly(4))
@@ -121,14 +121,14 @@ def test_sockets_are_waited_for_in_real_time():
     assert run_virtual(scenario()) == b"ping"
 
 
-def test_the_loop_serves_as_a_factory():
+def test_the_loop_serves_as_a_factory() -> None:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(asyncio.sleep(3600))
     with asyncio.Runner(loop_factory=virtual_time(grace=0.001)) as runner:
         runner.run(asyncio.sleep(1))
 
 
-def test_an_error_of_the_scenario_comes_out():
+def test_an_error_of_the_scenario_comes_out() -> None:
     async def scenario() -> None:
         await asyncio.sleep(10)
         raise KeyError("x")

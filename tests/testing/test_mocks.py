@@ -8,7 +8,7 @@ from things_kit.testing import MockConsumer, MockHandler, MockProducer
 ORDER = Message("orders", b"{}", key=b"o-1")
 
 
-def test_they_satisfy_the_contracts():
+def test_they_satisfy_the_contracts() -> None:
     handler: Handler = MockHandler()
     producer: Producer = MockProducer()
     consumer: Consumer = MockConsumer()
@@ -17,7 +17,7 @@ def test_they_satisfy_the_contracts():
     assert isinstance(consumer, Consumer)
 
 
-async def test_a_mock_handler_answers_as_told_and_then_returns():
+async def test_a_mock_handler_answers_as_told_and_then_returns() -> None:
     handler = MockHandler(outcomes=[ValueError("first"), None, KeyError])
     with pytest.raises(ValueError, match="first"):
         await handler.handle(ORDER)
@@ -28,7 +28,7 @@ async def test_a_mock_handler_answers_as_told_and_then_returns():
     assert handler.messages == [ORDER] * 4
 
 
-async def test_assert_handled_finds_messages_by_their_fields():
+async def test_assert_handled_finds_messages_by_their_fields() -> None:
     handler = MockHandler()
     refund = Message("refunds", b"1")
     for message in (ORDER, refund, ORDER):
@@ -40,18 +40,20 @@ async def test_assert_handled_finds_messages_by_their_fields():
     assert handler.assert_handled(count=3)
 
 
-async def test_assert_handled_says_what_was_handled_instead():
+async def test_assert_handled_says_what_was_handled_instead() -> None:
     handler = MockHandler()
     with pytest.raises(AssertionError, match="none was handled at all"):
         handler.assert_handled()
     await handler.handle(ORDER)
-    with pytest.raises(AssertionError, match=r"topic='refunds' was handled; 1 were handled(.|\n)*topic='orders', key=b'o-1'"):
+    with pytest.raises(
+        AssertionError, match=r"topic='refunds' was handled; 1 were handled(.|\n)*topic='orders', key=b'o-1'"
+    ):
         handler.assert_handled(topic="refunds")
     with pytest.raises(AssertionError, match="expected 2 messages with key=b'o-1', found 1"):
         handler.assert_handled(key=b"o-1", count=2)
 
 
-async def test_handled_waits_for_messages():
+async def test_handled_waits_for_messages() -> None:
     handler = MockHandler()
     waiting = asyncio.create_task(handler.handled(2))
     both = asyncio.create_task(handler.handled(1))
@@ -63,14 +65,14 @@ async def test_handled_waits_for_messages():
     assert await handler.handled(1) == [ORDER]
 
 
-async def test_handled_gives_up_with_a_reason():
+async def test_handled_gives_up_with_a_reason() -> None:
     handler = MockHandler()
     await handler.handle(ORDER)
     with pytest.raises(AssertionError, match="for 2 messages, but 1 were handled"):
         await handler.handled(2, timeout=0.01)
 
 
-async def test_a_mock_producer_keeps_what_is_published():
+async def test_a_mock_producer_keeps_what_is_published() -> None:
     producer = MockProducer()
     await producer.publish(ORDER)
     await producer.publish_batch([ORDER, ORDER])
@@ -84,7 +86,7 @@ async def test_a_mock_producer_keeps_what_is_published():
         await producer.publish_batch([ORDER])
 
 
-async def test_a_mock_producer_fails_as_told():
+async def test_a_mock_producer_fails_as_told() -> None:
     producer = MockProducer(fail_with=BrokerUnavailable("away"))
     with pytest.raises(BrokerUnavailable, match="away"):
         await producer.publish(ORDER)
@@ -97,7 +99,7 @@ async def test_a_mock_producer_fails_as_told():
     assert producer.messages == [ORDER]
 
 
-async def test_a_mock_consumer_remembers_what_was_asked():
+async def test_a_mock_consumer_remembers_what_was_asked() -> None:
     consumer = MockConsumer()
     await consumer.start()
     waiting = asyncio.create_task(consumer.wait())
@@ -108,7 +110,7 @@ async def test_a_mock_consumer_remembers_what_was_asked():
     assert (consumer.started, consumer.stopped, consumer.waited) == (1, 1, 1)
 
 
-async def test_a_mock_consumer_breaks_as_told():
+async def test_a_mock_consumer_breaks_as_told() -> None:
     consumer = MockConsumer(fail_with=RuntimeError("broken"))
     async with consumer:
         with pytest.raises(RuntimeError, match="broken"):

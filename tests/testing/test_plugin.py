@@ -30,17 +30,17 @@ def _run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return pytester.runpytest_subprocess("-p", "no:cacheprovider", *plugin, *arguments)
 
 
-def test_memory_broker_is_an_open_broker_in_auto_mode(pytester: pytest.Pytester):
+def test_memory_broker_is_an_open_broker_in_auto_mode(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(USE.format(mark=""))
     _run(pytester, "-o", "asyncio_mode=auto").assert_outcomes(passed=2)
 
 
-def test_memory_broker_is_an_open_broker_in_strict_mode(pytester: pytest.Pytester):
+def test_memory_broker_is_an_open_broker_in_strict_mode(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(USE.format(mark="@pytest.mark.asyncio"))
     _run(pytester, "-o", "asyncio_mode=strict").assert_outcomes(passed=2)
 
 
-def test_without_pytest_asyncio_only_its_fixtures_fail(pytester: pytest.Pytester):
+def test_without_pytest_asyncio_only_its_fixtures_fail(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         def test_else():
@@ -51,14 +51,16 @@ def test_without_pytest_asyncio_only_its_fixtures_fail(pytester: pytest.Pytester
         """
     )
     pytester.makeconftest("")
-    pytester.path.joinpath("pytest_asyncio.py").write_text("raise ModuleNotFoundError('hidden', name='pytest_asyncio')")
+    pytester.path.joinpath("pytest_asyncio.py").write_text(
+        "raise ModuleNotFoundError('hidden', name='pytest_asyncio')"
+    )
     pytester.syspathinsert()
     result = _run(pytester, "-p", "no:asyncio", "-o", "pythonpath=.")
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["*memory_broker needs pytest-asyncio*"])
 
 
-def test_the_suite_runs_in_strict_mode_too(pytester: pytest.Pytester):
+def test_the_suite_runs_in_strict_mode_too(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         from uuid import uuid4
@@ -76,7 +78,7 @@ def test_the_suite_runs_in_strict_mode_too(pytester: pytest.Pytester):
     result.assert_outcomes(passed=2)
 
 
-def test_loading_it_imports_nothing_heavy():
+def test_loading_it_imports_nothing_heavy() -> None:
     code = (
         "import sys, things_kit.testing.plugin;"
         "heavy = {'hypothesis', 'things_kit.engine.broker', 'things_kit.testing.conformance'} & sys.modules.keys();"

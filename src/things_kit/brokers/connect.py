@@ -24,7 +24,7 @@ class BuiltIn(msgspec.Struct, frozen=True):
 
 BUILT_IN: Final = {
     "memory": BuiltIn("things_kit.brokers.memory", "MemoryDriver"),
-    "sqlite": BuiltIn("things_kit.brokers.sqlite", "SQLiteDriver"),
+    "sqlite": BuiltIn("things_kit.brokers.sqlite.driver", "SQLiteDriver"),
 }
 
 

@@ -142,6 +142,8 @@ class Settings(msgspec.Struct, frozen=True):
             # Prefetching bounded in memory, and going on as soon as there is room: the default waits a second
             "queued.max.messages.kbytes": 16_384,
             "fetch.queue.backoff.ms": 10,
+            # A partition that was assigned or resumed waits for the request that is under way to the same broker
+            "fetch.wait.max.ms": 100,
         }
         if self.options.group_instance_id:
             config["group.instance.id"] = self.options.group_instance_id
@@ -203,9 +205,14 @@ _PORT: Final = re.compile(r":\d+$")
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
+def possible_topic(topic: str) -> bool:
+    """Whether Kafka could have a topic of that name (org.apache.kafka.common.internals.Topic)."""
+    return _TOPIC.fullmatch(topic) is not None and topic not in {".", ".."}
+
+
 def check_topic(topic: str) -> None:
-    """Raises ConfigError for a name that Kafka does not have (org.apache.kafka.common.internals.Topic)."""
-    if not _TOPIC.fullmatch(topic) or topic in {".", ".."}:
+    """Raises ConfigError for a name that Kafka cannot have."""
+    if not possible_topic(topic):
         raise ConfigError(
             f"Kafka cannot have a topic {topic!r}: a name is up to 249 letters, digits, '.', '_' and '-', "
             "and neither '.' nor '..'"

@@ -15,6 +15,8 @@ Rules that hold for every method:
   waits and tries again: publishing until `publish_timeout`, consuming for ever. Errors of the public kind
   (`PublishError`, `ConfigError`, `UnsupportedError`, ...) are final and reach the user. The client's own
   exception is the `__cause__`.
+* Names of topics and groups were checked to be text, not empty; a driver refuses with `ConfigError` what its broker
+  cannot have beyond that, and never misreads a name.
 * A call may be cancelled while it waits. What it had taken from the broker by then must reach nobody twice in
   this process and be lost by nobody: the next call hands it out, or the broker does.
 """
@@ -220,7 +222,8 @@ class Driver(Protocol):
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish up to `Capabilities.max_batch` messages of any topics; returns when all are confirmed or refused.
 
-        Every message has an id and a timestamp. Messages of one key keep their order in the topic.
+        Every message has an id and a timestamp in UTC, was checked to be what its types say and no larger than
+        `Capabilities.max_message_bytes`. Messages of one key keep their order in the topic.
 
         Returns:
             One result a message: None when the broker has it for good, else why not: `MessageTooLarge`,

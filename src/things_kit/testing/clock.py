@@ -53,7 +53,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Seconds on the virtual clock, from 0 at the loop's creation."""
         return self._clock.now
 
-    def run_in_executor(  # type: ignore[override]  # typeshed's overloads are wider than what asyncio passes
+    def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Ts], ResultT], *args: *Ts
     ) -> asyncio.Future[ResultT]:
         """As in every loop; until the thread is done, time does not jump."""

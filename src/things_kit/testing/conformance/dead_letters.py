@@ -2,11 +2,12 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from things_kit import Message, PublishError, RetryPolicy
+from things_kit import Message, Producer, PublishError, RetryPolicy
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder, always_failing
 from things_kit.testing.conformance.stage import QUICK, Stage
@@ -153,11 +154,11 @@ class DeadLetterSuite(Suite):
         await recorder.until_done(1, stage.patience)
         await stage.until_lag(topic, group, 0)
 
-    async def _publish_as_large_as_possible(self, producer: object, topic: str, limit: int) -> None:
+    async def _publish_as_large_as_possible(self, producer: Producer, topic: str, limit: int) -> None:
         room = limit
         while True:
             try:
-                await producer.publish(Message(topic, b"x" * room))  # type: ignore[attr-defined]
+                await producer.publish(Message(topic, b"x" * room))
             except PublishError:
                 room -= 32
                 assert room > limit - 900, "a message that should fit is refused"
@@ -276,6 +277,6 @@ class DeadLetterSuite(Suite):
         await stage.until_lag(topic, group, 0)
         return topic, recorder, healed
 
-    async def _replay(self, stage: Stage, topic: str, count: int, **options: object) -> None:
+    async def _replay(self, stage: Stage, topic: str, count: int, **options: Any) -> None:
         replayed = await stage.broker.replay(f"{topic}-dlq", **options)
         assert replayed == count

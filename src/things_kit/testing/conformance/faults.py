@@ -1,6 +1,7 @@
 """A driver in front of the driver under test, through which a test can lose its connection or break it."""
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import Self
 
@@ -17,6 +18,7 @@ class FaultyDriver:
         lost_answers: So many sends reach the broker, but their answer is lost with the connection.
         lost_settlements: So many settlements reach the broker, but their answer is lost with the connection.
         broken: What every `receive` and `send` raises instead, as a driver with a fault of its own would.
+        latency: Up to so many seconds pass before a settlement reaches the broker, and before its answer is back.
         subscribed: How many receivers are open.
     """
 
@@ -25,6 +27,7 @@ class FaultyDriver:
         self.lost_answers = 0
         self.lost_settlements = 0
         self.broken: Exception | None = None
+        self.latency = 0.0
         self._inner = inner
         self._away = False
         self._receivers: set[FaultyReceiver] = set()
@@ -57,6 +60,11 @@ class FaultyDriver:
         """Raises ConnectionLost while the broker is away."""
         if self._away:
             raise ConnectionLost("the broker is away, as the test wanted")
+
+    async def travel(self) -> None:
+        """Let a settlement, or its answer, take its time."""
+        if self.latency:
+            await asyncio.sleep(self.latency * random.random())  # noqa: S311 - any time will do
 
     def closed(self, receiver: "FaultyReceiver") -> None:
         """A receiver is no more."""
@@ -149,7 +157,9 @@ class FaultyReceiver:
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """As the receiver does, or not."""
         self._check()
+        await self._driver.travel()
         await self._inner.settle(acknowledged, released)
+        await self._driver.travel()
         if self._driver.lost_settlements > 0:
             self._driver.lost_settlements -= 1
             self.lost.set()

@@ -1,14 +1,15 @@
 """Fidelity: lines 33 to 39: what arrives is what was sent, whatever it is made of."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError, ThingsKitError, UnsupportedError
-from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.base import Suite, random_plans
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.stage import Stage
 
@@ -19,6 +20,10 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 header_names = text.filter(lambda name: not name.startswith("tk-") and name != "replay-group")
 
+moments = st.datetimes(
+    min_value=datetime(1, 1, 1), max_value=datetime(9999, 12, 31, 23, 59, 59, 999000), timezones=st.just(UTC)
+)
+
 messages = st.lists(
     st.builds(
         Message,
@@ -26,11 +31,11 @@ messages = st.lists(
         value=st.binary(max_size=200),
         key=st.none() | st.binary(max_size=40),
         headers=st.dictionaries(header_names, text, max_size=12),
-        timestamp=st.none() | st.datetimes(min_value=datetime(1, 1, 1), max_value=datetime(9999, 12, 31, 23, 59, 59, 999000), timezones=st.just(UTC)),  # noqa: DTZ001, E501
+        timestamp=st.none() | moments,
     ),
     min_size=1,
     max_size=8,
-)  # fmt: skip
+)
 
 HOSTILE = {
     "star": "orders.*",
@@ -79,12 +84,7 @@ def same(sent: Message, message: Message) -> bool:
 class FidelitySuite(Suite):
     """Bytes stay bytes, text stays text, and a message is the same one wherever it has been."""
 
-    @settings(
-        max_examples=20,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
+    @random_plans
     @given(batch=messages)
     async def test_any_key_value_and_headers_arrive_as_they_were_sent(
         self, stage: Stage, batch: list[Message]
@@ -239,14 +239,13 @@ class FidelitySuite(Suite):
         )
         await stage.publish(decoy, b"decoy")
         recorder, group = Recorder(), stage.group()
-        stage.sweep(near)
         try:
             await stage.consume(hostile, group, recorder, dead_letter=None)
             await stage.publish(hostile, b"hostile")
         except (ConfigError, PublishError, UnsupportedError) as refusal:
             await self._refused_by_publish_too(stage, hostile, refusal)
             return
-        stage.sweep(hostile)
+        stage.sweep(hostile, near)
         if near != hostile:
             await stage.publish(near, b"near")
         await stage.publish(hostile, b"again")
@@ -254,6 +253,34 @@ class FidelitySuite(Suite):
         assert sorted(recorder.values) == [b"again", b"hostile"]
         assert {message.topic for message in recorder.done} == {hostile}
         await stage.until_lag(hostile, group, 0)
+
+    async def test_a_refused_message_harms_no_other_of_its_batch(self, stage: Stage) -> None:
+        """Line 39: a topic that cannot be fails its own message, not those that were sent along with it."""
+        topic = stage.topic()
+        recorder = await stage.record(topic, stage.group())
+        producer = stage.broker.producer()
+        bad = await self._refused_name(stage)
+        with pytest.raises(PublishError) as raised:
+            await producer.publish_batch([Message(topic, b"1"), Message(bad, b"x"), Message(topic, b"2")])
+        assert list(raised.value.failures) == [1]
+        results = await asyncio.gather(
+            producer.publish(Message(topic, b"3")),
+            producer.publish(Message(bad, b"x")),
+            producer.publish(Message(topic, b"4")),
+            return_exceptions=True,
+        )
+        assert [isinstance(result, Exception) for result in results] == [False, True, False]
+        await recorder.until_done(4, stage.patience)
+        assert sorted(recorder.values) == [b"1", b"2", b"3", b"4"]
+
+    async def _refused_name(self, stage: Stage) -> str:
+        for name in HOSTILE.values():
+            try:
+                await stage.broker.declare(name)
+            except (ConfigError, PublishError, UnsupportedError):
+                return name
+            await stage.broker.remove(name)
+        pytest.skip("this broker carries every name")
 
     async def _refused_by_publish_too(self, stage: Stage, hostile: str, refusal: Exception) -> None:
         with pytest.raises((ConfigError, PublishError, UnsupportedError)):

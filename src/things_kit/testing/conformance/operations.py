@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -52,7 +51,7 @@ def _open_files() -> dict[str, int]:
     targets: Counter[str] = Counter()
     for entry in directory.iterdir():
         try:
-            target = os.readlink(entry)
+            target = str(entry.readlink())
         except OSError:  # the one that lists this directory
             continue
         kind, _, _ = target.partition(":[")  # sockets and pipes have numbers for names
@@ -187,9 +186,10 @@ class OperationsSuite(Suite):
 
         assert await ok()
         async with stage.outage():
-            await eventually(self._ill(stage), 2 * stage.patience, "health says that the broker is gone")
+            publishing = asyncio.create_task(stage.publish(topic, b"during"))  # somebody notices
+            await eventually(self._ill(stage), stage.patience, "health says that the broker is gone")
+        await asyncio.wait_for(publishing, 2 * stage.patience)
         await eventually(ok, 2 * stage.patience, "health says that the broker is back")
-        await stage.publish(topic, b"x")
         await recorder.until_done(1, stage.patience)
 
     def _ill(self, stage: Stage) -> Callable[[], Awaitable[bool]]:

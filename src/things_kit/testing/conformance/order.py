@@ -5,11 +5,11 @@ import random
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from things_kit import Message, Retry, RetryPolicy
-from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.base import Suite, random_plans
 from things_kit.testing.conformance.history import History, assert_lanes
 from things_kit.testing.conformance.recorder import Recorder, always_failing
 from things_kit.testing.conformance.stage import Stage
@@ -76,12 +76,7 @@ class OrderSuite(Suite):
                 ids.append(message.id or "")
         assert_lanes(recorder.history, lanes, attempts=ATTEMPTS)
 
-    @settings(
-        max_examples=15,
-        deadline=None,
-        print_blob=True,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
+    @random_plans
     @given(plan=steps)
     async def test_a_key_keeps_its_order_through_any_failures(
         self, stage: Stage, plan: list[tuple[int, int]]

@@ -2,9 +2,10 @@
 
 import asyncio
 import sys
+import tempfile
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 
@@ -19,16 +20,18 @@ class WorkerProcess:
         history: What its handler did, as far as it was heard.
     """
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, complaints: IO[bytes]) -> None:
         self.name = str(process.pid)
         self.history = History()
         self._process = process
+        self._complaints = complaints
         self._ready = asyncio.Event()
         self._listening = asyncio.create_task(self._listen())
 
     @classmethod
     async def start(cls, url: str, topic: str, group: str, **settings: float) -> Self:
         """Start one, and wait until messages can arrive there."""
+        complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -39,14 +42,16 @@ class WorkerProcess:
             *(f"{name}={value}" for name, value in settings.items()),
             stdin=DEVNULL,
             stdout=PIPE,
+            stderr=complaints,
         )
-        worker = cls(process)
+        worker = cls(process, complaints)
         ready = asyncio.create_task(worker._ready.wait())
         await asyncio.wait({ready, worker._listening}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             ready.cancel()
+            said = worker.complaints()
             await worker.kill()
-            raise AssertionError("the worker process did not start; its standard error says why")
+            raise AssertionError(f"the worker process did not start; it said: {said}")
         return worker
 
     async def kill(self) -> None:
@@ -67,12 +72,24 @@ class WorkerProcess:
         """
         if self._process.returncode is None:
             self._process.terminate()
-        await self._ended()
-        assert self._process.returncode == 0, f"the worker ended with code {self._process.returncode}"
+        said = await self._ended()
+        assert self._process.returncode == 0, (
+            f"the worker ended with {self._process.returncode}; it said: {said}"
+        )
 
-    async def _ended(self) -> None:
+    def complaints(self) -> str:
+        """The end of what it wrote to its standard error."""
+        if self._complaints.closed:
+            return ""
+        self._complaints.seek(0)
+        return self._complaints.read().decode(errors="replace")[-3000:]
+
+    async def _ended(self) -> str:
         await asyncio.wait_for(self._process.wait(), 30)
         await asyncio.wait_for(self._listening, 30)
+        said = self.complaints()
+        self._complaints.close()
+        return said
 
     async def _listen(self) -> None:
         assert self._process.stdout is not None

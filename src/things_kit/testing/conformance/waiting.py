@@ -3,21 +3,20 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TypeAlias
 
-ValueT = TypeVar("ValueT")
-Condition: TypeAlias = Callable[[], ValueT | Awaitable[ValueT]]
-"""A question about the world, asked again and again."""
+Condition: TypeAlias = Callable[[], object]
+"""A question about the world, asked again and again; it may be a coroutine function."""
 
 
-async def _ask(condition: Condition[ValueT]) -> ValueT:
+async def _ask(condition: Condition) -> object:
     answer = condition()
     return await answer if inspect.isawaitable(answer) else answer
 
 
-async def eventually(condition: Condition[ValueT], within: float = 10.0, what: str = "") -> ValueT:
-    """Wait until the condition gives something true, and return it.
+async def eventually(condition: Condition, within: float = 10.0, what: str = "") -> None:
+    """Wait until the condition gives something true.
 
     Raises:
         AssertionError: It did not within so many seconds; the text says what it gave last.
@@ -27,7 +26,7 @@ async def eventually(condition: Condition[ValueT], within: float = 10.0, what: s
     while True:
         answer = await _ask(condition)
         if answer:
-            return answer
+            return
         if time.monotonic() > deadline:
             asked = what or inspect.getsource(condition).strip()
             raise AssertionError(f"not within {within:g} s: {asked}; at last it gave {answer!r}")
@@ -35,7 +34,7 @@ async def eventually(condition: Condition[ValueT], within: float = 10.0, what: s
         pause = min(pause * 1.5, 0.05)
 
 
-async def throughout(condition: Condition[ValueT], seconds: float, what: str = "") -> None:
+async def throughout(condition: Condition, seconds: float, what: str = "") -> None:
     """Watch that the condition stays true for so many seconds.
 
     For promises that something does not happen. Where the event can be waited for, `never` is sharper.

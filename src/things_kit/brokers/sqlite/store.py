@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from things_kit.brokers.sqlite_schema import OFFSET_BITS
+from things_kit.brokers.sqlite.schema import OFFSET_BITS
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Ordering

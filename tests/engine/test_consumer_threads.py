@@ -1,0 +1,211 @@
+"""Handlers that are plain functions: they run in threads, which can be waited for but not killed."""
+
+import asyncio
+import contextvars
+import threading
+import time
+
+import pytest
+from stub_driver import StubDriver, broker_of, until, virtual
+
+from things_kit import Message, Reject, RetryPolicy
+from things_kit.engine.threads import HandlerThreads, call_in_thread, threads
+
+GRACE = 0.2
+
+
+def message(value: str, key: str | None = None) -> Message:
+    return Message("t", value.encode(), None if key is None else key.encode(), id=value)
+
+
+ONCE = RetryPolicy(attempts=1)
+
+
+@virtual(grace=GRACE)
+async def test_a_plain_function_runs_in_a_thread_of_its_own_name() -> None:
+    names: list[str] = []
+
+    def handle(_: Message) -> None:
+        names.append(threading.current_thread().name)
+
+    driver = StubDriver()
+    driver.put(message("1"))
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle):
+        await until(lambda: driver.acknowledged)
+    assert names == ["t as g handler"]
+
+
+@virtual(grace=GRACE)
+async def test_what_a_plain_function_raises_is_its_answer() -> None:
+    def handle(message: Message) -> None:
+        raise {b"1": Reject("bad"), b"2": StopIteration(), b"3": asyncio.CancelledError()}[message.value]
+
+    driver = StubDriver()
+    driver.put(message("1"), message("2"), message("3"))
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle, retry=ONCE):
+        await until(lambda: len(driver.acknowledged) == 3)
+    types = {m.value: m.headers["error-type"] for m in driver.topics["t-dlq"]}
+    assert types == {
+        b"1": "things_kit.messaging.outcomes.Reject",
+        b"2": "RuntimeError",
+        b"3": "asyncio.exceptions.CancelledError",
+    }
+
+
+async def test_as_many_threads_work_as_the_concurrency_says() -> None:
+    barrier = threading.Barrier(4)
+
+    def handle(_: Message) -> None:
+        barrier.wait(10)
+
+    driver = StubDriver()
+    driver.put(*(message(str(n)) for n in range(8)))
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle, concurrency=4):
+        async with asyncio.timeout(20):
+            while len(driver.acknowledged) < 8:
+                await asyncio.sleep(0.001)
+
+
+async def test_a_worker_that_hangs_in_a_thread_is_not_reused_until_it_returns() -> None:
+    release = threading.Event()
+    running, most, seen = 0, 0, []
+
+    def handle(message: Message) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        seen.append(message.value)
+        if message.value == b"hang":
+            release.wait(20)
+        running -= 1
+
+    driver = StubDriver()
+    driver.put(message("hang"), *(message(str(n)) for n in range(20)))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer(
+            "t", group="g", handler=handle, concurrency=2, timeout=0.05, retry=ONCE, drain_timeout=5
+        ) as consumer,
+    ):
+        try:
+            async with asyncio.timeout(20):
+                while len(driver.acknowledged) < 21:  # the others go on, in the other worker
+                    await asyncio.sleep(0.001)
+            assert driver.topics["t-dlq"][0].headers["error-type"] == "TimeoutError"
+            assert "1 of 2 workers hang" in str(consumer.health().reason)
+            assert most == 2
+        finally:
+            release.set()
+        async with asyncio.timeout(20):
+            while consumer.health().reason is not None:
+                await asyncio.sleep(0.001)
+
+
+async def test_with_one_worker_nothing_is_handled_beside_a_hanging_thread() -> None:
+    release = threading.Event()
+    seen: list[bytes] = []
+
+    def handle(message: Message) -> None:
+        seen.append(message.value)
+        if message.value == b"hang":
+            release.wait(20)
+
+    driver = StubDriver()
+    driver.put(message("hang"), message("next"))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=handle, timeout=0.02, retry=ONCE) as consumer,
+    ):
+        try:
+            async with asyncio.timeout(20):
+                while consumer.health().reason is None:
+                    await asyncio.sleep(0.001)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert seen == [b"hang"]
+        finally:
+            release.set()
+        async with asyncio.timeout(20):
+            while len(driver.acknowledged) < 2:
+                await asyncio.sleep(0.001)
+    assert seen == [b"hang", b"next"]
+
+
+async def test_stop_leaves_a_hanging_thread_but_no_task_behind() -> None:
+    release, hangs = threading.Event(), threading.Event()
+
+    def handle(_: Message) -> None:
+        hangs.set()
+        release.wait(20)
+
+    driver = StubDriver()
+    driver.put(message("1"))
+    before = asyncio.all_tasks()
+    try:
+        async with broker_of(driver) as broker:
+            async with broker.consumer("t", group="g", handler=handle, drain_timeout=0.01):
+                await asyncio.to_thread(hangs.wait, 10)
+                began = time.monotonic()
+        assert asyncio.all_tasks() - before == set()
+        assert time.monotonic() - began < 3  # nothing is gained by waiting for what cannot be cancelled
+        assert len(driver.groups["t", "g"].pending) == 1
+    finally:
+        release.set()
+
+
+async def test_no_idle_thread_is_left_after_stop() -> None:
+    driver = StubDriver()
+    driver.put(*(message(str(n)) for n in range(4)))
+    async with broker_of(driver) as broker:
+        consumer = broker.consumer("t", group="only-here", handler=lambda _: None, concurrency=4)
+        driver.put(*(message(str(n)) for n in range(4)))
+        async with consumer, asyncio.timeout(20):
+            while len(driver.acknowledged) < 8:
+                await asyncio.sleep(0.001)
+    assert not [t for t in threading.enumerate() if "only-here" in t.name]
+
+
+NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobody")
+
+
+async def test_a_thread_sees_the_context_of_its_caller() -> None:
+    own = HandlerThreads("here")
+    NAME.set("me")
+    assert await own.run(NAME.get) == "me"
+    own.close()
+
+
+async def test_what_a_thread_sets_stays_in_its_call() -> None:
+    own = HandlerThreads("here")
+    await own.run(NAME.set, "changed")
+    assert NAME.get() == "nobody"
+    assert await own.run(NAME.get) == "nobody"
+    own.close()
+
+
+async def test_a_thread_is_used_again() -> None:
+    own = HandlerThreads("here")
+    first = await own.run(threading.get_ident)
+    assert await own.run(threading.get_ident) == first
+    own.close()
+
+
+async def test_a_thread_can_be_asked_whether_it_still_hangs() -> None:
+    own, release = HandlerThreads("here"), threading.Event()
+    task = asyncio.create_task(own.run(release.wait, 10))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ended = own.hanging(task)
+    assert ended is not None
+    assert not ended.done()
+    release.set()
+    await asyncio.wait_for(ended, 10)
+    assert own.hanging(task) is None
+    own.close()
+
+
+async def test_outside_of_a_consumer_a_plain_function_runs_in_a_thread_of_the_loop() -> None:
+    assert threads.get() is None
+    assert await call_in_thread(threading.get_ident) != threading.get_ident()

@@ -1,0 +1,429 @@
+import asyncio
+import contextvars
+import functools
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
+
+import msgspec
+import pytest
+
+from things_kit import BatchError, ConfigError, DecodeError, Message
+from things_kit.engine.pipeline import compile_batch_handler, compile_handler
+
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForTypeCheckers
+
+MESSAGE = Message("t", b'{"id": 7}', headers={"h": "1"})
+
+
+class Order(msgspec.Struct):
+    id: int
+
+
+class Seen:
+    """Where handlers of these tests note what they got."""
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
+
+    async def handle(self, message: Message) -> None:
+        self.all.append(message)
+
+    async def other(self, order: Order) -> None:
+        self.all.append(order)
+
+    def plain(self, order: Order) -> None:
+        self.all.append((order, threading.current_thread() is threading.main_thread()))
+
+    async def __call__(self, order: Order, message: Message) -> None:
+        self.all.append((order, message))
+
+
+async def test_an_object_with_handle_serves() -> None:
+    seen = Seen()
+    await compile_handler(seen)(MESSAGE)
+    assert seen.all == [MESSAGE]
+
+
+async def test_a_bound_method_serves() -> None:
+    seen = Seen()
+    await compile_handler(seen.other)(MESSAGE)
+    assert seen.all == [Order(7)]
+
+
+async def test_a_bound_plain_method_runs_in_a_thread() -> None:
+    seen = Seen()
+    await compile_handler(seen.plain)(MESSAGE)
+    assert seen.all == [(Order(7), False)]
+
+
+async def test_a_callable_object_serves() -> None:
+    seen: list[Any] = []
+
+    class Callable:
+        async def __call__(self, order: Order, message: Message) -> None:
+            seen.append((order, message))
+
+    await compile_handler(Callable())(MESSAGE)
+    assert seen == [(Order(7), MESSAGE)]
+
+
+async def test_a_plain_callable_object_runs_in_a_thread() -> None:
+    seen: list[Any] = []
+
+    class Callable:
+        def __call__(self, order: Order) -> None:
+            seen.append((order, threading.current_thread() is threading.main_thread()))
+
+    await compile_handler(Callable())(MESSAGE)
+    assert seen == [(Order(7), False)]
+
+
+async def test_an_async_function_gets_its_payload() -> None:
+    seen: list[Any] = []
+
+    async def handle(order: Order) -> None:
+        seen.append(order)
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [Order(7)]
+
+
+async def test_a_second_parameter_gets_the_message() -> None:
+    seen: list[Any] = []
+
+    async def handle(order: dict[str, int], message: Message) -> None:
+        seen.append((order, message))
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [({"id": 7}, MESSAGE)]
+
+
+async def test_a_plain_function_may_take_the_message_as_well() -> None:
+    seen: list[Any] = []
+
+    def handle(order: Order, message: Message) -> None:
+        seen.append((order, message))
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [(Order(7), MESSAGE)]
+
+
+async def test_a_parameter_without_annotation_gets_the_message() -> None:
+    seen: list[Any] = []
+    await compile_handler(lambda message: seen.append(message))(MESSAGE)
+    assert seen == [MESSAGE]
+
+
+async def test_any_gets_the_message() -> None:
+    seen: list[Any] = []
+
+    async def handle(message: Any) -> None:
+        seen.append(message)
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [MESSAGE]
+
+
+async def test_variable_arguments_get_the_message_alone() -> None:
+    seen: list[Any] = []
+
+    async def handle(*arguments: Any, **named: Any) -> None:
+        seen.append((arguments, named))
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [((MESSAGE,), {})]
+
+
+async def test_a_lambda_that_returns_a_coroutine_is_awaited() -> None:
+    seen = Seen()
+    await compile_handler(lambda message: seen.handle(message))(MESSAGE)
+    assert seen.all == [MESSAGE]
+
+
+@pytest.mark.parametrize("arrange", ["by name", "by place"])
+async def test_a_partial_serves(arrange: str) -> None:
+    seen: list[Any] = []
+
+    async def handle(database: str, order: Order, message: Message, *, limit: int) -> None:
+        seen.append((database, order, message, limit))
+
+    async def named(order: Order, message: Message, database: str, limit: int = 0) -> None:
+        seen.append((database, order, message, limit))
+
+    partial = (
+        functools.partial(handle, "db", limit=3)
+        if arrange == "by place"
+        else functools.partial(named, database="db", limit=3)
+    )
+    await compile_handler(partial)(MESSAGE)
+    assert seen == [("db", Order(7), MESSAGE, 3)]
+
+
+async def test_a_partial_of_a_plain_function_runs_in_a_thread() -> None:
+    seen: list[Any] = []
+
+    def handle(names: list[str], order: Order) -> None:
+        names.append(threading.current_thread().name)
+        seen.append(order)
+
+    names: list[str] = []
+    await compile_handler(functools.partial(handle, names))(MESSAGE)
+    assert seen == [Order(7)]
+    assert names != [threading.main_thread().name]
+
+
+def through(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+    return wrapper
+
+
+async def test_a_decorated_async_function_serves_by_its_own_signature() -> None:
+    seen: list[Any] = []
+
+    @through
+    async def handle(order: Order, message: Message) -> None:
+        seen.append((order, message))
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [(Order(7), MESSAGE)]
+
+
+async def test_an_async_mock_serves_as_the_function_that_it_is() -> None:
+    mock = AsyncMock(side_effect=ValueError("as told"))
+    with pytest.raises(ValueError, match="as told"):
+        await compile_handler(mock)(MESSAGE)
+    mock.assert_awaited_once_with(MESSAGE)
+
+
+async def test_an_async_mock_with_the_shape_of_a_handler_serves_as_one() -> None:
+    mock = AsyncMock(spec=Seen)
+    mock.handle = AsyncMock()
+    await compile_handler(mock)(MESSAGE)
+    mock.handle.assert_awaited_once_with(MESSAGE)
+
+
+NAME: contextvars.ContextVar[str] = contextvars.ContextVar("pipeline", default="nobody")
+
+
+async def test_a_thread_has_the_context_of_the_call() -> None:
+    seen: list[str] = []
+    NAME.set("somebody")
+    await compile_handler(lambda _: seen.append(NAME.get()))(MESSAGE)
+    assert seen == ["somebody"]
+
+
+async def test_annotations_may_be_strings() -> None:
+    seen: list[Any] = []
+
+    async def handle(order: "Order", message: "Message") -> None:
+        seen.append((order, message))
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [(Order(7), MESSAGE)]
+
+
+async def test_string_annotations_of_a_partial_and_a_callable_are_found_too() -> None:
+    seen: list[Any] = []
+
+    async def handle(database: str, order: "Order") -> None:
+        seen.append(order)
+
+    class Callable:
+        async def __call__(self, order: "Order") -> None:
+            seen.append(order)
+
+    await compile_handler(functools.partial(handle, "db"))(MESSAGE)
+    await compile_handler(Callable())(MESSAGE)
+    assert seen == [Order(7), Order(7)]
+
+
+def test_an_annotation_that_only_type_checkers_see_is_refused_with_a_sentence() -> None:
+    async def handle(order: "OnlyForTypeCheckers") -> None: ...
+
+    with pytest.raises(ConfigError, match=r"'OnlyForTypeCheckers' of the handler .*handle cannot be found.*importable"):
+        compile_handler(handle)
+
+
+@pytest.mark.parametrize("annotation", ["msgspec.Missing", "not even python"])
+def test_an_annotation_that_cannot_be_found_is_refused_with_a_sentence(annotation: str) -> None:
+    async def handle(order: Any) -> None: ...
+
+    handle.__annotations__["order"] = annotation
+    with pytest.raises(ConfigError, match="cannot be found"):
+        compile_handler(handle)
+
+
+@pytest.mark.parametrize(
+    ("handler", "sentence"),
+    [
+        (5, "a handler is a function, or an object with a method `handle`; 5 is neither"),
+        (None, "is neither"),
+        (Seen, "it is a class: pass an instance"),
+        (Order, "it is a class: pass an instance"),
+        (lambda: None, "takes no parameter"),
+    ],
+    ids=["number", "none", "handler class", "class", "no parameter"],
+)
+def test_what_is_no_handler_is_refused_with_a_sentence(handler: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compile_handler(handler)
+    assert sentence in str(raised.value)
+
+
+def test_a_parameter_that_nothing_fills_is_refused_with_its_name() -> None:
+    async def more(order: Order, database: str) -> None: ...
+    async def keyword(order: Order, *, database: str) -> None: ...
+    async def third(order: Order, message: Message, database: str) -> None: ...
+
+    for handle in (more, keyword, third):
+        with pytest.raises(ConfigError, match="has a parameter 'database' that nothing fills"):
+            compile_handler(handle)
+
+
+def test_a_parameter_with_a_default_needs_no_filling() -> None:
+    async def handle(order: Order, database: str = "db", *, limit: int = 5) -> None: ...
+
+    compile_handler(handle)
+
+
+async def test_what_cannot_be_decoded_does_not_reach_the_handler() -> None:
+    seen = Seen()
+    with pytest.raises(DecodeError):
+        await compile_handler(seen.other)(MESSAGE.replace(value=b"x"))
+    assert seen.all == []
+
+
+# --- middleware
+
+
+def noting(name: str, notes: list[str]) -> Callable[[Any], Any]:
+    def wrap(handle: Callable[[Message], Awaitable[None]]) -> Callable[[Message], Awaitable[None]]:
+        async def noted(message: Message) -> None:
+            notes.append(f"{name} in")
+            await handle(message)
+            notes.append(f"{name} out")
+
+        return noted
+
+    return wrap
+
+
+async def test_the_first_middleware_is_the_outermost() -> None:
+    notes: list[str] = []
+    handle = compile_handler(lambda _: notes.append("handler"), [noting("a", notes), noting("b", notes)])
+    await handle(MESSAGE)
+    assert notes == ["a in", "b in", "handler", "b out", "a out"]
+
+
+async def test_middleware_sees_what_cannot_be_decoded_fail() -> None:
+    seen: list[BaseException] = []
+
+    def catching(handle: Callable[[Message], Awaitable[None]]) -> Callable[[Message], Awaitable[None]]:
+        async def caught(message: Message) -> None:
+            try:
+                await handle(message)
+            except DecodeError as error:
+                seen.append(error)
+
+        return caught
+
+    await compile_handler(Seen().other, [catching])(MESSAGE.replace(value=b"x"))
+    assert len(seen) == 1
+
+
+def test_middleware_that_is_no_function_is_refused() -> None:
+    with pytest.raises(ConfigError, match="middleware is a function from Handle to Handle; 5 cannot be called"):
+        compile_handler(Seen(), [5])  # type: ignore[list-item]
+
+
+def test_middleware_that_returns_no_function_is_refused_with_its_name() -> None:
+    def forgetful(handle: object) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"the middleware .*forgetful did not return a function, but None"):
+        compile_handler(Seen(), [forgetful])  # type: ignore[list-item]
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("annotation", [list[Message], Sequence[Message], list, Sequence, Any], ids=str)
+async def test_a_batch_handler_gets_messages(annotation: Any) -> None:
+    seen: list[Any] = []
+
+    async def handle(messages: Any) -> None:
+        seen.append(messages)
+
+    handle.__annotations__["messages"] = annotation
+    await compile_batch_handler(handle)([MESSAGE, MESSAGE])
+    assert seen == [[MESSAGE, MESSAGE]]
+
+
+async def test_a_batch_handler_gets_payloads() -> None:
+    seen: list[Any] = []
+
+    def handle(orders: list[Order]) -> None:
+        seen.append(orders)
+
+    await compile_batch_handler(handle)([MESSAGE, MESSAGE])
+    assert seen == [[Order(7), Order(7)]]
+
+
+async def test_failures_of_a_batch_are_counted_by_the_messages_not_by_what_was_decoded() -> None:
+    async def handle(orders: list[Order]) -> None:
+        raise BatchError({1: ValueError("the last")})
+
+    bad = MESSAGE.replace(value=b"x")
+    with pytest.raises(BatchError) as raised:
+        await compile_batch_handler(handle)([bad, MESSAGE, bad, MESSAGE])
+    kinds = {index: type(error) for index, error in raised.value.errors.items()}
+    assert kinds == {0: DecodeError, 2: DecodeError, 3: ValueError}
+
+
+async def test_a_batch_of_which_nothing_can_be_decoded_does_not_reach_the_handler() -> None:
+    seen: list[Any] = []
+
+    async def handle(orders: list[Order]) -> None:
+        seen.append(orders)
+
+    with pytest.raises(BatchError) as raised:
+        await compile_batch_handler(handle)([MESSAGE.replace(value=b"x")])
+    assert list(raised.value.errors) == [0]
+    assert seen == []
+
+
+async def test_an_error_of_the_handler_is_that_of_all_that_it_got() -> None:
+    async def handle(orders: list[Order]) -> None:
+        raise ValueError("all")
+
+    with pytest.raises(BatchError) as raised:
+        await compile_batch_handler(handle)([MESSAGE, MESSAGE.replace(value=b"x"), MESSAGE])
+    kinds = {index: type(error) for index, error in raised.value.errors.items()}
+    assert kinds == {0: ValueError, 1: DecodeError, 2: ValueError}
+
+
+async def test_a_cancelled_batch_is_cancelled() -> None:
+    async def handle(orders: list[Order]) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await compile_batch_handler(handle)([MESSAGE, MESSAGE.replace(value=b"x")])
+
+
+def test_a_batch_handler_must_take_a_list() -> None:
+    async def one(order: Order) -> None: ...
+
+    with pytest.raises(ConfigError, match="must take a list, such as"):
+        compile_batch_handler(one)
+
+
+def test_a_batch_handler_takes_the_list_alone() -> None:
+    async def handle(orders: list[Order], message: Message) -> None: ...
+
+    with pytest.raises(ConfigError, match="takes one parameter, the list"):
+        compile_batch_handler(handle)

@@ -1,0 +1,80 @@
+import random
+from datetime import timedelta
+
+import pytest
+
+from things_kit import DecodeError, Reject, Retry, RetryPolicy, UnroutableError
+from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
+
+POLICY = RetryPolicy(attempts=3, first=1.0, factor=2.0, limit=30.0, jitter=0.0, permanent=(KeyError,))
+CHANCE = random.Random(1)
+
+
+def verdict(error: BaseException, attempt: int = 1, *, keep: bool = False, policy: RetryPolicy = POLICY) -> object:
+    return judge(error, attempt, policy, keep=keep, chance=CHANCE)
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "wanted"),
+    [
+        (ValueError(), 1, TryAgain(1.0)),
+        (ValueError(), 2, TryAgain(2.0)),
+        (ValueError(), 3, Bury()),
+        (ValueError(), 4, Bury()),
+        (TimeoutError(), 1, TryAgain(1.0)),
+        (Retry(), 2, TryAgain(2.0)),
+        (Retry(after=5), 2, TryAgain(5.0)),
+        (Retry(after=0), 1, TryAgain(0.0)),
+        (Retry(after=-5), 1, TryAgain(0.0)),
+        (Retry(after=timedelta(minutes=2)), 1, TryAgain(120.0)),
+        (Retry(after=5), 3, Bury()),
+        (Reject(), 1, Bury()),
+        (DecodeError(), 1, Bury()),
+        (UnroutableError(), 1, Bury()),
+        (KeyError(), 1, Bury()),
+        (LookupError(), 1, TryAgain(1.0)),
+    ],
+    ids=repr,
+)
+def test_the_outcome_table(error: BaseException, attempt: int, wanted: object) -> None:
+    assert verdict(error, attempt) == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "wait"),
+    [
+        (Reject(), 1, 1.0),
+        (DecodeError(), 2, 2.0),
+        (KeyError(), 1, 1.0),
+        (ValueError(), 3, 30.0),
+        (ValueError(), 1000, 30.0),
+        (Retry(after=5), 1000, 5.0),
+        (Retry(), 1000, 30.0),
+        (Reject(), 1000, 30.0),
+    ],
+    ids=repr,
+)
+def test_without_a_dead_letter_nothing_is_given_up(error: BaseException, attempt: int, wait: float) -> None:
+    assert verdict(error, attempt, keep=True) == TryAgain(wait)
+
+
+def test_subclasses_of_permanent_errors_are_permanent() -> None:
+    class Worse(KeyError): ...
+
+    class MyReject(Reject): ...
+
+    assert verdict(Worse()) == verdict(MyReject()) == Bury()
+
+
+def test_the_limit_may_be_a_timedelta() -> None:
+    policy = RetryPolicy(attempts=1, limit=timedelta(minutes=1), jitter=0.0)
+    assert verdict(ValueError(), 9, keep=True, policy=policy) == TryAgain(60.0)
+    assert after_lost_burial(policy, CHANCE) == TryAgain(60.0)
+
+
+def test_a_kept_message_and_a_lost_dead_letter_come_again_with_jitter() -> None:
+    policy = RetryPolicy(attempts=1, limit=10.0, jitter=0.5)
+    waits = {judge(ValueError(), 9, policy, keep=True, chance=random.Random(n)).wait for n in range(9)}  # type: ignore[union-attr]
+    waits |= {after_lost_burial(policy, random.Random(n)).wait for n in range(9)}
+    assert len(waits) == 9
+    assert all(10.0 <= wait <= 15.0 for wait in waits)
