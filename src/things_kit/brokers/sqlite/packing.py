@@ -24,8 +24,8 @@ def pack(message: Message, now: int) -> Row:
     headers = message.headers
     packed = _to_json(headers).decode() if headers else None
     target = headers.get(REPLAY_GROUP) if headers else None
-    time = message.timestamp
-    return message.key, message.value, packed, message.id, time and time.isoformat(), now, target
+    time = None if message.timestamp is None else message.timestamp.isoformat()
+    return message.key, message.value, packed, message.id, time, now, target
 
 
 def unpack(topic: str, page: Page) -> list[Delivery]:
