@@ -18,19 +18,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, Self, TypeVar
 
 from confluent_kafka import (
-    OFFSET_INVALID, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition,
+    OFFSET_INVALID,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
 )  # fmt: skip
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined] # no __all__
 
 from things_kit.brokers.kafka_options import (
-    Settings, away, check_group, check_topic, error_of, possible_topic, refused_login, translated, unknown,
+    Settings,
+    away,
+    check_group,
+    check_topic,
+    error_of,
+    possible_topic,
+    refused_login,
+    translated,
+    unknown,
 )  # fmt: skip
 from things_kit.brokers.kafka_producer import SendingThread
 from things_kit.brokers.kafka_receiver import EphemeralReceiver, KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.offsets import decode
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, PublishError, UnsupportedError
+from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 
 ResultT = TypeVar("ResultT")
@@ -43,6 +56,10 @@ JOIN: Final = 60.0
 
 VISIBLE: Final = 10.0
 """Seconds until a topic that was created or removed is so for everybody."""
+
+_Spec: Any = OffsetSpec  # which has no annotations
+_EARLIEST: Final[Any] = _Spec.earliest()
+_LATEST: Final[Any] = _Spec.latest()
 
 
 class KafkaDriver:
@@ -85,10 +102,14 @@ class KafkaDriver:
             receiver.abandon()
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
         # Not asyncio.to_thread: the loop would keep its thread
-        threading.Thread(target=self._close, args=(threads, loop, closed), name="things_kit kafka close").start()
+        threading.Thread(
+            target=self._close, args=(threads, loop, closed), name="things_kit kafka close"
+        ).start()
         await closed.wait()
 
-    def _close(self, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> None:
+    def _close(
+        self, threads: ThreadPoolExecutor, loop: asyncio.AbstractEventLoop, closed: asyncio.Event
+    ) -> None:
         try:
             for receiver in self._receivers:
                 receiver.thread.join()
@@ -142,7 +163,9 @@ class KafkaDriver:
         options = self._settings.options
         new = NewTopic(topic, num_partitions=options.partitions, replication_factor=options.replication)
         try:
-            _result(self._admin.create_topics([new], operation_timeout=VISIBLE, request_timeout=VISIBLE)[topic])
+            _result(
+                self._admin.create_topics([new], operation_timeout=VISIBLE, request_timeout=VISIBLE)[topic]
+            )
         except KafkaException as error:
             if error_of(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
@@ -177,7 +200,9 @@ class KafkaDriver:
 
     def _remove(self, topic: str) -> None:
         try:
-            _result(self._admin.delete_topics([topic], operation_timeout=VISIBLE, request_timeout=VISIBLE)[topic])
+            _result(
+                self._admin.delete_topics([topic], operation_timeout=VISIBLE, request_timeout=VISIBLE)[topic]
+            )
         except KafkaException as error:
             if not unknown(error_of(error)):
                 raise
@@ -218,13 +243,13 @@ class KafkaDriver:
         if not partitions:
             return 0
         committed = self._committed(group, partitions)
-        ends = self._offsets(partitions, OffsetSpec.latest())
+        ends = self._offsets(partitions, _LATEST)
         fresh = [each for each in partitions if committed[each.partition].offset == OFFSET_INVALID]
-        starts = self._offsets(fresh, OffsetSpec.earliest()) if fresh else {}
+        starts = self._offsets(fresh, _EARLIEST) if fresh else {}
         lag = 0
         for partition, end in ends.items():
             place = committed[partition]
-            begin = starts[partition] if partition in starts else place.offset
+            begin = starts.get(partition, place.offset)
             finished = decode(begin, place.metadata)
             lag += max(0, end - begin) - sum(min(stop, end) - min(start, end) for start, stop in finished)
         return max(0, lag)
@@ -239,7 +264,7 @@ class KafkaDriver:
             return {each.partition: TopicPartition(each.topic, each.partition) for each in partitions}
         return {each.partition: each for each in found.topic_partitions}
 
-    def _offsets(self, partitions: Sequence[TopicPartition], spec: OffsetSpec) -> dict[int, int]:
+    def _offsets(self, partitions: Sequence[TopicPartition], spec: Any) -> dict[int, int]:
         asked = self._admin.list_offsets(dict.fromkeys(partitions, spec), request_timeout=ANSWER)
         return {each.partition: _result(future).offset for each, future in asked.items()}
 

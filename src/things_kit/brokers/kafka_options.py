@@ -19,7 +19,7 @@ log = logging.getLogger("things_kit.kafka")
 Config = dict[str, Any]
 """Properties of librdkafka (its CONFIGURATION.md names them all)."""
 
-PASS: Final = "conf."
+NATIVE: Final = "conf."
 """Options of the URL that begin so are properties of librdkafka, handed on as they are."""
 
 OVERHEAD: Final = 10_000
@@ -93,8 +93,12 @@ class Settings(msgspec.Struct, frozen=True):
             raise ConfigError(
                 f"{url.display}: expected kafka://HOST:PORT, or several hosts with commas between them"
             )
-        passed = {name[len(PASS) :]: value for name, value in url.query.items() if name.startswith(PASS)}
-        ours = {name: value for name, value in url.query.items() if not name.startswith(PASS)}
+        passed = {name[len(NATIVE) :]: value for name, value in url.query.items() if name.startswith(NATIVE)}
+        if missing := [name for name, value in passed.items() if not name or "\0" in value]:
+            raise ConfigError(
+                f"{url.display}: {NATIVE}{missing[0]} is no property of librdkafka with a value"
+            )
+        ours = {name: value for name, value in url.query.items() if not name.startswith(NATIVE)}
         return cls(url, msgspec.structs.replace(url, query=ours).options(KafkaOptions), passed)
 
     def __repr__(self) -> str:
@@ -107,8 +111,8 @@ class Settings(msgspec.Struct, frozen=True):
                 host if _PORT.search(host) else f"{host}:9092" for host in self.url.hosts
             ),
             "client.id": "things-kit",
-            # librdkafka's default lets a client sleep up to ten seconds after its broker is back
-            "reconnect.backoff.max.ms": 1000,
+            # By default a client may sleep for ten seconds after its broker is back
+            "reconnect.backoff.max.ms": 250,
             "log.connection.close": False,
             **self._security(),
             **self.passed,
@@ -159,6 +163,10 @@ class Settings(msgspec.Struct, frozen=True):
     def _security(self) -> Config:
         options, url = self.options, self.url
         protocol = options.security_protocol
+        if any(login and login[0].isspace() for login in (url.username, url.password)):
+            raise ConfigError(
+                f"{url.display}: librdkafka takes no user name or password that begins with whitespace"
+            )
         if protocol is None:
             protocol = "sasl_ssl" if url.username else "ssl" if options.ca or options.cert else "plaintext"
         config: Config = {"security.protocol": protocol}
@@ -220,19 +228,19 @@ def check_topic(topic: str) -> None:
 
 
 def check_group(group: str) -> None:
-    """Raises ConfigError for a name that cannot go through librdkafka, whose names end at a null character."""
-    if not group or "\0" in group or len(group.encode(errors="replace")) > 32_767 or not _is_text(group):
-        raise ConfigError(
-            f"Kafka cannot have a group {group!r}: a name is up to 32767 bytes of text without null"
-        )
+    """Raises ConfigError for a name that would not reach the broker as it is.
 
-
-def _is_text(text: str) -> bool:
+    librdkafka's strings end at a null character and lose the whitespace they begin with (rdkafka_conf.c).
+    """
     try:
-        text.encode()
+        size = len(group.encode())
     except UnicodeEncodeError:
-        return False
-    return True
+        size = 0
+    if not 0 < size <= 32_767 or "\0" in group or group[0].isspace():
+        raise ConfigError(
+            f"Kafka cannot have a group {group!r} here: a name is up to 32767 bytes of text, "
+            "without null characters, and does not begin with whitespace"
+        )
 
 
 # --- the error table
@@ -247,7 +255,11 @@ def away(why: str) -> KafkaException:
 
 def refused_login(error: KafkaError) -> bool:
     """Whether it says that we are not let in: librdkafka goes on trying, and may only say "timed out" in the end."""
-    return error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}
+    return error.code() in {
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+    }
 
 
 _AWAY: Final = frozenset({

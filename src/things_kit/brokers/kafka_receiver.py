@@ -10,11 +10,20 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
 from confluent_kafka import (
-    OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition,
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
 )  # fmt: skip
 
 from things_kit.brokers.kafka_options import (
-    MAX_POLL_EXCEEDED, Settings, away, error_of, translated, unknown,
+    MAX_POLL_EXCEEDED,
+    Settings,
+    away,
+    error_of,
+    translated,
+    unknown,
 )  # fmt: skip
 from things_kit.brokers.kafka_records import unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
@@ -76,7 +85,9 @@ class KafkaReceiver:
             Consumer, settings.consumer(subscription.group), on_commit=self._on_commit
         )
         self.thread = threading.Thread(
-            target=self._run, name=f"things_kit kafka {subscription.topic} as {subscription.group}", daemon=True
+            target=self._run,
+            name=f"things_kit kafka {subscription.topic} as {subscription.group}",
+            daemon=True,
         )
 
     # --- on the loop
@@ -94,7 +105,9 @@ class KafkaReceiver:
                 await self._joined
         except TimeoutError as error:
             self.abandon()
-            raise ConnectionLost(f"the group {self._subscription.group!r} was not joined within {within:g} s") from error
+            raise ConnectionLost(
+                f"the group {self._subscription.group!r} was not joined within {within:g} s"
+            ) from error
         except BaseException:
             self.abandon()
             raise

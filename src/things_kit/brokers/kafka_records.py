@@ -39,7 +39,8 @@ MILLISECOND: Final = timedelta(milliseconds=1)
 OLD: Final = timedelta(days=1)
 EARLY: Final = timedelta(minutes=10)
 
-Header = tuple[str, bytes]
+Header = tuple[str, str | bytes | None]
+"""As the client takes it; what is ours has bytes."""
 
 
 class Clock:
@@ -108,9 +109,9 @@ def _message(record: Record, partition: int, offset: int, stamps: dict[Any, date
     topic: str = record.topic()  # type: ignore[assignment]
     headers: dict[str, str] = {}
     identity, moment = None, None
-    for name, raw in record.headers() or ():
+    for name, raw in record.headers() or ():  # type: ignore[str-unpack] # it is a list
         if name == ID:
-            identity = raw.decode()  # type: ignore[union-attr]
+            identity = raw.decode()  # type: ignore[union-attr] # None: not ours, see _strange
         elif name == TIME:
             moment = raw
         else:
@@ -133,7 +134,8 @@ def _message(record: Record, partition: int, offset: int, stamps: dict[Any, date
 def _strange(record: Record, partition: int, offset: int) -> Message:
     """A record with headers of our names that are not ours, or with names of headers that are no UTF-8."""
     try:
-        headers = {name: _text(raw) for name, raw in record.headers() or () if not name.startswith(RESERVED_PREFIX)}
+        pairs: list[tuple[str, bytes | None]] = record.headers() or []  # type: ignore[assignment]
+        headers = {name: _text(raw) for name, raw in pairs if not name.startswith(RESERVED_PREFIX)}
     except SystemError:  # how the client fails at such a name
         headers = {}
     topic: str = record.topic()  # type: ignore[assignment]
@@ -141,10 +143,12 @@ def _strange(record: Record, partition: int, offset: int) -> Message:
     if value is None:
         headers[TOMBSTONE] = "true"
     when = _time(record.timestamp()[1])
-    return Message(topic, value or b"", record.key(), headers, partition, offset, when, f"{topic}-{partition}-{offset}")
+    return Message(
+        topic, value or b"", record.key(), headers, partition, offset, when, f"{topic}-{partition}-{offset}"
+    )
 
 
-def _text(raw: bytes | str | None) -> str:
+def _text(raw: str | bytes | None) -> str:
     return raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else raw or ""
 
 

@@ -1,19 +1,19 @@
 """Workers for batch handlers: each call gets a list."""
 
 import asyncio
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from things_kit.engine.driver import Delivery
 from things_kit.engine.pipeline import HandleBatch
-from things_kit.engine.workers import Worker, Workers
+from things_kit.engine.workers import Cancelled, Worker, Workers
+from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
 
 
 class BatchWorkers(Workers):
     """Gathers what is ready into lists of up to `size`, waiting up to `wait` seconds for one to fill.
 
-    A list holds messages of one lane in their order. Those that failed together go to `failed_together`.
+    A list holds messages of one lane in their order.
     """
 
     def __init__(
@@ -22,18 +22,16 @@ class BatchWorkers(Workers):
         *,
         size: int,
         wait: float,
-        failed_together: Callable[[Sequence[tuple[Delivery, BaseException]]], None],
         **common: Any,
     ) -> None:
-        super().__init__(handle=_never, failed=_never, **common)
+        super().__init__(handle=_one_at_a_time, **common)
         self._handle_batch = handle_batch
         self._size = size
         self._wait = wait
-        self._failed_together = failed_together
 
     async def _busy_period(self, worker: Worker) -> None:
         while self.ready and not self._stopping:
-            batch = await self._gather()
+            batch = await self._gather(worker)
             if not batch:
                 continue
             worker.deliveries = batch
@@ -41,7 +39,7 @@ class BatchWorkers(Workers):
             try:
                 await self._handle_batch([delivery.message for delivery in batch])
             except BatchError as error:
-                self._part_failed(batch, error)
+                self._part_failed(worker, batch, error)
             except BaseException as error:  # noqa: BLE001 - every exception is an answer
                 self._all_failed(worker, batch, error)
                 await self.let_thread_end(worker)
@@ -53,12 +51,13 @@ class BatchWorkers(Workers):
             worker.deliveries = None
             await asyncio.sleep(0)  # once a batch: the loop gets its turn
 
-    async def _gather(self) -> list[Delivery]:
+    async def _gather(self, worker: Worker) -> list[Delivery]:
         """A batch; empty if the consumer stops meanwhile: what was gathered was never begun."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._wait
         heads: list[Delivery] = []
         batch: list[Delivery] = []
+        worker.gathered = batch
         while len(batch) < self._size and not self._stopping:
             if self.ready:
                 heads.append(self.ready.popleft())
@@ -70,7 +69,13 @@ class BatchWorkers(Workers):
                 await self._rest_until(ends)
         for head in heads:  # more of their lanes may have come while we waited
             batch += head.loan.lanes.take_more(head, self._size - len(batch))
-        return [] if self._stopping else [delivery for delivery in batch if not delivery.loan.lost]
+        worker.gathered = []
+        if self._stopping:
+            return []
+        for delivery in batch:
+            if not delivery.loan.owns(delivery):  # it was taken back while it waited here
+                delivery.loan.lanes.advance(delivery)
+        return [delivery for delivery in batch if delivery.loan.owns(delivery)]
 
     async def _rest_until(self, when: float) -> None:
         loop = asyncio.get_running_loop()
@@ -84,14 +89,22 @@ class BatchWorkers(Workers):
             if waiter in self._idle:
                 self._idle.remove(waiter)
 
-    def _part_failed(self, batch: list[Delivery], error: BatchError) -> None:
+    def _part_failed(self, worker: Worker, batch: list[Delivery], error: BatchError) -> None:
+        if not error.errors.keys() <= set(range(len(batch))):
+            self._all_failed(worker, batch, error)  # whatever it means, it does not mean that all is well
+            return
         failed = [
             (delivery, error.errors[index]) for index, delivery in enumerate(batch) if index in error.errors
         ]
         for index, delivery in enumerate(batch):
             if index not in error.errors:
                 delivery.loan.done(delivery)
-        self._failed_together(failed)
+        if worker.cancelled is Cancelled.STOP:
+            for delivery, _ in failed:
+                self._given_back(delivery)
+        else:
+            for delivery, failure in failed:
+                self._failed(delivery, failure)
 
     def _all_failed(self, worker: Worker, batch: list[Delivery], error: BaseException) -> None:
         failure = self.failure(worker, error)
@@ -99,8 +112,9 @@ class BatchWorkers(Workers):
             for delivery in batch:
                 self._given_back(delivery)
         else:
-            self._failed_together([(delivery, failure) for delivery in batch])
+            for delivery in batch:
+                self._failed(delivery, failure)
 
 
-def _never(_: Any, __: Any = None) -> Any:
+async def _one_at_a_time(_: Message) -> None:
     raise AssertionError("a batch consumer handles lists")

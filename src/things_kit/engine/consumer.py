@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -117,8 +117,8 @@ class BrokerConsumer:
         self._state: Literal["new", "running", "stopping", "stopped"] = "new"
         self._sources: list[Source] = []
         self._runs: list[asyncio.Task[None]] = []
-        self._workers: Workers
-        self._producer: BrokerProducer
+        self._producer = BrokerProducer(transmission)
+        self._workers = self._make_workers()
         self._stop: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._broken: BaseException | None = None
@@ -142,8 +142,7 @@ class BrokerConsumer:
         self._state = "running"
         try:
             await self._declare()
-            self._producer = BrokerProducer(self._transmission)
-            self._workers = self._make_workers()
+            self._raise_if_stopped()
             self._workers.start()
             self._sources = [source for topic in self.options.topics for source in self._make_sources(topic)]
             self._runs = [
@@ -168,10 +167,8 @@ class BrokerConsumer:
         if self._state == "stopped":
             self._ended_hook(self)  # a broken one stays in the broker's health until somebody has seen to it
             return
-        caller = asyncio.current_task()
-        inside = self._workers_own(caller)
-        stopping = self._begin_stop(caller if inside else None)
-        if not inside:
+        stopping = self._begin_stop()
+        if not self._workers.owns(asyncio.current_task()):
             await asyncio.shield(stopping)
             self._ended_hook(self)
 
@@ -250,15 +247,14 @@ class BrokerConsumer:
             "concurrency": options.concurrency,
             "timeout": None if options.timeout is None else seconds(options.timeout, "timeout"),
             "given_back": self._give_back,
+            "starved": self._starved,
             "broke": self._broke,
             "name": self._name,
         }
         if options.batch is None:
             return Workers(self._handle, failed=self._failed, **common)
         size, wait = options.batch.size, seconds(options.batch.wait, "Batch.wait")
-        return BatchWorkers(
-            self._handle_batch, size=size, wait=wait, failed_together=self._failed_together, **common
-        )
+        return BatchWorkers(self._handle_batch, size=size, wait=wait, failed=self._failed, **common)
 
     def _make_sources(self, topic: str) -> list[Source]:
         options = self.options
@@ -303,11 +299,9 @@ class BrokerConsumer:
     def _failed(self, delivery: Delivery, error: BaseException) -> None:
         delivery.loan.source.failed(delivery, error)
 
-    def _failed_together(self, failures: Sequence[tuple[Delivery, BaseException]]) -> None:
+    def _starved(self) -> None:
         for source in self._sources:
-            mine = [failure for failure in failures if failure[0].loan.source is source]
-            if mine:
-                source.failed_together(mine)
+            source.make_room()
 
     def _give_back(self, delivery: Delivery) -> None:
         delivery.loan.source.give_back(delivery)
@@ -332,6 +326,9 @@ class BrokerConsumer:
             for wait in (*waits, stopped):
                 wait.cancel()
             await asyncio.gather(*waits, stopped, return_exceptions=True)
+        self._raise_if_stopped()
+
+    def _raise_if_stopped(self) -> None:
         if self._broken is not None:
             raise self._broken
         if self._state != "running":
@@ -347,14 +344,14 @@ class BrokerConsumer:
             log.error("%s: it broke and stops: %s", self._name, error, exc_info=error)
             self._begin_stop()
 
-    def _begin_stop(self, inside: asyncio.Task[Any] | None = None) -> asyncio.Task[None]:
+    def _begin_stop(self) -> asyncio.Task[None]:
         if self._stop is None:
             self._state = "stopping"
-            draining: Coroutine[Any, Any, None] = self._drain(inside)
-            self._stop = asyncio.create_task(draining, name=f"{self._name} stop")
+            self._workers.halt()  # now, not in the task's turn: a handler that stops us is the last one
+            self._stop = asyncio.create_task(self._drain(), name=f"{self._name} stop")
         return self._stop
 
-    async def _drain(self, inside: asyncio.Task[Any] | None) -> None:
+    async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds(self.options.drain_timeout, "drain_timeout")
         try:
@@ -362,8 +359,7 @@ class BrokerConsumer:
                 source.stop_receiving()
                 if source.loan is None:  # it is trying to connect
                     run.cancel()
-            if hasattr(self, "_workers"):
-                await self._workers.stop(max(0.0, ends - loop.time()), inside)
+            await self._workers.stop(max(0.0, ends - loop.time()))
             for source in self._sources:
                 await source.finish(max(0.0, ends - loop.time()))
             if self._runs:
@@ -371,16 +367,12 @@ class BrokerConsumer:
                 for run in late:
                     run.cancel()
                 await asyncio.gather(*self._runs, return_exceptions=True)
-            if hasattr(self, "_producer"):
-                await self._producer.close()
+            await self._producer.close()
         finally:
             self._state = "stopped"
             self._stopped.set()
             if self._broken is None:
                 self._ended_hook(self)
-
-    def _workers_own(self, task: asyncio.Task[Any] | None) -> bool:
-        return hasattr(self, "_workers") and self._workers.owns(task)
 
     @property
     def _name(self) -> str:

@@ -32,7 +32,7 @@ def dead_letter_topic(template: str, topic: str, group: str) -> str:
     stem = topic.removesuffix(_FIFO)
     try:
         name = template.format(topic=stem, group=group)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(
             f"dead_letter={template!r}: only the fields {{topic}} and {{group}} can be filled"
         ) from error
@@ -74,7 +74,7 @@ def make_dead_letter(message: Message, *, topic: str, group: str, error: BaseExc
     headers[names.CONSUMER_GROUP] = group
     headers[names.ATTEMPTS] = str(message.attempt)
     headers[names.ERROR_TYPE] = qualified_name(error)
-    headers[names.ERROR] = _shortened(str(error))
+    headers[names.ERROR] = _shortened(text_of(error))
     headers[names.TIMESTAMP] = rfc3339(datetime.now(UTC))
     return Message(topic, message.value, message.key, headers, id=message.id)
 
@@ -125,6 +125,14 @@ def qualified_name(error: BaseException) -> str:
     """The qualified name of an exception's type, without a module where it is built in."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def text_of(error: BaseException) -> str:
+    """An exception's text; of one that cannot be printed, that it cannot."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever its __str__ does must not lose a message
+        return f"a {qualified_name(error)} that cannot be printed"
 
 
 def _clashes(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 
 from things_kit.engine.driver import Delivery
@@ -16,6 +16,10 @@ class Delays:
         self._heap: list[tuple[float, int, Delivery]] = []
         self._order = count()  # of two that are due at once, the first to come goes first
         self._timer: asyncio.TimerHandle | None = None
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """All that waits, in no order."""
+        return (delivery for _, _, delivery in self._heap)
 
     def hold(self, delivery: Delivery, wait: float) -> None:
         """Hand it to `due` in so many seconds."""

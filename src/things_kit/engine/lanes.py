@@ -1,7 +1,7 @@
 """Order within one process: which deliveries may be handled now, and which wait for an earlier one."""
 
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
@@ -97,13 +97,13 @@ class Lanes:
             self._more_heads[lane] = self._more_heads.get(lane, 0) + len(taken)
         return taken
 
-    def put_behind(self, deliveries: Sequence[Delivery]) -> None:
-        """Queue heads of one lane again, in front of all that is queued there, behind the head that waits."""
+    def put_behind(self, deliveries: Sequence[Delivery], order: Mapping[Delivery, int] | None = None) -> None:
+        """Queue heads of one lane again, behind the head that waits: in this order, or in front of all others."""
         lane = self.lane_of(deliveries[0])
-        queue = self._queues.get(lane)
-        if queue is None:
-            queue = self._queues[lane] = deque()
-        queue.extendleft(reversed(deliveries))
+        queued = [*deliveries, *(self._queues.get(lane) or ())]
+        if order is not None:
+            queued.sort(key=order.__getitem__)
+        self._queues[lane] = deque(queued)
         for _ in deliveries:
             self._drop_head(lane)
 
@@ -118,6 +118,7 @@ class Lanes:
             return []
         queue = self._queues.get(lane)
         self._queues[lane] = _PARKED
+        self._drop_head(lane)
         return list(queue or ())
 
     def unpark(self, lanes: Iterable[Lane]) -> None:
@@ -141,12 +142,12 @@ class Lanes:
 
     def forget(self, busy: Iterable[Delivery]) -> None:
         """Drop all that is queued; only the lanes of what is being handled stay closed until that is done."""
-        self._queues = {lane: None for lane in map(self.lane_of, busy) if lane is not None}
-        self._more_heads.clear()
+        heads = Counter(lane for lane in map(self.lane_of, busy) if lane is not None)
+        self._queues = dict.fromkeys(heads)
+        self._more_heads = {lane: number - 1 for lane, number in heads.items() if number > 1}
 
     def _drop_head(self, lane: Lane) -> None:
-        heads = self._more_heads.get(lane, 0) - 1
+        """One of several heads is no head any more; the last one stays."""
+        heads = self._more_heads.pop(lane, 0) - 1
         if heads > 0:
             self._more_heads[lane] = heads
-        else:
-            self._more_heads.pop(lane, None)

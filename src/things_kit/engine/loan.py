@@ -42,6 +42,11 @@ class Loan:
         self._unparked: list[Lane] = []
         self._due = asyncio.Event()
         self._closing = False
+        self._dropped = False
+
+    def owns(self, delivery: Delivery) -> bool:
+        """Whether it is still ours to settle: the connection is the same, and it was not taken back."""
+        return not self.lost and delivery in self.held
 
     def done(self, delivery: Delivery) -> None:
         """Acknowledge it, and let its lane go on."""
@@ -88,6 +93,7 @@ class Loan:
         """These belong to somebody else now: settle nothing of them."""
         for delivery in [delivery for delivery in self.held if which(delivery)]:
             del self.held[delivery]
+            self._dropped = True
         self._acknowledged = [delivery for delivery in self._acknowledged if not which(delivery)]
         self._released = [release for release in self._released if not which(release.delivery)]
 
@@ -101,6 +107,9 @@ class Loan:
             acknowledged, self._acknowledged = self._acknowledged, []
             released, self._released = self._released, []
             parking, self._parking = self._parking, []
+            if self._dropped:
+                acknowledged = [delivery for delivery in acknowledged if delivery in self.held]
+                released = [release for release in released if release.delivery in self.held]
             self._sending = acknowledged, released
             await self.receiver.settle(acknowledged, released)
             self._sending = (), ()

@@ -125,7 +125,7 @@ def decode(committed: int, metadata: str | None) -> list[Range]:
 
 def _between(unfinished: Sequence[int], end: int) -> list[Range]:
     """The finished ranges between these offsets, up to the end."""
-    edges = zip(unfinished, [*unfinished[1:], end], strict=True)
+    edges = zip(unfinished, [*unfinished[1:], end], strict=False)
     return [(offset + 1, following) for offset, following in edges if following > offset + 1]
 
 

@@ -1,7 +1,7 @@
 """Makes messages fit to be sent: checked, and with an id and a time."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,6 +66,12 @@ def _check(message: Message, max_bytes: int | None) -> None:
         raise PublishError(str(error)) from None
     if message.id is not None:
         _check_text("the id of a message", message.id)
+    if message.timestamp is not None and not isinstance(message.timestamp, datetime):
+        raise PublishError(
+            f"the timestamp of a message must be a datetime; it is {type(message.timestamp).__name__}"
+        )
+    if not isinstance(headers, Mapping):
+        raise PublishError(f"the headers of a message must be a mapping; they are {type(headers).__name__}")
     size = len(value) + (len(key) if key else 0)
     if headers:
         size += sum(_check_header(name, text) for name, text in headers.items())

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
@@ -13,6 +14,11 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handle, Middleware
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
+
+if sys.version_info >= (3, 12):
+    from inspect import iscoroutinefunction
+else:  # inspect's does not know an AsyncMock before
+    from asyncio import iscoroutinefunction
 
 HandleBatch: TypeAlias = Callable[[list[Message]], Awaitable[None]]
 """Handles a list; raises BatchError for those that failed, anything else if all did."""
@@ -104,14 +110,18 @@ def name_of(function: Any) -> str:
 
 
 def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
-    method = getattr(handler, "handle", None)
-    target = method if callable(method) and not isinstance(handler, type) else handler
+    method = (
+        None
+        if isinstance(handler, type) or iscoroutinefunction(handler)
+        else getattr(handler, "handle", None)
+    )
+    target = method if callable(method) else handler
     if isinstance(target, type) or not callable(target):
         raise ConfigError(
             f"a handler is a function, or an object with a method `handle`; {handler!r} is neither"
             + (" (it is a class: pass an instance)" if isinstance(handler, type) else "")
         )
-    if inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
+    if iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
         return target, target
 
     @functools.wraps(target)
@@ -164,7 +174,7 @@ def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
         hints = typing.get_type_hints(
             SimpleNamespace(__annotations__={"kind": annotation}), getattr(function, "__globals__", {})
         )
-    except NameError as error:
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise ConfigError(
             f"the type {annotation!r} of the handler {name_of(target)} cannot be found: {error}; "
             "it must be importable where the handler is defined, not only for type checkers"

@@ -34,6 +34,7 @@ class BrokerProducer:
         self._transmission = transmission
         self._queue: deque[_Waiting] = deque()
         self._sender: asyncio.Task[None] | None = None
+        self._sending: list[_Waiting] = []
         self._closed = False
 
     async def publish(self, message: Message) -> None:
@@ -87,19 +88,14 @@ class BrokerProducer:
         self._queue.append(waiting)
         if self._sender is None:
             self._sender = loop.create_task(self._send_all(), name="things_kit producer")
+            self._sender.add_done_callback(self._sender_ended)
         return await waiting.outcome
 
     async def _send_all(self) -> None:
-        try:
-            while self._queue:
-                gathered = self._gather()
-                try:
-                    await self._send(gathered)
-                except BaseException as error:
-                    self._fail([*gathered, *self._queue], error)
-                    raise
-        finally:
-            self._sender = None
+        while self._queue:
+            self._sending = self._gather()
+            await self._send(self._sending)
+        self._sender = None
 
     def _gather(self) -> list[_Waiting]:
         """The calls whose messages go together: many small ones, or one large one alone."""
@@ -152,11 +148,18 @@ class BrokerProducer:
             first = end
         self._queue.extendleft(reversed(again))
 
-    def _fail(self, waiting: Sequence[_Waiting], error: BaseException) -> None:
-        """The sender itself ends, with its loop or by a fault of ours: nobody may wait for ever."""
+    def _sender_ended(self, sender: asyncio.Task[None]) -> None:
+        """If it did not end by itself, but with its loop or by a fault of ours, nobody may wait for ever."""
+        error = asyncio.CancelledError() if sender.cancelled() else sender.exception()
+        if error is None:
+            return
+        self._sender = None
+        waiting = [*self._sending, *self._queue]
         self._queue.clear()
-        failure = BrokerUnavailable("the producer was interrupted; whether the message arrived is not known")
-        failure.__cause__ = error
         for each in waiting:
             if not each.outcome.done():
+                failure = BrokerUnavailable(
+                    "the producer was interrupted; whether the message arrived is not known"
+                )
+                failure.__cause__ = error
                 each.outcome.set_exception(failure)

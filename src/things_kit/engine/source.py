@@ -13,7 +13,7 @@ from things_kit.engine.backoff import Backoff
 from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription, Which
-from things_kit.engine.lanes import Lane, Lanes
+from things_kit.engine.lanes import Lanes
 from things_kit.engine.loan import Loan
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.retry_topics import SHORT, postpone, restore
@@ -71,6 +71,8 @@ class Source:
         self._backoff = Backoff()
         self._burials: dict[asyncio.Task[None], Delivery] = {}
         self._postponing: dict[asyncio.Task[None], Delivery] = {}
+        # On their way to the dead letter, of lanes that went back to the broker meanwhile: not of any lane here
+        self._loose: set[Delivery] = set()
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
@@ -142,6 +144,10 @@ class Source:
         self._room.set()
         self._progress.set()
 
+    def make_room(self) -> None:
+        """A worker has nothing to do: whatever room there is is worth a call."""
+        self._room.set()
+
     def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
         if not self._capabilities.targeted:
             deliveries = self._skip_foreign(loan, deliveries)
@@ -171,7 +177,9 @@ class Source:
         self._workers.ready.clear()
         self._workers.ready.extend(ready)
         self._delays.clear()
-        self._lanes.forget(delivery for delivery in self._busy() if delivery.loan.source is self)
+        self._loose.clear()
+        in_hand = {*self._workers.in_hand(), *self._burials.values()}
+        self._lanes.forget(delivery for delivery in in_hand if delivery.loan.source is self)
 
     def _busy(self) -> set[Delivery]:
         """What is being handled, or on its way to the dead letter."""
@@ -207,7 +215,8 @@ class Source:
             return
         self._lanes.drop(which)
         for delivery in self._delays.drop(which):
-            self._lanes.advance(delivery)
+            if self._treatment.retry.mode == "in_place":  # else its lane went on without it long ago
+                self._lanes.advance(delivery)
         begun = {*self._busy(), *self._postponing.values(), *loan.leaving()}
         loan.drop(lambda delivery: which(delivery) and delivery not in begun)
         self._workers.wake()
@@ -216,32 +225,18 @@ class Source:
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """Decide what becomes of a delivery whose handler failed."""
+        if not delivery.loan.owns(delivery):
+            self._pass_on(delivery)  # it comes, or has come, to somebody again
+            return
         verdict = self._judge(delivery, error)
         if isinstance(verdict, TryAgain):
             self._try_again(delivery, verdict.wait)
         else:
             self._give_up(delivery, error)
 
-    def failed_together(self, failures: Sequence[tuple[Delivery, BaseException]]) -> None:
-        """The same for several of one batch: of one lane, the first goes first again, and the others behind it."""
-        heads: dict[Lane, Delivery] = {}
-        behind: dict[Lane, list[Delivery]] = {}
-        waits: dict[Delivery, float] = {}
-        for delivery, error in failures:
-            verdict = self._judge(delivery, error)
-            lane = self._lanes.lane_of(delivery)
-            if isinstance(verdict, Bury):
-                self._give_up(delivery, error)
-            elif lane is None or lane not in heads or self._treatment.retry.mode == "delayed":
-                heads[delivery if lane is None else lane] = delivery
-                waits[delivery] = verdict.wait
-            else:
-                delivery.message = delivery.message.replace(attempt=delivery.message.attempt + 1)
-                behind.setdefault(lane, []).append(delivery)
-        for deliveries in behind.values():
-            self._lanes.put_behind(deliveries)
-        for delivery, wait in waits.items():
-            self._try_again(delivery, wait)
+    def _pass_on(self, delivery: Delivery) -> None:
+        self._lanes.advance(delivery)
+        self._workers.wake()
 
     def give_back(self, delivery: Delivery) -> None:
         """Return a delivery whose handler was cut short by the stop: nobody's failure, so not counted."""
@@ -260,19 +255,28 @@ class Source:
 
     def _try_again(self, delivery: Delivery, wait: float) -> None:
         """In place: the lane waits with its head. Delayed: the head gives up its place and the lane goes on."""
-        loan, native = delivery.loan, self._capabilities
+        native, lane = self._capabilities, self._lanes.lane_of(delivery)
         again = Release(delivery, wait, delivery.message.attempt + 1)
-        if loan.lost:
-            self._lanes.advance(delivery)
+        if not delivery.loan.owns(delivery):
+            self._pass_on(delivery)
         elif self._treatment.retry.mode == "delayed":
             self._put_aside(again)
-            self._lanes.advance(delivery)
-            self._workers.wake()
+            self._pass_on(delivery)
+        elif native.lanes and delivery in self._loose:
+            self._loose.remove(delivery)
+            delivery.loan.release(again)
         elif native.lanes:
-            loan.park(again)
-        elif (native.delay and native.attempts and self._lanes.lane_of(delivery) is None) or self._stopping:
+            self._loose |= {
+                other for other in self._burials.values() if self._lanes.lane_of(other) == lane
+            } - {delivery}
+            delivery.loan.park(again)
+        elif (native.delay and native.attempts and lane is None) or self._stopping:
             again.delay = wait if native.delay else 0.0
-            loan.release(again)
+            delivery.loan.release(again)
+        elif lane is not None and any(self._lanes.lane_of(held) == lane for held in self._delays):
+            delivery.message = delivery.message.replace(attempt=again.attempt)
+            arrived = {each: number for number, each in enumerate(delivery.loan.held)}
+            self._lanes.put_behind([delivery], arrived)  # several of one batch failed: they keep their order
         else:
             self._hold(again)
 
@@ -350,7 +354,11 @@ class Source:
             )  # fmt: skip
             self._try_again(delivery, after_lost_burial(self._treatment.retry, self._treatment.chance).wait)
         else:
-            delivery.loan.done(delivery)
+            if delivery in self._loose:
+                self._loose.remove(delivery)
+                delivery.loan.acknowledge(delivery)
+            else:
+                delivery.loan.done(delivery)
             self._workers.wake()
 
     # --- stopping
@@ -363,6 +371,7 @@ class Source:
             self._pump.cancel()
         if self.loan is not None:
             self.loan.release_all_but({*self._busy(), *self._postponing.values()})
+            self._lanes.forget(self._busy())
 
     async def finish(self, within: float) -> None:
         """Wait for dead letters and retries on their way; then let the last settlements go and `run` return."""

@@ -104,11 +104,13 @@ class Transmission:
     async def _send_unknown(self, messages: Sequence[Message], deadline: float) -> Sequence[Exception | None]:
         """A topic was removed behind our back, or may not be declared by us."""
         results: Sequence[Exception | None] = [UnknownTopic()] * len(messages)
+        refused: dict[str, Exception] = {}
         if self.url.engine.declare:
-            await self._declare_all({message.topic for message in messages}, deadline)
+            refused = await self._declare_all({message.topic for message in messages}, deadline)
             results = await self.patiently(lambda: self.driver.send(messages), deadline)
         return [
-            PublishError(f"{self.url.display} has no topic {message.topic!r}: declare it first")
+            refused.get(message.topic)
+            or PublishError(f"{self.url.display} has no topic {message.topic!r}: declare it first")
             if isinstance(result, UnknownTopic)
             else result
             for message, result in zip(messages, results, strict=True)

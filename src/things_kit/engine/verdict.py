@@ -1,14 +1,14 @@
 """What is to become of a message whose handler failed: a pure function of the error and the policy."""
 
+import contextlib
 import random
-from datetime import timedelta
 from typing import Final
 
 import msgspec
 
-from things_kit.messaging.errors import DecodeError, UnroutableError
+from things_kit.messaging.errors import ConfigError, DecodeError, UnroutableError
 from things_kit.messaging.outcomes import Reject, Retry
-from things_kit.messaging.policy import RetryPolicy
+from things_kit.messaging.policy import RetryPolicy, seconds
 
 PERMANENT: Final = (Reject, DecodeError, UnroutableError)
 """Errors that another attempt cannot help."""
@@ -40,8 +40,8 @@ def judge(
     if not keep and (last or isinstance(error, (*PERMANENT, *policy.permanent))):
         return Bury()
     if isinstance(error, Retry) and error.after is not None:
-        after = error.after.total_seconds() if isinstance(error.after, timedelta) else float(error.after)
-        return TryAgain(max(after, 0.0))
+        with contextlib.suppress(ConfigError):  # it is no duration: an ordinary failure
+            return TryAgain(seconds(error.after, "Retry.after"))
     if last:
         return TryAgain(_limit(policy) * (1.0 + policy.jitter * chance.random()))
     return TryAgain(policy.wait(attempt, chance))
@@ -53,4 +53,4 @@ def after_lost_burial(policy: RetryPolicy, chance: random.Random) -> TryAgain:
 
 
 def _limit(policy: RetryPolicy) -> float:
-    return policy.limit.total_seconds() if isinstance(policy.limit, timedelta) else float(policy.limit)
+    return seconds(policy.limit, "RetryPolicy.limit")

@@ -31,10 +31,11 @@ class Cancelled(Enum):
 class Worker:
     """One of the handler calls that run at once: what it has in hand, and since when."""
 
-    __slots__ = ("cancelled", "deliveries", "hung", "started", "task")
+    __slots__ = ("cancelled", "deliveries", "gathered", "hung", "started", "task")
 
     def __init__(self) -> None:
         self.deliveries: tuple[Delivery, ...] | list[Delivery] | Delivery | None = None
+        self.gathered: list[Delivery] = []  # for the next call, not begun
         self.started = 0.0
         self.cancelled: Cancelled | None = None
         self.hung = False
@@ -68,6 +69,7 @@ class Workers:
         timeout: float | None,
         failed: Callable[[Delivery, BaseException], None],
         given_back: Callable[[Delivery], None],
+        starved: Callable[[], None],
         broke: Callable[[BaseException], None],
         name: str,
     ) -> None:
@@ -77,6 +79,7 @@ class Workers:
         self._timeout = timeout
         self._failed = failed
         self._given_back = given_back
+        self._starved = starved
         self._broke = broke
         self._name = name
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -106,6 +109,10 @@ class Workers:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def in_hand(self) -> set[Delivery]:
+        """All deliveries that are being handled, or gathered for a batch."""
+        return {*self.busy(), *(delivery for worker in self._workers for delivery in worker.gathered)}
+
     def busy(self) -> set[Delivery]:
         """All deliveries that are being handled."""
         return {delivery for worker in self._workers for delivery in worker.in_hand()}
@@ -123,15 +130,21 @@ class Workers:
         """Whether this task is one of the workers."""
         return any(worker.task is task for worker in self._workers)
 
-    async def stop(self, drain: float, but: asyncio.Task[Any] | None = None) -> None:
-        """Begin nothing more, give what has begun `drain` seconds to finish, then cancel it."""
+    def halt(self) -> None:
+        """Begin nothing more."""
         self._stopping = True
         self.ready.clear()
-        self.wake_all()
-        tasks = {worker.task for worker in self._workers if worker.task is not but}
-        if tasks:
-            await asyncio.wait(tasks, timeout=drain)
-        late = [worker for worker in self._workers if not worker.task.done() and worker.task is not but]
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def stop(self, drain: float) -> None:
+        """Begin nothing more, give what has begun `drain` seconds to finish, then cancel it."""
+        self.halt()
+        if self._workers:
+            await asyncio.wait({worker.task for worker in self._workers}, timeout=drain)
+        late = [worker for worker in self._workers if not worker.task.done()]
         for worker in late:
             worker.cancel(Cancelled.STOP)
         if late:
@@ -141,13 +154,6 @@ class Workers:
         if self._watch is not None:
             self._watch.cancel()
         self._threads.close()
-
-    def wake_all(self) -> None:
-        """Let idle workers look around, such as for the end."""
-        while self._idle:
-            waiter = self._idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
 
     async def _work(self, worker: Worker) -> None:
         while not self._stopping:
@@ -159,6 +165,7 @@ class Workers:
     async def _rest(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
         self._idle.append(waiter)
+        self._starved()
         await waiter
 
     async def _busy_period(self, worker: Worker) -> None:
@@ -212,7 +219,7 @@ class Workers:
     async def let_thread_end(self, worker: Worker) -> None:
         """Do not use this worker again before the thread that its handler hangs in has returned."""
         ended = self._threads.hanging(worker.task)
-        if ended is None:
+        if ended is None or self._stopping:
             return
         worker.deliveries, worker.hung = None, True
         log.error(

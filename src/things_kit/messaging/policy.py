@@ -19,9 +19,13 @@ Start: TypeAlias = Literal["earliest", "latest"]
 def seconds(duration: Seconds, name: str, minimum: float = 0.0) -> float:
     """A duration in seconds. Raises ConfigError, naming the argument, if it is no duration or below `minimum`."""
     value = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= minimum:
+    if not _is_number(value) or not value >= minimum:
         raise ConfigError(f"{name} must be a duration in seconds, at least {minimum:g}; it is {duration!r}")
     return float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Discard(Enum):
@@ -61,9 +65,9 @@ class RetryPolicy(msgspec.Struct, frozen=True):
             raise ConfigError(f"RetryPolicy.attempts must be a whole number from 1; it is {self.attempts!r}")
         seconds(self.first, "RetryPolicy.first")
         seconds(self.limit, "RetryPolicy.limit")
-        if not self.factor >= 1.0:
+        if not _is_number(self.factor) or not self.factor >= 1.0:
             raise ConfigError(f"RetryPolicy.factor must be at least 1; it is {self.factor!r}")
-        if not 0.0 <= self.jitter <= 1.0:
+        if not _is_number(self.jitter) or not 0.0 <= self.jitter <= 1.0:
             raise ConfigError(f"RetryPolicy.jitter must be from 0 to 1; it is {self.jitter!r}")
         if self.mode not in {"in_place", "delayed"}:
             raise ConfigError(f'RetryPolicy.mode must be "in_place" or "delayed"; it is {self.mode!r}')
@@ -78,6 +82,8 @@ class RetryPolicy(msgspec.Struct, frozen=True):
     def wait(self, attempt: int, chance: random.Random) -> float:
         """Seconds between the failure of this attempt, counted from 1, and the next attempt."""
         first, limit = seconds(self.first, "first"), seconds(self.limit, "limit")
+        if not first:
+            return 0.0
         try:
             wait = min(first * self.factor ** (attempt - 1), limit)
         except OverflowError:

@@ -18,7 +18,8 @@ class FaultyDriver:
         lost_answers: So many sends reach the broker, but their answer is lost with the connection.
         lost_settlements: So many settlements reach the broker, but their answer is lost with the connection.
         broken: What every `receive` and `send` raises instead, as a driver with a fault of its own would.
-        latency: Up to so many seconds pass before a settlement reaches the broker, and before its answer is back.
+        latency: Up to so many seconds pass before what is sent or settled reaches the broker, and before the answer
+            is back.
         subscribed: How many receivers are open.
     """
 
@@ -62,7 +63,7 @@ class FaultyDriver:
             raise ConnectionLost("the broker is away, as the test wanted")
 
     async def travel(self) -> None:
-        """Let a settlement, or its answer, take its time."""
+        """Let a request, or its answer, take its time."""
         if self.latency:
             await asyncio.sleep(self.latency * random.random())  # noqa: S311 - any time will do
 
@@ -99,7 +100,9 @@ class FaultyDriver:
         self.check()
         if self.broken is not None:
             raise self.broken
+        await self.travel()
         results = await self._inner.send(messages)
+        await self.travel()
         if self.lost_answers > 0:
             self.lost_answers -= 1
             raise ConnectionLost("the answer was lost, as the test wanted")

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
@@ -14,6 +15,9 @@ from things_kit.testing.servers.process import ServerProcess, ServerUnavailable,
 
 VERSION: Final = "4.2.0"
 LOG4J: Final = "2.25.1"
+
+IMAGE: Final = "confluentinc/cp-kafka:8.2.0"
+"""Kafka 4.2, in the packaging that testcontainers knows how to start."""
 
 JAVA: Final = ("java", "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=WARN", "-cp")
 
@@ -162,9 +166,8 @@ def start_kafka_container() -> RunningKafka:
     """
     if _docker_answers():
         with contextlib.suppress(ModuleNotFoundError):
-            from testcontainers.kafka import KafkaContainer  # noqa: PLC0415 # type: ignore[import-not-found]
-
-            return KafkaInContainer(KafkaContainer("confluentinc/cp-kafka:8.2.0").with_kraft().start())
+            containers = import_module("testcontainers.kafka")  # an optional package, and a slow one
+            return KafkaInContainer(containers.KafkaContainer(IMAGE).with_kraft().start())
     return KafkaServer().__enter__()
 
 

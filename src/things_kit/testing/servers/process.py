@@ -221,7 +221,7 @@ def run(*command: str | Path, **options: Any) -> str:
     """Run a command to its end. Raises ServerUnavailable if it is missing or fails, with what it said."""
     if shutil.which(str(command[0])) is None:
         raise ServerUnavailable(f"{command[0]} is not installed")
-    done = subprocess.run(  # noqa: S603 - commands of ours
+    done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - commands of ours
         [str(word) for word in command],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options,
     )  # fmt: skip
