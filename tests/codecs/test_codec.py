@@ -40,7 +40,9 @@ def test_a_content_type_has_a_codec(content_type: str | None, codec: type) -> No
     assert isinstance(codec_for(content_type), codec)
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "application/xml", "json", "application/json+xml"])
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "application/xml", "json", "application/json+xml"]
+)
 def test_an_unknown_content_type_is_a_decode_error_that_names_what_is_known(content_type: str) -> None:
     with pytest.raises(DecodeError, match=r"unknown content type .*; known are application/json, ") as raised:
         codec_for(content_type)
@@ -48,7 +50,9 @@ def test_an_unknown_content_type_is_a_decode_error_that_names_what_is_known(cont
 
 
 @pytest.mark.parametrize("codec", [JSONCodec(), MessagePackCodec()], ids=["json", "msgpack"])
-@pytest.mark.parametrize("value", [Order(1, "x"), Item(1), Model(id=1), {"a": [1, None]}, [1, 2], "x", 5], ids=str)
+@pytest.mark.parametrize(
+    "value", [Order(1, "x"), Item(1), Model(id=1), {"a": [1, None]}, [1, 2], "x", 5], ids=str
+)
 def test_what_is_encoded_can_be_decoded(codec: JSONCodec | MessagePackCodec, value: object) -> None:
     assert codec.decoder(type(value))(codec.encode(value)) == value
 

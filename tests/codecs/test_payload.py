@@ -47,14 +47,22 @@ def message(value: bytes, content_type: str | None = None) -> Message:
 )
 @pytest.mark.parametrize(
     ("value", "content_type"),
-    [(b'{"id": 5}', None), (b'{"id": 5}', "application/json; charset=utf-8"), (msgspec.msgpack.encode({"id": 5}), "application/msgpack")],
+    [
+        (b'{"id": 5}', None),
+        (b'{"id": 5}', "application/json; charset=utf-8"),
+        (msgspec.msgpack.encode({"id": 5}), "application/msgpack"),
+    ],
     ids=["none", "json", "msgpack"],
 )
-def test_an_object_is_decoded_to_every_kind(kind: Any, payload: Any, value: bytes, content_type: str | None) -> None:
+def test_an_object_is_decoded_to_every_kind(
+    kind: Any, payload: Any, value: bytes, content_type: str | None
+) -> None:
     assert payload_decoder(kind)(message(value, content_type)) == payload
 
 
-@pytest.mark.parametrize(("kind", "value", "payload"), [(int, b"7", 7), (list, b"[1]", [1]), (list[int], b"[1]", [1])])
+@pytest.mark.parametrize(
+    ("kind", "value", "payload"), [(int, b"7", 7), (list, b"[1]", [1]), (list[int], b"[1]", [1])]
+)
 def test_other_types_are_decoded_too(kind: Any, value: bytes, payload: Any) -> None:
     assert payload_decoder(kind)(message(value)) == payload
 
@@ -108,12 +116,12 @@ def test_a_type_that_makes_no_sense_is_refused_at_once() -> None:
         payload_decoder(Struct | Data)
 
 
-def test_a_sender_that_invents_content_types_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sender_that_invents_content_types_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     decode = payload_decoder(Struct)
     (decoders,) = (
-        cell.cell_contents
-        for cell in decode.__closure__ or ()  # type: ignore[attr-defined]
-        if isinstance(cell.cell_contents, dict)
+        cell.cell_contents for cell in decode.__closure__ or () if isinstance(cell.cell_contents, dict)
     )
     for n in range(1000):
         assert decode(message(b'{"id": 1}', f"application/json; n={n}")) == Struct(1)

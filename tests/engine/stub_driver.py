@@ -11,7 +11,7 @@ import gc
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, overload
 
 import msgspec
 
@@ -113,7 +113,9 @@ class StubReceiver:
             if len(taken) >= limit:
                 break
             lane = self._lane(entry.message)
-            if lane is not None and (lane in closed or entry.due > now or self._elsewhere(lane, entry.offset)):
+            if lane is not None and (
+                lane in closed or entry.due > now or self._elsewhere(lane, entry.offset)
+            ):
                 closed.add(lane)
             elif entry.due <= now:
                 self._group.pending.remove(entry)
@@ -216,7 +218,9 @@ class StubReceiver:
 class StubDriver:
     """See the module. `breaches` are the engine's violations of the contract; `checked` wants none."""
 
-    def __init__(self, capabilities: Capabilities = BARE, *, partitions: int = 4, creates: bool = True) -> None:
+    def __init__(
+        self, capabilities: Capabilities = BARE, *, partitions: int = 4, creates: bool = True
+    ) -> None:
         self.capabilities = capabilities
         self.breaches: list[str] = []
         self.calls: list[str] = []
@@ -355,7 +359,9 @@ class StubDriver:
         if message.topic not in self.topics:
             return UnknownTopic(message.topic)
         log = self.topics[message.topic]
-        partition = zlib.crc32(message.key or b"") % self._partitions if self.capabilities.partitions else None
+        partition = (
+            zlib.crc32(message.key or b"") % self._partitions if self.capabilities.partitions else None
+        )
         stored = message.replace(offset=len(log), partition=partition, attempt=1)
         log.append(stored)
         for (topic, _), group in self.groups.items():
@@ -444,21 +450,33 @@ async def _checked(scenario: Awaitable[None]) -> None:
     assert not problems
 
 
+Test: TypeAlias = Callable[..., Awaitable[None]]
+
+
+@overload
+def virtual(test: Test) -> Callable[..., None]: ...
+
+
+@overload
+def virtual(*, grace: float = 0.0, clean: bool = True) -> Callable[[Test], Callable[..., None]]: ...
+
+
 def virtual(
-    test: Callable[..., Awaitable[None]] | None = None, *, grace: float = 0.0, clean: bool = True
-) -> Any:
+    test: Test | None = None, *, grace: float = 0.0, clean: bool = True
+) -> Callable[..., None] | Callable[[Test], Callable[..., None]]:
     """Run an async test under virtual time; afterwards no task may be left, and no error may have got lost.
 
     `grace` is for handlers in threads; `clean=False` is for tests that provoke lost errors.
     """
-    if test is None:
-        return functools.partial(virtual, grace=grace, clean=clean)
 
-    @functools.wraps(test)
-    def run(*arguments: Any, **named: Any) -> None:
-        async def main() -> None:
-            await test(*arguments, **named)
+    def decorate(test: Test) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*arguments: Any, **named: Any) -> None:
+            async def main() -> None:
+                await test(*arguments, **named)
 
-        run_virtual(_checked(main()) if clean else main(), grace=grace)
+            run_virtual(_checked(main()) if clean else main(), grace=grace)
 
-    return run
+        return run
+
+    return decorate if test is None else decorate(test)

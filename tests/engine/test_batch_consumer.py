@@ -49,7 +49,10 @@ async def test_a_full_list_is_handled_at_once() -> None:
     driver, lists = StubDriver(), Lists()
     driver.put(*(message(str(n)) for n in range(10)))
     batch = Batch(size=5, wait=60)
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=lists, batch=batch):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch),
+    ):
         await until(lambda: len(driver.acknowledged) == 10, within=1)
     assert [len(values) for values in lists.seen] == [5, 5]
 
@@ -58,7 +61,10 @@ async def test_a_full_list_is_handled_at_once() -> None:
 async def test_a_list_that_does_not_fill_is_handled_after_its_wait() -> None:
     driver, lists = StubDriver(), Lists()
     batch = Batch(size=5, wait=10)
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=lists, batch=batch):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch),
+    ):
         await asyncio.sleep(3)
         driver.put(message("1"))
         await asyncio.sleep(4)
@@ -73,7 +79,10 @@ async def test_a_list_holds_several_of_a_key_in_order() -> None:
     driver, lists = StubDriver(), Lists()
     driver.put(*(message(str(n), f"k{n % 2}") for n in range(8)))
     batch = Batch(size=100, wait=1)
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=lists, batch=batch):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch),
+    ):
         await until(lambda: len(driver.acknowledged) == 8)
     (values,) = lists.seen
     for key in (0, 1):
@@ -85,7 +94,10 @@ async def test_a_list_is_never_longer_than_its_size() -> None:
     driver, lists = StubDriver(), Lists()
     driver.put(*(message(str(n), "k" if n % 3 else f"k{n}") for n in range(50)))
     batch = Batch(size=7, wait=0.5)
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=lists, batch=batch):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch),
+    ):
         await until(lambda: len(driver.acknowledged) == 50)
     assert max(len(values) for values in lists.seen) == 7
 
@@ -98,7 +110,7 @@ async def test_only_what_failed_comes_again_and_the_order_of_its_key_is_kept(nat
     driver.put(*(message(str(n), "k") for n in range(1, 6)), message("x", "other"))
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=lists, batch=Batch(size=10, wait=0.1), retry=POLICY),
+        broker.consumer("t", group="g", handler=lists.handle, batch=Batch(size=10, wait=0.1), retry=POLICY),
     ):
         await until(lambda: len(driver.acknowledged) == 6)
     assert sorted(lists.seen[0]) == [b"1", b"2", b"3", b"4", b"5", b"x"]
@@ -151,7 +163,7 @@ async def test_keys_keep_their_order_through_lists_that_fail_in_part(native: Cap
 
 @virtual
 async def test_every_other_error_fails_the_whole_list() -> None:
-    failed = []
+    failed: list[int] = []
 
     async def handle(messages: list[Message]) -> None:
         if not failed:
@@ -176,7 +188,10 @@ async def test_reject_and_retry_mean_in_a_list_what_they_always_do() -> None:
     lists = Lists({(b"1", 1): Reject("bad"), (b"2", 1): Retry(after=50)})
     driver.put(message("1"), message("2"), message("3"))
     batch = Batch(size=3, wait=1)
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=lists, batch=batch):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch),
+    ):
         await until(lambda: len(driver.acknowledged) == 3)
     assert [m.value for m in driver.topics["t-dlq"]] == [b"1"]
     assert lists.seen[1] == [b"2"]
@@ -233,7 +248,7 @@ async def test_waiting_for_a_list_to_fill_is_no_part_of_its_timeout() -> None:
     batch = Batch(size=2, wait=50)
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=lists, batch=batch, timeout=5),
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch, timeout=5),
     ):
         await until(lambda: len(driver.acknowledged) == 1)
     assert lists.attempts == [[1]]
@@ -244,7 +259,7 @@ async def test_stop_while_a_list_fills_gives_it_back_at_once() -> None:
     driver, lists = StubDriver(), Lists()
     driver.put(message("1"), message("2", "k"))
     async with broker_of(driver) as broker:
-        consumer = broker.consumer("t", group="g", handler=lists, batch=Batch(size=5, wait=1000))
+        consumer = broker.consumer("t", group="g", handler=lists.handle, batch=Batch(size=5, wait=1000))
         await consumer.start()
         await asyncio.sleep(10)
         before = asyncio.get_running_loop().time()
@@ -281,16 +296,18 @@ async def test_a_partial_failure_made_of_the_cancellation_by_stop_is_no_failure(
 
     driver = StubDriver()
     driver.put(message("1"), message("2"))
-    async with broker_of(driver) as broker:
-        async with broker.consumer(
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer(
             "t",
             group="g",
             handler=handle,
             batch=Batch(size=2, wait=1),
             drain_timeout=1,
             retry=RetryPolicy(attempts=1),
-        ):
-            await asyncio.sleep(1)
+        ),
+    ):
+        await asyncio.sleep(1)
     assert driver.topics["t-dlq"] == []
     assert [r.attempt for r in driver.released if r.delivery.message.value == b"2"] == [1]
 
@@ -353,5 +370,5 @@ async def test_several_of_a_key_whose_dead_letters_fail_keep_their_order() -> No
 def test_middleware_cannot_wrap_a_batch() -> None:
     with pytest.raises(ConfigError, match="cannot be used with batch"):
         broker_of(StubDriver()).consumer(
-            "t", group="g", handler=Lists(), batch=Batch(), middleware=[lambda handle: handle]
+            "t", group="g", handler=Lists().handle, batch=Batch(), middleware=[lambda handle: handle]
         )

@@ -10,7 +10,9 @@ from things_kit import Batch, BatchError, Message, PublishError, Reject, Retry, 
 from things_kit.engine.driver import Capabilities, ConnectionLost
 
 KINDS = pytest.mark.parametrize(
-    "native", [BARE, NATIVE_DELAY, NATIVE_LANES, Capabilities(lease=3.0)], ids=["bare", "delay", "lanes", "lease"]
+    "native",
+    [BARE, NATIVE_DELAY, NATIVE_LANES, Capabilities(lease=3.0)],
+    ids=["bare", "delay", "lanes", "lease"],
 )
 
 
@@ -188,7 +190,9 @@ async def test_a_batch_that_ends_after_its_connection_frees_its_keys_once(size: 
     driver.put(message("1", "k"), message("2", "k"), message("3", "k"))
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=batches, batch=Batch(size=size, wait=0.01), concurrency=3),
+        broker.consumer(
+            "t", group="g", handler=batches.handle, batch=Batch(size=size, wait=0.01), concurrency=3
+        ),
     ):
         await until(lambda: batches.seen)
         driver.cut()
@@ -203,7 +207,7 @@ async def test_a_batch_that_ends_after_its_connection_frees_its_keys_once(size: 
 @pytest.mark.parametrize("size", [1, 2, 3, 10])
 @virtual
 async def test_a_batch_that_fails_after_its_connection_is_left_to_its_redelivery(size: int) -> None:
-    failed = []
+    failed: list[bool] = []
 
     def answer(messages: list[Message]) -> None:
         if not failed:
@@ -214,7 +218,7 @@ async def test_a_batch_that_fails_after_its_connection_is_left_to_its_redelivery
     driver.put(message("1", "k"), message("2", "k"), message("3", "k"))
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=batches, batch=Batch(size=size, wait=0.01)),
+        broker.consumer("t", group="g", handler=batches.handle, batch=Batch(size=size, wait=0.01)),
     ):
         await until(lambda: batches.seen)
         driver.cut()
@@ -228,7 +232,7 @@ async def test_a_batch_that_gathers_drops_what_was_lost() -> None:
     driver, batches = StubDriver(), Batches()
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=batches, batch=Batch(size=10, wait=30)),
+        broker.consumer("t", group="g", handler=batches.handle, batch=Batch(size=10, wait=30)),
     ):
         driver.put(message("1", "k"), message("2", "k"))
         await asyncio.sleep(1)
@@ -244,11 +248,13 @@ async def test_a_batch_that_gathers_takes_nothing_behind_a_head_that_was_lost() 
     driver, batches = StubDriver(), Batches()
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=batches, batch=Batch(size=2, wait=60), concurrency=2),
+        broker.consumer("t", group="g", handler=batches.handle, batch=Batch(size=2, wait=60), concurrency=2),
     ):
         driver.put(message("1", "k"))
         await asyncio.sleep(1)
-        driver.put(message("a", "a"), message("b", "b"))  # one of them joins 1, the other fills the next batch
+        driver.put(
+            message("a", "a"), message("b", "b")
+        )  # one of them joins 1, the other fills the next batch
         await asyncio.sleep(1)
         driver.cut()
         await asyncio.sleep(5)

@@ -12,7 +12,13 @@ from things_kit.engine.driver import Capabilities
 
 EVERY_KIND = pytest.mark.parametrize(
     "native",
-    [BARE, NATIVE_DELAY, NATIVE_LANES, Capabilities(lease=3.0), Capabilities(delay=True, attempts=True, lease=3.0)],
+    [
+        BARE,
+        NATIVE_DELAY,
+        NATIVE_LANES,
+        Capabilities(lease=3.0),
+        Capabilities(delay=True, attempts=True, lease=3.0),
+    ],
     ids=["bare", "delay", "lanes", "lease", "delay+lease"],
 )
 
@@ -274,7 +280,9 @@ async def test_a_partition_is_handled_in_strict_order_retries_included() -> None
     driver.put(*(message(str(n), f"k{n}") for n in range(20)))
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=recorder, ordering="partition", concurrency=8, retry=steady()),
+        broker.consumer(
+            "t", group="g", handler=recorder, ordering="partition", concurrency=8, retry=steady()
+        ),
     ):
         await until(lambda: len(driver.acknowledged) == 20)
     assert [int(m.value) for m in recorder.ended] == list(range(20))
@@ -537,7 +545,10 @@ async def test_back_offs_leave_the_rest_of_max_in_flight_to_others() -> None:
 
     driver, recorder = StubDriver(), Recorder(answer)
     driver.put(*(message(str(n), f"k{n}") for n in range(16)))
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder, max_in_flight=20):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, max_in_flight=20),
+    ):
         await until(lambda: len(recorder.seen) == 16)
         driver.put(message("free"))
         await until(lambda: driver.acknowledged, within=60)

@@ -25,7 +25,6 @@ from things_kit import (
     Message,
     Reject,
     Retry,
-    RetryPolicy,
 )
 from things_kit.engine.driver import Capabilities, ConnectionLost
 
@@ -56,9 +55,11 @@ async def test_stop_lets_what_has_begun_finish_and_gives_the_rest_back(native: C
 async def test_what_goes_back_at_stop_is_not_counted_as_an_attempt(native: Capabilities) -> None:
     driver, recorder = StubDriver(native), Recorder(lambda _: asyncio.sleep(5))
     driver.put(*(message(str(n), f"k{n % 2}") for n in range(6)))
-    async with broker_of(driver) as broker:
-        async with broker.consumer("t", group="g", handler=recorder, drain_timeout=1):
-            await until(lambda: recorder.running)
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, drain_timeout=1),
+    ):
+        await until(lambda: recorder.running)
     assert {release.attempt for release in driver.released} == {1}
     assert len(driver.released) == 6
     assert not driver.topics["t-dlq"]
@@ -98,9 +99,11 @@ async def test_an_error_made_of_the_cancellation_by_stop_is_no_failure() -> None
 
     driver = StubDriver()
     driver.put(message("1"))
-    async with broker_of(driver) as broker:
-        async with broker.consumer("t", group="g", handler=handle, drain_timeout=1):
-            await asyncio.sleep(1)
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=handle, drain_timeout=1),
+    ):
+        await asyncio.sleep(1)
     assert not driver.topics["t-dlq"]
     assert [release.attempt for release in driver.released] == [1]
 
@@ -115,9 +118,11 @@ async def test_a_handler_that_finishes_though_cancelled_by_stop_has_handled_its_
 
     driver = StubDriver()
     driver.put(message("1"))
-    async with broker_of(driver) as broker:
-        async with broker.consumer("t", group="g", handler=handle, drain_timeout=1):
-            await asyncio.sleep(1)
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=handle, drain_timeout=1),
+    ):
+        await asyncio.sleep(1)
     assert len(driver.acknowledged) == 1
     assert not driver.breaches
 
@@ -158,11 +163,14 @@ async def test_what_fails_during_the_drain_goes_back_once_as_the_next_attempt(na
 
     driver, recorder = StubDriver(native), Recorder(answer)
     driver.put(message("1", "k"), message("2", "k"), message("3", "k"))
-    async with broker_of(driver) as broker:
-        async with broker.consumer("t", group="g", handler=recorder):
-            await until(lambda: recorder.running)
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder):
+        await until(lambda: recorder.running)
     assert driver.breaches == []
-    assert sorted((r.delivery.message.value, r.attempt) for r in driver.released) == [(b"1", 2), (b"2", 1), (b"3", 1)]
+    assert sorted((r.delivery.message.value, r.attempt) for r in driver.released) == [
+        (b"1", 2),
+        (b"2", 1),
+        (b"3", 1),
+    ]
 
 
 @virtual
@@ -251,7 +259,8 @@ async def test_a_handler_may_stop_its_own_consumer() -> None:
 
 @virtual
 async def test_a_handler_that_stops_its_own_consumer_may_finish_as_any_other() -> None:
-    driver, ended = StubDriver(), []
+    driver = StubDriver()
+    ended: list[bytes] = []
     async with broker_of(driver) as broker:
 
         async def handle(message: Message) -> None:

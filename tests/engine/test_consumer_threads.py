@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from stub_driver import StubDriver, broker_of, until, virtual
@@ -12,6 +13,13 @@ from things_kit import Message, Reject, RetryPolicy
 from things_kit.engine.threads import HandlerThreads, call_in_thread, threads
 
 GRACE = 0.2
+
+
+async def really(condition: Callable[[], object]) -> None:
+    """Wait in real time, as threads do."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - a thread sets no event of ours
+            await asyncio.sleep(0.001)
 
 
 def message(value: str, key: str | None = None) -> Message:
@@ -61,9 +69,7 @@ async def test_as_many_threads_work_as_the_concurrency_says() -> None:
     driver = StubDriver()
     driver.put(*(message(str(n)) for n in range(8)))
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle, concurrency=4):
-        async with asyncio.timeout(20):
-            while len(driver.acknowledged) < 8:
-                await asyncio.sleep(0.001)
+        await really(lambda: len(driver.acknowledged) == 8)
 
 
 async def test_a_worker_that_hangs_in_a_thread_is_not_reused_until_it_returns() -> None:
@@ -88,17 +94,13 @@ async def test_a_worker_that_hangs_in_a_thread_is_not_reused_until_it_returns() 
         ) as consumer,
     ):
         try:
-            async with asyncio.timeout(20):
-                while len(driver.acknowledged) < 21:  # the others go on, in the other worker
-                    await asyncio.sleep(0.001)
+            await really(lambda: len(driver.acknowledged) == 21)  # the others go on, in the other worker
             assert driver.topics["t-dlq"][0].headers["error-type"] == "TimeoutError"
             assert "1 of 2 workers hang" in str(consumer.health().reason)
             assert most == 2
         finally:
             release.set()
-        async with asyncio.timeout(20):
-            while consumer.health().reason is not None:
-                await asyncio.sleep(0.001)
+        await really(lambda: consumer.health().reason is None)
 
 
 async def test_with_one_worker_nothing_is_handled_beside_a_hanging_thread() -> None:
@@ -117,17 +119,13 @@ async def test_with_one_worker_nothing_is_handled_beside_a_hanging_thread() -> N
         broker.consumer("t", group="g", handler=handle, timeout=0.02, retry=ONCE) as consumer,
     ):
         try:
-            async with asyncio.timeout(20):
-                while consumer.health().reason is None:
-                    await asyncio.sleep(0.001)
+            await really(lambda: consumer.health().reason is not None)
             for _ in range(100):
                 await asyncio.sleep(0)
             assert seen == [b"hang"]
         finally:
             release.set()
-        async with asyncio.timeout(20):
-            while len(driver.acknowledged) < 2:
-                await asyncio.sleep(0.001)
+        await really(lambda: len(driver.acknowledged) == 2)
     assert seen == [b"hang", b"next"]
 
 
@@ -142,10 +140,12 @@ async def test_stop_leaves_a_hanging_thread_but_no_task_behind() -> None:
     driver.put(message("1"))
     before = asyncio.all_tasks()
     try:
-        async with broker_of(driver) as broker:
-            async with broker.consumer("t", group="g", handler=handle, drain_timeout=0.01):
-                await asyncio.to_thread(hangs.wait, 10)
-                began = time.monotonic()
+        async with (
+            broker_of(driver) as broker,
+            broker.consumer("t", group="g", handler=handle, drain_timeout=0.01),
+        ):
+            await asyncio.to_thread(hangs.wait, 10)
+            began = time.monotonic()
         assert asyncio.all_tasks() - before == set()
         assert time.monotonic() - began < 3  # nothing is gained by waiting for what cannot be cancelled
         assert len(driver.groups["t", "g"].pending) == 1
@@ -159,9 +159,8 @@ async def test_no_idle_thread_is_left_after_stop() -> None:
     async with broker_of(driver) as broker:
         consumer = broker.consumer("t", group="only-here", handler=lambda _: None, concurrency=4)
         driver.put(*(message(str(n)) for n in range(4)))
-        async with consumer, asyncio.timeout(20):
-            while len(driver.acknowledged) < 8:
-                await asyncio.sleep(0.001)
+        async with consumer:
+            await really(lambda: len(driver.acknowledged) == 8)
     assert not [t for t in threading.enumerate() if "only-here" in t.name]
 
 

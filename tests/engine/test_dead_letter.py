@@ -16,7 +16,9 @@ from things_kit.engine.dead_letter import (
 )
 
 WHEN = datetime(2024, 2, 29, 12, 30, 15, 123456, tzinfo=UTC)
-WHOLE = Message("orders", b"v", b"k", {"type": "x"}, partition=3, offset=9, timestamp=WHEN, id="i-1", attempt=5)
+WHOLE = Message(
+    "orders", b"v", b"k", {"type": "x"}, partition=3, offset=9, timestamp=WHEN, id="i-1", attempt=5
+)
 OURS = [
     "original-topic", "original-partition", "original-offset", "original-timestamp", "original-consumer-group",
     "consumer-group", "attempts", "error-type", "error", "timestamp",
@@ -24,7 +26,9 @@ OURS = [
 
 
 def dead(message: Message = WHOLE, error: BaseException | None = None, group: str = "billing") -> Message:
-    return make_dead_letter(message, topic=f"{message.topic}-dlq", group=group, error=error or ValueError("no"))
+    return make_dead_letter(
+        message, topic=f"{message.topic}-dlq", group=group, error=error or ValueError("no")
+    )
 
 
 def test_a_dead_letter_has_exactly_these_headers() -> None:
@@ -53,20 +57,32 @@ def test_a_dead_letter_keeps_value_key_and_id() -> None:
 
 def test_what_a_broker_has_not_is_left_out() -> None:
     letter = dead(Message("orders", b""))
-    assert sorted(letter.headers) == ["attempts", "consumer-group", "error", "error-type", "original-topic", "timestamp"]
+    assert sorted(letter.headers) == [
+        "attempts",
+        "consumer-group",
+        "error",
+        "error-type",
+        "original-topic",
+        "timestamp",
+    ]
 
 
 def test_times_are_in_rfc_3339_and_utc() -> None:
     assert rfc3339(datetime(2024, 1, 1, 2, tzinfo=timezone(timedelta(hours=2)))) == "2024-01-01T00:00:00Z"
 
 
-@pytest.mark.parametrize(("error", "name"), [(ValueError(), "ValueError"), (ConfigError(), "things_kit.messaging.errors.ConfigError")])
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(ValueError(), "ValueError"), (ConfigError(), "things_kit.messaging.errors.ConfigError")],
+)
 def test_the_type_of_the_error_is_its_qualified_name(error: BaseException, name: str) -> None:
     assert qualified_name(error) == name
     assert dead(error=error).headers["error-type"] == name
 
 
-@pytest.mark.parametrize("text", ["x" * 5000, "ü" * 5000, "x" + "ü" * 5000, "xx" + "€" * 5000, "xxx" + "😀" * 5000])
+@pytest.mark.parametrize(
+    "text", ["x" * 5000, "ü" * 5000, "x" + "ü" * 5000, "xx" + "€" * 5000, "xxx" + "😀" * 5000]
+)
 def test_an_error_is_cut_at_1_kib_between_characters(text: str) -> None:
     cut = dead(error=ValueError(text)).headers["error"]
     assert 1024 - 4 < len(cut.encode()) <= 1024
@@ -137,7 +153,9 @@ def test_revive_gives_it_back_from_a_dead_letter_of_dead_letters_too(message: Me
 @given(MESSAGES)
 def test_a_message_that_fails_again_after_its_replay_is_the_same_dead_letter(message: Message) -> None:
     first = dead(message)
-    again = dead(revive(first).replace(partition=message.partition, offset=message.offset, attempt=message.attempt))
+    again = dead(
+        revive(first).replace(partition=message.partition, offset=message.offset, attempt=message.attempt)
+    )
     assert {**again.headers, "timestamp": ""} == {**first.headers, "timestamp": ""}
 
 
@@ -173,7 +191,9 @@ def test_a_time_that_cannot_be_read_is_none(time: str) -> None:
 
 def test_a_time_without_zone_is_read_as_utc() -> None:
     letter = dead()
-    assert failed_at(letter.replace(headers={**letter.headers, "timestamp": "2024-01-01T00:00:00"})) == datetime(2024, 1, 1, tzinfo=UTC)
+    assert failed_at(
+        letter.replace(headers={**letter.headers, "timestamp": "2024-01-01T00:00:00"})
+    ) == datetime(2024, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +211,9 @@ def test_the_name_of_a_dead_letter(template: str, topic: str, name: str) -> None
     assert dead_letter_topic(template, topic, "billing") == name
 
 
-@pytest.mark.parametrize("template", ["{", "{nothing}", "{0}", "{}", "{topic.x}", "{topic!x}", "{topic:d}", "{topic[x]}"])
+@pytest.mark.parametrize(
+    "template", ["{", "{nothing}", "{0}", "{}", "{topic.x}", "{topic!x}", "{topic:d}", "{topic[x]}"]
+)
 def test_a_template_that_cannot_be_filled_is_refused_with_a_sentence(template: str) -> None:
     with pytest.raises(ConfigError, match=r"only the fields \{topic\} and \{group\} can be filled"):
         dead_letter_topic(template, "orders", "billing")

@@ -169,6 +169,7 @@ class LanesMachine(RuleBasedStateMachine):
         self.lanes = Lanes("key", self.ready)
         self.numbers = count()
         self.busy: list[list[Delivery]] = []  # groups of one lane that are handled together
+        self.lost: list[list[Delivery]] = []  # the same, whose connection is gone: they can only end
         self.expected: dict[bytes, list[Delivery]] = {b"a": [], b"b": [], b"c": []}
         self.parked: set[bytes] = set()
 
@@ -200,6 +201,13 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         group = self.busy.pop(data.draw(st.integers(0, len(self.busy) - 1)))
+        for each in data.draw(st.permutations(group)):
+            self.lanes.advance(each)
+
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data())
+    def finish_lost(self, data: st.DataObject) -> None:
+        group = self.lost.pop(data.draw(st.integers(0, len(self.lost) - 1)))
         for each in data.draw(st.permutations(group)):
             self.lanes.advance(each)
 
@@ -236,19 +244,23 @@ class LanesMachine(RuleBasedStateMachine):
     @rule()
     def lose(self) -> None:
         self.ready.clear()
-        self.lanes.forget(each for group in self.busy for each in group)
+        self.lost += self.busy
+        self.busy = []
+        self.lanes.forget(each for group in self.lost for each in group)
         for expected in self.expected.values():
             expected.clear()
         self.parked.clear()
 
     @invariant()
     def of_a_lane_one_is_ready_or_one_group_is_busy(self) -> None:
-        open_lanes = [self.lane(group[0]) for group in self.busy] + [self.lane(each) for each in self.ready]
+        begun = [*self.busy, *self.lost]
+        open_lanes = [self.lane(group[0]) for group in begun] + [self.lane(each) for each in self.ready]
         assert len(open_lanes) == len(set(open_lanes))
 
     @invariant()
     def what_waits_waits_for_something(self) -> None:
-        open_lanes = {self.lane(group[0]) for group in self.busy} | {self.lane(each) for each in self.ready}
+        begun = [*self.busy, *self.lost]
+        open_lanes = {self.lane(group[0]) for group in begun} | {self.lane(each) for each in self.ready}
         assert {lane for lane, expected in self.expected.items() if expected} <= open_lanes
 
 

@@ -113,7 +113,11 @@ async def test_a_plain_function_may_take_the_message_as_well() -> None:
 
 async def test_a_parameter_without_annotation_gets_the_message() -> None:
     seen: list[Any] = []
-    await compile_handler(lambda message: seen.append(message))(MESSAGE)
+
+    async def handle(message) -> None:  # type: ignore[no-untyped-def]
+        seen.append(message)
+
+    await compile_handler(handle)(MESSAGE)
     assert seen == [MESSAGE]
 
 
@@ -139,7 +143,7 @@ async def test_variable_arguments_get_the_message_alone() -> None:
 
 async def test_a_lambda_that_returns_a_coroutine_is_awaited() -> None:
     seen = Seen()
-    await compile_handler(lambda message: seen.handle(message))(MESSAGE)
+    await compile_handler(lambda message, own=seen: own.handle(message))(MESSAGE)
     assert seen.all == [MESSAGE]
 
 
@@ -246,7 +250,9 @@ async def test_string_annotations_of_a_partial_and_a_callable_are_found_too() ->
 def test_an_annotation_that_only_type_checkers_see_is_refused_with_a_sentence() -> None:
     async def handle(order: "OnlyForTypeCheckers") -> None: ...
 
-    with pytest.raises(ConfigError, match=r"'OnlyForTypeCheckers' of the handler .*handle cannot be found.*importable"):
+    with pytest.raises(
+        ConfigError, match=r"'OnlyForTypeCheckers' of the handler .*handle cannot be found.*importable"
+    ):
         compile_handler(handle)
 
 
@@ -338,7 +344,9 @@ async def test_middleware_sees_what_cannot_be_decoded_fail() -> None:
 
 
 def test_middleware_that_is_no_function_is_refused() -> None:
-    with pytest.raises(ConfigError, match="middleware is a function from Handle to Handle; 5 cannot be called"):
+    with pytest.raises(
+        ConfigError, match="middleware is a function from Handle to Handle; 5 cannot be called"
+    ):
         compile_handler(Seen(), [5])  # type: ignore[list-item]
 
 

@@ -118,7 +118,7 @@ async def test_letting_go_waits_for_a_dead_letter_on_its_way() -> None:
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=answer):
         await until(lambda: driver.attempted)
         receiver = driver.receiver("t", "g")
-        letting_go = asyncio.create_task(receiver.subscription.let_go(bad))  # type: ignore[arg-type]
+        letting_go = asyncio.ensure_future(receiver.subscription.let_go(bad))
         await asyncio.sleep(3)
         assert not letting_go.done()
         confirm.set()
@@ -222,7 +222,7 @@ async def test_a_part_that_comes_back_is_not_handled_beside_what_is_still_runnin
                 group="g",
                 handler=recorder,
                 concurrency=4,
-                retry=RetryPolicy(first=0.9, jitter=0.0, mode=mode),  # type: ignore[arg-type]
+                retry=RetryPolicy(first=0.9, jitter=0.0, mode=mode),
             ),
         ):
             await until(lambda recorder=recorder: recorder.running)  # type: ignore[misc]

@@ -10,7 +10,9 @@ POLICY = RetryPolicy(attempts=3, first=1.0, factor=2.0, limit=30.0, jitter=0.0, 
 CHANCE = random.Random(1)
 
 
-def verdict(error: BaseException, attempt: int = 1, *, keep: bool = False, policy: RetryPolicy = POLICY) -> object:
+def verdict(
+    error: BaseException, attempt: int = 1, *, keep: bool = False, policy: RetryPolicy = POLICY
+) -> object:
     return judge(error, attempt, policy, keep=keep, chance=CHANCE)
 
 

@@ -1,12 +1,21 @@
 import pickle
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from things_kit import Message
 
 WHOLE = Message(
-    "t", b"v", b"k", {"a": "b"}, partition=1, offset=2, timestamp=datetime(2020, 1, 1, tzinfo=UTC), id="i", attempt=3
+    "t",
+    b"v",
+    b"k",
+    {"a": "b"},
+    partition=1,
+    offset=2,
+    timestamp=datetime(2020, 1, 1, tzinfo=UTC),
+    id="i",
+    attempt=3,
 )
 
 
@@ -28,8 +37,16 @@ def test_replace_refuses_a_field_that_a_message_has_not() -> None:
 
 
 def test_messages_with_the_same_fields_are_equal() -> None:
-    assert WHOLE == WHOLE.replace()
-    for field, other in {"topic": "u", "value": b"", "key": None, "headers": {}, "id": None, "attempt": 1}.items():
+    assert WHOLE.replace() == WHOLE
+    others: dict[str, Any] = {
+        "topic": "u",
+        "value": b"",
+        "key": None,
+        "headers": {},
+        "id": None,
+        "attempt": 1,
+    }
+    for field, other in others.items():
         assert WHOLE.replace(**{field: other}) != WHOLE
 
 

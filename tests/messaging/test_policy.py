@@ -84,7 +84,9 @@ def test_an_infinite_factor_goes_to_the_limit_at_once() -> None:
     ],
     ids=str,
 )
-def test_a_policy_that_makes_no_sense_is_refused_with_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
+def test_a_policy_that_makes_no_sense_is_refused_with_a_sentence(
+    arguments: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         RetryPolicy(**arguments)
     assert sentence in str(raised.value)
@@ -101,14 +103,20 @@ def test_a_policy_that_makes_no_sense_is_refused_with_a_sentence(arguments: dict
     ],
     ids=str,
 )
-def test_a_batch_that_makes_no_sense_is_refused_with_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
+def test_a_batch_that_makes_no_sense_is_refused_with_a_sentence(
+    arguments: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         Batch(**arguments)
     assert sentence in str(raised.value)
 
 
 def test_exceptions_of_every_base_may_be_permanent() -> None:
-    assert RetryPolicy(permanent=(ValueError, Reject, SystemError)).permanent == (ValueError, Reject, SystemError)
+    assert RetryPolicy(permanent=(ValueError, Reject, SystemError)).permanent == (
+        ValueError,
+        Reject,
+        SystemError,
+    )
 
 
 @pytest.mark.parametrize("duration", [0, 0.0, 5, timedelta(0)])

@@ -187,9 +187,11 @@ class Settings(msgspec.Struct, frozen=True):
         try:
             return client({**config, **callbacks, "logger": Quiet()})
         except KafkaException as error:
-            raise ConfigError(f"{self.url.display}: {self._concealed(_said(error))}") from None
+            said = error_of(error).str()
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{self.url.display}: {self._concealed(str(error))}") from None
+            said = str(error)
+        # Outside of the handler, as the client's exception, which may show a secret, would be the context of ours
+        raise ConfigError(f"{self.url.display}: {self._concealed(said)}")
 
     def _concealed(self, text: str) -> str:
         for secret in (self.url.password, self.options.key_password, *self.passed.values()):
@@ -338,7 +340,3 @@ def unknown(error: KafkaError) -> bool:
 def _caused(ours: Exception, error: KafkaError) -> Exception:
     ours.__cause__ = KafkaException(error)
     return ours
-
-
-def _said(error: KafkaException) -> str:
-    return error_of(error).str()

@@ -91,9 +91,10 @@ def _decoded_batch(call: Callable[..., Awaitable[Any]], decode: Callable[[Messag
             try:
                 await call(payloads)
             except BatchError as failed:
-                errors |= {
-                    indices[index]: error for index, error in failed.errors.items() if index < len(indices)
-                }
+                if failed.errors.keys() <= set(range(len(indices))):
+                    errors |= {indices[index]: error for index, error in failed.errors.items()}
+                else:  # whatever it means, it does not mean that all is well
+                    errors |= dict.fromkeys(indices, failed)
             except Exception as error:
                 if not errors:
                     raise
@@ -110,11 +111,9 @@ def name_of(function: Any) -> str:
 
 
 def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
-    method = (
-        None
-        if isinstance(handler, type) or iscoroutinefunction(handler)
-        else getattr(handler, "handle", None)
-    )
+    # An AsyncMock has every attribute, so its class is asked, which is that of its spec
+    is_function = iscoroutinefunction(handler) and not hasattr(handler.__class__, "handle")
+    method = None if isinstance(handler, type) or is_function else getattr(handler, "handle", None)
     target = method if callable(method) else handler
     if isinstance(target, type) or not callable(target):
         raise ConfigError(

@@ -126,7 +126,10 @@ class BrokerProducer:
             if any(results):
                 numbered = enumerate(results, start)
                 errors.update({indices[number]: result for number, result in numbered if result is not None})
-        self._answer(gathered, errors)
+        if errors:  # what has to be sent again keeps its id
+            for number, index in enumerate(indices):
+                messages[index] = ready[number]
+        self._answer(gathered, messages, errors)
 
     def _deadline(self, gathered: Sequence[_Waiting]) -> float:
         """Until when the broker may stay away: waiting behind others counts only if it was away meanwhile."""
@@ -134,7 +137,9 @@ class BrokerProducer:
             return asyncio.get_running_loop().time() + self._transmission.url.engine.publish_timeout
         return min(waiting.deadline for waiting in gathered)
 
-    def _answer(self, gathered: Sequence[_Waiting], errors: dict[int, Exception]) -> None:
+    def _answer(
+        self, gathered: Sequence[_Waiting], messages: Sequence[Message], errors: dict[int, Exception]
+    ) -> None:
         first, now, again = 0, asyncio.get_running_loop().time(), []
         for waiting in gathered:
             end = first + len(waiting.messages)
@@ -142,6 +147,7 @@ class BrokerProducer:
             if waiting.deadline > now and any(
                 isinstance(error, BrokerUnavailable) for error in mine.values()
             ):
+                waiting.messages = messages[first:end]
                 again.append(waiting)  # it was sent along with an older one, whose time is over
             elif not waiting.outcome.done():
                 waiting.outcome.set_result(mine)

@@ -11,7 +11,7 @@ from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Release
 from things_kit.engine.leases import keep_leases
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.transmission import Transmission
-from things_kit.messaging.errors import BrokerUnavailable, PublishError
+from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 AT_ONCE: Final = 500
 """Messages that are read, published and acknowledged together."""
 
+MOST: Final = 1_000_000
+"""The most messages that are read at a time from a topic whose lag is not known."""
+
 QUIET: Final = 0.5
 """Seconds without a message after which a topic counts as read to its end, where its lag is not known."""
 
@@ -29,26 +32,28 @@ class Reading:
     """Reads a topic as one of its groups until nothing is left; what is not acknowledged goes back at the end."""
 
     def __init__(self, transmission: Transmission, topic: str, group: str) -> None:
-        self._transmission = transmission
-        self._subscription = Subscription(
-            topic=topic,
-            group=group,
-            ordering="none",
-            max_in_flight=AT_ONCE,
-            create=transmission.url.engine.declare,
-        )
         self.bounded = False
+        self._transmission = transmission
+        self._topic, self._group = topic, group
         self._held: dict[Delivery, None] = {}
         self._receiver: Receiver
         self._leases: asyncio.Task[None]
 
     async def __aenter__(self) -> "Reading":
-        driver = self._transmission.driver
-        self._receiver = await self._transmission.patiently(lambda: driver.subscribe(self._subscription))
-        lease = driver.capabilities.lease
-        self._leases = asyncio.create_task(
-            keep_leases(self._receiver, self._held.keys, lease), name="things_kit reading"
+        driver, patiently = self._transmission.driver, self._transmission.patiently
+        lag = await patiently(lambda: driver.lag(self._topic, self._group))
+        self.bounded = lag is not None
+        self._most = MOST if lag is None else lag
+        subscription = Subscription(
+            topic=self._topic,
+            group=self._group,
+            ordering="none",
+            max_in_flight=max(self._most, AT_ONCE),  # all of it is held until the end
+            create=self._transmission.url.engine.declare,
         )
+        self._receiver = await patiently(lambda: driver.subscribe(subscription))
+        leases = keep_leases(self._receiver, self._held.keys, driver.capabilities.lease)
+        self._leases = asyncio.create_task(leases, name="things_kit reading")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -59,6 +64,7 @@ class Reading:
             await self._receiver.settle(
                 [], [Release(held, attempt=held.message.attempt) for held in self._held]
             )
+        with contextlib.suppress(ConnectionLost):
             await self._receiver.close()
 
     async def batches(self, limit: int | None = None) -> AsyncGenerator[list[Delivery], None]:
@@ -67,14 +73,10 @@ class Reading:
         Raises:
             BrokerUnavailable: The connection was lost; what was not acknowledged comes again.
         """
-        lag = await self._transmission.patiently(
-            lambda: self._transmission.driver.lag(self._subscription.topic, self._subscription.group)
-        )
-        self.bounded = lag is not None
-        left = min(number for number in (lag, limit, float("inf")) if number is not None)
+        left = self._most if limit is None else min(self._most, limit)
         while left > 0:
             try:
-                deliveries = await self._receiver.receive(int(min(left, AT_ONCE)), QUIET)
+                deliveries = await self._receiver.receive(min(left, AT_ONCE), QUIET)
             except ConnectionLost as error:
                 raise BrokerUnavailable(
                     f"{self._transmission.url.display} was lost while reading: {error}"
@@ -108,6 +110,8 @@ async def replay(
     to: str | None = None,
 ) -> int:
     """Publish dead letters back, then acknowledge them; returns how many. See `Broker.replay`."""
+    if limit is not None and limit < 0:
+        raise ConfigError(f"limit must be a number from 0, or None; it is {limit!r}")
     begun = datetime.now(UTC)
     count = 0
     producer = BrokerProducer(transmission)

@@ -47,10 +47,10 @@ class BrokerURL(msgspec.Struct, frozen=True):
         try:
             parts = urlsplit(url)
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        except ValueError as error:
+        except ValueError:  # whose text has parts of the URL, so it is no cause to show
             raise ConfigError(
                 "this is not a URL: expected SCHEME://HOST or SCHEME:///PATH, with ?option=value"
-            ) from error
+            ) from None
         if not parts.scheme or "://" not in url:
             raise ConfigError(
                 "this is not a broker's URL: expected SCHEME://..., such as sqlite:///events.db or kafka://localhost:9092"
@@ -62,6 +62,7 @@ class BrokerURL(msgspec.Struct, frozen=True):
             twice = next(name for name in query if sum(name == other for other, _ in pairs) > 1)
             raise ConfigError(f"{parts.scheme}://: the option {twice!r} is given more than once")
         login, _, hosts = parts.netloc.rpartition("@")
+        _check_hosts(parts.scheme, hosts, parts.path)
         username, _, password = login.partition(":")
         known = EngineOptions.__struct_fields__
         parsed = cls(
@@ -96,6 +97,21 @@ class BrokerURL(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"BrokerURL({self.display!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # else rich prints every field
+        return [("url", self.display)]
+
+
+def _check_hosts(scheme: str, hosts: str, path: str) -> None:
+    """A login with characters that were not percent-encoded ends up in the hosts or the path; it must not be shown."""
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+    if (hosts and "@" in path) or not all(
+        port == "" or (port.isascii() and port.isdigit()) for port in ports
+    ):
+        raise ConfigError(
+            f"{scheme}://: a host is NAME or NAME:PORT, and the port a number; in a user name or password write "
+            "'/', '?', '#' and '@' as %2F, %3F, %23 and %40"
+        )
 
 
 def _convert(url: BrokerURL, query: dict[str, str], kind: type[OptionsT]) -> OptionsT:

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from math import inf
 from typing import Final
 
 import msgspec
@@ -41,7 +42,7 @@ def judge(
         return Bury()
     if isinstance(error, Retry) and error.after is not None:
         with contextlib.suppress(ConfigError):  # it is no duration: an ordinary failure
-            return TryAgain(seconds(error.after, "Retry.after"))
+            return TryAgain(max(0.0, seconds(error.after, "Retry.after", -inf)))
     if last:
         return TryAgain(_limit(policy) * (1.0 + policy.jitter * chance.random()))
     return TryAgain(policy.wait(attempt, chance))

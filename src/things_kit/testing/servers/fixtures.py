@@ -1,7 +1,7 @@
 """Fixtures of servers, for test modules that name what they need.
 
-    kafka = shared(KafkaServer, "kafka")        # one for all tests, also those of other processes
-    own_kafka = own(KafkaServer)                # one for this module, which may kill it
+`kafka = shared(KafkaServer, "kafka")` is one for all tests, also those of other processes; with
+`own_kafka = own(KafkaServer)` a module has one of its own, which it may kill.
 """
 
 import os

@@ -1,0 +1,286 @@
+"""What the driver for Kafka makes of URLs, records and errors; no broker is needed for these."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("confluent_kafka")
+
+from confluent_kafka import KafkaError
+from confluent_kafka import Message as Record
+
+from things_kit import ConfigError, Message, MessageTooLarge, PublishError
+from things_kit.brokers.kafka import KafkaDriver
+from things_kit.brokers.kafka_options import (
+    Settings,
+    check_group,
+    check_topic,
+    possible_topic,
+    refused,
+    translated,
+)  # fmt: skip
+from things_kit.brokers.kafka_records import TOMBSTONE, Clock, raw_headers, unpack
+from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.offsets import Offsets
+from things_kit.engine.url import BrokerURL
+
+
+def settings(url: str) -> Settings:
+    return Settings.from_url(BrokerURL.parse(url))
+
+
+# --- options
+
+
+def test_a_host_without_a_port_has_kafkas() -> None:
+    assert settings("kafka://a,b:19092").common()["bootstrap.servers"] == "a:9092,b:19092"
+
+
+def test_a_login_in_the_url_means_sasl_over_tls() -> None:
+    config = settings("kafka://me:s%40cret@a:9093?ca=ca.pem").common()
+    assert config["security.protocol"] == "sasl_ssl"
+    assert (config["sasl.mechanism"], config["sasl.username"], config["sasl.password"]) == (
+        "PLAIN",
+        "me",
+        "s@cret",
+    )
+    assert config["ssl.ca.location"] == "ca.pem"
+
+
+def test_a_certificate_alone_means_tls() -> None:
+    assert settings("kafka://a?ca=ca.pem").common()["security.protocol"] == "ssl"
+
+
+def test_nothing_asked_for_is_plain() -> None:
+    assert settings("kafka://a").common()["security.protocol"] == "plaintext"
+
+
+def test_any_property_of_librdkafka_passes_through_and_has_the_last_word() -> None:
+    asked = settings("kafka://a?conf.fetch.min.bytes=7&conf.linger.ms=3&conf.session.timeout.ms=9000")
+    assert asked.consumer("g")["fetch.min.bytes"] == "7"
+    assert asked.consumer("g")["session.timeout.ms"] == "9000"
+    assert asked.producer()["linger.ms"] == "3"
+
+
+def test_publishing_is_idempotent_and_meets_the_java_client_in_its_partitions() -> None:
+    config = settings("kafka://a?publish_timeout=7").producer()
+    assert (config["enable.idempotence"], config["acks"], config["partitioner"]) == (
+        True,
+        "all",
+        "murmur2_random",
+    )
+    assert config["message.timeout.ms"] == 7000
+
+
+def test_a_weaker_confirmation_gives_up_idempotence() -> None:
+    assert settings("kafka://a?acks=1").producer()["enable.idempotence"] is False
+
+
+def test_the_new_group_protocol_leaves_assignment_and_sessions_to_the_broker() -> None:
+    config = settings("kafka://a?group_protocol=consumer").consumer("g")
+    assert config["group.protocol"] == "consumer"
+    assert not {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"} & set(config)
+
+
+def test_static_membership_is_an_option() -> None:
+    assert settings("kafka://a?group_instance_id=worker-1").consumer("g")["group.instance.id"] == "worker-1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://",
+        "kafka://a/orders",
+        "kafka://a?partitions=0",
+        "kafka://a?replication=0",
+        "kafka://a?session_timeout=0",
+        "kafka://a?acks=0",
+        "kafka://a?no_such=1",
+        "kafka://a?conf.=1",
+        "kafka://%20me:pw@a",
+    ],
+)
+def test_what_cannot_be_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError):
+        settings(url).common()
+
+
+async def test_a_property_that_librdkafka_does_not_know_is_named() -> None:
+    driver = KafkaDriver.from_url(BrokerURL.parse("kafka://a?conf.no.such.thing=1"))
+    with pytest.raises(ConfigError, match=r"no\.such\.thing"):
+        await driver.open()
+
+
+async def test_a_bad_value_is_not_repeated() -> None:
+    driver = KafkaDriver.from_url(BrokerURL.parse("kafka://a?conf.security.protocol=hunter2"))
+    with pytest.raises(ConfigError) as raised:
+        await driver.open()
+    assert "hunter2" not in f"{raised.value!r} {raised.value.__context__!r}"
+
+
+def test_no_repr_shows_a_secret() -> None:
+    assert "hunter2" not in repr(
+        settings("kafka://me:hunter2@a?key_password=hunter2&conf.ssl.key.pem=hunter2")
+    )
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", ["orders", "a.b_c-d", "x" * 249, "..."])
+def test_a_topic_kafka_can_have(name: str) -> None:
+    check_topic(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a b", "ü", "x" * 250, "a\n", "^orders", "a\0"])
+def test_a_topic_kafka_cannot_have(name: str) -> None:
+    assert not possible_topic(name)
+    with pytest.raises(ConfigError, match="Kafka cannot have a topic"):
+        check_topic(name)
+
+
+@pytest.mark.parametrize("name", ["", " x", "\tx", "x\0y", "\ud800", "x" * 40_000])
+def test_a_group_librdkafka_would_change(name: str) -> None:
+    with pytest.raises(ConfigError, match="Kafka cannot have a group"):
+        check_group(name)
+
+
+# --- records
+
+
+def record(**fields: Any) -> Record:
+    defaults: dict[str, Any] = {
+        "topic": "orders",
+        "partition": 3,
+        "offset": 7,
+        "timestamp": (1, 1_700_000_000_123),
+    }
+    return Record(**{**defaults, **fields})
+
+
+def unpacked(*records: Record) -> list[Message]:
+    deliveries, errors = unpack(records, {3: Offsets(0)})
+    assert not errors
+    return [delivery.message for delivery in deliveries]
+
+
+@given(
+    headers=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda n: not n.startswith("tk-")), st.text(st.characters(exclude_categories=["Cs"]))),
+    identity=st.text(st.characters(exclude_categories=["Cs"])),
+    moment=st.datetimes(timezones=st.just(UTC)),
+)  # fmt: skip
+def test_what_is_packed_is_unpacked(headers: dict[str, str], identity: str, moment: datetime) -> None:
+    sent = Message("orders", b"v", b"k", headers, id=identity, timestamp=moment)
+    _, exact = Clock().stamp(moment)
+    raw = raw_headers(sent, exact)
+    assert not any("\0" in name for name, _ in raw)
+    assert unpacked(record(value=b"v", key=b"k", headers=raw)) == [sent.replace(partition=3, offset=7)]
+
+
+def test_a_recent_time_is_the_records_own_too() -> None:
+    moment = datetime.now(UTC) - timedelta(hours=1)
+    native, _ = Clock().stamp(moment)
+    assert native == int(moment.timestamp() * 1000)
+
+
+@pytest.mark.parametrize("away", [timedelta(days=-2), timedelta(hours=1), timedelta(days=-40_000)])
+def test_a_time_that_kafka_would_delete_or_refuse_is_only_in_its_header(away: timedelta) -> None:
+    moment = datetime.now(UTC) + away
+    assert Clock().stamp(moment) == (0, ("tk-time", moment.isoformat(timespec="microseconds").encode()))
+
+
+def test_a_foreign_record_is_a_message() -> None:
+    [message] = unpacked(record(value=b"v", headers=[("type", b"x")]))
+    assert message.id == "orders-3-7"
+    assert message.timestamp == datetime(2023, 11, 14, 22, 13, 20, 123_000, tzinfo=UTC)
+    assert (message.key, message.value, message.headers) == (None, b"v", {"type": "x"})
+
+
+def test_a_tombstone_says_so() -> None:
+    [gone, empty] = unpacked(record(value=None, key=b"k"), record(value=b"", key=b"k", offset=8))
+    assert (gone.value, gone.headers) == (b"", {TOMBSTONE: "true"})
+    assert (empty.value, empty.headers) == (b"", {})
+
+
+def test_of_a_repeated_header_the_last_one_counts() -> None:
+    assert unpacked(record(headers=[("a", b"1"), ("a", b"2")]))[0].headers == {"a": "2", TOMBSTONE: "true"}
+
+
+def test_header_bytes_that_are_no_text_are_shown() -> None:
+    assert unpacked(record(value=b"", headers=[("a", b"\xffx"), ("b", None)]))[0].headers == {
+        "a": "\\xffx",
+        "b": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("tk-id", b"\xff")],
+        [("tk-id", None)],
+        [("tk-time", b"noon")],
+        [("tk-headers", b"{")],
+        [("tk-headers", b"[1]")],
+    ],
+)
+def test_headers_of_our_names_that_are_not_ours_are_left_out(headers: list[tuple[str, bytes | None]]) -> None:
+    [message] = unpacked(record(value=b"v", headers=[("a", b"b"), *headers]))
+    assert (message.id, message.value, message.headers) == ("orders-3-7", b"v", {"a": "b"})
+
+
+@pytest.mark.parametrize("stamp", [(0, 0), (1, -1), (1, 2**62), (1, -(2**62))])
+def test_a_mad_clock_breaks_nothing(stamp: tuple[int, int]) -> None:
+    [message] = unpacked(record(value=b"v", timestamp=stamp))
+    assert message.timestamp is not None
+
+
+def test_what_was_finished_before_is_not_handed_out() -> None:
+    offsets = Offsets(5, [(6, 8)])
+    records = [record(value=b"v", offset=offset) for offset in range(5, 10)]
+    deliveries, _ = unpack(records, {3: offsets})
+    assert [delivery.message.offset for delivery in deliveries] == [5, 8, 9]
+
+
+def test_records_of_a_partition_that_was_taken_away_are_dropped() -> None:
+    assert unpack([record(value=b"v")], {}) == ([], [])
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (KafkaError.MSG_SIZE_TOO_LARGE, MessageTooLarge),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, UnknownTopic),
+        (KafkaError._UNKNOWN_TOPIC, UnknownTopic),
+        (KafkaError._UNKNOWN_PARTITION, PublishError),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, PublishError),
+        (KafkaError._MSG_TIMED_OUT, ConnectionLost),
+        (KafkaError.NOT_ENOUGH_REPLICAS, ConnectionLost),
+    ],
+)
+def test_why_a_message_was_refused(code: int, kind: type[Exception]) -> None:
+    error = refused(KafkaError(code), "orders")
+    assert type(error) is kind
+    assert error.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "says"),
+    [
+        (KafkaError._TRANSPORT, ConnectionLost, "asking"),
+        (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, ConnectionLost, "asking"),
+        (KafkaError.GROUP_AUTHORIZATION_FAILED, ConfigError, "ACL"),
+        (KafkaError._AUTHENTICATION, ConfigError, "login"),
+        (KafkaError.UNSUPPORTED_VERSION, ConfigError, "too old"),
+        (KafkaError.INVALID_REPLICATION_FACTOR, ConfigError, "replication"),
+    ],
+)
+def test_what_an_error_means(code: int, kind: type[Exception], says: str) -> None:
+    error = translated(KafkaError(code), "asking")
+    assert type(error) is kind
+    assert says in str(error)

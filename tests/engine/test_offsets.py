@@ -1,0 +1,163 @@
+"""Whatever order messages finish in, only what is finished is committed, and nothing finished comes again."""
+
+import string
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from things_kit.engine.offsets import LIMIT, Offsets, Range, decode, encode
+
+logs = st.lists(st.integers(0, 3), min_size=1, max_size=200).map(
+    lambda gaps: [sum(gaps[: n + 1]) + n for n in range(len(gaps))]
+)
+"""The offsets of a partition's messages: ascending, with holes where compaction or transactions left them."""
+
+ranges = st.lists(st.tuples(st.integers(0, 300), st.integers(1, 300)), max_size=60)
+"""Alternating lengths: so many unfinished, so many finished."""
+
+
+def as_ranges(committed: int, lengths: Iterable[Range]) -> list[Range]:
+    found: list[Range] = []
+    offset = committed
+    for unfinished, finished in lengths:
+        start, offset = offset + unfinished, offset + unfinished + finished
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], offset)
+        else:
+            found.append((start, offset))
+    return found
+
+
+def handed_out(log: Iterable[int], offsets: Offsets) -> list[int]:
+    """What a consumer that goes on from a commit hands out of a log."""
+    start = offsets.end or 0
+    return [offset for offset in log if offset >= start and offsets.receive(offset)]
+
+
+def test_nothing_is_committed_before_anything_is_known() -> None:
+    assert Offsets().mark() is None
+
+
+def test_a_place_without_work_is_committed_as_it_is() -> None:
+    assert Offsets(7).mark() == (7, "")
+
+
+def test_the_commit_stays_before_the_first_unfinished() -> None:
+    offsets = Offsets()
+    for offset in range(10, 15):
+        assert offsets.receive(offset)
+    for offset in (11, 12, 14):
+        offsets.finish(offset)
+    assert offsets.committable == 10
+    offsets.finish(10)
+    assert offsets.committable == 13
+    offsets.finish(13)
+    assert offsets.mark() == (15, "")
+
+
+def test_a_hole_in_the_log_holds_nothing_back() -> None:
+    offsets = Offsets(0)
+    for offset in (0, 5, 6):
+        offsets.receive(offset)
+    offsets.finish(0)
+    assert offsets.committable == 5
+
+
+def test_finishing_twice_and_finishing_strangers_is_harmless() -> None:
+    offsets = Offsets(0)
+    offsets.receive(0)
+    for offset in (0, 0, 99):
+        offsets.finish(offset)
+    assert offsets.mark() == (1, "")
+
+
+def test_a_log_that_begins_anew_is_followed() -> None:
+    offsets = Offsets(100)
+    assert offsets.receive(0)
+    assert offsets.committable == 0
+
+
+@given(log=logs, data=st.data())
+def test_a_restart_hands_out_exactly_what_was_not_finished(log: list[int], data: st.DataObject) -> None:
+    received = data.draw(st.integers(0, len(log)))
+    finished = data.draw(st.sets(st.sampled_from(log[:received]))) if received else set()
+    first = Offsets(log[0])
+    for offset in log[:received]:
+        first.receive(offset)
+    for offset in data.draw(st.permutations(sorted(finished))):
+        first.finish(offset)
+    mark = first.mark()
+    assert mark is not None
+    assert handed_out(log, Offsets.restored(*mark)) == [offset for offset in log if offset not in finished]
+
+
+@given(log=logs, data=st.data())
+def test_restart_upon_restart_forgets_nothing_and_never_goes_back(
+    log: list[int], data: st.DataObject
+) -> None:
+    finished: set[int] = set()
+    mark = (log[0], "")
+    for _ in range(data.draw(st.integers(1, 6))):
+        offsets = Offsets.restored(*mark)
+        todo = [offset for offset in log if offset >= mark[0]]
+        out = [offset for offset in todo[: data.draw(st.integers(0, len(todo)))] if offsets.receive(offset)]
+        assert not finished & set(out), "what was finished is handed out again"
+        for offset in data.draw(st.sets(st.sampled_from(out))) if out else ():
+            offsets.finish(offset)
+            finished.add(offset)
+        following = offsets.mark()
+        assert following is not None
+        assert following[0] >= mark[0], "the commit goes back"
+        mark = following
+    assert handed_out(log, Offsets.restored(*mark)) == [offset for offset in log if offset not in finished]
+
+
+@given(committed=st.integers(0, 2**60), lengths=ranges)
+def test_metadata_says_what_it_was_told(committed: int, lengths: list[Range]) -> None:
+    told = as_ranges(committed, lengths)
+    text = encode(committed, told, limit=10**6)
+    assert text.isascii()
+    assert decode(committed, text) == told
+
+
+@given(committed=st.integers(0, 2**40), lengths=ranges, limit=st.integers(0, 200))
+def test_metadata_that_does_not_fit_keeps_the_lowest(
+    committed: int, lengths: list[Range], limit: int
+) -> None:
+    told = as_ranges(committed, lengths)
+    text = encode(committed, told, limit)
+    assert len(text) <= limit
+    kept = decode(committed, text)
+    assert kept == told[: len(kept)]
+
+
+def test_one_stuck_key_of_sixteen_fits_for_as_long_as_a_thousand_wait() -> None:
+    offsets = Offsets(0)
+    for offset in range(16_000):
+        offsets.receive(offset)
+        if offset % 16:
+            offsets.finish(offset)
+    mark = offsets.mark()
+    assert mark is not None
+    assert len(mark[1]) < LIMIT
+    assert handed_out(range(16_000), Offsets.restored(*mark)) == list(range(0, 16_000, 16))
+
+
+@given(
+    metadata=st.none()
+    | st.text()
+    | st.text(string.printable).map(lambda text: "tk1r:" + text)
+    | st.text(string.ascii_letters).map(lambda text: "tk1z:" + text)
+)
+def test_metadata_of_strangers_is_passed_over(metadata: str | None) -> None:
+    for start, stop in decode(5, metadata):
+        assert 5 <= start < stop
+
+
+@pytest.mark.parametrize(
+    "metadata", ["", "consumer-1@host", "tk1r:", "tk1r:????", "tk1z:AAAA", "tk1r:gICAgICAgICAgICAgICAgIA="]
+)
+def test_metadata_that_says_nothing(metadata: str) -> None:
+    assert decode(5, metadata) == []

@@ -1,0 +1,151 @@
+"""What `things_kit` promises to those who import it."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+import things_kit
+from things_kit import (
+    DISCARD,
+    Batch,
+    BatchError,
+    Broker,
+    Consumer,
+    Handle,
+    Handler,
+    Message,
+    MessageRouter,
+    Middleware,
+    Producer,
+    Reject,
+    Retry,
+    RetryPolicy,
+    connect,
+)
+
+PROMISED = [
+    "DISCARD", "Batch", "BatchError", "Broker", "BrokerUnavailable", "Capabilities", "ClosedError", "ConfigError",
+    "Consumer", "ConsumerHealth", "DecodeError", "Handle", "Handler", "Health", "Message", "MessageRouter",
+    "MessageTooLarge", "Middleware", "Producer", "PublishError", "Reject", "Retry", "RetryPolicy", "ThingsKitError",
+    "UnroutableError", "UnsupportedError", "connect",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_promised_name_is_there(name: str) -> None:
+    assert getattr(things_kit, name) is not None
+    assert name in things_kit.__all__
+    assert name in dir(things_kit)
+
+
+def test_all_names_are_there_and_in_order() -> None:
+    for name in things_kit.__all__:
+        assert getattr(things_kit, name) is not None
+    assert things_kit.__all__ == sorted(set(things_kit.__all__))
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'things_kit' has no attribute 'Kafka'"):
+        things_kit.Kafka  # noqa: B018
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_everything_public_says_what_it_is(name: str) -> None:
+    if name not in {"DISCARD", "Handle", "Middleware"}:
+        assert getattr(things_kit, name).__doc__
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that a fresh interpreter has after this code, and not before."""
+    program = f"import sys; before = set(sys.modules)\n{code}\nprint(*sorted(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(done.stdout.split())
+
+
+CLIENTS = {
+    "confluent_kafka",
+    "pika",
+    "nats",
+    "redis",
+    "aiobotocore",
+    "botocore",
+    "google",
+    "azure",
+    "sqlite3",
+}
+
+
+def test_importing_the_kit_imports_nothing_heavy() -> None:
+    modules = modules_after("import things_kit")
+    assert not modules & {"asyncio", "msgspec", "typer", "rich", "pydantic", "pytest", *CLIENTS}
+
+
+def test_the_contracts_need_no_event_loop() -> None:
+    modules = modules_after(
+        "from things_kit import Message, Handler, RetryPolicy, Retry, Reject, BatchError, DISCARD, Batch"
+    )
+    assert not modules & {"asyncio", "pydantic", *CLIENTS}
+    assert not [name for name in modules if name.startswith(("things_kit.engine", "things_kit.brokers"))]
+
+
+def test_connecting_imports_no_client_but_the_one_asked_for() -> None:
+    modules = modules_after("import things_kit; things_kit.connect('memory://')")
+    assert not modules & {"pydantic", "typer", "rich", *CLIENTS}
+
+
+# --- what mypy has to agree with
+
+
+class Counting:
+    """A handler."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def handle(self, message: Message) -> None:
+        self.count += 1
+
+
+def logged(handle: Handle) -> Handle:
+    async def wrapped(message: Message) -> None:
+        await handle(message)
+
+    return wrapped
+
+
+async def publish_all(producer: Producer, messages: Sequence[Message]) -> None:
+    await producer.publish_batch(messages)
+
+
+async def run_through(consumer: Consumer) -> None:
+    await consumer.start()
+    await consumer.stop()
+
+
+async def test_what_is_made_satisfies_the_contracts() -> None:
+    handler: Handler = Counting()
+    middleware: Middleware = logged
+    router = MessageRouter()
+    router.register("a", handler)
+    broker: Broker
+    async with connect("memory://") as broker:
+        await publish_all(broker.producer(), [Message("t", b"")])
+        await run_through(
+            broker.consumer(
+                ["t"],
+                group="g",
+                handler=router,
+                retry=RetryPolicy(permanent=(Reject, Retry)),
+                dead_letter=DISCARD,
+                middleware=[middleware],
+            )
+        )
+        await run_through(broker.consumer("t", handler=lambda messages: None, batch=Batch()))
+        assert isinstance(broker.producer(), Producer)
+        assert isinstance(broker.consumer("t", handler=handler), Consumer)
+    assert isinstance(router, Handler)
+    assert BatchError({}).errors == {}
