@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from uuid import uuid4
 
@@ -236,39 +235,43 @@ async def test_a_stuck_key_repeats_nothing_of_the_others_after_a_kill(kafka: Kaf
 
 
 async def test_three_processes_that_join_leave_and_die_lose_nothing(kafka: KafkaServer, topic: str) -> None:
-    """Under load: every message is handled, each key in order, and only what was in flight is handled twice."""
+    """Under load: every message is handled, each key in order, and after a kill only what was not committed again."""
     url, most = f"{kafka.url}?session_timeout=3", 40
     keys = [b"k%d" % n for n in range(30)]
-    messages = [Message(topic, b"x", key=keys[n % 30], id=f"{n}") for n in range(3000)]
+    messages = [Message(topic, b"x", key=keys[n % 30], id=f"{n}") for n in range(8000)]
     lanes: dict[object, list[str]] = {key: [m.id or "" for m in messages if m.key == key] for key in keys}
+    workers: list[WorkerProcess] = []
 
-    async def start() -> WorkerProcess:
-        return await WorkerProcess.start(
-            url, topic, "billing", concurrency=8, delay=0.004, max_in_flight=most
-        )
+    async def start() -> None:
+        settings = {"concurrency": 8, "delay": 0.004, "max_in_flight": most}
+        workers.append(await WorkerProcess.start(url, topic, "billing", **settings))
+
+    async def more(count: int) -> None:
+        before = handled()
+        await eventually(lambda: handled() >= before + count, PATIENCE, f"{count} more are handled")
+
+    def handled() -> int:
+        return len({id_ for worker in workers for id_ in worker.history.ids("done")})
 
     async with connect(url) as broker:
         await broker.declare(topic)
-        workers = [await start()]
         producer = broker.producer()
 
         async def publish() -> None:
-            for begin in range(0, len(messages), 100):
-                await producer.publish_batch(messages[begin : begin + 100])
+            for begin in range(0, len(messages), 50):
+                await producer.publish_batch(messages[begin : begin + 50])
                 await asyncio.sleep(0.05)
 
-        def handled() -> int:
-            return len({id_ for worker in workers for id_ in worker.history.ids("done")})
-
+        await start()
         publishing = asyncio.create_task(publish())
-        await eventually(lambda: handled() > 100, PATIENCE)
-        workers += [await start(), await start()]
-        await eventually(lambda: handled() > 800, PATIENCE)
+        await more(100)
+        await asyncio.gather(start(), start())
+        await more(1500)
         await workers[0].kill()
-        await eventually(lambda: handled() > 1300, PATIENCE)
+        await more(300)
         await workers[1].stop()
-        workers.append(await start())
-        await eventually(lambda: handled() > 2000, PATIENCE)
+        await start()
+        await more(1500)
         await workers[2].kill()
         await publishing
         await eventually(lambda: handled() == len(messages), 2 * PATIENCE, "all are handled")
@@ -277,7 +280,7 @@ async def test_three_processes_that_join_leave_and_die_lose_nothing(kafka: Kafka
         await broker.remove(topic)
     history = merged(worker.history for worker in workers)
     assert_lanes(history, lanes)
-    twice = Counter(history.duplicates())
-    # Two were killed: each may repeat what it held, and what it finished since its last commit, a fifth of a second
-    assert len(twice) <= 2 * (most + 8 / 0.004 * 0.3), f"{len(twice)} were handled twice"
-    print(f"{len(twice)} of {len(messages)} were handled twice, after two kills")
+    twice = history.duplicates()
+    assert len(twice) <= 2 * 5 * most, (
+        f"{len(twice)} were handled twice"
+    )  # what is held, and what a commit may lag

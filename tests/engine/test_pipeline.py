@@ -4,7 +4,7 @@ import functools
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, create_autospec
 
 import msgspec
 import pytest
@@ -205,9 +205,11 @@ async def test_an_async_mock_serves_as_the_function_that_it_is() -> None:
     mock.assert_awaited_once_with(MESSAGE)
 
 
-async def test_an_async_mock_with_the_shape_of_a_handler_serves_as_one() -> None:
-    mock = AsyncMock(spec=Seen)
-    mock.handle = AsyncMock()
+async def test_a_mock_of_a_handler_serves_as_one() -> None:
+    class OrderHandler:
+        async def handle(self, message: Message) -> None: ...
+
+    mock = create_autospec(OrderHandler, instance=True)
     await compile_handler(mock)(MESSAGE)
     mock.handle.assert_awaited_once_with(MESSAGE)
 

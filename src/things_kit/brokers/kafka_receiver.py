@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from things_kit.brokers.kafka_options import (
 )  # fmt: skip
 from things_kit.brokers.kafka_records import unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
-from things_kit.engine.offsets import LIMIT, Offsets
+from things_kit.engine.offsets import LIMIT, Mark, Offsets
 
 log = logging.getLogger("things_kit.kafka")
 
@@ -35,7 +35,8 @@ POLL: Final = 0.1
 """Seconds that the thread waits in one go; so late it may notice that it is to close or commit."""
 
 COMMIT: Final = 0.2
-"""Seconds between two commits: what was acknowledged since comes again if this process is killed."""
+"""Seconds between two commits, unless `max_in_flight` were acknowledged before: if this process is killed, what was
+acknowledged since comes again."""
 
 PATIENCE: Final = 1.0
 """Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
@@ -70,14 +71,16 @@ class KafkaReceiver:
         # Shared with the thread: each is written by one side only
         self._taken = 0
         self._handed = 0
+        self._acknowledged = 0
         self._room = threading.Event()
         self._closing = False
         self._letting_go: Future[None] | None = None
         # Of the thread
         self._partitions: dict[int, Offsets] = {}
-        self._committed: dict[int, tuple[int, str]] = {}
-        self._committing = 0
+        self._committed: dict[int, Mark] = {}
+        self._committing = False
         self._next_commit = 0.0
+        self._seen = 0
         self._full_since: float | None = None
         self._paused = False
         self._metadata_limit = LIMIT
@@ -141,6 +144,7 @@ class KafkaReceiver:
             raise self._failure
         for delivery in acknowledged:
             delivery.token.finish(delivery.message.offset)
+        self._acknowledged += len(acknowledged)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """There are no leases."""
@@ -215,8 +219,9 @@ class KafkaReceiver:
     def _turn(self, consumer: Consumer) -> None:
         """One round: commit if it is time, then fetch, or wait for room."""
         now = time.monotonic()
-        if now >= self._next_commit:
+        if now >= self._next_commit or self._acknowledged - self._seen >= self._subscription.max_in_flight:
             self._next_commit = now + COMMIT
+            self._seen = self._acknowledged
             self._commit(consumer)
         if self._handed - self._taken < self._batch:
             self._full_since = None
@@ -272,40 +277,54 @@ class KafkaReceiver:
 
     # --- committing
 
-    def _commit(self, consumer: Consumer) -> None:
-        """Commit what has changed, without waiting for the answer."""
-        due = self._due(self._partitions)
-        if due:
-            self._committing += 1
-            consumer.commit(offsets=due, asynchronous=True)
+    def _commit(self, consumer: Consumer) -> bool:
+        """Commit what has changed, without waiting for the answer; False if there was nothing.
 
-    def _due(self, partitions: dict[int, Offsets]) -> list[TopicPartition]:
-        due = []
-        for partition, offsets in partitions.items():
+        One commit is under way at a time. While the group rebalances by the classic protocol it waits: the broker
+        answers one request of a connection after another, and JoinGroup only when all members have joined.
+        """
+        if self._committing:
+            return True
+        due = {
+            number: mark
+            for number, mark in self._marks(self._partitions)
+            if self._committed.get(number) != mark
+        }
+        if due:
+            self._committed.update(due)
+            self._committing = True
+            consumer.commit(offsets=self._places(due), asynchronous=True)
+        return bool(due)
+
+    def _marks(self, partitions: Mapping[int, Offsets]) -> Iterator[tuple[int, Mark]]:
+        for number, offsets in partitions.items():
             mark = offsets.mark(self._metadata_limit)
-            if mark is not None and self._committed.get(partition) != mark:
-                self._committed[partition] = mark
-                due.append(TopicPartition(self._topic, partition, *mark))
-        return due
+            if mark is not None:
+                yield number, mark
+
+    def _places(self, marks: Mapping[int, Mark]) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, number, *mark) for number, mark in marks.items()]
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
         """What became of a commit; what was not taken is committed again."""
-        self._committing -= 1
+        self._committing = False
         for each in partitions:
             trouble = each.error or error
-            if trouble is not None:
-                self._committed.pop(each.partition, None)
-                if trouble.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
-                    self._metadata_limit = 0  # this broker takes less than Kafka's default
-                log.debug("%s %d: the commit failed: %s", self._topic, each.partition, trouble)
+            if trouble is None:
+                continue
+            log.debug("%s %d: the commit failed: %s", self._topic, each.partition, trouble)
+            self._committed.pop(each.partition, None)
+            if trouble.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
+                self._metadata_limit = 0  # this broker takes less than Kafka's default
 
     def _finish(self, consumer: Consumer) -> None:
         """Commit for the last time, in bounded time, and leave."""
+        ends = time.monotonic() + GOODBYE
         try:
-            self._commit(consumer)
-            ends = time.monotonic() + GOODBYE
-            while self._committing > 0 and time.monotonic() < ends:
-                consumer.consume(1, 0.05)  # only for the answer: what else it brings comes again to others
+            while self._commit(consumer) and time.monotonic() < ends:
+                consumer.consume(
+                    1, 0.02
+                )  # only for the answer: a message that comes with it is others' again
         except KafkaException as error:
             log.debug("%s: the last commit failed: %s", self._topic, error)
         try:
@@ -357,10 +376,10 @@ class KafkaReceiver:
                 log.debug("%s: closed while letting go", self._topic)
             finally:
                 self._letting_go = None
-        due = self._due(leaving)
-        if due and not self._closing:
+        marks = dict(self._marks(leaving))  # all: of a commit under way nobody knows yet whether it is taken
+        if marks and not self._closing:
             try:
-                consumer.commit(offsets=due, asynchronous=False)
+                consumer.commit(offsets=self._places(marks), asynchronous=False)
             except KafkaException as error:
                 log.debug("%s: the commit before a rebalance failed: %s", self._topic, error)
         self._remove(leaving)
@@ -397,5 +416,6 @@ class EphemeralReceiver(KafkaReceiver):
         consumer.assign(partitions)
         self._tell(self._has_joined)
 
-    def _commit(self, consumer: Consumer) -> None:
+    def _commit(self, consumer: Consumer) -> bool:
         """There is no group to commit for."""
+        return False

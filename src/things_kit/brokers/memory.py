@@ -177,12 +177,10 @@ class MemoryReceiver:
         if self not in group.receivers:
             return
         group.receivers.remove(self)
-        messages = [group.message(offset) for offset in sorted(self.out)] if not group.lost else []
-        group.release(
-            self,
-            [Release(Delivery(message), attempt=message.attempt) for message in messages],
-            asyncio.get_running_loop().time(),
-        )
+        if not group.lost:
+            held = [Delivery(group.message(offset), offset) for offset in sorted(self.out)]
+            given_back = [Release(delivery, attempt=delivery.message.attempt) for delivery in held]
+            group.release(self, given_back, asyncio.get_running_loop().time())
         if self._ephemeral:
             group.topic.groups.pop(group.name, None)
 
@@ -363,7 +361,7 @@ class Group:
                     self._lane_of[offset] = key
                     continue
             out.add(offset)
-            taken.append(Delivery(message))
+            taken.append(Delivery(message, offset))
             room -= 1
             if not room:
                 return
@@ -371,7 +369,7 @@ class Group:
     def _hand(self, receiver: MemoryReceiver, offset: int, taken: list[Delivery]) -> None:
         receiver.out.add(offset)
         self._not_before.pop(offset, None)
-        taken.append(Delivery(self.message(offset)))
+        taken.append(Delivery(self.message(offset), offset))
 
     # --- settling
 
@@ -380,16 +378,16 @@ class Group:
         lanes, out, attempts, lane_of = self._lanes, receiver.out, self._attempts, self._lane_of
         keyed = receiver.ordering == "key"
         single = WHOLE_TOPIC if receiver.ordering == "partition" else None
+        base, messages = self.topic.first, self.topic.messages
         for delivery in deliveries:
-            message = delivery.message
-            offset = message.offset
+            offset = delivery.token
             if offset not in out:
                 continue
             out.remove(offset)
             self._pending -= 1
             if attempts:
                 attempts.pop(offset, None)
-            key = message.key if keyed else single
+            key = messages[offset - base].key if keyed else single
             if lane_of and offset in lane_of:
                 key = lane_of.pop(offset)
             if key is not None:
@@ -404,14 +402,14 @@ class Group:
         keyed = receiver.ordering == "key"
         single = WHOLE_TOPIC if receiver.ordering == "partition" else None
         for release in releases:
-            message = release.delivery.message
-            offset = message.offset
-            if offset is None or offset not in receiver.out:
+            offset = release.delivery.token
+            if offset not in receiver.out:
                 continue
             receiver.out.remove(offset)
             if release.attempt > 1:
                 self._attempts[offset] = release.attempt
-            key = self._lane_of.get(offset, message.key if keyed else single)
+            own = self.topic.messages[offset - self.topic.first].key if keyed else single
+            key = self._lane_of.get(offset, own)
             if key is not None:
                 self._lanes[key].out -= 1
                 touched.add(key)

@@ -12,6 +12,7 @@ import msgspec
 from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.driver import Delivery, Subscription
+from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import check_name
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
@@ -283,7 +284,10 @@ class BrokerConsumer:
             retry_topics=bool(topics),
             chance=self._chance,
         )
-        parts = (self._transmission.driver, treatment, self._workers, self._producer)
+        lanes = Lanes(
+            options.ordering, self._workers.ready
+        )  # a retried message is of the lane that it always was of
+        parts = (self._transmission.driver, treatment, lanes, self._workers, self._producer)
         retries = (
             msgspec.structs.replace(subscription, topic=name, start="earliest", max_in_flight=waiting)
             for name in topics

@@ -80,8 +80,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 class Delivery(msgspec.Struct, eq=False, gc=False):
     """A message on loan from the broker, until it is settled.
 
-    `token` is whatever the driver needs to settle it; it may also use the message's topic, key, partition and offset,
-    but not its value and headers, of which the engine may have let go. A token must not refer back to its delivery.
+    `token` is whatever the driver needs to settle it, and all that it may ask of a delivery once it was handed out: the
+    engine may have replaced the message by then. A token must not refer back to its delivery.
     `loan` is the engine's note of where it belongs; drivers leave it alone.
     """
 
@@ -91,7 +91,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
 
 
 Which: TypeAlias = Callable[[Delivery], bool]
-"""Says which deliveries are meant."""
+"""Says which deliveries are meant, by their tokens."""
 
 
 async def _nobody_lets_go(which: Which) -> None:

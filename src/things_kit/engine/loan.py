@@ -39,6 +39,7 @@ class Loan:
         self._released: list[Release] = []
         self._sending: tuple[Sequence[Delivery], Sequence[Release]] = ((), ())
         self._parking: list[Lane] = []
+        self._confirming: list[Lane] = []
         self._unparked: list[Lane] = []
         self._due = asyncio.Event()
         self._closing = False
@@ -71,6 +72,11 @@ class Loan:
         self.release(head)
         self._released.extend(Release(delivery, attempt=delivery.message.attempt) for delivery in behind)
         self._parking.append(self.lanes.lane_of(head.delivery))
+
+    @property
+    def parked(self) -> list[Lane]:
+        """All lanes that wait for the broker to confirm their release, or for the next call to receive."""
+        return [*self._parking, *self._confirming, *self._unparked]
 
     def take_unparked(self) -> list[Lane]:
         """The lanes whose release the broker has confirmed since the last call."""
@@ -106,7 +112,7 @@ class Loan:
                 continue
             acknowledged, self._acknowledged = self._acknowledged, []
             released, self._released = self._released, []
-            parking, self._parking = self._parking, []
+            self._confirming, self._parking = self._parking, []
             if self._dropped:
                 acknowledged = [delivery for delivery in acknowledged if delivery in self.held]
                 released = [release for release in released if release.delivery in self.held]
@@ -117,7 +123,8 @@ class Loan:
                 self.held.pop(delivery, None)
             for release in released:
                 self.held.pop(release.delivery, None)
-            self._unparked += parking
+            self._unparked += self._confirming
+            self._confirming = []
             self.last_settled = datetime.now(UTC)
             self.last_progress = asyncio.get_running_loop().time()
             self.source.settled()

@@ -10,6 +10,9 @@ from typing import Final
 Range = tuple[int, int]
 """Offsets from the first, up to but without the second."""
 
+Mark = tuple[int, str]
+"""What is committed of a partition: an offset, and metadata."""
+
 PLAIN: Final = "tk1r:"
 PACKED: Final = "tk1z:"
 """What our metadata begins with: run lengths, as they are or deflated, in base64."""
@@ -68,7 +71,7 @@ class Offsets:
         """The first offset that is not finished: all before it are. It never goes back."""
         return next(iter(list(self.unfinished)), self.end)
 
-    def mark(self, limit: int = LIMIT) -> tuple[int, str] | None:
+    def mark(self, limit: int = LIMIT) -> Mark | None:
         """What to commit, and metadata of at most `limit` bytes that says what is finished beyond it.
 
         None while there is nothing to commit.

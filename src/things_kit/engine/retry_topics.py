@@ -64,8 +64,16 @@ def postpone(message: Message, group: str, wait: float) -> Message:
     return Message(f"{message.topic}-{group}-retry-{tier}", _encode(postponed), message.key)
 
 
-def restore(carrier: Message) -> tuple[Message, float]:
-    """The message that was put aside, and for how many seconds it still has to wait.
+def remaining(carrier: Message) -> float:
+    """For how many seconds a message in a retry topic still has to wait; 0 for what is not one of ours."""
+    try:
+        return max(0.0, _decode(carrier.value).due - time.time())
+    except msgspec.DecodeError:
+        return 0.0
+
+
+def restore(carrier: Message) -> Message:
+    """The message that was put aside.
 
     Raises:
         DecodeError: The message in the retry topic is not one of ours.
@@ -76,7 +84,7 @@ def restore(carrier: Message) -> tuple[Message, float]:
         raise DecodeError(
             f"the message in {carrier.topic!r} was not put there by a consumer: {error}"
         ) from error
-    message = Message(
+    return Message(
         held.topic,
         held.value,
         held.key,
@@ -87,4 +95,3 @@ def restore(carrier: Message) -> tuple[Message, float]:
         held.id,
         held.attempt,
     )
-    return message, max(0.0, held.due - time.time())

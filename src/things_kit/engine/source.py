@@ -16,7 +16,7 @@ from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, 
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.loan import Loan
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.retry_topics import SHORT, postpone, restore
+from things_kit.engine.retry_topics import SHORT, postpone, remaining, restore
 from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
 from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import DecodeError, ThingsKitError
@@ -53,6 +53,7 @@ class Source:
         subscription: Subscription,
         driver: Driver,
         treatment: Treatment,
+        lanes: Lanes,
         workers: Workers,
         producer: BrokerProducer,
     ) -> None:
@@ -66,7 +67,7 @@ class Source:
         self._treatment = treatment
         self._workers = workers
         self._producer = producer
-        self._lanes = Lanes(subscription.ordering, workers.ready)
+        self._lanes = lanes
         self._delays = Delays(self._due)
         self._backoff = Backoff()
         self._burials: dict[asyncio.Task[None], Delivery] = {}
@@ -173,13 +174,8 @@ class Source:
         self._went_away(error)
         loan.lost = True
         self.loan = None
-        ready = [delivery for delivery in self._workers.ready if delivery.loan is not loan]
-        self._workers.ready.clear()
-        self._workers.ready.extend(ready)
-        self._delays.clear()
-        self._loose.clear()
-        in_hand = {*self._workers.in_hand(), *self._burials.values()}
-        self._lanes.forget(delivery for delivery in in_hand if delivery.loan.source is self)
+        self._drop_queued(lambda delivery: delivery.loan is loan)
+        self._lanes.unpark(loan.parked)
 
     def _busy(self) -> set[Delivery]:
         """What is being handled, or on its way to the dead letter."""
@@ -213,13 +209,17 @@ class Source:
         loan = self.loan
         if loan is None:
             return
+        self._drop_queued(which)
+        begun = {*self._busy(), *self._postponing.values(), *loan.leaving()}
+        loan.drop(lambda delivery: which(delivery) and delivery not in begun)
+        self._workers.wake()
+
+    def _drop_queued(self, which: Which) -> None:
+        """Drop what waits here; a lane whose head is being handled stays closed until that is done."""
         self._lanes.drop(which)
         for delivery in self._delays.drop(which):
             if self._treatment.retry.mode == "in_place":  # else its lane went on without it long ago
                 self._lanes.advance(delivery)
-        begun = {*self._busy(), *self._postponing.values(), *loan.leaving()}
-        loan.drop(lambda delivery: which(delivery) and delivery not in begun)
-        self._workers.wake()
 
     # --- outcomes
 
@@ -392,18 +392,41 @@ class Source:
 class RetrySource(Source):
     """Brings what waits in a retry topic to the workers, when it is due."""
 
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._arrivals = Delays(self._admit)
+
     def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
-        due = []
         for delivery in deliveries:
             delivery.loan = loan
-            try:
-                delivery.message, wait = restore(delivery.message)
-            except DecodeError as error:
-                self._give_up(delivery, error)
-                continue
+            wait = remaining(delivery.message)
             if wait > 0:
-                self._delays.hold(delivery, wait)
+                self._arrivals.hold(delivery, wait)
             else:
-                due.append(delivery)
-        self._lanes.admit(due, loan)
+                self._admit(delivery)
+
+    def _admit(self, delivery: Delivery) -> None:
+        try:
+            message = restore(delivery.message)
+        except DecodeError as error:
+            self._keep_stranger(delivery, error)
+            return
+        delivery.message = message
+        self._lanes.admit([delivery], delivery.loan)
         self._workers.wake()
+
+    def _keep_stranger(self, delivery: Delivery, error: DecodeError) -> None:
+        verdict = self._judge(delivery, error)
+        if isinstance(verdict, TryAgain):  # no dead letter: it stays where it is
+            self._arrivals.hold(delivery, verdict.wait)
+        else:
+            self._give_up(delivery, error)
+
+    def _drop_queued(self, which: Which) -> None:
+        self._arrivals.drop(which)
+        super()._drop_queued(which)
+
+    def stop_receiving(self) -> None:
+        """Take nothing more, and give back all that is not being handled."""
+        self._arrivals.clear()
+        super().stop_receiving()

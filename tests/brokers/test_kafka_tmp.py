@@ -1,0 +1,287 @@
+"""What only a real Kafka shows: rebalances, kills, foreign records, refusals."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("confluent_kafka")
+
+from confluent_kafka import Producer
+
+from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, connect
+from things_kit.brokers.kafka_records import TOMBSTONE
+from things_kit.testing.conformance.history import assert_lanes, merged
+from things_kit.testing.conformance.processes import WorkerProcess
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.kafka import KafkaServer
+
+PATIENCE = 30.0
+
+kafka = shared(KafkaServer, "kafka")
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"orders-{uuid4().hex[:10]}"
+
+
+@pytest.fixture
+async def broker(kafka: KafkaServer, topic: str) -> AsyncIterator[Broker]:
+    async with connect(f"{kafka.url}?session_timeout=3") as broker:
+        await broker.declare(topic)
+        yield broker
+        await broker.remove(topic)
+
+
+class Handler:
+    """Notes what it was given."""
+
+    def __init__(self, act: Callable[[Message], Awaitable[None]] | None = None) -> None:
+        self.messages: list[Message] = []
+        self.done: list[Message] = []
+        self._act = act
+
+    async def handle(self, message: Message) -> None:
+        self.messages.append(message)
+        if self._act is not None:
+            await self._act(message)
+        self.done.append(message)
+
+
+async def lag_is(broker: Broker, topic: str, expected: int, group: str = "billing") -> None:
+    async def reached() -> bool:
+        return await broker.lag(topic, group=group) == expected
+
+    await eventually(reached, PATIENCE, f"the lag is {expected}")
+
+
+# --- records
+
+
+async def test_foreign_records_arrive(kafka: KafkaServer, broker: Broker, topic: str) -> None:
+    foreign = Producer({"bootstrap.servers": kafka.brokers})
+    foreign.produce(
+        topic, None, b"gone", headers=[("a", b"1"), ("a", b"2"), ("raw", b"\xff"), ("null", None)]
+    )
+    foreign.produce(topic, b"", b"gone")
+    foreign.produce(topic, b"v", None)
+    foreign.flush(10)
+    handler = Handler()
+    async with broker.consumer(topic, group="billing", handler=handler):
+        await eventually(lambda: len(handler.done) == 3, PATIENCE)
+    found = {(m.key, m.value, TOMBSTONE in m.headers): m for m in handler.done}
+    assert set(found) == {(b"gone", b"", True), (b"gone", b"", False), (None, b"v", False)}
+    assert found[b"gone", b"", True].headers == {"a": "2", "raw": "\\xff", "null": "", TOMBSTONE: "true"}
+    assert all(m.id == f"{topic}-{m.partition}-{m.offset}" for m in handler.done)
+
+
+async def test_keys_go_where_the_java_client_sends_them(broker: Broker, topic: str) -> None:
+    """Known values of murmur2 (org.apache.kafka.common.utils.Utils), made positive, modulo six partitions."""
+    known = {
+        b"21": -973932308,
+        b"foobar": -790332482,
+        b"a-little-bit-long-string": -985981536,
+        b"abc": 479470107,
+    }
+    handler = Handler()
+    async with broker.consumer(topic, group="billing", handler=handler):
+        await broker.producer().publish_batch([Message(topic, b"", key) for key in known])
+        await eventually(lambda: len(handler.done) == len(known), PATIENCE)
+    assert {m.key: m.partition for m in handler.done} == {
+        key: (h & 0x7FFFFFFF) % 6 for key, h in known.items()
+    }
+
+
+async def test_a_partition_that_was_asked_for_is_kept(broker: Broker, topic: str) -> None:
+    handler = Handler()
+    async with broker.consumer(topic, group="billing", handler=handler):
+        await broker.producer().publish_batch([Message(topic, b"", key=b"k", partition=n) for n in range(6)])
+        await eventually(lambda: len(handler.done) == 6, PATIENCE)
+    assert sorted(m.partition or 0 for m in handler.done) == list(range(6))
+
+
+async def test_a_partition_that_is_not_there_is_refused(broker: Broker, topic: str) -> None:
+    producer = broker.producer()
+    await producer.publish(Message(topic, b""))
+    with pytest.raises(PublishError, match="no such partition"):
+        await producer.publish(Message(topic, b"", partition=99))
+
+
+# --- refusals
+
+
+async def test_a_topic_that_nobody_declared_is_refused_where_we_may_not(kafka: KafkaServer) -> None:
+    async with connect(f"{kafka.url}?declare=false") as broker:
+        with pytest.raises(PublishError, match="declare it first"):
+            await broker.producer().publish(Message(f"missing-{uuid4().hex}", b""))
+        consumer = broker.consumer(
+            f"missing-{uuid4().hex}", group="billing", handler=Handler(), dead_letter=None
+        )
+        with pytest.raises(ConfigError, match="there is no topic"):
+            await consumer.start()
+
+
+async def test_what_the_broker_finds_too_large_is_said_so(kafka: KafkaServer, topic: str) -> None:
+    """We may send more than the broker takes, whose bound is a megabyte."""
+    async with connect(f"{kafka.url}?max_message_bytes=3000000") as broker:
+        producer = broker.producer()
+        with pytest.raises(MessageTooLarge):
+            await producer.publish(Message(topic, b"x" * 2_000_000))
+        await producer.publish(Message(topic, b"x"))
+        await broker.remove(topic)
+
+
+async def test_more_replicas_than_brokers_is_a_sentence(kafka: KafkaServer, topic: str) -> None:
+    async with connect(f"{kafka.url}?replication=3") as broker:
+        with pytest.raises(ConfigError, match="check the option replication"):
+            await broker.declare(topic)
+
+
+# --- groups
+
+
+async def test_more_consumers_than_partitions_start(kafka: KafkaServer, topic: str) -> None:
+    async with connect(f"{kafka.url}?partitions=1&session_timeout=3") as broker:
+        consumers = [broker.consumer(topic, group="billing", handler=Handler()) for _ in range(3)]
+        for consumer in consumers:
+            await consumer.start()
+        await broker.producer().publish(Message(topic, b"x"))
+        await lag_is(broker, topic, 0)
+        await broker.remove(topic)
+
+
+@pytest.mark.parametrize("option", ["group_protocol=consumer", "group_instance_id=worker-1"])
+async def test_other_ways_to_be_a_member(kafka: KafkaServer, topic: str, option: str) -> None:
+    async with connect(f"{kafka.url}?{option}") as broker:
+        for _ in range(2):
+            handler = Handler()
+            async with broker.consumer(topic, group=f"billing-{topic}", handler=handler, dead_letter=None):
+                await broker.producer().publish_batch([Message(topic, b"x") for _ in range(20)])
+                await eventually(lambda: len(handler.done) == 20, PATIENCE)  # noqa: B023
+        await lag_is(broker, topic, 0, f"billing-{topic}")
+        await broker.remove(topic)
+
+
+async def test_a_slow_handler_keeps_its_group_beyond_the_poll_interval(
+    kafka: KafkaServer, topic: str
+) -> None:
+    """The buffer is full, so nothing is fetched; but the thread polls, so the group does not throw us out."""
+    options = "session_timeout=2&conf.max.poll.interval.ms=2500&partitions=1"
+    gate = asyncio.Event()
+
+    async def wait(_: Message) -> None:
+        await gate.wait()
+
+    async with connect(f"{kafka.url}?{options}") as broker:
+        handler, heir = Handler(wait), Handler()
+        async with broker.consumer(topic, group="billing", handler=handler, max_in_flight=2):
+            await broker.producer().publish_batch([Message(topic, b"x") for _ in range(30)])
+            await eventually(lambda: handler.messages, PATIENCE)
+            async with broker.consumer(topic, group="billing", handler=heir):
+                await asyncio.sleep(4)
+                assert not heir.messages, "the group was lost"
+                gate.set()
+                await eventually(lambda: len(handler.done) + len(heir.done) == 30, PATIENCE)
+                await lag_is(broker, topic, 0)
+        await broker.remove(topic)
+
+
+STUCK = """
+import asyncio, sys
+from things_kit import connect
+
+async def handle(message):
+    if message.key == b"k0":
+        await asyncio.Event().wait()
+    sys.stdout.write(message.id + "\\n")
+    sys.stdout.flush()
+
+async def main():
+    async with connect(sys.argv[1]) as broker:
+        async with broker.consumer(sys.argv[2], group="billing", handler=handle, concurrency=16, max_in_flight=200):
+            await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_stuck_key_repeats_nothing_of_the_others_after_a_kill(kafka: KafkaServer, topic: str) -> None:
+    """What is finished beyond the prefix is in the commit's metadata: only what was not committed comes again."""
+    url, keys = f"{kafka.url}?session_timeout=3&partitions=1", 16
+    messages = [Message(topic, b"x", key=b"k%d" % (n % keys), id=str(n)) for n in range(2000)]
+    stuck = {m.id or "" for m in messages if m.key == b"k0"}
+    async with connect(url) as broker:
+        await broker.declare(topic)
+        await broker.producer().publish_batch(messages)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", STUCK, url, topic, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        handled = {(await process.stdout.readline()).decode().strip() for _ in range(2000 - len(stuck))}
+        assert handled == {m.id for m in messages} - stuck
+        await lag_is(broker, topic, len(stuck))
+        process.kill()
+        await process.wait()
+        handler = Handler()
+        async with broker.consumer(topic, group="billing", handler=handler, concurrency=16):
+            await eventually(lambda: len(handler.done) >= len(stuck), PATIENCE)
+            await lag_is(broker, topic, 0)
+        assert [m.id for m in handler.done] == sorted(stuck, key=int)
+        await broker.remove(topic)
+
+
+async def test_three_processes_that_join_leave_and_die_lose_nothing(kafka: KafkaServer, topic: str) -> None:
+    """Under load: every message is handled, each key in order, and after a kill only what was not committed again."""
+    url, most = f"{kafka.url}?session_timeout=3", 40
+    keys = [b"k%d" % n for n in range(30)]
+    messages = [Message(topic, b"x", key=keys[n % 30], id=f"{n}") for n in range(8000)]
+    lanes: dict[object, list[str]] = {key: [m.id or "" for m in messages if m.key == key] for key in keys}
+    workers: list[WorkerProcess] = []
+
+    async def start() -> None:
+        settings = {"concurrency": 8, "delay": 0.004, "max_in_flight": most}
+        workers.append(await WorkerProcess.start(url, topic, "billing", **settings))
+
+    async def more(count: int) -> None:
+        before = handled()
+        await eventually(lambda: handled() >= before + count, PATIENCE, f"{count} more are handled")
+
+    def handled() -> int:
+        return len({id_ for worker in workers for id_ in worker.history.ids("done")})
+
+    async with connect(url) as broker:
+        await broker.declare(topic)
+        producer = broker.producer()
+
+        async def publish() -> None:
+            for begin in range(0, len(messages), 50):
+                await producer.publish_batch(messages[begin : begin + 50])
+                await asyncio.sleep(0.05)
+
+        await start()
+        publishing = asyncio.create_task(publish())
+        await more(100)
+        await asyncio.gather(start(), start())
+        await more(1500)
+        await workers[0].kill()
+        await more(300)
+        await workers[1].stop()
+        await start()
+        await more(1500)
+        await workers[2].kill()
+        await publishing
+        await eventually(lambda: handled() == len(messages), 2 * PATIENCE, "all are handled")
+        await lag_is(broker, topic, 0)
+        await workers[3].stop()
+        await broker.remove(topic)
+    history = merged(worker.history for worker in workers)
+    assert_lanes(history, lanes)
+    twice = history.duplicates()
+    print(len(twice), "TWICE")
+    assert len(twice) <= 2 * 5 * most, (
+        f"{len(twice)} were handled twice"
+    )  # what is held, and what a commit may lag
