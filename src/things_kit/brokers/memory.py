@@ -237,7 +237,7 @@ class Topic:
             return
         self._marks.append((now, self.end))
         old = self.first
-        while self._marks[0][0] <= now - retain:
+        while self._marks and self._marks[0][0] <= now - retain:
             old = self._marks.popleft()[1]
         keep = min([old, *(group.oldest() for group in self.groups.values())])
         if self.groups and keep > self.first:
