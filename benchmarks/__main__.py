@@ -16,7 +16,10 @@ REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 def table(results: list[Result]) -> str:
     """A Markdown table."""
-    rows = [f"| {r.name} | {r.figure} | {r.bound}{'' if r.met else ' (**missed**)'} | {r.notes} |" for r in results]
+    rows = [
+        f"| {r.name} | {r.figure} | {r.bound}{'' if r.met else ' (**missed**)'} | {r.notes} |"
+        for r in results
+    ]
     return "\n".join(["| what | figure | bound | notes |", "|---|---|---|---|", *rows])
 
 

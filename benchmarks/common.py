@@ -9,7 +9,10 @@ from things_kit.engine.broker import Broker
 
 def messages(count: int, topic: str = "bench", keys: int = 1000) -> list[Message]:
     """Messages of 200 bytes with one header, over so many keys."""
-    return [Message(topic, b"x" * 200, key=b"key-%d" % (i % keys), headers={"type": "bench"}) for i in range(count)]
+    return [
+        Message(topic, b"x" * 200, key=b"key-%d" % (i % keys), headers={"type": "bench"})
+        for i in range(count)
+    ]
 
 
 def counting_handler(count: int) -> tuple[Callable[[Message], Awaitable[None]], asyncio.Event]:

@@ -30,7 +30,9 @@ async def fill(url: str) -> None:
         await broker.declare("bench", ["bench"])
         producer = broker.producer()
         for start in range(0, WAITING, 10_000):
-            batch = [Message("bench", b"x" * 200, key=b"%d" % (i % 1000)) for i in range(start, start + 10_000)]
+            batch = [
+                Message("bench", b"x" * 200, key=b"%d" % (i % 1000)) for i in range(start, start + 10_000)
+            ]
             await producer.publish_batch(batch)
 
 
@@ -53,14 +55,18 @@ def footprint() -> float:
         url = f"sqlite:///{folder}/waiting.db?synchronous=normal"
         asyncio.run(fill(url))
         code = f"import asyncio; from benchmarks.process import crawl; asyncio.run(crawl({url!r}))"
-        output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
     return float(output)
 
 
 async def run() -> list[Result]:
     """Both, each in processes of their own."""
     imported = (await asyncio.to_thread(start_time, "import things_kit") - start_time("pass")) * 1e3
-    first_use = (await asyncio.to_thread(start_time, "from things_kit import connect, Message") - start_time("pass")) * 1e3
+    first_use = (
+        await asyncio.to_thread(start_time, "from things_kit import connect, Message") - start_time("pass")
+    ) * 1e3
     most = await asyncio.to_thread(footprint)
     return [
         Result(

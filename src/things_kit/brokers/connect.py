@@ -40,7 +40,7 @@ def connect(url: str) -> Broker:
 
 def schemes() -> list[str]:
     """All URL schemes that `connect` knows on this machine."""
-    from importlib.metadata import entry_points  # costs more than all of ours, and is rarely needed
+    from importlib.metadata import entry_points  # noqa: PLC0415 - costs more than ours; rarely needed
 
     return sorted({*BUILT_IN, *entry_points(group=ENTRY_POINTS).names})
 
@@ -62,7 +62,7 @@ def _driver(scheme: str) -> type[Driver]:
 
 
 def _registered(scheme: str) -> type[Driver]:
-    from importlib.metadata import entry_points
+    from importlib.metadata import entry_points  # noqa: PLC0415
 
     found = entry_points(group=ENTRY_POINTS, name=scheme)
     if not found:

@@ -40,6 +40,9 @@ class Loan:
         self._sending: tuple[Sequence[Delivery], Sequence[Release]] = ((), ())
         self._parking: list[Lane] = []
         self._confirming: list[Lane] = []
+        self._strays = 0  # on their way back in the next settlement
+        self._calm = asyncio.Event()
+        self._calm.set()
         self._unparked: list[Lane] = []
         self._due = asyncio.Event()
         self._closing = False
@@ -65,6 +68,18 @@ class Loan:
         """Give it back."""
         self._released.append(release)
         self._due.set()
+
+    def send_back(self, strays: Sequence[Delivery]) -> None:
+        """Give back what arrived of a parked lane. Until `calm` returns, the broker still thinks the lane is ours."""
+        for stray in strays:
+            self.release(Release(stray, attempt=stray.message.attempt))
+        if strays:
+            self._strays += len(strays)
+            self._calm.clear()
+
+    async def calm(self) -> None:
+        """Wait until the broker has taken back all strays; asked before, it would hand out what comes after them."""
+        await self._calm.wait()
 
     def park(self, head: Release) -> None:
         """Give the head of a lane back, and all that is queued behind it."""
@@ -113,6 +128,7 @@ class Loan:
             acknowledged, self._acknowledged = self._acknowledged, []
             released, self._released = self._released, []
             self._confirming, self._parking = self._parking, []
+            self._strays = 0
             if self._dropped:
                 acknowledged = [delivery for delivery in acknowledged if delivery in self.held]
                 released = [release for release in released if release.delivery in self.held]
@@ -125,6 +141,8 @@ class Loan:
                 self.held.pop(release.delivery, None)
             self._unparked += self._confirming
             self._confirming = []
+            if not self._strays:
+                self._calm.set()
             self.last_settled = datetime.now(UTC)
             self.last_progress = asyncio.get_running_loop().time()
             self.source.settled()

@@ -131,6 +131,7 @@ class Source:
                 self._room.clear()
                 await self._room.wait()
                 continue
+            await loan.calm()
             self._lanes.unpark(loan.take_unparked())
             deliveries = await loan.receiver.receive(room, WAIT)
             if deliveries:
@@ -152,8 +153,7 @@ class Source:
     def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
         if not self._capabilities.targeted:
             deliveries = self._skip_foreign(loan, deliveries)
-        for stray in self._lanes.admit(deliveries, loan):
-            loan.release(Release(stray, attempt=stray.message.attempt))
+        loan.send_back(self._lanes.admit(deliveries, loan))
         self._workers.wake()
 
     def _skip_foreign(self, loan: Loan, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
