@@ -49,7 +49,7 @@ async def once(folder: Path, number: int) -> tuple[float, float, float]:
 
 async def run() -> list[Result]:
     """The run with the best ratio, and the best rate of consuming."""
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:  # noqa: ASYNC240 - nothing else runs here
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         runs = [await once(Path(folder), number) for number in range(RUNS)]
     raw, published, _ = max(runs, key=lambda run: run[1] / run[0])
     consumed = max(run[2] for run in runs)

@@ -5,8 +5,8 @@ import random
 from typing import Any
 
 import pytest
-from stub_driver import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of, until, virtual
 
+from tests.engine.stub_driver import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of, until, virtual
 from things_kit import Batch, BatchError, ConfigError, Message, PublishError, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Capabilities
 

@@ -4,8 +4,17 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from stub_driver import BARE, NATIVE_DELAY, NATIVE_LANES, Recorder, StubDriver, broker_of, until, virtual
 
+from tests.engine.stub_driver import (
+    BARE,
+    NATIVE_DELAY,
+    NATIVE_LANES,
+    Recorder,
+    StubDriver,
+    broker_of,
+    until,
+    virtual,
+)
 from things_kit import Batch, BatchError, Message, PublishError, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Capabilities, ConnectionLost
 

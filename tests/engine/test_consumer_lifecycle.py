@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 import pytest
-from stub_driver import (
+
+from tests.engine.stub_driver import (
     BARE,
     NATIVE_DELAY,
     NATIVE_LANES,
@@ -17,7 +18,6 @@ from stub_driver import (
     until,
     virtual,
 )
-
 from things_kit import (
     BrokerUnavailable,
     ClosedError,

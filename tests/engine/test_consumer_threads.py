@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from stub_driver import StubDriver, broker_of, until, virtual
 
+from tests.engine.stub_driver import StubDriver, broker_of, until, virtual
 from things_kit import Message, Reject, RetryPolicy
 from things_kit.engine.threads import HandlerThreads, call_in_thread, threads
 

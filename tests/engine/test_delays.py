@@ -1,7 +1,6 @@
 import asyncio
 
-from stub_driver import virtual
-
+from tests.engine.stub_driver import virtual
 from things_kit import Message
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import Delivery

@@ -4,8 +4,8 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
-from stub_driver import Recorder, StubDriver, broker_of, until, virtual
 
+from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
 from things_kit import ClosedError, Message, Retry, UnsupportedError
 from things_kit.engine.driver import ConnectionLost
 

@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 
 import pytest
-from stub_driver import virtual
 
+from tests.engine.stub_driver import virtual
 from things_kit import Message
 from things_kit.engine.driver import Capabilities, ConnectionLost, Delivery, Release
 from things_kit.engine.lanes import Lanes

@@ -1,8 +1,8 @@
 import asyncio
 
 import pytest
-from stub_driver import StubDriver, broker_of, turns, until, virtual
 
+from tests.engine.stub_driver import StubDriver, broker_of, turns, until, virtual
 from things_kit import BrokerUnavailable, ClosedError, Message, MessageTooLarge, PublishError
 from things_kit.engine.driver import Capabilities, ConnectionLost
 

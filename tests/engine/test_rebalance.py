@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from stub_driver import BARE, Recorder, StubDriver, broker_of, turns, until, virtual
 
+from tests.engine.stub_driver import BARE, Recorder, StubDriver, broker_of, turns, until, virtual
 from things_kit import Batch, Message, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Delivery
 

@@ -3,8 +3,8 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from stub_driver import BARE, NATIVE_LANES, Recorder, StubDriver, broker_of, until, virtual
 
+from tests.engine.stub_driver import BARE, NATIVE_LANES, Recorder, StubDriver, broker_of, until, virtual
 from things_kit import BrokerUnavailable, ConfigError, Message, PublishError, Reject, RetryPolicy
 from things_kit.engine.driver import Capabilities, ConnectionLost
 from things_kit.engine.replay import browse, purge

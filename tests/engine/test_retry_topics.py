@@ -4,8 +4,8 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
-from stub_driver import Recorder, StubDriver, broker_of, until, virtual
 
+from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
 from things_kit import DecodeError, Message, PublishError, RetryPolicy
 from things_kit.engine.driver import Capabilities, Delivery
 from things_kit.engine.retry_topics import postpone, remaining, restore, retry_topics

@@ -1,8 +1,8 @@
 import asyncio
 
 import pytest
-from stub_driver import StubDriver, virtual
 
+from tests.engine.stub_driver import StubDriver, virtual
 from things_kit import BrokerUnavailable, ConfigError, Message, PublishError
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.transmission import Transmission
