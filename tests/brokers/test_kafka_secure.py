@@ -69,10 +69,10 @@ async def test_with_login_and_certificate_messages_flow(secure: tuple[str, Path]
     async def handle(message: Message) -> None:
         received.append(message)
 
-    async with connect(f"kafka://alice:{SECRET}@{address}?ca={trusted}&sasl_mechanism=PLAIN") as broker:
-        async with broker.consumer("orders", group="billing", handler=handle):
-            await broker.producer().publish(Message("orders", b"x"))
-            await eventually(lambda: received, 30)
+    url = f"kafka://alice:{SECRET}@{address}?ca={trusted}&sasl_mechanism=PLAIN"
+    async with connect(url) as broker, broker.consumer("orders", group="billing", handler=handle):
+        await broker.producer().publish(Message("orders", b"x"))
+        await eventually(lambda: received, 30)
 
 
 async def test_a_wrong_password_is_said_so_at_once(

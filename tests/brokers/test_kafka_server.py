@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import Producer
 
-from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, connect
+from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, UnsupportedError, connect
 from things_kit.brokers.kafka_records import TOMBSTONE
 from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess
@@ -187,6 +188,59 @@ async def test_a_slow_handler_keeps_its_group_beyond_the_poll_interval(
                 gate.set()
                 await eventually(lambda: len(handler.done) + len(heir.done) == 30, PATIENCE)
                 await lag_is(broker, topic, 0)
+        await broker.remove(topic)
+
+
+async def test_a_share_group_is_a_queue_of_one_partition(kafka: KafkaServer, topic: str) -> None:
+    """Two consumers share one partition; what failed comes again with the broker's count, until it is done."""
+    async with connect(f"{kafka.url}?group_type=share&partitions=1") as broker:
+        await broker.declare(topic, groups=[f"{topic}-workers"])
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(40)])
+        handlers = [Handler(lambda _: asyncio.sleep(0.01)) for _ in range(2)]
+        options: Any = {
+            "group": f"{topic}-workers",
+            "ordering": "none",
+            "max_in_flight": 5,
+            "dead_letter": None,
+        }
+        for handler in handlers:
+            await broker.consumer(topic, handler=handler, **options).start()
+        count = 40
+
+        def done() -> list[bytes]:
+            return [message.value for handler in handlers for message in handler.done]
+
+        while not all(handler.done for handler in handlers):
+            assert count < 2000, "one of them gets nothing"
+            await broker.producer().publish_batch(
+                [Message(topic, b"%d" % n) for n in range(count, count + 20)]
+            )
+            count += 20
+            await eventually(lambda: len(done()) >= count, PATIENCE)  # noqa: B023
+        await eventually(lambda: len(done()) >= count, PATIENCE)
+        assert sorted(done()) == sorted(b"%d" % n for n in range(count))
+        await broker.remove(topic)
+
+
+async def test_a_share_group_gives_back_what_was_not_done(kafka: KafkaServer, topic: str) -> None:
+    options: Any = {"group": f"{topic}-workers", "ordering": "none", "dead_letter": None}
+    async with connect(f"{kafka.url}?group_type=share&partitions=1") as broker:
+        await broker.declare(topic)
+        await broker.producer().publish(Message(topic, b"x"))
+        hanging = Handler(lambda _: asyncio.sleep(3600))
+        async with broker.consumer(topic, handler=hanging, drain_timeout=0.1, **options):
+            await eventually(lambda: hanging.messages, PATIENCE)
+        handler = Handler()
+        async with broker.consumer(topic, handler=handler, **options):
+            await eventually(lambda: handler.done, PATIENCE)
+        assert ([m.attempt for m in hanging.messages], [m.attempt for m in handler.done]) == ([1], [2])
+        await broker.remove(topic)
+
+
+async def test_a_share_group_keeps_no_order_and_says_so(kafka: KafkaServer, topic: str) -> None:
+    async with connect(f"{kafka.url}?group_type=share") as broker:
+        with pytest.raises(UnsupportedError, match='ordering="none"'):
+            await broker.consumer(topic, group="billing", handler=Handler(), dead_letter=None).start()
         await broker.remove(topic)
 
 

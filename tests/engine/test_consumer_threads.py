@@ -170,38 +170,38 @@ NAME: contextvars.ContextVar[str] = contextvars.ContextVar("name", default="nobo
 async def test_a_thread_sees_the_context_of_its_caller() -> None:
     own = HandlerThreads("here")
     NAME.set("me")
-    assert await own.run(NAME.get) == "me"
+    assert await own.run("me", NAME.get) == "me"
     own.close()
 
 
 async def test_what_a_thread_sets_stays_in_its_call() -> None:
     own = HandlerThreads("here")
-    await own.run(NAME.set, "changed")
+    await own.run("me", NAME.set, "changed")
     assert NAME.get() == "nobody"
-    assert await own.run(NAME.get) == "nobody"
+    assert await own.run("me", NAME.get) == "nobody"
     own.close()
 
 
 async def test_a_thread_is_used_again() -> None:
     own = HandlerThreads("here")
-    first = await own.run(threading.get_ident)
-    assert await own.run(threading.get_ident) == first
+    first = await own.run("me", threading.get_ident)
+    assert await own.run("me", threading.get_ident) == first
     own.close()
 
 
 async def test_a_thread_can_be_asked_whether_it_still_hangs() -> None:
     own, release = HandlerThreads("here"), threading.Event()
-    task = asyncio.create_task(own.run(release.wait, 10))
+    task = asyncio.create_task(own.run("me", release.wait, 10))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    ended = own.hanging(task)
+    ended = own.hanging("me")
     assert ended is not None
     assert not ended.done()
     release.set()
     await asyncio.wait_for(ended, 10)
-    assert own.hanging(task) is None
+    assert own.hanging("me") is None
     own.close()
 
 

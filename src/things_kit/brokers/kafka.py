@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from confluent_kafka import (
     OFFSET_INVALID,
@@ -25,7 +25,14 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )  # fmt: skip
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined] # no __all__
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
 
 from things_kit.brokers.kafka_options import (
     Settings,
@@ -43,10 +50,16 @@ from things_kit.brokers.kafka_receiver import EphemeralReceiver, KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.offsets import decode
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Start
 
 ResultT = TypeVar("ResultT")
+
+if TYPE_CHECKING:
+    from things_kit.brokers.kafka_share import ShareReceiver
+
+    Member: TypeAlias = KafkaReceiver | ShareReceiver
 
 ANSWER: Final = 5.0
 """Seconds that the broker may take to answer a question."""
@@ -66,14 +79,17 @@ class KafkaDriver:
     """An admin client, a producer and its thread, and a consumer and its thread for each subscription."""
 
     def __init__(self, settings: Settings) -> None:
+        self._share = settings.options.group_type == "share"
         self.capabilities = Capabilities(
             retained=True,
-            partitions=True,
+            partitions=not self._share,
+            attempts=self._share,
+            lag=not self._share,
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings
         self._threads: ThreadPoolExecutor | None = None
-        self._receivers: set[KafkaReceiver] = set()
+        self._receivers: set[Member] = set()
         self._trouble: KafkaError | None = None
         self._admin: AdminClient
         self._sending: SendingThread
@@ -155,6 +171,8 @@ class KafkaDriver:
         check_topic(topic)
         for group in groups:
             check_group(group)
+            if self._share:
+                await self._begin_share(group, "earliest")
         await self._blocking(f"declaring {topic!r}", lambda: self._declare(topic))
 
     def _declare(self, topic: str) -> None:
@@ -222,17 +240,40 @@ class KafkaDriver:
             await self.declare(subscription.topic, ())
         elif not await self._blocking("looking for the topic", lambda: self._describe(subscription.topic)):
             raise ConfigError(f"there is no topic {subscription.topic!r}: declare it first")
-        kind = EphemeralReceiver if subscription.ephemeral else KafkaReceiver
+        kind = await self._kind(subscription)
         self._receivers = {receiver for receiver in self._receivers if receiver.thread.is_alive()}
         receiver = kind(self._settings, subscription)
         self._receivers.add(receiver)
         await receiver.join(JOIN)
         return receiver
 
+    async def _kind(self, subscription: Subscription) -> "type[Member]":
+        if subscription.ephemeral:
+            return EphemeralReceiver
+        if not self._share:
+            return KafkaReceiver
+        if subscription.ordering != "none":
+            raise UnsupportedError(
+                f'a share group keeps no order: group_type=share goes with ordering="none", not {subscription.ordering!r}'
+            )
+        await self._begin_share(subscription.group, subscription.start)
+        return _share_receiver()
+
+    async def _begin_share(self, group: str, start: Start) -> None:
+        """Where a share group begins is a setting of the group, which counts when its first member comes."""
+        setting = ConfigEntry("share.auto.offset.reset", start, incremental_operation=AlterConfigOpType.SET)
+        asked = ConfigResource(ConfigResource.Type.GROUP, group, incremental_configs=[setting])
+        doing = f"setting up the share group {group!r}"
+        await self._blocking(
+            doing, lambda: [_result(each) for each in self._admin.incremental_alter_configs([asked]).values()]
+        )
+
     # --- lag
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What lies behind the committed offsets, less what their metadata says is finished."""
+        if self._share:
+            return None  # the client cannot ask for it
         if not possible_topic(topic):
             return 0
         check_group(group)
@@ -267,6 +308,14 @@ class KafkaDriver:
     def _offsets(self, partitions: Sequence[TopicPartition], spec: Any) -> dict[int, int]:
         asked = self._admin.list_offsets(dict.fromkeys(partitions, spec), request_timeout=ANSWER)
         return {each.partition: _result(future).offset for each, future in asked.items()}
+
+
+def _share_receiver() -> "type[ShareReceiver]":
+    try:
+        from things_kit.brokers.kafka_share import ShareReceiver  # noqa: PLC0415 - older clients have none
+    except ImportError as error:
+        raise ConfigError("group_type=share needs confluent-kafka 2.16 or newer") from error
+    return ShareReceiver
 
 
 def _result(future: "Future[Any]") -> Any:

@@ -38,7 +38,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
         session_timeout: Seconds after which a silent consumer's partitions go to others; classic protocol only.
         acks: "all" replicas in sync confirm a message, or the leader alone, "1": then it can be lost with the leader.
         compression: Of what is published.
-        linger: Milliseconds for which the first message of a batch may wait for others.
+        linger: Milliseconds for which messages may wait for more while `publish_batch` is still handing some over.
         max_message_bytes: The largest value, key and headers together. What the broker takes it decides itself
             (`message.max.bytes`).
         security_protocol: By default "sasl_ssl" with a user name in the URL, "ssl" with `ca` or `cert`, else "plaintext".
@@ -57,7 +57,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     session_timeout: float = 45.0
     acks: Literal["all", "1"] = "all"
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
-    linger: float = 1.0
+    linger: float = 10.0
     max_message_bytes: int = 1_000_000
     security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] | None = None
     sasl_mechanism: str | None = None

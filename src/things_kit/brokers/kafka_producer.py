@@ -23,7 +23,7 @@ ANYWHERE: Final = -1
 IDLE: Final = 1.0
 """Seconds between two looks at librdkafka's events while nothing is being sent."""
 
-BUSY: Final = 0.005
+BUSY: Final = 0.003
 """Seconds for which a wait for delivery reports may keep the next batch waiting."""
 
 Results = list[Exception | None]
@@ -104,7 +104,10 @@ class SendingThread:
             try:
                 sending = self._jobs.get(timeout=IDLE) if not len(producer) else self._jobs.get_nowait()
             except Empty:
-                producer.poll(BUSY if len(producer) else 0)
+                if len(producer):
+                    producer.flush(BUSY)  # what waits goes out at once: nothing is coming to linger for
+                else:
+                    producer.poll(0)
                 continue
             if sending is None:
                 break

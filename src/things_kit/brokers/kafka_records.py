@@ -34,13 +34,16 @@ ID: Final = "tk-id"
 TIME: Final = "tk-time"
 HEADERS: Final = "tk-headers"
 
+NOT_OURS: Final = (AttributeError, SystemError, ValueError, msgspec.MsgspecError)
+"""How headers of our names fail that somebody else wrote; SystemError is the client's for names that are no UTF-8."""
+
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
 OLD: Final = timedelta(days=1)
 EARLY: Final = timedelta(minutes=10)
 
-Header = tuple[str, str | bytes | None]
-"""As the client takes it; what is ours has bytes."""
+RawHeaders = dict[str, str | bytes | None]
+"""As the client takes them."""
 
 
 class Clock:
@@ -49,28 +52,27 @@ class Clock:
     def __init__(self) -> None:
         self._now = datetime.now(UTC)
         self._last: datetime | None = None
-        self._stamp: tuple[int, Header] = (0, (TIME, b""))
+        self._stamp = (0, "")
 
-    def stamp(self, moment: datetime) -> tuple[int, Header]:
+    def stamp(self, moment: datetime) -> tuple[int, str]:
         """A record's timestamp in milliseconds, 0 for the time of publishing, and the header that says it exactly."""
         if moment is not self._last:
             self._last = moment
             harmless = -OLD < moment - self._now < EARLY
-            exact = TIME, moment.isoformat(timespec="microseconds").encode()
-            self._stamp = (moment - EPOCH) // MILLISECOND if harmless else 0, exact
+            native = (moment - EPOCH) // MILLISECOND if harmless else 0
+            self._stamp = native, moment.isoformat(timespec="microseconds")
         return self._stamp
 
 
-def raw_headers(message: Message, time: Header) -> list[Header]:
+def raw_headers(message: Message, exact: str) -> RawHeaders:
     """All headers of a message's record."""
-    headers: Mapping[str, str] = message.headers
-    raw: list[Header] = []
-    if headers:
-        raw = [(name, text.encode()) for name, text in headers.items()]
-        if "\0" in "".join(headers):
-            raw = [(HEADERS, msgspec.json.encode(headers))]
-    raw.append((ID, message.id.encode()))  # type: ignore[union-attr] # the engine gives every message an id
-    raw.append(time)
+    raw: RawHeaders = {**message.headers, ID: message.id, TIME: exact}
+    # The client takes text as it is, but only up to a null; looking for one is cheaper than encoding
+    if "\0" in "".join(raw):
+        packed = msgspec.json.encode(message.headers)
+        return {HEADERS: packed, ID: message.id.encode(), TIME: exact}  # type: ignore[union-attr] # the engine's
+    if "\0" in "".join(raw.values()):  # type: ignore[arg-type] # as yet, all are text
+        return {name: text.encode() for name, text in raw.items()}  # type: ignore[union-attr]
     return raw
 
 
@@ -99,10 +101,20 @@ def unpack(
             continue
         try:
             message = _message(record, partition, offset, stamps)
-        except (AttributeError, SystemError, ValueError, msgspec.MsgspecError):
+        except NOT_OURS:
             message = _strange(record, partition, offset)
         deliveries.append(Delivery(message, offsets))
     return deliveries, errors
+
+
+def unpack_one(record: Record) -> Message:
+    """One record as a message."""
+    partition: int = record.partition()  # type: ignore[assignment]
+    offset: int = record.offset()  # type: ignore[assignment]
+    try:
+        return _message(record, partition, offset, {})
+    except NOT_OURS:
+        return _strange(record, partition, offset)
 
 
 def _message(record: Record, partition: int, offset: int, stamps: dict[Any, datetime]) -> Message:

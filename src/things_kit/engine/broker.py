@@ -35,6 +35,7 @@ class Broker:
         self.transmission = Transmission(driver, url)
         self._open = False
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
         self._consumers: dict[BrokerConsumer, None] = {}
         self._producers: WeakSet[BrokerProducer] = WeakSet()
 
@@ -63,14 +64,19 @@ class Broker:
 
     async def close(self) -> None:
         """Stop the consumers side by side, flush and close the producers, disconnect. Closing twice is fine."""
-        if self._closed:
-            return
         self._closed = True
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name=f"{self!r} close")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         try:
             await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
-            await asyncio.gather(*(producer.close() for producer in list(self._producers)))
         finally:
-            await self._driver.close()
+            try:
+                await asyncio.gather(*(producer.close() for producer in list(self._producers)))
+            finally:
+                await self._driver.close()
 
     async def __aenter__(self) -> "Broker":
         try:

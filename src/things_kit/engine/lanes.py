@@ -97,6 +97,10 @@ class Lanes:
             self._more_heads[lane] = self._more_heads.get(lane, 0) + len(taken)
         return taken
 
+    def has_several_heads(self, lane: Lane) -> bool:
+        """Whether more than one delivery of this lane was taken to be handled together."""
+        return lane in self._more_heads
+
     def put_behind(self, deliveries: Sequence[Delivery], order: Mapping[Delivery, int] | None = None) -> None:
         """Queue heads of one lane again, behind the head that waits: in this order, or in front of all others."""
         lane = self.lane_of(deliveries[0])

@@ -273,7 +273,9 @@ class Source:
         elif (native.delay and native.attempts and lane is None) or self._stopping:
             again.delay = wait if native.delay else 0.0
             delivery.loan.release(again)
-        elif lane is not None and any(self._lanes.lane_of(held) == lane for held in self._delays):
+        elif self._lanes.has_several_heads(lane) and any(
+            self._lanes.lane_of(d) == lane for d in self._delays
+        ):
             delivery.message = delivery.message.replace(attempt=again.attempt)
             arrived = {each: number for number, each in enumerate(delivery.loan.held)}
             self._lanes.put_behind([delivery], arrived)  # several of one batch failed: they keep their order

@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, Final
@@ -42,10 +42,10 @@ class HandlerThreads:
         self._name = name
         self._idle: dict[SimpleQueue[_Job | None], threading.Thread] = {}
         self._closed = False
-        self._hanging: dict[asyncio.Task[Any], asyncio.Future[None]] = {}
+        self._hanging: dict[Hashable, asyncio.Future[None]] = {}
 
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the function in a thread, with the caller's context variables.
+    async def run(self, owner: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the function in a thread, for `owner`, with the caller's context variables.
 
         Cancelled, it returns at once, though the thread goes on: see `hanging`.
         """
@@ -56,14 +56,13 @@ class HandlerThreads:
         try:
             return await job.result
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and job.result.cancelled():
-                job.ended = self._hanging[task] = loop.create_future()
+            if job.result.cancelled():
+                job.ended = self._hanging[owner] = loop.create_future()
             raise
 
-    def hanging(self, task: asyncio.Task[Any]) -> asyncio.Future[None] | None:
-        """Done when the thread that this task was cancelled away from has returned; None if there is none."""
-        return self._hanging.pop(task, None)
+    def hanging(self, owner: Hashable) -> asyncio.Future[None] | None:
+        """Done when the thread that the owner's call was cancelled away from has returned; None if there is none."""
+        return self._hanging.pop(owner, None)
 
     def close(self) -> None:
         """End the idle threads; those that hang end when their function returns."""
@@ -108,8 +107,10 @@ class HandlerThreads:
         job.finish(value, error)
 
 
-threads: Final[ContextVar[HandlerThreads | None]] = ContextVar("things_kit.threads", default=None)
-"""The threads of the consumer in whose worker this code runs."""
+threads: Final[ContextVar[tuple[HandlerThreads, Hashable] | None]] = ContextVar(
+    "things_kit.threads", default=None
+)
+"""The threads of the consumer, and the worker, for which this code runs: also in tasks that middleware has made."""
 
 
 async def call_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -117,4 +118,5 @@ async def call_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     own = threads.get()
     if own is None:
         return await asyncio.to_thread(function, *arguments)
-    return await own.run(function, *arguments)
+    pool, owner = own
+    return await pool.run(owner, function, *arguments)

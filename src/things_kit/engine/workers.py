@@ -49,8 +49,8 @@ class Worker:
             yield from self.deliveries
 
     def cancel(self, why: Cancelled) -> None:
-        """Cancel the handler, once."""
-        if self.cancelled is None:
+        """Cancel the handler; again only where it ignored its timeout and the consumer stops."""
+        if self.cancelled is not why:
             self.cancelled = why
             self.task.cancel()
 
@@ -93,7 +93,7 @@ class Workers:
         for number in range(self._concurrency):
             worker = Worker()
             context = copy_context()
-            context.run(threads.set, self._threads)
+            context.run(threads.set, (self._threads, worker))
             name = f"{self._name} worker {number}"
             worker.task = asyncio.create_task(self._work(worker), name=name, context=context)
             worker.task.add_done_callback(self._ended)
@@ -218,7 +218,7 @@ class Workers:
 
     async def let_thread_end(self, worker: Worker) -> None:
         """Do not use this worker again before the thread that its handler hangs in has returned."""
-        ended = self._threads.hanging(worker.task)
+        ended = self._threads.hanging(worker)
         if ended is None or self._stopping:
             return
         worker.deliveries, worker.hung = None, True
@@ -242,7 +242,8 @@ class Workers:
 
     def _uncancel(self, worker: Worker) -> None:
         worker.cancelled = None
-        worker.task.uncancel()
+        while worker.task.cancelling():
+            worker.task.uncancel()
 
     def _check(self) -> None:
         """Cancel every handler that overran; come again when the next one could."""

@@ -24,5 +24,14 @@ Handle: TypeAlias = Callable[[Message], Awaitable[None]]
 Middleware: TypeAlias = Callable[[Handle], Handle]
 """Wraps a step into another; called once, at start."""
 
-AnyHandler: TypeAlias = Handler | Callable[..., Any]
+
+class HandlesPayload(Protocol):
+    """An object whose `handle` takes what its first parameter says: a payload, a message, or a list of them."""
+
+    @property
+    def handle(self) -> Callable[..., Any]:
+        """The method."""
+
+
+AnyHandler: TypeAlias = Handler | HandlesPayload | Callable[..., Any]
 """An object with `handle`, an `async def` function, or a plain function, which runs in a thread."""

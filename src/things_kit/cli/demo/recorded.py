@@ -11,7 +11,7 @@ class FileMissing(Exception):
 
 
 class FileChanged(Exception):
-    """The file is not the one that was recorded. No other attempt can change that."""
+    """The file is not the one that was recorded. It may be one that an installer is about to replace."""
 
 
 class RecordedFile(msgspec.Struct, frozen=True):
