@@ -65,7 +65,7 @@ async def test_a_worker_that_ends_by_itself_is_a_failure_that_says_why(tmp_path:
             await asyncio.wait_for(crew.failed, 30)
     finally:
         starting.cancel()
-        crew.kill()
+        await crew.kill()
 
 
 # --- the verdict

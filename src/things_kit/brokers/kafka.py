@@ -7,7 +7,12 @@ The options are those of `KafkaOptions`; `?conf.NAME=VALUE` hands any property t
 
 A group's place is the offset that it has committed, for each partition, and the metadata of that commit, which says what
 is finished beyond it. Commits follow acknowledgements within a fraction of a second, and when a consumer stops or gives
-up a partition; a killed process repeats what was acknowledged in that moment. `lag` sees what is committed.
+up a partition: a killed process repeats what was acknowledged in that moment. While a group rebalances by the classic
+protocol commits have to wait, for a second or so; with `group_protocol=consumer` they need not. `lag` sees what is
+committed.
+
+Messages of one key keep their order, as a key has one partition; those without a key are spread. A message that is
+published with a `partition` goes there. An ephemeral group reads the partitions that there are when it begins.
 """
 
 import asyncio

@@ -143,7 +143,8 @@ class KafkaReceiver:
         if self._failure is not None:
             raise self._failure
         for delivery in acknowledged:
-            delivery.token.finish(delivery.message.offset)
+            offsets, offset = delivery.token
+            offsets.finish(offset)
         self._acknowledged += len(acknowledged)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -179,14 +180,14 @@ class KafkaReceiver:
 
     async def _let_go(self, gone: frozenset[Offsets]) -> None:
         self._drop(gone)
-        await self._subscription.let_go(lambda delivery: delivery.token in gone)
+        await self._subscription.let_go(lambda delivery: delivery.token[0] in gone)
 
     def _forget(self, gone: frozenset[Offsets]) -> None:
         self._drop(gone)
-        self._subscription.forget(lambda delivery: delivery.token in gone)
+        self._subscription.forget(lambda delivery: delivery.token[0] in gone)
 
     def _drop(self, gone: frozenset[Offsets]) -> None:
-        kept = [delivery for delivery in self._buffer if delivery.token not in gone]
+        kept = [delivery for delivery in self._buffer if delivery.token[0] not in gone]
         self._taken += len(self._buffer) - len(kept)
         self._buffer.clear()
         self._buffer.extend(kept)

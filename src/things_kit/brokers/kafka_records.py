@@ -81,7 +81,7 @@ def unpack(
 ) -> tuple[list[Delivery], list[KafkaError]]:
     """A batch of records as deliveries, in order, without those that were finished before; and errors among them.
 
-    Runs once for each message, so it does nothing twice and calls little.
+    A delivery's token is the `Offsets` of its partition and its offset. Runs once for each message, so it does nothing twice and calls little.
     """
     deliveries: list[Delivery] = []
     errors: list[KafkaError] = []
@@ -103,7 +103,7 @@ def unpack(
             message = _message(record, partition, offset, stamps)
         except NOT_OURS:
             message = _strange(record, partition, offset)
-        deliveries.append(Delivery(message, offsets))
+        deliveries.append(Delivery(message, (offsets, offset)))
     return deliveries, errors
 
 

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from things_kit.cli import dlq
 from things_kit.cli.declare import declare
 from things_kit.cli.demo.command import demo
+from things_kit.cli.doctor import doctor
 from things_kit.cli.lag import lag
 from things_kit.cli.printing import safe, say, without_login
 from things_kit.cli.publish import publish
@@ -62,4 +63,5 @@ app.command()(publish)
 app.command()(tail)
 app.command()(lag)
 app.command()(declare)
+app.command()(doctor)
 app.add_typer(dlq.app, name="dlq")

@@ -69,7 +69,7 @@ class Audit:
             ThingsKitError: The broker failed.
         """
         async with AsyncExitStack() as stack:
-            stack.callback(self.crew.kill)
+            stack.push_async_callback(self.crew.kill)
             await self._declare()
             for topic, handler, batch in (
                 (self.plan.reports, self.tally.report, Batch(size=500, wait=0.02)),

@@ -54,11 +54,15 @@ class Worker:
         with suppress(ProcessLookupError):
             self._process.kill()
 
+    def hang_up(self) -> None:
+        """There will be no more orders."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
     async def stop(self) -> None:
         """Let it finish what it has begun; then it ends."""
         self.stopping = True
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self.hang_up()
         try:
             await asyncio.wait_for(asyncio.shield(self.ended), PATIENCE)
         finally:
@@ -124,13 +128,15 @@ class Crew:
         except TimeoutError:
             raise CommandFailed(f"a worker did not stop within {PATIENCE:g} seconds") from None
         finally:
-            self.kill()
+            await self.kill()
 
-    def kill(self) -> None:
-        """End all at once."""
+    async def kill(self) -> None:
+        """End all at once; returns when they are gone, and their pipes closed."""
         for worker in self.workers:
             if worker.running:
                 worker.kill()
+            worker.hang_up()
+        await asyncio.gather(*(worker.ended for worker in self.workers), return_exceptions=True)
 
     async def _started(self, name: str) -> Worker:
         log = self._folder / f"{name.replace(' ', '-')}.log"

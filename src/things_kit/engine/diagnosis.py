@@ -1,0 +1,190 @@
+"""What is wrong with a broker, or soon will be: findings, each with its remedy.
+
+`diagnose` asks what every broker can answer. A driver that knows more of its broker is an `Examiner`.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+
+from things_kit.engine.broker import Broker
+from things_kit.engine.dead_letter import dead_letter_topic
+from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.naming import check_name
+from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.names import DEAD_LETTER_GROUP
+
+Level: TypeAlias = Literal["ok", "warning", "error"]
+
+PATIENCE: Final = 10.0
+"""Seconds for which a broker that is away is waited for: whoever asks what is wrong does not want to wait it out."""
+
+SLOW: Final = 1.0
+"""Seconds beyond which an answer is slow: it takes milliseconds."""
+
+WATCH: Final = 2.0
+"""Seconds for which the lag is watched."""
+
+LARGE: Final = 10_000
+"""Messages from which on a lag is worth a look, though it does not grow."""
+
+DEAD_LETTER: Final = "{topic}-dlq"
+"""Where consumers put dead letters unless they are told otherwise."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was looked at.
+
+    Attributes:
+        level: "error": messages are lost or stuck, or it takes none. "warning": that may come, or something
+            works otherwise than it seems. "ok": it is well, or good to know.
+        subject: What it is about, such as `topic orders`.
+        what: What was found, a sentence.
+        remedy: What to do about it, a sentence; empty where there is nothing to do.
+    """
+
+    level: Level
+    subject: str
+    what: str
+    remedy: str = ""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What the findings are to be about, beside the broker itself.
+
+    Attributes:
+        topic: A topic that is consumed.
+        group: The group that consumes it.
+        concurrency: Handler calls at once, over all its processes.
+        retry_span: Seconds from the first to the last attempt at a message; for so long it must not be deleted.
+    """
+
+    topic: str | None = None
+    group: str | None = None
+    concurrency: int | None = None
+    retry_span: float | None = None
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot be the name of a topic or group."""
+        for what in ("topic", "group"):
+            name = getattr(self, what)
+            if name is not None:
+                check_name(what, name)
+
+    @property
+    def dead_letter(self) -> str | None:
+        """The dead letter's topic, unless the topic is one itself."""
+        if self.topic is None or self.topic.removesuffix(".fifo").endswith("-dlq"):
+            return None
+        return dead_letter_topic(DEAD_LETTER, self.topic, self.group or "")
+
+
+@runtime_checkable
+class Examiner(Protocol):
+    """What a driver may have beside the contract, if it can tell more about its broker than others."""
+
+    async def examine(self, question: Question) -> Sequence[Finding]:
+        """What it finds; called while it is open. Changes nothing at the broker.
+
+        What this user may not ask the broker is a finding too, no reason to leave the others out.
+
+        Raises:
+            ConnectionLost: The broker went away.
+        """
+
+
+async def diagnose(broker: Broker, question: Question) -> list[Finding]:
+    """Look at a broker, which is opened if it is not; the caller closes it.
+
+    Raises:
+        ConfigError: The question has a name that no topic or group can have.
+    """
+    question.check()
+    reached = await _reach(broker)
+    if reached.level == "error":
+        return [reached]
+    findings = [reached]
+    try:
+        findings += await _work(broker, question)
+        driver = broker.transmission.driver
+        if isinstance(driver, Examiner):
+            findings += await driver.examine(question)
+    except (ConnectionLost, ThingsKitError) as error:
+        findings.append(
+            Finding(
+                "error",
+                broker.url.display,
+                f"The broker could not be asked further: {error}.",
+                "Ask again, and look into the broker's log.",
+            )
+        )
+    return findings
+
+
+async def _reach(broker: Broker) -> Finding:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await broker.open()
+            reason = (await broker.health()).reason
+    except TimeoutError:
+        reason = str(broker.transmission.away or f"no answer within {PATIENCE:g} s")
+    except ThingsKitError as error:
+        reason = str(error)
+    took = loop.time() - began
+    subject = broker.url.display
+    if reason is not None:
+        remedy = "Check the URL, its options and login, and whether the broker runs and is reachable from here."
+        return Finding("error", subject, f"Not well: {reason.rstrip('.')}.", remedy)
+    if took > SLOW:
+        remedy = "Look for a slow network, a slow disk or an overloaded broker."
+        return Finding("warning", subject, f"It answers, but took {took:.1f} s.", remedy)
+    return Finding("ok", subject, f"It answers, in {1000 * took:.0f} ms.")
+
+
+async def _work(broker: Broker, question: Question) -> list[Finding]:
+    """What waits to be done."""
+    findings = []
+    if question.topic is not None and question.group is not None:
+        findings.append(await _lag(broker, question.topic, question.group))
+    if question.dead_letter is not None:
+        findings.append(await _dead_letters(broker, question.dead_letter))
+    return findings
+
+
+async def _lag(broker: Broker, topic: str, group: str) -> Finding:
+    subject = f"group {group}"
+    before = await broker.lag(topic, group)
+    if before is None:
+        return Finding("ok", subject, f"The broker cannot say how far behind it is in {topic}.")
+    if before == 0:
+        return Finding("ok", subject, f"Nothing in {topic} waits for it.")
+    await asyncio.sleep(WATCH)
+    after = await broker.lag(topic, group) or 0
+    if after > before:
+        what = f"It is {after:,} messages behind in {topic}, {after - before:,} more than {WATCH:g} s before."
+        remedy = "If that goes on, raise concurrency, start more consumers, or make the handler faster."
+        return Finding("warning", subject, what, remedy)
+    if after >= LARGE:
+        moves = "and catching up" if after < before else "and it does not get less"
+        what = f"It is {after:,} messages behind in {topic}, {moves}."
+        remedy = "Check that its consumers run and that their handlers succeed; raise concurrency if they do."
+        return Finding("warning", subject, what, remedy)
+    return Finding("ok", subject, f"It is {after:,} messages behind in {topic}.")
+
+
+async def _dead_letters(broker: Broker, topic: str) -> Finding:
+    waiting = await broker.lag(topic, DEAD_LETTER_GROUP)
+    subject = f"dead letter {topic}"
+    if waiting is None:
+        return Finding("ok", subject, "The broker cannot say whether dead letters wait.")
+    if waiting == 0:
+        return Finding("ok", subject, "No dead letters wait.")
+    remedy = (
+        f"See why with `things-kit dlq list URL {topic}`, and send them back with `things-kit dlq replay`."
+    )
+    what = f"Dead letters wait: {waiting:,}."
+    return Finding("warning", subject, what, remedy)
