@@ -16,8 +16,9 @@ from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import check_name
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.retry_source import RetrySource
 from things_kit.engine.retry_topics import retry_topics
-from things_kit.engine.source import RetrySource, Source, Treatment
+from things_kit.engine.source import Source, Treatment
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.workers import GRACE, Workers
 from things_kit.messaging.errors import ClosedError, ConfigError

@@ -137,7 +137,9 @@ async def _reach(broker: Broker) -> Finding:
     took = loop.time() - began
     subject = broker.url.display
     if reason is not None:
-        remedy = "Check the URL, its options and login, and whether the broker runs and is reachable from here."
+        remedy = (
+            "Check the URL, its options and login, and whether the broker runs and is reachable from here."
+        )
         return Finding("error", subject, f"Not well: {reason.rstrip('.')}.", remedy)
     if took > SLOW:
         remedy = "Look for a slow network, a slow disk or an overloaded broker."

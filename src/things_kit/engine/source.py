@@ -16,10 +16,10 @@ from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, 
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.loan import Loan
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.retry_topics import SHORT, postpone, remaining, restore
+from things_kit.engine.retry_topics import SHORT, postpone
 from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
 from things_kit.engine.workers import Workers
-from things_kit.messaging.errors import DecodeError, ThingsKitError
+from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.messaging.policy import RetryPolicy
@@ -193,9 +193,7 @@ class Source:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(ends):
                     await self._progress.wait()
-            self._drop_unbegun(
-                which
-            )  # what failed meanwhile waits for another attempt, which is not ours to make
+            self._drop_unbegun(which)  # what failed meanwhile: the next attempt is not ours to make
         self.forget(which)
 
     def forget(self, which: Which) -> None:
@@ -266,9 +264,8 @@ class Source:
             self._loose.remove(delivery)
             delivery.loan.release(again)
         elif native.lanes:
-            self._loose |= {
-                other for other in self._burials.values() if self._lanes.lane_of(other) == lane
-            } - {delivery}
+            buried = {other for other in self._burials.values() if self._lanes.lane_of(other) == lane}
+            self._loose |= buried - {delivery}
             delivery.loan.park(again)
         elif (native.delay and native.attempts and lane is None) or self._stopping:
             again.delay = wait if native.delay else 0.0
@@ -389,46 +386,3 @@ class Source:
     @property
     def _name(self) -> str:
         return f"{self.subscription.topic} as {self.subscription.group}"
-
-
-class RetrySource(Source):
-    """Brings what waits in a retry topic to the workers, when it is due."""
-
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._arrivals = Delays(self._admit)
-
-    def _accept(self, loan: Loan, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            delivery.loan = loan
-            wait = remaining(delivery.message)
-            if wait > 0:
-                self._arrivals.hold(delivery, wait)
-            else:
-                self._admit(delivery)
-
-    def _admit(self, delivery: Delivery) -> None:
-        try:
-            message = restore(delivery.message)
-        except DecodeError as error:
-            self._keep_stranger(delivery, error)
-            return
-        delivery.message = message
-        self._lanes.admit([delivery], delivery.loan)
-        self._workers.wake()
-
-    def _keep_stranger(self, delivery: Delivery, error: DecodeError) -> None:
-        verdict = self._judge(delivery, error)
-        if isinstance(verdict, TryAgain):  # no dead letter: it stays where it is
-            self._arrivals.hold(delivery, verdict.wait)
-        else:
-            self._give_up(delivery, error)
-
-    def _drop_queued(self, which: Which) -> None:
-        self._arrivals.drop(which)
-        super()._drop_queued(which)
-
-    def stop_receiving(self) -> None:
-        """Take nothing more, and give back all that is not being handled."""
-        self._arrivals.clear()
-        super().stop_receiving()
