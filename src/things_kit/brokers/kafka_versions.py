@@ -43,12 +43,12 @@ class Versions(msgspec.Struct, frozen=True):
     active: Mapping[str, int] = {}
 
     @property
-    def release(self) -> str:
-        """As people say it: "4.2", "older than 3.3", "newer than 4.3"."""
+    def release(self) -> str | None:
+        """As people say it: "4.2", or "newer than 4.3"; None before 3.3, and where it is no Apache Kafka."""
         level = self.known.get("metadata.version", 0)
         names = [name for first, name in RELEASES if first <= level]
         if not names:
-            return f"older than {RELEASES[0][1]}"
+            return None
         return names[-1] or f"newer than {RELEASES[-2][1]}"
 
 

@@ -18,7 +18,7 @@ from things_kit.messaging.errors import ClosedError
 
 T = TypeVar("T")
 
-POLL: Final = 0.014
+POLL: Final = 0.01
 """Seconds between two looks whether another process has committed, while somebody waits."""
 
 LOCK_PATIENCE: Final = 5.0
