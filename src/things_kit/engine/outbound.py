@@ -14,15 +14,17 @@ def prepare(messages: Sequence[Message], max_bytes: int | None) -> tuple[list[Me
     """Messages with id and timestamp, and by index the errors of those that must not be sent."""
     now = datetime.now(UTC)
     batch = secrets.token_hex(12)  # one draw from the system's entropy for all; the index tells them apart
+    topics: set[str] = set()
     ready: list[Message] = []
     refused: dict[int, Exception] = {}
     for index, message in enumerate(messages):
         try:
-            _check(message, max_bytes)
-            time = message.timestamp
-            if time is None or message.id is None or time.tzinfo is not UTC:
-                message = _complete(message, f"{batch}-{index}", now)  # noqa: PLW2901
-            ready.append(message)
+            size = _checked_size(message, topics)
+            if max_bytes is not None and size > max_bytes:
+                raise MessageTooLarge(
+                    f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
+                )
+            ready.append(_complete(message, f"{batch}-{index}", now))
         except PublishError as error:
             refused[index] = error
     return ready, refused
@@ -32,53 +34,75 @@ def _complete(message: Message, identity: str, now: datetime) -> Message:
     time = message.timestamp
     if time is None:
         time = now
-    elif time.tzinfo is None:
-        raise PublishError(
-            f"the timestamp of a message must be aware, such as datetime.now(UTC); it is {time!r}"
-        )
-    elif time.tzinfo is not UTC:
-        try:
-            time = time.astimezone(UTC)
-        except OverflowError as error:
-            raise PublishError(f"the timestamp {time!r} is no time in UTC") from error
+    elif type(time) is not datetime or time.tzinfo is not UTC:
+        time = _in_utc(time)
     return Message(
         message.topic,
         message.value,
         message.key,
         message.headers,
         message.partition,
-        timestamp=time,
-        id=identity if message.id is None else message.id,
+        None,
+        time,
+        identity if message.id is None else message.id,
     )
 
 
-def _check(message: Message, max_bytes: int | None) -> None:
-    if not isinstance(message, Message):
+def _in_utc(time: datetime) -> datetime:
+    if not isinstance(time, datetime):
+        raise PublishError(f"the timestamp of a message must be a datetime; it is {type(time).__name__}")
+    if time.tzinfo is None:
+        raise PublishError(
+            f"the timestamp of a message must be aware, such as datetime.now(UTC); it is {time!r}"
+        )
+    try:
+        return time.astimezone(UTC)
+    except OverflowError as error:
+        raise PublishError(f"the timestamp {time!r} is no time in UTC") from error
+
+
+def _checked_size(message: Message, topics: set[str]) -> int:
+    """The bytes of value, key and headers. `topics` are those that were found fine before.
+
+    Every published message pays for these lines; what is not plainly right is looked at again, and named.
+    """
+    if type(message) is not Message:
         raise PublishError(f"publish takes a Message, not {type(message).__name__}")
-    value, key, headers = message.value, message.key, message.headers
+    topic, value, key, headers, identity = (
+        message.topic, message.value, message.key, message.headers, message.id,
+    )  # fmt: skip
+    if type(topic) is not str or topic not in topics:
+        _check_topic(topic)
+        topics.add(topic)
     if type(value) is not bytes:
         raise PublishError(f"the value of a message must be bytes; it is {type(value).__name__}")
-    if key is not None and type(key) is not bytes:
-        raise PublishError(f"the key of a message must be bytes or None; it is {type(key).__name__}")
+    size = len(value)
+    if key is not None:
+        if type(key) is not bytes:
+            raise PublishError(f"the key of a message must be bytes or None; it is {type(key).__name__}")
+        size += len(key)
+    if identity is not None:
+        _check_text("the id of a message", identity)
+    if type(headers) is not dict and not isinstance(headers, Mapping):
+        raise PublishError(f"the headers of a message must be a mapping; they are {type(headers).__name__}")
+    for name, text in headers.items():
+        if (
+            type(name) is type(text) is str
+            and name.isascii()
+            and text.isascii()
+            and name[:3] != RESERVED_PREFIX
+        ):
+            size += len(name) + len(text)
+        else:
+            size += _check_header(name, text)
+    return size
+
+
+def _check_topic(topic: Any) -> None:
     try:
-        check_name("the topic of a message", message.topic)
+        check_name("the topic of a message", topic)
     except ConfigError as error:
         raise PublishError(str(error)) from None
-    if message.id is not None:
-        _check_text("the id of a message", message.id)
-    if message.timestamp is not None and not isinstance(message.timestamp, datetime):
-        raise PublishError(
-            f"the timestamp of a message must be a datetime; it is {type(message.timestamp).__name__}"
-        )
-    if not isinstance(headers, Mapping):
-        raise PublishError(f"the headers of a message must be a mapping; they are {type(headers).__name__}")
-    size = len(value) + (len(key) if key else 0)
-    if headers:
-        size += sum(_check_header(name, text) for name, text in headers.items())
-    if max_bytes is not None and size > max_bytes:
-        raise MessageTooLarge(
-            f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
-        )
 
 
 def _check_header(name: Any, text: Any) -> int:

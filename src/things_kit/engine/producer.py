@@ -140,6 +140,11 @@ class BrokerProducer:
     def _answer(
         self, gathered: Sequence[_Waiting], messages: Sequence[Message], errors: dict[int, Exception]
     ) -> None:
+        if not errors:
+            for waiting in gathered:
+                if not waiting.outcome.done():
+                    waiting.outcome.set_result({})
+            return
         first, now, again = 0, asyncio.get_running_loop().time(), []
         for waiting in gathered:
             end = first + len(waiting.messages)
