@@ -1,7 +1,6 @@
 """A real Apache Kafka keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -12,23 +11,13 @@ pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from things_kit import BrokerUnavailable, Message
 from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.kafka import KafkaServer
 
 SHORT_SESSIONS = "?session_timeout=3"
 """So that the partitions of a killed process go to others within the patience of the suite."""
-
-
-IN_ORDER = {
-    "test_a_hanging_thread_holds_its_worker",
-    "test_a_new_group_starts_at_the_earliest_message",
-    "test_lag_is_what_is_not_acknowledged",
-}
-"""Tests that expect messages without a key in the order of publishing, which Kafka has only within a partition."""
 
 kafka = shared(KafkaServer, "kafka")
 own_kafka = own(KafkaServer)
@@ -66,10 +55,10 @@ class Foreign:
 
 class TestKafka(ConformanceSuite):
     @pytest.fixture
-    def target(self, request: pytest.FixtureRequest, kafka: KafkaServer) -> Target:
+    def target(self, kafka: KafkaServer) -> Target:
         foreign = Foreign(kafka)
         return Target(
-            url=kafka.url + SHORT_SESSIONS + ("&partitions=1" if request.node.name in IN_ORDER else ""),
+            url=kafka.url + SHORT_SESSIONS,
             size_options={"max_message_bytes": "4096"},
             absent="kafka://127.0.0.1:1",
             foreign_publish=foreign.publish,
@@ -100,15 +89,4 @@ class TestKafkaThatGoesAway(Suite):
     test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
     _ill = OperationsSuite._ill
 
-    async def test_publish_fails_in_time(self, stage: Stage) -> None:
-        """As the suite's, but for its half second: librdkafka needs one to be given a producer id again."""
-        topic = stage.topic()
-        broker = await stage.open(publish_timeout=3)
-        producer = broker.producer()
-        await producer.publish(Message(topic, b"before"))
-        async with stage.outage():
-            began = time.monotonic()
-            with pytest.raises(BrokerUnavailable):
-                await producer.publish(Message(topic, b"during"))
-            assert 2.9 <= time.monotonic() - began <= 4
-        await producer.publish(Message(topic, b"after"))
+    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts

@@ -72,6 +72,9 @@ ANSWER: Final = 5.0
 JOIN: Final = 60.0
 """Seconds to join a group: the members it has may take their time to let go of partitions."""
 
+EVERYWHERE: Final = "__consumer_offsets"
+"""The topic in which Kafka itself keeps the groups' places."""
+
 VISIBLE: Final = 10.0
 """Seconds until a topic that was created or removed is so for everybody."""
 
@@ -143,15 +146,20 @@ class KafkaDriver:
             loop.call_soon_threadsafe(closed.set)
 
     async def ping(self) -> None:
-        """Ask any broker for the cluster's metadata."""
-        await self._blocking("asking for the cluster's brokers", self._ask)
+        """Ask any broker about a topic that every cluster has; that it answers is enough."""
+        await self._blocking("asking the cluster for an answer", self._ask)
 
     def _ask(self) -> None:
+        # Not describe_cluster(): a broker that is fenced knows of no brokers, and at such an answer librdkafka (2.16)
+        # ends the whole process by an assertion in rd_kafka_admin_response_parse. It cannot be empty of topics.
         self._trouble = None
+        timeout = min(ANSWER, max(0.5, self._settings.url.engine.publish_timeout))
         try:
-            timeout = min(ANSWER, max(0.5, self._settings.url.engine.publish_timeout))
-            _result(self._admin.describe_cluster(request_timeout=timeout))
+            asked = self._admin.describe_topics(TopicCollection([EVERYWHERE]), request_timeout=timeout)
+            _result(asked[EVERYWHERE])
         except KafkaException as error:
+            if unknown(error_of(error)) or error_of(error).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                return
             self._admin.poll(0)  # has `_on_error` called
             raise KafkaException(self._trouble or error_of(error)) from None
 

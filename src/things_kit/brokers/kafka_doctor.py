@@ -178,9 +178,14 @@ class Examination:
     # --- the cluster
 
     def _cluster(self) -> Iterator[Finding]:
-        cluster = _result(self._admin.describe_cluster(request_timeout=ANSWER))
-        yield from self._releases(len(cluster.nodes))
-        config = self._config(_Type.BROKER, str(cluster.nodes[0].id))
+        # Not describe_cluster(): librdkafka (2.16) ends the process if the answer of a fenced broker has no brokers
+        brokers = self._admin.list_topics(timeout=ANSWER).brokers
+        yield from self._releases(len(brokers))
+        if not brokers:
+            what = "It has no broker that takes part: they are starting, or cut off from their controller."
+            yield Finding("error", "cluster", what, "Look into the brokers' logs, and at the controller.")
+            return
+        config = self._config(_Type.BROKER, str(min(brokers)))
         if config.get("auto.create.topics.enable") == "true":
             what = "It creates topics that anybody asks for (auto.create.topics.enable), misspelt ones too."
             remedy = "Switch that off, and declare topics: `things-kit declare URL TOPIC`."
@@ -382,7 +387,7 @@ def judge_copies(topic: Topic, acks: str) -> Iterator[Finding]:
         yield Finding("error", subject, what, "Bring the brokers back that have its copies.")
     if needed > replicas:
         what = f"min.insync.replicas is {needed} with {replicas} copies: no message with acks=all is taken."
-        remedy = "Lower min.insync.replicas below the number of copies, or add copies."
+        remedy = f"Lower min.insync.replicas to {max(1, replicas - 1)}, or add copies."
         yield Finding("error", subject, what, remedy)
     elif behind := [each.number for each in copies if each.led and each.in_sync < needed]:
         what = f"{_partitions(behind)} has fewer copies in sync than min.insync.replicas, {needed}: no message is taken."

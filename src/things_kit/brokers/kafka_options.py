@@ -268,7 +268,7 @@ _AWAY: Final = frozenset({
     KafkaError._ALL_BROKERS_DOWN, KafkaError._DESTROY, KafkaError._MAX_POLL_EXCEEDED, KafkaError._MSG_TIMED_OUT,
     KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE, KafkaError._RESOLVE, KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE, KafkaError._TRANSPORT, KafkaError._WAIT_COORD, KafkaError._STATE,
-    KafkaError._ASSIGNMENT_LOST, KafkaError._FENCED, KafkaError._UNKNOWN_BROKER, KafkaError._NO_OFFSET,
+    KafkaError._ASSIGNMENT_LOST, KafkaError._FENCED, KafkaError._UNKNOWN_BROKER, KafkaError._NO_OFFSET, KafkaError._PARTIAL,
     KafkaError.BROKER_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.FENCED_MEMBER_EPOCH, KafkaError.ILLEGAL_GENERATION, KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NETWORK_EXCEPTION, KafkaError.NOT_CONTROLLER,

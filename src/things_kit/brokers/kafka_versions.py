@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -129,9 +129,9 @@ class _Fields:
         self.take(size)
 
     def varint(self) -> int:
-        number = shift = 0
+        number, shift = 0, 0
         while True:
-            byte: Any = self.take(1)[0]
+            byte = self.take(1)[0]
             number |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:

@@ -2,12 +2,14 @@
 
 * `MockHandler`, `MockProducer`, `MockConsumer` record what they are asked, and fail when told to.
 * `run_virtual` and `VirtualTimeLoop` let back-offs and timeouts take no time.
-* The pytest fixture `memory_broker` comes by itself with the package.
+* The pytest fixtures `memory_broker` and `kafka_container` come by themselves with the package.
+* `start_kafka_container` starts a real Apache Kafka, in a container or as a local process.
 * `things_kit.testing.conformance` is what every driver passes.
 """
 
 from things_kit.testing.clock import NothingCanHappen, VirtualTimeLoop, run_virtual, virtual_time
 from things_kit.testing.mocks import ANYTHING, MockConsumer, MockHandler, MockProducer
+from things_kit.testing.servers.kafka import RunningKafka, start_kafka_container
 
 __all__ = [
     "ANYTHING",
@@ -15,7 +17,9 @@ __all__ = [
     "MockHandler",
     "MockProducer",
     "NothingCanHappen",
+    "RunningKafka",
     "VirtualTimeLoop",
     "run_virtual",
+    "start_kafka_container",
     "virtual_time",
 ]

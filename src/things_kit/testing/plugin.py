@@ -4,13 +4,14 @@ It loads with every pytest of an environment that has this package, so it import
 where pytest-asyncio is missing: only a test that asks for one of its fixtures does.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from things_kit.engine.broker import Broker
+    from things_kit.testing.servers.kafka import RunningKafka
 
 try:
     import pytest_asyncio
@@ -32,6 +33,26 @@ else:
 
         async with connect("memory://") as broker:
             yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka_container() -> "Iterator[RunningKafka]":
+    """A real Apache Kafka with `.brokers` and `.url`: a container where there is Docker, else a local process.
+
+    The test is skipped, with the reason, where neither can be had; where CI=true it fails.
+    """
+    from things_kit.testing.servers.fixtures import unavailable  # noqa: PLC0415
+    from things_kit.testing.servers.kafka import start_kafka_container  # noqa: PLC0415
+    from things_kit.testing.servers.process import ServerUnavailable  # noqa: PLC0415
+
+    try:
+        running = start_kafka_container()
+    except ServerUnavailable as reason:
+        unavailable(reason)
+    try:
+        yield running
+    finally:
+        running.terminate()
 
 
 pytest.register_assert_rewrite("things_kit.testing.conformance")

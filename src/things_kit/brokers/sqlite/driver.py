@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import msgspec
 
@@ -29,6 +29,9 @@ from things_kit.engine.driver import (
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.engine.diagnosis import Finding, Question
 
 LONGEST_DELAY: Final = 1e10
 
@@ -152,6 +155,13 @@ class SQLiteDriver:
     async def lag(self, topic: str, group: str) -> int | None:
         """How many messages the group has not settled."""
         return await self._opened.read(lambda store: store.lag(topic, group))
+
+    async def examine(self, question: "Question") -> "Sequence[Finding]":
+        """What `things-kit doctor` has to say of the file."""
+        from things_kit.brokers.sqlite.doctor import examine  # noqa: PLC0415 - nobody else needs it
+
+        path, durable = self._path, self._options.synchronous == "full"
+        return await self._opened.read(lambda store: examine(store, path, question, durable=durable))
 
     def _leave_again(self, worker: "Worker", joined: "asyncio.Future[Member]") -> None:
         """Undo a subscription whose caller was cancelled."""

@@ -111,9 +111,9 @@ class DeliverySuite(Suite):
         """Line 5: on a broker that retains, a group that did not exist gets what was published before it."""
         topic = stage.topic()
         await stage.broker.declare(topic)
-        early = await stage.publish(topic, b"early")
+        early = await stage.publish(topic, b"early", key=b"k")
         recorder = await stage.record(topic, stage.group(), start="earliest")
-        late = await stage.publish(topic, b"late")
+        late = await stage.publish(topic, b"late", key=b"k")
         expected = [*early, *late] if stage.capabilities.retained else late
         await recorder.until_done(len(expected), stage.patience)
         assert recorder.values == [message.value for message in expected]

@@ -73,20 +73,20 @@ class OperationsSuite(Suite):
             done, _ = await asyncio.wait({publishing}, timeout=0.5)
             assert not done, "the broker is away, but publish ended"
         await asyncio.wait_for(publishing, 2 * stage.patience)
-        await recorder.until_done(2, stage.patience)
-        assert b"during" in recorder.values
+        await eventually(lambda: b"during" in recorder.values, stage.patience)
 
     async def test_publish_fails_in_time_when_the_outage_lasts(self, stage: Stage) -> None:
         """Line 40: after publish_timeout, with BrokerUnavailable; afterwards the same producer works again."""
         topic = stage.topic()
-        broker = await stage.open(publish_timeout=0.5)
+        limit = 3.0  # some clients need half a second for their first message
+        broker = await stage.open(publish_timeout=limit)
         producer = broker.producer()
         await producer.publish(Message(topic, b"before"))
         async with stage.outage():
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable):
                 await producer.publish(Message(topic, b"during"))
-            assert 0.4 <= time.monotonic() - began <= 0.5 + stage.patience
+            assert 0.9 * limit <= time.monotonic() - began <= limit + stage.patience
         await producer.publish(Message(topic, b"after"))
 
     async def test_a_broker_that_is_not_there_is_reported_in_time(self, stage: Stage) -> None:
@@ -109,7 +109,7 @@ class OperationsSuite(Suite):
             assert await stage.lag(topic, group) is None
             return
         assert await stage.lag(topic, group) == 0
-        await stage.publish(topic, *(b"%d" % n for n in range(5)))
+        await stage.publish(topic, *(b"%d" % n for n in range(5)), key=b"k")
         for of in (group, other):
             await stage.until_lag(topic, of, 5)
         gate = Gate(passing=lambda message: message.value in {b"0", b"1"})

@@ -361,9 +361,10 @@ class OutcomeSuite(Suite):
                 loop.call_soon_threadsafe(second.set)
 
         await stage.consume(topic, group, handle, timeout=0.1)
-        await stage.publish(topic, b"hangs", b"next")
+        await stage.publish(topic, b"hangs")
         try:
             await eventually(lambda: began, stage.patience, "it begins")
+            await stage.publish(topic, b"next")
             await never(second, 0.5, "the worker is used while its thread hangs")
         finally:
             release.set()

@@ -1,0 +1,264 @@
+"""The driver for Kafka against the client it is built on, and against FastStream, all on one real broker."""
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import import_module
+from itertools import count
+from typing import Any
+
+from benchmarks.common import consume, messages
+from benchmarks.result import Result, rate
+from things_kit import Broker, Message, connect
+from things_kit.testing.servers import ServerUnavailable
+from things_kit.testing.servers.kafka import KafkaServer
+
+COUNT = 200_000
+CHUNK = 10_000
+SLOW_COUNT = 5_000
+CALLS = 1_000
+ROUNDS = 20
+RATE = 1_000
+SECONDS = 5
+RUNS = 5
+PATIENCE = 60
+
+_numbers = count()
+
+
+def name(what: str) -> str:
+    """A group or topic that nobody has used."""
+    return f"{what}-{next(_numbers)}"
+
+
+# --- the client alone
+
+
+def produce_raw(brokers: str, topic: str, rows: list[Message]) -> None:
+    """The same messages, from as safe a producer, which is told of every delivery."""
+    confluent = import_module("confluent_kafka")
+    producer = confluent.Producer(
+        {
+            "bootstrap.servers": brokers,
+            "enable.idempotence": True,
+            "linger.ms": 1,
+            "batch.size": 1_000_000,
+            "queue.buffering.max.messages": 2 * COUNT,
+        }
+    )
+    failed = 0
+
+    def delivered(error: object, _: object) -> None:
+        nonlocal failed
+        failed += error is not None
+
+    for number, message in enumerate(rows):
+        producer.produce(
+            topic, message.value, message.key, headers=[("type", b"bench")], on_delivery=delivered
+        )
+        if number % CHUNK == 0:
+            producer.poll(0)
+    assert producer.flush(PATIENCE) == 0
+    assert failed == 0
+
+
+def consume_raw(brokers: str, topic: str) -> None:
+    """Read every field of every message, and commit after each batch without waiting for the answer."""
+    confluent = import_module("confluent_kafka")
+    consumer = confluent.Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": name("raw"),
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    consumer.subscribe([topic])
+    seen = 0
+    while seen < COUNT:
+        batch = consumer.consume(500, 0.1)
+        for record in batch:
+            assert record.error() is None
+            record.topic(), record.partition(), record.offset()
+            record.key(), record.value(), record.headers(), record.timestamp()
+        seen += len(batch)
+        if batch:
+            consumer.commit(asynchronous=True)
+    consumer.close()
+
+
+# --- the driver
+
+
+async def publish(broker: Broker, rows: list[Message]) -> None:
+    """In batches, one after the other."""
+    producer = broker.producer()
+    for start in range(0, len(rows), CHUNK):
+        await producer.publish_batch(rows[start : start + CHUNK])
+
+
+async def publish_singly(broker: Broker, topic: str) -> float:
+    """Publishes a second, a thousand calls at a time."""
+    producer = broker.producer()
+    rows = messages(CALLS, topic)
+
+    async def rounds() -> None:
+        for _ in range(ROUNDS):
+            await asyncio.gather(*map(producer.publish, rows))
+
+    await producer.publish(rows[0])
+    return await rate(CALLS * ROUNDS, rounds)
+
+
+async def latencies(broker: Broker, topic: str) -> list[float]:
+    """Milliseconds from a publish to its handler, at RATE a second, ascending; the first second is not counted."""
+    taken: list[float] = []
+    done = asyncio.Event()
+
+    async def handle(message: Message) -> None:
+        taken.append(time.perf_counter() - float(message.headers["sent"]))
+        if len(taken) == RATE * SECONDS:
+            done.set()
+
+    async with broker.consumer(topic, group=name("latency"), handler=handle, concurrency=8):
+        producer = broker.producer()
+        async with asyncio.TaskGroup() as tasks:
+            begun = time.perf_counter()
+            for number, row in enumerate(messages(RATE * SECONDS, topic)):
+                await asyncio.sleep(max(0.0, begun + number / RATE - time.perf_counter()))
+                sent = row.replace(headers={"sent": repr(time.perf_counter())})
+                tasks.create_task(producer.publish(sent))
+        await done.wait()
+    return sorted(1e3 * seconds for seconds in taken[RATE:])
+
+
+# --- FastStream
+
+
+async def consume_with_faststream(brokers: str, topic: str) -> float:
+    """Messages a second from the first to the last, so without its start; ModuleNotFoundError if not installed."""
+    faststream, kafka = import_module("faststream"), import_module("faststream.confluent")
+    broker = kafka.KafkaBroker(brokers, logger=None)
+    times: list[float] = []
+    done = asyncio.Event()
+
+    async def handle(body: bytes) -> None:
+        times.append(time.perf_counter())
+        if len(times) == SLOW_COUNT:
+            done.set()
+
+    broker.subscriber(
+        topic,
+        group_id=name("faststream"),
+        auto_offset_reset="earliest",
+        ack_policy=faststream.AckPolicy.NACK_ON_ERROR,
+    )(handle)
+    async with broker:
+        await broker.start()
+        await asyncio.wait_for(done.wait(), PATIENCE)
+    return (SLOW_COUNT - 1) / (times[SLOW_COUNT - 1] - times[0])
+
+
+# --- all of it
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[KafkaServer]:
+    """A Kafka of this benchmark's own. Raises ServerUnavailable."""
+    server = KafkaServer()
+    try:
+        await asyncio.to_thread(server.start)
+        yield server
+    finally:
+        await asyncio.to_thread(server.terminate)
+
+
+class Rates:
+    """What was measured in each round."""
+
+    def __init__(self) -> None:
+        self.raw_produced: list[float] = []
+        self.produced: list[float] = []
+        self.singly: list[float] = []
+        self.raw_consumed: list[float] = []
+        self.consumed: list[float] = []
+        self.faststream: list[float] = []
+
+
+async def measure(server: KafkaServer, broker: Broker, rates: Rates) -> None:
+    """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
+    topic, raw_topic = name("bench"), name("raw")
+    rows = messages(COUNT, topic)
+    await broker.declare(topic)
+    await broker.declare(raw_topic)
+
+    def thread(work: Callable[..., None], *arguments: Any) -> Callable[[], Awaitable[None]]:
+        return lambda: asyncio.to_thread(work, server.brokers, *arguments)
+
+    rates.raw_produced.append(await rate(COUNT, thread(produce_raw, raw_topic, rows)))
+    rates.produced.append(await rate(COUNT, lambda: publish(broker, rows)))
+    rates.raw_consumed.append(await rate(COUNT, thread(consume_raw, topic)))
+    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group=name("bench"))))
+    with contextlib.suppress(ModuleNotFoundError):
+        rates.faststream.append(await consume_with_faststream(server.brokers, topic))
+    rates.singly.append(await publish_singly(broker, name("singly")))
+    await broker.remove(topic)
+    await broker.remove(raw_topic)
+
+
+def skipped(what: str, reason: str) -> Result:
+    """A row for what could not be measured."""
+    return Result(what, "not measured", "", True, reason)
+
+
+def compared(rates: Rates) -> list[Result]:
+    """The best of all rounds of each: the machine's other work only ever slows one down."""
+    raw_produced, produced = max(rates.raw_produced), max(rates.produced)
+    raw_consumed, consumed = max(rates.raw_consumed), max(rates.consumed)
+    singly = max(rates.singly)
+    results = [
+        Result(
+            "kafka: consume at least once, key order, concurrency 8, against raw consume(500)",
+            f"{consumed / raw_consumed:.2f} of raw", "at least 0.45", consumed / raw_consumed >= 0.45,
+            f"{consumed:,.0f} and {raw_consumed:,.0f} messages/s",
+        ),
+        Result(
+            "kafka: publish_batch, against raw produce",
+            f"{produced / raw_produced:.2f} of raw", "at least 0.4", produced / raw_produced >= 0.4,
+            f"{produced:,.0f} and {raw_produced:,.0f} messages/s",
+        ),
+        Result(
+            "kafka: 1,000 concurrent publish calls",
+            f"{singly:,.0f} messages/s", "at least 30,000", singly >= 30_000,
+        ),
+    ]  # fmt: skip
+    against = "kafka: consume, against FastStream (confluent, NACK_ON_ERROR)"
+    if not rates.faststream:
+        return [*results, skipped(against, "FastStream is not installed: pip install --group bench")]
+    slow = max(rates.faststream)
+    times = consumed / slow
+    notes = f"{consumed:,.0f} and {slow:,.0f} messages/s"
+    return [*results, Result(against, f"{times:.0f} times", "at least 40", times >= 40, notes)]
+
+
+async def run() -> list[Result]:
+    """Several rounds on one broker, then the latency; a row that says why where there can be none."""
+    try:
+        import_module("confluent_kafka")
+        async with running() as server, connect(f"{server.url}?partitions=6") as broker:
+            rates = Rates()
+            for _ in range(RUNS):
+                await measure(server, broker, rates)
+            taken = await latencies(broker, name("latency"))
+    except ModuleNotFoundError as error:
+        return [skipped("kafka", f"{error.name} is not installed: pip install things-kit[kafka]")]
+    except ServerUnavailable as reason:
+        return [skipped("kafka", str(reason))]
+    median, high = statistics.median(taken), taken[int(0.99 * len(taken))]
+    latency = Result(
+        f"kafka: latency from publish to handler at {RATE:,} a second",
+        f"{median:.1f} ms median", "under 5 ms", median < 5, f"99th percentile {high:.1f} ms",
+    )  # fmt: skip
+    return [*compared(rates), latency]
