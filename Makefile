@@ -21,6 +21,7 @@ check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 	@$(BIN)/md-dead-link-check
 
 bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	@$(BIN)/python -m benchmarks
 
 format: $(VENV)/.dev  ## let ruff put the code into shape

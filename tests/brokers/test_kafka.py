@@ -13,8 +13,8 @@ from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError
-from things_kit.brokers.kafka import KafkaDriver
-from things_kit.brokers.kafka_options import (
+from things_kit.brokers.kafka.driver import KafkaDriver
+from things_kit.brokers.kafka.options import (
     Settings,
     check_group,
     check_topic,
@@ -22,7 +22,7 @@ from things_kit.brokers.kafka_options import (
     refused,
     translated,
 )  # fmt: skip
-from things_kit.brokers.kafka_records import TOMBSTONE, Clock, raw_headers, unpack
+from things_kit.brokers.kafka.records import TOMBSTONE, Clock, raw_headers, unpack
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.offsets import Offsets
 from things_kit.engine.url import BrokerURL

@@ -18,8 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from typer.testing import CliRunner
 
 from tests.brokers.test_kafka_secure import SECRET, secure
-from things_kit.brokers import kafka_doctor
-from things_kit.brokers.kafka_doctor import (
+from things_kit.brokers.kafka.doctor import (
     Copies,
     Group,
     Member,
@@ -35,8 +34,8 @@ from things_kit.brokers.kafka_doctor import (
     judge_versions,
     missing_topic,
 )
-from things_kit.brokers.kafka_options import Settings
-from things_kit.brokers.kafka_versions import RELEASES, Versions, ask
+from things_kit.brokers.kafka.options import Settings
+from things_kit.brokers.kafka.versions import RELEASES, Versions, ask
 from things_kit.cli.app import app
 from things_kit.engine.diagnosis import Finding, Question
 from things_kit.engine.offsets import encode
@@ -335,7 +334,7 @@ def _stable(cluster: Cluster, group: str) -> bool:
 def test_a_member_that_does_not_let_go_is_a_long_rebalance(
     cluster: Cluster, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka_doctor, "REBALANCE", 1.0)
+    monkeypatch.setattr(doctor, "REBALANCE", 1.0)
     topic = cluster.topic()
     holding = cluster.consumer(group, partition_assignment_strategy="range")
     waiting = cluster.consumer(group, partition_assignment_strategy="range")
@@ -354,7 +353,7 @@ def test_a_member_that_does_not_let_go_is_a_long_rebalance(
 
 def _rebalancing(cluster: Cluster, group: str) -> bool:
     described = cluster.admin.describe_consumer_groups([group])[group].result(PATIENCE)
-    return described.state in kafka_doctor.REBALANCING
+    return described.state in doctor.REBALANCING
 
 
 def test_of_a_share_group_it_says_what_cannot_be_asked(cluster: Cluster, group: str) -> None:

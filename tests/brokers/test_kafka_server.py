@@ -13,7 +13,7 @@ pytest.importorskip("confluent_kafka")
 from confluent_kafka import Producer
 
 from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, UnsupportedError, connect
-from things_kit.brokers.kafka_records import TOMBSTONE
+from things_kit.brokers.kafka.records import TOMBSTONE
 from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.waiting import eventually

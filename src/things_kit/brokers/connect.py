@@ -23,7 +23,7 @@ class BuiltIn(msgspec.Struct, frozen=True):
 
 
 BUILT_IN: Final = {
-    "kafka": BuiltIn("things_kit.brokers.kafka", "KafkaDriver", "kafka"),
+    "kafka": BuiltIn("things_kit.brokers.kafka.driver", "KafkaDriver", "kafka"),
     "memory": BuiltIn("things_kit.brokers.memory", "MemoryDriver"),
     "sqlite": BuiltIn("things_kit.brokers.sqlite.driver", "SQLiteDriver"),
 }

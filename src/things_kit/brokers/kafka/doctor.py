@@ -27,8 +27,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
     OffsetSpec,
 )
 
-from things_kit.brokers.kafka_options import Settings, error_of, possible_topic, translated, unknown
-from things_kit.brokers.kafka_versions import Versions, ask
+from things_kit.brokers.kafka.options import Settings, error_of, possible_topic, translated, unknown
+from things_kit.brokers.kafka.versions import Versions, ask
 from things_kit.engine.diagnosis import Finding, Question
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.offsets import decode

@@ -17,7 +17,7 @@ from confluent_kafka import (
     TopicPartition,
 )  # fmt: skip
 
-from things_kit.brokers.kafka_options import (
+from things_kit.brokers.kafka.options import (
     MAX_POLL_EXCEEDED,
     Settings,
     away,
@@ -25,7 +25,7 @@ from things_kit.brokers.kafka_options import (
     translated,
     unknown,
 )  # fmt: skip
-from things_kit.brokers.kafka_records import unpack
+from things_kit.brokers.kafka.records import unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.offsets import LIMIT, Mark, Offsets
 

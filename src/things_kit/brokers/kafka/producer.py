@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from things_kit.brokers.kafka_options import Settings, error_of, refused
-from things_kit.brokers.kafka_records import Clock, raw_headers
+from things_kit.brokers.kafka.options import Settings, error_of, refused
+from things_kit.brokers.kafka.records import Clock, raw_headers
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.message import Message
 

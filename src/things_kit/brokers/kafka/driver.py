@@ -39,7 +39,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
     OffsetSpec,
 )
 
-from things_kit.brokers.kafka_options import (
+from things_kit.brokers.kafka.options import (
     Settings,
     away,
     check_group,
@@ -50,8 +50,8 @@ from things_kit.brokers.kafka_options import (
     translated,
     unknown,
 )  # fmt: skip
-from things_kit.brokers.kafka_producer import SendingThread
-from things_kit.brokers.kafka_receiver import EphemeralReceiver, KafkaReceiver
+from things_kit.brokers.kafka.producer import SendingThread
+from things_kit.brokers.kafka.receiver import EphemeralReceiver, KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.offsets import decode
 from things_kit.engine.url import BrokerURL
@@ -62,7 +62,8 @@ from things_kit.messaging.policy import Start
 ResultT = TypeVar("ResultT")
 
 if TYPE_CHECKING:
-    from things_kit.brokers.kafka_share import ShareReceiver
+    from things_kit.brokers.kafka.share import ShareReceiver
+    from things_kit.engine.diagnosis import Finding, Question
 
     Member: TypeAlias = KafkaReceiver | ShareReceiver
 
@@ -322,10 +323,20 @@ class KafkaDriver:
         asked = self._admin.list_offsets(dict.fromkeys(partitions, spec), request_timeout=ANSWER)
         return {each.partition: _result(future).offset for each, future in asked.items()}
 
+    # --- findings
+
+    async def examine(self, question: "Question") -> "Sequence[Finding]":
+        """What `things-kit doctor` has to say of the cluster, the topic and the group."""
+        from things_kit.brokers.kafka.doctor import examine  # noqa: PLC0415 - nobody else needs it
+
+        return await self._blocking(
+            "examining the cluster", lambda: examine(self._admin, self._settings, question)
+        )
+
 
 def _share_receiver() -> "type[ShareReceiver]":
     try:
-        from things_kit.brokers.kafka_share import ShareReceiver  # noqa: PLC0415 - older clients have none
+        from things_kit.brokers.kafka.share import ShareReceiver  # noqa: PLC0415 - older clients have none
     except ImportError as error:
         raise ConfigError("group_type=share needs confluent-kafka 2.16 or newer") from error
     return ShareReceiver

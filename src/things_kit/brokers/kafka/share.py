@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 
-from things_kit.brokers.kafka_options import Config, Settings, error_of, translated
-from things_kit.brokers.kafka_records import unpack_one
+from things_kit.brokers.kafka.options import Config, Settings, error_of, translated
+from things_kit.brokers.kafka.records import unpack_one
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
 log = logging.getLogger("things_kit.kafka")
