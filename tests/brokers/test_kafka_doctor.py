@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from typer.testing import CliRunner
 
 from tests.brokers.test_kafka_secure import SECRET, secure
+from things_kit.brokers.kafka import doctor
 from things_kit.brokers.kafka.doctor import (
     Copies,
     Group,
