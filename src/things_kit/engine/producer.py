@@ -32,6 +32,7 @@ class BrokerProducer:
 
     def __init__(self, transmission: Transmission) -> None:
         self._transmission = transmission
+        self._timeout = transmission.url.engine.publish_timeout
         self._queue: deque[_Waiting] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._sending: list[_Waiting] = []
@@ -57,6 +58,8 @@ class BrokerProducer:
             ClosedError: The producer or its broker was closed before.
         """
         messages = list(messages)
+        if not messages and not self._closed:
+            return
         errors = await self._enqueue(messages)
         if errors:
             index, first = next(iter(sorted(errors.items())))
@@ -77,19 +80,17 @@ class BrokerProducer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _enqueue(self, messages: Sequence[Message]) -> dict[int, Exception]:
+    def _enqueue(self, messages: Sequence[Message]) -> "asyncio.Future[dict[int, Exception]]":
         if self._closed:
             raise ClosedError("the producer is closed")
-        if not messages:
-            return {}
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._transmission.url.engine.publish_timeout
+        deadline = loop.time() + self._timeout
         waiting = _Waiting(messages, deadline, loop.create_future())
         self._queue.append(waiting)
         if self._sender is None:
             self._sender = loop.create_task(self._send_all(), name="things_kit producer")
             self._sender.add_done_callback(self._sender_ended)
-        return await waiting.outcome
+        return waiting.outcome
 
     async def _send_all(self) -> None:
         while self._queue:
@@ -134,7 +135,7 @@ class BrokerProducer:
     def _deadline(self, gathered: Sequence[_Waiting]) -> float:
         """Until when the broker may stay away: waiting behind others counts only if it was away meanwhile."""
         if self._transmission.away is None:
-            return asyncio.get_running_loop().time() + self._transmission.url.engine.publish_timeout
+            return asyncio.get_running_loop().time() + self._timeout
         return min(waiting.deadline for waiting in gathered)
 
     def _answer(
