@@ -14,6 +14,7 @@ import rich.console
 
 from things_kit.brokers.connect import connect
 from things_kit.cli.demo.audit import Audit
+from things_kit.cli.demo.command import impatient
 from things_kit.cli.demo.crew import Crew
 from things_kit.cli.demo.inventory import inventory
 from things_kit.cli.demo.plan import Plan
@@ -220,3 +221,16 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("url", "used"),
+    [
+        ("sqlite:///a.db", "sqlite:///a.db?lease=2"),
+        ("sqlite:///a.db?lease=9", "sqlite:///a.db?lease=9"),
+        ("kafka://a:9092?partitions=3", "kafka://a:9092?partitions=3&session_timeout=6"),
+        ("nats://a:4222", "nats://a:4222"),
+    ],
+)
+def test_a_killed_worker_is_missed_soon_unless_the_url_says_when(url: str, used: str) -> None:
+    assert impatient(url) == used

@@ -15,7 +15,7 @@ from tests.engine.stub_driver import (
     until,
     virtual,
 )
-from things_kit import Batch, BatchError, Message, PublishError, Reject, Retry, RetryPolicy
+from things_kit import Batch, BatchError, BrokerUnavailable, Message, PublishError, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Capabilities, ConnectionLost
 
 KINDS = pytest.mark.parametrize(
@@ -271,3 +271,29 @@ async def test_a_batch_that_gathers_takes_nothing_behind_a_head_that_was_lost() 
         await until(lambda: {m.value for m in driver.acknowledged} >= {b"1", b"2", b"a", b"b"})
     assert not batches.overlaps
     assert not driver.breaches
+
+
+@virtual
+async def test_a_broker_that_is_there_may_take_its_time_to_let_a_consumer_in() -> None:
+    """As a Kafka group does whose last member has died: it waits until that one's session is over."""
+    driver = StubDriver()
+    let_in = driver.hold("subscribe")
+    async with broker_of(driver, "?publish_timeout=5") as broker:
+        consumer = broker.consumer("t", group="g", handler=Recorder())
+        starting = asyncio.create_task(consumer.start())
+        await asyncio.sleep(45)
+        assert not starting.done()
+        let_in.set()
+        await starting
+        await consumer.stop()
+
+
+@virtual
+async def test_a_broker_that_lets_nobody_in_and_does_not_answer_is_away() -> None:
+    driver = StubDriver()
+    driver.hold("subscribe")
+    async with broker_of(driver, "?publish_timeout=5") as broker:
+        driver.fail("ping", *[ConnectionLost("gone")] * 9)
+        with pytest.raises(BrokerUnavailable, match="gone"):
+            await broker.consumer("t", group="g", handler=Recorder()).start()
+        assert asyncio.get_running_loop().time() == pytest.approx(5, abs=0.1)

@@ -39,7 +39,7 @@ async def test_a_broker_that_does_not_answer_is_not_well_after_five_seconds() ->
     async with broker_of(driver) as broker:
         driver.hold("ping")
         health = await broker.health()
-        assert health.reason == "stub://stub did not answer within 5 s"
+        assert health.reason == "stub://stub: it did not answer within 5 s"
         assert asyncio.get_running_loop().time() == pytest.approx(5, abs=0.01)
 
 

@@ -6,21 +6,18 @@ from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
 from things_kit.engine.consumer import BrokerConsumer, ConsumerOptions
-from things_kit.engine.driver import Capabilities, ConnectionLost, Driver
+from things_kit.engine.driver import Capabilities, Driver
 from things_kit.engine.naming import check_name
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ClosedError, ConfigError, ThingsKitError
+from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.health import Health
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start
-
-PING_TIMEOUT = 5.0
-"""Seconds after which a broker that does not answer is reported as not well."""
 
 
 class Broker:
@@ -169,14 +166,8 @@ class Broker:
     async def _trouble(self) -> str | None:
         if self._closed or not self._open:
             return f"{self.url.display} is not open"
-        try:
-            async with asyncio.timeout(PING_TIMEOUT):
-                await self._driver.ping()
-        except TimeoutError:
-            return f"{self.url.display} did not answer within {PING_TIMEOUT:g} s"
-        except (ConnectionLost, ThingsKitError) as error:
-            return f"{self.url.display}: {error}"
-        return None
+        error = await self.transmission.trouble()
+        return None if error is None else f"{self.url.display}: {error}"
 
     # --- producers and consumers
 

@@ -314,24 +314,34 @@ class BrokerConsumer:
     # --- start, stop, break
 
     async def _subscribed(self) -> None:
-        """Wait until every source is subscribed, or the consumer broke, or `publish_timeout` is over."""
+        """Wait until every source is subscribed, or the consumer broke.
+
+        A broker that is away may stay so for `publish_timeout`. One that is there may take longer: such as for a group
+        whose last member has died, until its session has ended.
+        """
         timeout = self._transmission.url.engine.publish_timeout
         waits = {asyncio.create_task(source.subscribed.wait()) for source in self._sources}
         stopped = asyncio.create_task(self._stopped.wait())
         try:
-            async with asyncio.timeout(timeout):
-                pending: set[asyncio.Task[Any]] = set(waits)
-                while pending and not stopped.done():
-                    _, pending = await asyncio.wait({*pending, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                    pending.discard(stopped)
-        except TimeoutError:
-            away = next((source.away for source in self._sources if source.away is not None), None)
-            raise self._transmission.unavailable(timeout, away) from (away and (away.__cause__ or away))
+            pending: set[asyncio.Task[Any]] = set(waits)
+            while pending and not stopped.done():
+                done, pending = await asyncio.wait(
+                    {*pending, stopped}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                pending.discard(stopped)
+                if not done:
+                    await self._raise_if_away(timeout)
         finally:
             for wait in (*waits, stopped):
                 wait.cancel()
             await asyncio.gather(*waits, stopped, return_exceptions=True)
         self._raise_if_stopped()
+
+    async def _raise_if_away(self, timeout: float) -> None:
+        away = next((source.away for source in self._sources if source.away is not None), None)
+        away = away or await self._transmission.trouble()
+        if away is not None:
+            raise self._transmission.unavailable(timeout, away) from (away.__cause__ or away)
 
     def _raise_if_stopped(self) -> None:
         if self._broken is not None:

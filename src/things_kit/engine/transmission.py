@@ -3,15 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Driver, UnknownTopic
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError
+from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError, ThingsKitError
 from things_kit.messaging.message import Message
 
 log = logging.getLogger("things_kit.broker")
+
+PING_TIMEOUT: Final = 5.0
+"""Seconds after which a broker that does not answer is reported as not well."""
 
 ResultT = TypeVar("ResultT")
 
@@ -61,6 +64,17 @@ class Transmission:
             if loop.time() >= deadline:
                 raise self.unavailable(timeout, last) from (last.__cause__ or last)
             await backoff.wait(deadline)
+
+    async def trouble(self) -> Exception | None:
+        """Why the broker is not well; None if it answers."""
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self.driver.ping()
+        except TimeoutError:
+            return ConnectionLost(f"it did not answer within {PING_TIMEOUT:g} s")
+        except (ConnectionLost, ThingsKitError) as error:
+            return error
+        return None
 
     def unavailable(self, timeout: float, last: Exception | None) -> BrokerUnavailable:
         """The error for a broker that stayed away, with what it said last."""

@@ -24,8 +24,8 @@ from things_kit.cli.running import CommandFailed, run
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
-LEASE: Final = 2
-"""Seconds after which the embedded broker gives a killed worker's messages to another; its own default is longer."""
+MISSED_SOON: Final[dict[str, dict[str, str]]] = {"sqlite": {"lease": "2"}, "kafka": {"session_timeout": "6"}}
+"""Options by which brokers give a killed worker's messages to another within seconds; their own defaults are longer."""
 
 
 def demo(
@@ -62,9 +62,18 @@ async def _demo(given: str | None, workers: int, limit: int | None, *, keep: boo
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def impatient(url: str) -> str:
+    """The URL, with a dead process missed soon where it does not say when itself: an audience is waiting."""
+    parsed = BrokerURL.parse(url)
+    for name, value in MISSED_SOON.get(parsed.scheme, {}).items():
+        if name not in parsed.query:
+            url += f"{'&' if '?' in url else '?'}{name}={value}"
+    return url
+
+
 async def _audited(given: str | None, workers: int, limit: int | None, folder: Path, *, keep: bool) -> None:
     database = f"sqlite:///{quote(str(folder / 'demo.db'))}"
-    plan = Plan(given or f"{database}?lease={LEASE}", f"audit-{uuid.uuid4().hex[:6]}")
+    plan = Plan(impatient(given or database), f"audit-{uuid.uuid4().hex[:6]}")
     shown = database if given is None else BrokerURL.parse(given).display
     screen = Screen(terminal())
     entries = inventory()[:limit]
