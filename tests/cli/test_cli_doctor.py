@@ -1,6 +1,7 @@
 """`things-kit doctor`."""
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -106,7 +107,7 @@ def test_a_broker_that_stays_away_is_not_waited_out(
 ) -> None:
     monkeypatch.setattr(diagnosis, "PATIENCE", 0.5)
     path = tmp_path / "events.db"
-    with sqlite3.connect(path, isolation_level=None) as lock:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         result = cli("doctor", f"sqlite:///{path}", "--json")
     assert result.exit_code == 1
