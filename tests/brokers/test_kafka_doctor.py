@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,14 @@ class Cluster:
         new = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
         self.admin.create_topics([new], operation_timeout=10)[name].result(PATIENCE)
         self.topics.append(name)
+        ends = time.monotonic() + PATIENCE
+        while not self._is_led(name, partitions):  # the controller has it before the broker knows of it
+            assert time.monotonic() < ends, f"{name} was created, but is not there"
         return name
+
+    def _is_led(self, topic: str, partitions: int) -> bool:
+        known = self.admin.list_topics(topic, timeout=PATIENCE).topics[topic]
+        return len(known.partitions) == partitions and all(p.leader >= 0 for p in known.partitions.values())
 
     def publish(self, topic: str, count: int) -> None:
         producer = Producer({"bootstrap.servers": self.server.brokers})
