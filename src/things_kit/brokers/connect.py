@@ -22,10 +22,20 @@ class BuiltIn(msgspec.Struct, frozen=True):
     extra: str | None = None
 
 
+RABBITMQ: Final = BuiltIn("things_kit.brokers.rabbitmq.driver", "RabbitMQDriver", "rabbitmq")
+NATS: Final = BuiltIn("things_kit.brokers.nats.driver", "NATSDriver", "nats")
+REDIS: Final = BuiltIn("things_kit.brokers.redis.driver", "RedisDriver", "redis")
+
 BUILT_IN: Final = {
+    "amqp": RABBITMQ,
+    "amqps": RABBITMQ,
     "kafka": BuiltIn("things_kit.brokers.kafka.driver", "KafkaDriver", "kafka"),
     "memory": BuiltIn("things_kit.brokers.memory", "MemoryDriver"),
+    "nats": NATS,
+    "redis": REDIS,
+    "rediss": REDIS,
     "sqlite": BuiltIn("things_kit.brokers.sqlite.driver", "SQLiteDriver"),
+    "tls": NATS,
 }
 
 
