@@ -32,9 +32,12 @@ BUILT_IN: Final = {
     "kafka": BuiltIn("things_kit.brokers.kafka.driver", "KafkaDriver", "kafka"),
     "memory": BuiltIn("things_kit.brokers.memory", "MemoryDriver"),
     "nats": NATS,
+    "pubsub": BuiltIn("things_kit.brokers.pubsub.driver", "PubSubDriver", "pubsub"),
     "redis": REDIS,
     "rediss": REDIS,
+    "servicebus": BuiltIn("things_kit.brokers.servicebus.driver", "ServiceBusDriver", "servicebus"),
     "sqlite": BuiltIn("things_kit.brokers.sqlite.driver", "SQLiteDriver"),
+    "sqs": BuiltIn("things_kit.brokers.sqs.driver", "SQSDriver", "sqs"),
     "tls": NATS,
 }
 
