@@ -111,7 +111,7 @@ class MemoryDriver:
         topic = self._topics.get(subscription.topic)
         group = topic.groups.get(subscription.group) if topic else None
         if group is None:
-            if not subscription.create:
+            if not (subscription.create or (topic is not None and subscription.ephemeral)):
                 raise ConfigError(
                     f"there is no group {subscription.group!r} of a topic {subscription.topic!r}: declare it first"
                 )

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from things_kit.cli import dlq
+from things_kit.cli.bridge import bridge
 from things_kit.cli.declare import declare
 from things_kit.cli.demo.command import demo
 from things_kit.cli.doctor import doctor
@@ -63,5 +64,6 @@ app.command()(publish)
 app.command()(tail)
 app.command()(lag)
 app.command()(declare)
+app.command()(bridge)
 app.command()(doctor)
 app.add_typer(dlq.app, name="dlq")

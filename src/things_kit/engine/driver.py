@@ -113,7 +113,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         ordering: "key": messages with the same key form a lane, those without a key none. "partition": a partition,
             or the whole topic where there are none, is one lane. "none": there are no lanes.
         max_in_flight: The most messages the engine will hold at once: an upper bound for prefetching.
-        create: Whether a missing topic or group may be created; if not, and one is missing, `ConfigError`.
+        create: Whether a missing topic or group may be created; if not, and one is missing, `ConfigError`. An ephemeral
+            group of a topic that is there begins all the same.
         let_go: For brokers that take back a part of what a receiver has, such as a partition in a rebalance. Awaited
             by the driver on the loop before it lets go: drops what was not begun of these deliveries, gives begun
             handlers their time, and has settled them when it returns.

@@ -22,6 +22,7 @@ from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.messaging.outcomes import Retry
 from things_kit.messaging.policy import RetryPolicy
 
 log = logging.getLogger("things_kit.consumer")
@@ -245,7 +246,8 @@ class Source:
         keep = treatment.dead_letter is None and not treatment.discard
         verdict = judge(error, message.attempt, treatment.retry, keep=keep, chance=treatment.chance)
         if isinstance(verdict, TryAgain):
-            log.warning(
+            log.log(
+                logging.INFO if isinstance(error, Retry) else logging.WARNING,  # it was asked for
                 "%s: attempt %d of message %r failed: %r; again in %.3g s",
                 self._name, message.attempt, message.id, error, verdict.wait,
             )  # fmt: skip

@@ -1,0 +1,64 @@
+"""Which topic becomes which on the other side of a bridge."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from things_kit.engine.broker import Broker
+from things_kit.engine.naming import check_name
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+
+
+def routes_of(
+    source: Broker, target: Broker, topics: Sequence[str], rename: Mapping[str, str]
+) -> dict[str, str]:
+    """The target's topic for each of the source's.
+
+    Raises:
+        ConfigError: A name is none, is given twice, or is renamed but not moved; or what is moved would come round again.
+    """
+    if isinstance(topics, str) or not topics:
+        raise ConfigError(f"a bridge needs a list of topics; it is {topics!r}")
+    for name in (*topics, *rename, *rename.values()):
+        check_name("a bridge's topic", name)
+    if len(set(topics)) != len(topics):
+        raise ConfigError("a bridge's topics must differ from one another")
+    for old in rename:
+        if old not in topics:
+            raise ConfigError(
+                f"{old!r} is renamed, but is none of the topics to be moved: {', '.join(topics)}"
+            )
+    routes = {topic: rename.get(topic, topic) for topic in topics}
+    if same_broker(source, target):
+        _refuse_circles(routes, source.url)
+    return routes
+
+
+def same_broker(one: Broker, other: Broker) -> bool:
+    """Whether two connections lead to one broker, as far as their URLs can tell."""
+    if one is other:
+        return True
+    (a, b) = one.url, other.url
+    if a.scheme != b.scheme or not (
+        a.hosts or a.path
+    ):  # without a name, each connection is a broker of its own
+        return False
+    return (bool({*a.hosts} & {*b.hosts}) or not (a.hosts or b.hosts)) and _place(a) == _place(b)
+
+
+def _place(url: BrokerURL) -> object:
+    """The path; where there is no host it is that of a file, which has several names."""
+    return url.path if url.hosts else Path(url.path.removeprefix("/")).resolve()
+
+
+def _refuse_circles(routes: Mapping[str, str], url: BrokerURL) -> None:
+    for start, topic in routes.items():
+        way = [start]
+        while topic in routes and topic not in way:
+            way.append(topic)
+            topic = routes[topic]  # noqa: PLW2901 - the next on the way
+        if topic in way:
+            raise ConfigError(
+                f"source and target are one broker, {url.display}: messages of {start!r} would come round to "
+                f"{topic!r} again, without end; map the topic to another name"
+            )
