@@ -196,16 +196,15 @@ async def test_what_overtook_a_refused_message_is_sent_again_behind_it_and_only_
 
 
 @virtual
-async def test_keys_that_meet_in_one_topic_wait_for_one_another() -> None:
+async def test_keys_of_two_topics_that_become_one_do_not_hold_each_other() -> None:
     async with Sides() as sides:
         limited(sides.target, 50)
         sides.source.put(message("1" * 100, "k", "a"), message("2", "k", "b"))
         async with sides.bridge("a", "b", rename={"a": "t", "b": "t"}) as bridge:
-            await asyncio.sleep(300)
+            await until(lambda: sides.arrived("k") == [b"2"])
             limited(sides.target, None)
             await bridge.until_empty()
-        assert len(sides.arrived("k")) == 2
-        assert len(sides.target.attempted) < 5
+        assert sides.arrived("k") == [b"2", b"1" * 100]
 
 
 @virtual
@@ -334,7 +333,7 @@ async def test_a_source_that_cannot_say_what_is_left_is_empty_after_a_while() ->
 
 @virtual
 async def test_a_source_is_not_empty_while_a_refused_message_waits() -> None:
-    async with Sides(Capabilities(delay=True, lag=False)) as sides:
+    async with Sides(Capabilities(delay=True, attempts=True, lag=False)) as sides:
         sides.target.refuse = lambda m: PublishError("no")
         sides.put("1")
         async with sides.bridge() as bridge:

@@ -21,7 +21,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP, REPLAY_GROUP
 from things_kit.messaging.outcomes import BatchError, Retry
 from things_kit.messaging.policy import Batch, RetryPolicy
-from things_kit.patterns.far_side import Behind, FarSide, hold_back, lane_of, waves
+from things_kit.patterns.far_side import Behind, FarSide, hold_back, waves
 from things_kit.patterns.routes import routes_of
 
 log = logging.getLogger("things_kit.bridge")
@@ -209,8 +209,8 @@ class Bridge:
             for message, result in zip(messages, results, strict=True):
                 if result is None:
                     self._refusals.pop(_identity(message), None)
-        if any(results):
-            raise BatchError(await self._refused(messages, results))
+        if any(results) and (again := await self._refused(messages, results)):
+            raise BatchError(again)
 
     def _outgoing(self, message: Message) -> Message:
         headers = message.headers
@@ -229,21 +229,18 @@ class Bridge:
     async def _refused(
         self, messages: Sequence[Message], results: Sequence[Exception | None]
     ) -> dict[int, BaseException]:
-        """When each of those that the target has not is to come again."""
+        """When each of those that the target has not is to come again; its lane keeps them in order until then."""
         again: dict[int, BaseException] = {}
-        waits: dict[object, float] = {}
         for index, (message, error) in enumerate(zip(messages, results, strict=True)):
             if isinstance(error, Behind):
-                again[index] = Retry(waits.get(lane_of(self._outgoing(message)), 0.0))
+                again[index] = Retry(0.0)
             elif error is not None:
                 number = self._refusals[_identity(message)] = self._refusals.get(_identity(message), 0) + 1
                 if await self._is_buried(message, error, number):
                     del self._refusals[_identity(message)]
-                    continue
-                wait = self._retry.wait(number, self._chance)
-                waits[lane_of(self._outgoing(message))] = wait
-                again[index] = Retry(wait)
-                self._say(message, error)
+                else:
+                    again[index] = Retry(self._retry.wait(number, self._chance))
+                    self._say(message, error)
         return again
 
     async def _is_buried(self, message: Message, error: Exception, number: int) -> bool:
