@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
 import random
+import re
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +132,23 @@ def test_a_held_message_is_said_aloud_and_stays(program: Any, publish: Any, url:
     code, out, _ = running.end()
     assert code == 0
     assert "1 message refused, and still at the source" in out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_a_terminal_shows_how_it_gets_on(program: Any, publish: Any, url: str, target: str) -> None:
+    publish(numbered(1), Message("orders", b"x" * 200))
+    ours, terminal = os.openpty()
+    running = program("bridge", url, f"{target}?max_message_bytes=100", "orders", stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    while not re.search("1 moved · [\\d,]+/s · 1 left · 1 refused and held", seen.decode(errors="ignore")):
+        seen += os.read(ours, 4096)
+    running.interrupt()
+    with suppress(OSError):  # Linux reports the end so
+        while os.read(ours, 4096):
+            pass
+    assert running.end()[0] == 0
+    os.close(ours)
 
 
 @pytest.mark.parametrize("stopped_by", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,7 @@
 """`things-kit bridge`: move messages from one broker to another."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Final
@@ -17,6 +18,9 @@ from things_kit.messaging.errors import BrokerUnavailable, ConfigError
 from things_kit.patterns.bridge import GROUP, Bridge
 
 REFRESH: Final = 0.1
+RECENT: Final = 30
+"""Refreshes over which the rate is taken: about three seconds."""
+
 ASK: Final = 1.0
 """Seconds between two questions to the source how much is left."""
 
@@ -133,7 +137,12 @@ async def _showing(moving: Bridge, console: Terminal) -> AsyncIterator[None]:
     if not console.is_terminal:
         yield
         return
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         refreshing = asyncio.create_task(_refresh(moving, progress))
         try:
@@ -144,8 +153,9 @@ async def _showing(moving: Bridge, console: Terminal) -> AsyncIterator[None]:
 
 async def _refresh(moving: Bridge, progress: Progress) -> None:
     loop = asyncio.get_running_loop()
-    task = progress.tasks[progress.add_task("", total=None)]
+    task = progress.add_task("", total=None)
     asked, total = loop.time() - ASK, None
+    recent = deque([(loop.time(), moving.moved)], maxlen=RECENT)
     while True:
         if loop.time() - asked >= ASK:
             asked = loop.time()
@@ -154,14 +164,15 @@ async def _refresh(moving: Bridge, progress: Progress) -> None:
             except BrokerUnavailable:
                 left = None
             total = None if left is None else moving.moved + left
-        progress.update(
-            task.id, completed=moving.moved, total=total, description=_line(moving, task.speed, total)
-        )
+        recent.append((loop.time(), moving.moved))
+        (since, before), (now, moved) = recent[0], recent[-1]
+        pace = (moved - before) / (now - since) if now > since else 0.0
+        progress.update(task, completed=moved, total=total, description=_line(moving, pace, total))
         await asyncio.sleep(REFRESH)
 
 
-def _line(moving: Bridge, pace: float | None, total: int | None) -> str:
-    parts = [f"{moving.moved:,} moved", f"{pace or 0:,.0f}/s"]
+def _line(moving: Bridge, pace: float, total: int | None) -> str:
+    parts = [f"{moving.moved:,} moved", f"{pace:,.0f}/s"]
     if total is not None:
         parts.append(f"{max(0, total - moving.moved):,} left")
     if moving.held:
