@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.engine.stub_driver import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, until, virtual
-from things_kit import Broker, Capabilities, ConfigError, Message, PublishError, RetryPolicy, connect
+from things_kit import Batch, Broker, Capabilities, ConfigError, Message, PublishError, RetryPolicy, connect
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging import names
@@ -339,6 +339,27 @@ async def test_a_source_is_not_empty_while_a_refused_message_waits() -> None:
         async with sides.bridge() as bridge:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(bridge.until_empty(), 1000)
+
+
+@virtual
+async def test_it_is_said_when_nothing_comes_of_what_is_counted_as_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Sides() as sides:
+        sides.put("1")
+        other = asyncio.Event()
+        consumer = sides.near.consumer(
+            "t", group="bridge", handler=lambda messages: other.wait(), batch=Batch()
+        )
+        async with consumer, sides.bridge() as bridge:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bridge.until_empty(), 25)
+            other.set()
+        said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith(
+        "stub://near counts 1 as left for the group 'bridge', but none has come for 10 s"
+    )
 
 
 @virtual

@@ -1,6 +1,7 @@
 """The bridge: moves messages from one broker to another, and loses none when it is killed."""
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 from things_kit.engine.broker import Broker
 from things_kit.engine.dead_letter import dead_letter_topic, make_dead_letter
-from things_kit.engine.driver import Subscription
+from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import (
     BrokerUnavailable,
     ConfigError,
@@ -42,7 +43,7 @@ QUIET: Final = 5.0
 """Seconds without a message after which a source counts as empty, where the broker cannot say."""
 
 REMIND: Final = 10.0
-"""Seconds after which it is said again that messages are held."""
+"""Seconds after which it is said again what holds the bridge up."""
 
 
 class Bridge:
@@ -149,7 +150,8 @@ class Bridge:
                 if (await asyncio.wait({stopped}, timeout=LOOK))[0]:
                     return stopped.result()
         finally:
-            stopped.cancel()
+            if not stopped.cancel():
+                stopped.exception()  # it was raised above, or came too late to matter
 
     async def __aenter__(self) -> "Bridge":
         await self.start()
@@ -188,7 +190,15 @@ class Bridge:
         except BrokerUnavailable:
             return False
         quiet = asyncio.get_running_loop().time() - self._last_came
-        return lag == 0 if lag is not None else quiet >= QUIET
+        if lag is None:
+            return quiet >= QUIET
+        if lag and quiet >= REMIND and self._due():
+            log.warning(
+                "%s counts %d as left for the group %r, but none has come for %.0f s: another consumer may hold them, "
+                "or the broker counts what is no message, such as the ends of Kafka's transactions",
+                self._source.url.display, lag, self.group, quiet,
+            )  # fmt: skip
+        return lag == 0
 
     # --- what is done with messages
 
@@ -266,13 +276,19 @@ class Bridge:
 
     def _say(self, message: Message, error: Exception) -> None:
         """Say that messages are held: of the first, and then from time to time."""
-        now = asyncio.get_running_loop().time()
-        if self._said_at is None or now - self._said_at >= REMIND:
-            self._said_at = now
+        if self._due():
             log.warning(
                 "%s refuses message %r of %s: %s; it is tried again and again, and its key waits (held: %d)",
                 self._target.url.display, message.id, message.topic, error, self.held,
             )  # fmt: skip
+
+    def _due(self) -> bool:
+        """Whether it is time to say again what holds the bridge up."""
+        now = asyncio.get_running_loop().time()
+        due = self._said_at is None or now - self._said_at >= REMIND
+        if due:
+            self._said_at = now
+        return due
 
     # --- parts
 
@@ -305,7 +321,8 @@ class Bridge:
             return
         except ConfigError as error:
             raise ConfigError(f"{self._source.url.display}: {error}") from error
-        await receiver.close()
+        with contextlib.suppress(ConnectionLost):
+            await receiver.close()
 
 
 def _identity(message: Message) -> object:
