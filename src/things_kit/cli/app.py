@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from things_kit.cli import dlq
+from things_kit.cli.bench import bench
 from things_kit.cli.bridge import bridge
 from things_kit.cli.declare import declare
 from things_kit.cli.demo.command import demo
@@ -66,4 +67,5 @@ app.command()(lag)
 app.command()(declare)
 app.command()(bridge)
 app.command()(doctor)
+app.command()(bench)
 app.add_typer(dlq.app, name="dlq")
