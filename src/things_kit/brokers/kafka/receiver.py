@@ -4,7 +4,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
@@ -17,6 +16,7 @@ from confluent_kafka import (
     TopicPartition,
 )  # fmt: skip
 
+from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import (
     MAX_POLL_EXCEEDED,
     Settings,
@@ -63,11 +63,8 @@ class KafkaReceiver:
         self._topic = subscription.topic
         self._batch = min(BATCH, subscription.max_in_flight)
         self._loop = asyncio.get_running_loop()
-        self._buffer: deque[Delivery] = deque()
-        self._arrived = asyncio.Event()
-        self._failure: Exception | None = None
+        self._inbox = Inbox(subscription.topic)
         self._joined: asyncio.Future[None] = self._loop.create_future()
-        self._ended = asyncio.Event()
         # Shared with the thread: each is written by one side only
         self._taken = 0
         self._handed = 0
@@ -116,32 +113,16 @@ class KafkaReceiver:
             raise
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Take from the buffer; wait for the thread to fill it."""
-        buffer = self._buffer
-        if not buffer and self._failure is None and wait > 0:
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(wait):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return ()
-        if not buffer:
-            if self._failure is not None:
-                raise self._failure
-            return ()
-        if len(buffer) <= limit:
-            taken = list(buffer)
-            buffer.clear()
-        else:
-            taken = [buffer.popleft() for _ in range(limit)]
+        """Take from the inbox; wait for the thread to fill it."""
+        taken = await self._inbox.take(limit, wait)
         self._taken += len(taken)
         self._room.set()
         return taken
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Note what is finished; the thread commits it. What is released is not, so it comes again after us."""
-        if self._failure is not None:
-            raise self._failure
+        if self._inbox.failure is not None:
+            raise self._inbox.failure
         for delivery in acknowledged:
             offsets, offset = delivery.token
             offsets.finish(offset)
@@ -153,7 +134,7 @@ class KafkaReceiver:
     async def close(self) -> None:
         """Commit, and leave the group. If the broker is away, that is left to its session timeout."""
         self.abandon()
-        await self._ended.wait()
+        await self._inbox.ended()
 
     def abandon(self) -> None:
         """Have the thread close by itself."""
@@ -162,21 +143,15 @@ class KafkaReceiver:
         if self._letting_go is not None:
             self._letting_go.cancel()
 
-    def _hand_over(self, deliveries: list[Delivery]) -> None:
-        self._buffer.extend(deliveries)
-        self._arrived.set()
-
     def _has_joined(self) -> None:
         if not self._joined.done():
             self._joined.set_result(None)
 
     def _has_ended(self, failure: Exception | None) -> None:
-        self._failure = failure or ConnectionLost(f"the consumer of {self._topic!r} was closed")
+        failure = self._inbox.end(failure)
         if not self._joined.done():
-            self._joined.set_exception(self._failure)
+            self._joined.set_exception(failure)
             self._joined.exception()  # the one who waited may be gone
-        self._arrived.set()
-        self._ended.set()
 
     async def _let_go(self, gone: frozenset[Offsets]) -> None:
         self._drop(gone)
@@ -187,10 +162,7 @@ class KafkaReceiver:
         self._subscription.forget(lambda delivery: delivery.token[0] in gone)
 
     def _drop(self, gone: frozenset[Offsets]) -> None:
-        kept = [delivery for delivery in self._buffer if delivery.token[0] not in gone]
-        self._taken += len(self._buffer) - len(kept)
-        self._buffer.clear()
-        self._buffer.extend(kept)
+        self._taken += self._inbox.drop(lambda delivery: delivery.token[0] in gone)
         self._room.set()
 
     # --- in the thread
@@ -252,7 +224,7 @@ class KafkaReceiver:
         deliveries, errors = unpack(records, self._partitions)
         if deliveries:
             self._handed += len(deliveries)
-            self._tell(self._hand_over, deliveries)
+            self._tell(self._inbox.put, deliveries)
         for error in errors:
             self._note(error)
 
@@ -271,10 +243,8 @@ class KafkaReceiver:
         (consumer.pause if pause else consumer.resume)(partitions)
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop is closed: there is nobody to receive for
-            self._closing = True
+        if not self._inbox.tell(callback, *arguments):
+            self._closing = True  # there is nobody to receive for
 
     # --- committing
 

@@ -13,13 +13,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 
+from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import Config, Settings, error_of, translated
 from things_kit.brokers.kafka.records import unpack_one
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
@@ -48,10 +48,7 @@ class ShareReceiver:
     def __init__(self, settings: Settings, subscription: Subscription) -> None:
         self._topic = subscription.topic
         self._loop = asyncio.get_running_loop()
-        self._buffer: deque[Delivery] = deque()
-        self._arrived = asyncio.Event()
-        self._ended = asyncio.Event()
-        self._failure: Exception | None = None
+        self._inbox = Inbox(subscription.topic)
         self._closing = False
         self._settlements: SimpleQueue[Settlement | None] = SimpleQueue()
         self._out = 0
@@ -68,23 +65,13 @@ class ShareReceiver:
         self.thread.start()
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Take from the buffer; wait for the thread to fill it."""
-        buffer = self._buffer
-        if not buffer and self._failure is None and wait > 0:
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout(wait):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return ()
-        if not buffer and self._failure is not None:
-            raise self._failure
-        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+        """Take from the inbox; wait for the thread to fill it."""
+        return await self._inbox.take(limit, wait)
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Have the broker note what became of each record."""
-        if self._failure is not None:
-            raise self._failure
+        if self._inbox.failure is not None:
+            raise self._inbox.failure
         answers = [(delivery.token, AcknowledgeType.ACCEPT) for delivery in acknowledged]
         answers += [(release.delivery.token, AcknowledgeType.RELEASE) for release in released]
         noted: asyncio.Future[None] = self._loop.create_future()
@@ -97,23 +84,17 @@ class ShareReceiver:
     async def close(self) -> None:
         """Give back what was not settled, and leave."""
         self.abandon()
-        await self._ended.wait()
+        await self._inbox.ended()
 
     def abandon(self) -> None:
         """Have the thread close by itself."""
         self._closing = True
         self._settlements.put(None)
 
-    def _hand_over(self, deliveries: list[Delivery]) -> None:
-        self._buffer.extend(deliveries)
-        self._arrived.set()
-
     def _has_ended(self, failure: Exception | None) -> None:
-        self._failure = failure or ConnectionLost(f"the consumer of {self._topic!r} was closed")
+        failure = self._inbox.end(failure)
         while not self._settlements.empty():
-            self._answer(self._settlements.get(), self._failure)
-        self._arrived.set()
-        self._ended.set()
+            self._answer(self._settlements.get(), failure)
 
     def _answer(self, settlement: Settlement | None, failure: Exception | None) -> None:
         if settlement is None or settlement[1].done():
@@ -156,7 +137,7 @@ class ShareReceiver:
             deliveries.append(Delivery(message, record))
         if deliveries:
             self._out = len(deliveries)
-            self._tell(self._hand_over, deliveries)
+            self._tell(self._inbox.put, deliveries)
 
     def _acknowledge(self, consumer: Any) -> None:
         try:
@@ -189,10 +170,8 @@ class ShareReceiver:
         del self._consumer
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:  # the loop is closed: there is nobody to receive for
-            self._closing = True
+        if not self._inbox.tell(callback, *arguments):
+            self._closing = True  # there is nobody to receive for
 
 
 def share_config(settings: Settings, subscription: Subscription) -> Config:
