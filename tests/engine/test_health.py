@@ -123,6 +123,21 @@ async def test_a_consumer_whose_broker_is_away_says_so() -> None:
 
 
 @virtual
+async def test_a_consumer_says_what_its_driver_says_of_it_until_it_subscribes_anew() -> None:
+    driver = StubDriver()
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=Recorder()):
+        receiver = driver.receiver("t", "g")
+        receiver.subscription.ailing("it has no partition")
+        assert (await broker.health()).reason == "t as g: it has no partition"
+        receiver.subscription.ailing(None)
+        assert (await broker.health()).ok
+        receiver.subscription.ailing("it has no partition")
+        driver.cut()
+        await asyncio.sleep(60)
+        assert (await broker.health()).ok
+
+
+@virtual
 async def test_a_handler_that_does_not_end_with_its_timeout_hangs() -> None:
     go_on = asyncio.Event()
 

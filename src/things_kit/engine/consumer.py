@@ -212,8 +212,8 @@ class BrokerConsumer:
         if self._state != "running":
             return None
         for source in self._sources:
-            if source.away is not None:
-                return f"the broker is away: {source.away}"
+            if source.trouble is not None:
+                return source.trouble
         hanging = self._workers.hanging()
         if hanging:
             return (

@@ -102,6 +102,10 @@ def _nobody_forgets(which: Which) -> None:
     """For receivers that are used without a consumer."""
 
 
+def _nobody_cares(reason: str | None) -> None:
+    """For receivers that are used without a consumer."""
+
+
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     """What one receiver is to bring.
 
@@ -119,6 +123,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
             by the driver on the loop before it lets go: drops what was not begun of these deliveries, gives begun
             handlers their time, and has settled them when it returns.
         forget: The same where that part is lost already: drops them, and settles nothing.
+        ailing: For drivers that know when a receiver gets nothing though it should: called on the loop with the
+            reason, for the consumer's health, and with None when it is over. That others have all the work is no reason.
     """
 
     topic: str
@@ -130,6 +136,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     create: bool = True
     let_go: Callable[[Which], Awaitable[None]] = _nobody_lets_go
     forget: Callable[[Which], None] = _nobody_forgets
+    ailing: Callable[[str | None], None] = _nobody_cares
 
 
 class Release(msgspec.Struct, eq=False):

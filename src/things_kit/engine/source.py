@@ -58,7 +58,9 @@ class Source:
         workers: Workers,
         producer: BrokerProducer,
     ) -> None:
-        self.subscription = msgspec.structs.replace(subscription, let_go=self.let_go, forget=self.forget)
+        self.subscription = msgspec.structs.replace(
+            subscription, let_go=self.let_go, forget=self.forget, ailing=self._ails
+        )
         self.subscribed = asyncio.Event()
         self.away: Exception | None = None
         self.discarded = 0
@@ -75,6 +77,7 @@ class Source:
         self._postponing: dict[asyncio.Task[None], Delivery] = {}
         # On their way to the dead letter, of lanes that went back to the broker meanwhile: not of any lane here
         self._loose: set[Delivery] = set()
+        self._ailment: str | None = None
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
@@ -85,6 +88,7 @@ class Source:
     async def run(self) -> None:
         """Subscribe and receive, again after each lost connection, until `stop`. Raises what cannot be mended."""
         while not self._stopping:
+            self._ailment = None  # of a former receiver
             try:
                 receiver = await self._driver.subscribe(self.subscription)
             except ConnectionLost as error:
@@ -169,6 +173,16 @@ class Source:
         if self.away is None:
             log.warning("%s: the broker is away: %s", self._name, error)
         self.away = error
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can arrive; None where it can."""
+        return self._ailment if self.away is None else f"the broker is away: {self.away}"
+
+    def _ails(self, reason: str | None) -> None:
+        if reason is not None:
+            log.warning("%s: %s", self._name, reason)
+        self._ailment = reason
 
     def _lose(self, loan: Loan, error: ConnectionLost) -> None:
         """Forget what came over a lost connection: it comes again over the next."""

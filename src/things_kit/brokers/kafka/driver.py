@@ -6,13 +6,13 @@
 The options are those of `KafkaOptions`; `?conf.NAME=VALUE` hands any property to librdkafka.
 
 A group's place is the offset that it has committed, for each partition, and the metadata of that commit, which says what
-is finished beyond it. Commits follow acknowledgements within a fraction of a second, and when a consumer stops or gives
-up a partition: a killed process repeats what was acknowledged in that moment. While a group rebalances by the classic
-protocol commits have to wait, for a second or so; with `group_protocol=consumer` they need not. `lag` sees what is
-committed.
+is finished beyond it. Commits follow acknowledgements within some hundredths of a second, and when a consumer stops or
+gives up a partition: a killed process repeats what it held, and what was acknowledged in that moment. While a group
+rebalances by the classic protocol commits have to wait until all members have answered, up to `session_timeout` for one
+that has died; with `group_protocol=consumer` they need not. `lag` sees what is committed.
 
 Messages of one key keep their order, as a key has one partition; those without a key are spread. A message that is
-published with a `partition` goes there. An ephemeral group reads the partitions that there are when it begins.
+published with a `partition` goes there. An ephemeral group sees partitions that are added within some seconds.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from confluent_kafka import (
@@ -39,6 +40,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
     OffsetSpec,
 )
 
+from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
+from things_kit.brokers.kafka.membership import look
 from things_kit.brokers.kafka.options import (
     Settings,
     away,
@@ -51,7 +54,7 @@ from things_kit.brokers.kafka.options import (
     unknown,
 )  # fmt: skip
 from things_kit.brokers.kafka.producer import SendingThread
-from things_kit.brokers.kafka.receiver import EphemeralReceiver, KafkaReceiver
+from things_kit.brokers.kafka.receiver import KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.offsets import decode
 from things_kit.engine.url import BrokerURL
@@ -261,11 +264,12 @@ class KafkaDriver:
         await receiver.join(JOIN)
         return receiver
 
-    async def _kind(self, subscription: Subscription) -> "type[Member]":
+    async def _kind(self, subscription: Subscription) -> "Callable[[Settings, Subscription], Member]":
         if subscription.ephemeral:
             return EphemeralReceiver
         if not self._share:
-            return KafkaReceiver
+            looking = partial(look, self._admin, subscription.topic, subscription.group)
+            return partial(KafkaReceiver, look=looking)
         if subscription.ordering != "none":
             raise UnsupportedError(
                 f'a share group keeps no order: group_type=share goes with ordering="none", not {subscription.ordering!r}'

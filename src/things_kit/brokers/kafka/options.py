@@ -156,8 +156,8 @@ class Settings(msgspec.Struct, frozen=True):
         else:
             config["partition.assignment.strategy"] = "cooperative-sticky"
             config["session.timeout.ms"] = int(1000 * self.options.session_timeout)
-            # How soon a member hears of a rebalance; the default is three seconds
-            config["heartbeat.interval.ms"] = min(1000, int(300 * self.options.session_timeout) or 1)
+            # How soon a member hears of a rebalance, while which no commit is taken; the default is three seconds
+            config["heartbeat.interval.ms"] = min(300, int(300 * self.options.session_timeout) or 1)
         return {**config, **self.common()}
 
     def _security(self) -> Config:

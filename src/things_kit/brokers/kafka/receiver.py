@@ -17,6 +17,7 @@ from confluent_kafka import (
 )  # fmt: skip
 
 from things_kit.brokers.kafka.inbox import Inbox
+from things_kit.brokers.kafka.membership import Look
 from things_kit.brokers.kafka.options import (
     MAX_POLL_EXCEEDED,
     Settings,
@@ -34,9 +35,12 @@ log = logging.getLogger("things_kit.kafka")
 POLL: Final = 0.1
 """Seconds that the thread waits in one go; so late it may notice that it is to close or commit."""
 
-COMMIT: Final = 0.2
+COMMIT: Final = 0.02
 """Seconds between two commits, unless `max_in_flight` were acknowledged before: if this process is killed, what was
-acknowledged since comes again."""
+acknowledged since comes again. At full speed it makes no difference, as then those are soon acknowledged."""
+
+UNASSIGNED: Final = 10.0
+"""Seconds without a partition after which it is looked into, and again after as many."""
 
 PATIENCE: Final = 1.0
 """Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
@@ -58,8 +62,9 @@ class KafkaReceiver:
     so the group is kept however long the handlers take. What was acknowledged is committed a moment later.
     """
 
-    def __init__(self, settings: Settings, subscription: Subscription) -> None:
+    def __init__(self, settings: Settings, subscription: Subscription, look: Look = lambda _: None) -> None:
         self._subscription = subscription
+        self._look = look
         self._topic = subscription.topic
         self._batch = min(BATCH, subscription.max_in_flight)
         self._loop = asyncio.get_running_loop()
@@ -81,6 +86,8 @@ class KafkaReceiver:
         self._full_since: float | None = None
         self._paused = False
         self._metadata_limit = LIMIT
+        self._ailment: str | None = None
+        self._next_look = time.monotonic() + UNASSIGNED
         self._consumer: Consumer = settings.created(
             Consumer, settings.consumer(subscription.group), on_commit=self._on_commit
         )
@@ -192,6 +199,7 @@ class KafkaReceiver:
     def _turn(self, consumer: Consumer) -> None:
         """One round: commit if it is time, then fetch, or wait for room."""
         now = time.monotonic()
+        self._watch(consumer, now)
         if now >= self._next_commit or self._acknowledged - self._seen >= self._subscription.max_in_flight:
             self._next_commit = now + COMMIT
             self._seen = self._acknowledged
@@ -214,7 +222,8 @@ class KafkaReceiver:
 
     def _fetch(self, consumer: Consumer) -> None:
         # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
-        records = consumer.consume(1, POLL)
+        working = any(offsets.unfinished for offsets in self._partitions.values())
+        records = consumer.consume(1, COMMIT if working else POLL)
         if records:
             if self._batch > 1:
                 records += consumer.consume(self._batch - 1, 0)
@@ -236,6 +245,18 @@ class KafkaReceiver:
         if error.fatal() or not isinstance(failure, ConnectionLost) or error.code() == MAX_POLL_EXCEEDED:
             raise KafkaException(error)
         log.debug("%s", failure)
+
+    def _watch(self, consumer: Consumer, now: float) -> None:
+        """Say so if this consumer receives nothing and no other does in its place."""
+        ailment = None
+        if not self._partitions:
+            if now < self._next_look:
+                return
+            ailment = self._look(consumer.memberid() or "")
+        self._next_look = now + UNASSIGNED
+        if ailment != self._ailment:
+            self._ailment = ailment
+            self._tell(self._subscription.ailing, ailment)
 
     def _pause(self, consumer: Consumer, pause: bool) -> None:
         self._paused = pause
@@ -371,22 +392,3 @@ class KafkaReceiver:
         for partition in partitions:
             del self._partitions[partition]
             self._committed.pop(partition, None)
-
-
-class EphemeralReceiver(KafkaReceiver):
-    """Reads all partitions from now on, as nobody's member, and leaves no trace at the broker."""
-
-    def _begin(self, consumer: Consumer) -> None:
-        known = consumer.list_topics(self._topic, timeout=ANSWER).topics[self._topic]
-        if known.error is not None:
-            raise KafkaException(known.error)
-        partitions = [TopicPartition(self._topic, partition) for partition in known.partitions]
-        for each in partitions:
-            each.offset = consumer.get_watermark_offsets(each, timeout=ANSWER)[1]
-            self._partitions[each.partition] = Offsets(each.offset)
-        consumer.assign(partitions)
-        self._tell(self._has_joined)
-
-    def _commit(self, consumer: Consumer) -> bool:
-        """There is no group to commit for."""
-        return False

@@ -1,0 +1,57 @@
+"""Receiving without a group: all partitions, from now on."""
+
+import logging
+import time
+from typing import Final
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+
+from things_kit.brokers.kafka.receiver import ANSWER, KafkaReceiver
+from things_kit.engine.offsets import Offsets
+
+log = logging.getLogger("things_kit.kafka")
+
+REFRESH: Final = 5.0
+"""Seconds between two looks for partitions that were added to the topic."""
+
+
+class EphemeralReceiver(KafkaReceiver):
+    """Reads all partitions from now on, as nobody's member, and leaves no trace at the broker."""
+
+    _next_refresh = 0.0
+
+    def _begin(self, consumer: Consumer) -> None:
+        self._add(consumer, at_end=True)
+        self._tell(self._has_joined)
+
+    def _turn(self, consumer: Consumer) -> None:
+        if time.monotonic() >= self._next_refresh:
+            try:
+                self._add(consumer, at_end=False)
+            except KafkaException as error:  # the broker is away: librdkafka comes back to what we have
+                log.debug("%s: looking for new partitions failed: %s", self._topic, error)
+        super()._turn(consumer)
+
+    def _add(self, consumer: Consumer, *, at_end: bool) -> None:
+        """Take what is new of the topic: all of a partition that came to be after we began."""
+        self._next_refresh = time.monotonic() + REFRESH
+        known = consumer.list_topics(self._topic, timeout=ANSWER).topics[self._topic]
+        if known.error is not None:
+            raise KafkaException(known.error)
+        new = [
+            TopicPartition(self._topic, partition, OFFSET_BEGINNING)
+            for partition in known.partitions
+            if partition not in self._partitions
+        ]
+        for each in new:
+            if at_end:
+                each.offset = consumer.get_watermark_offsets(each, timeout=ANSWER)[1]
+            self._partitions[each.partition] = Offsets(each.offset if at_end else None)
+        if new:
+            consumer.incremental_assign(new)
+            if self._paused:
+                consumer.pause(new)
+
+    def _commit(self, consumer: Consumer) -> bool:
+        """There is no group to commit for."""
+        return False
