@@ -62,11 +62,11 @@ def test_any_property_of_librdkafka_passes_through_and_has_the_last_word() -> No
     asked = settings("kafka://a?conf.fetch.min.bytes=7&conf.linger.ms=3&conf.session.timeout.ms=9000")
     assert asked.consumer("g")["fetch.min.bytes"] == "7"
     assert asked.consumer("g")["session.timeout.ms"] == "9000"
-    assert asked.producer()["linger.ms"] == "3"
+    assert asked.producer(1000)["linger.ms"] == "3"
 
 
 def test_publishing_is_idempotent_and_meets_the_java_client_in_its_partitions() -> None:
-    config = settings("kafka://a?publish_timeout=7").producer()
+    config = settings("kafka://a?publish_timeout=7").producer(1000)
     assert (config["enable.idempotence"], config["acks"], config["partitioner"]) == (
         True,
         "all",
@@ -76,7 +76,7 @@ def test_publishing_is_idempotent_and_meets_the_java_client_in_its_partitions() 
 
 
 def test_a_weaker_confirmation_gives_up_idempotence() -> None:
-    assert settings("kafka://a?acks=1").producer()["enable.idempotence"] is False
+    assert settings("kafka://a?acks=1").producer(1000)["enable.idempotence"] is False
 
 
 def test_the_new_group_protocol_leaves_assignment_and_sessions_to_the_broker() -> None:

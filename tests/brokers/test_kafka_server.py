@@ -11,7 +11,13 @@ import pytest
 pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined] # no __all__
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+)
 
 from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, UnsupportedError, connect
 from things_kit.brokers.kafka import driver, ephemeral, membership, receiver
@@ -143,6 +149,41 @@ async def test_what_the_broker_finds_too_large_is_said_so(kafka: KafkaServer, to
         with pytest.raises(MessageTooLarge):
             await producer.publish(Message(topic, b"x" * 2_000_000))
         await producer.publish(Message(topic, b"x"))
+        await broker.remove(topic)
+
+
+def most_bytes(kafka: KafkaServer, topic: str, bytes_: int) -> None:
+    """Have the broker take batches of that size at most, and wait until it does."""
+    admin = AdminClient({"bootstrap.servers": kafka.brokers})
+    setting = ConfigEntry("max.message.bytes", str(bytes_), incremental_operation=AlterConfigOpType.SET)
+    change = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[setting])
+    for done in admin.incremental_alter_configs([change]).values():
+        done.result(10)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["known before", "changed meanwhile"])
+async def test_only_what_is_too_large_itself_is_refused(kafka: KafkaServer, topic: str, before: bool) -> None:
+    """The broker refuses whole batches; the others of such a batch are published, each key in order."""
+    sizes = {7: 9000, 150: 5000, 299: 100_000}
+    async with connect(f"{kafka.url}?partitions=2") as broker:
+        await broker.declare(topic)
+        if not before:
+            await broker.producer().publish(Message(topic, b"", id="first"))
+        most_bytes(kafka, topic, 4096)
+        rows = [Message(topic, b"x" * sizes.get(n, 200), b"%d" % (n % 3), id=str(n)) for n in range(300)]
+        with pytest.raises(PublishError) as raised:
+            await broker.producer().publish_batch(rows)
+        assert {n: type(error) for n, error in raised.value.failures.items()} == dict.fromkeys(
+            sizes, MessageTooLarge
+        )
+        with pytest.raises(MessageTooLarge):
+            await broker.producer().publish(Message(topic, b"x" * 5000))
+        handler = Handler()
+        async with broker.consumer(topic, group=f"billing-{topic}", handler=handler, dead_letter=None):
+            await eventually(lambda: len(handler.done) == 297 + (not before), PATIENCE)
+        for key in (b"0", b"1", b"2"):
+            expected = [m.id for n, m in enumerate(rows) if m.key == key and n not in sizes]
+            assert [m.id for m in handler.done if m.key == key] == expected
         await broker.remove(topic)
 
 

@@ -18,7 +18,7 @@ published with a `partition` goes there. An ephemeral group sees partitions that
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
@@ -40,6 +40,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
     OffsetSpec,
 )
 
+from things_kit.brokers.kafka.batches import BatchSizes
 from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
 from things_kit.brokers.kafka.membership import look
 from things_kit.brokers.kafka.options import (
@@ -58,7 +59,7 @@ from things_kit.brokers.kafka.receiver import KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.offsets import decode
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, UnsupportedError
+from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Start
 
@@ -103,6 +104,7 @@ class KafkaDriver:
         self._threads: ThreadPoolExecutor | None = None
         self._receivers: set[Member] = set()
         self._trouble: KafkaError | None = None
+        self._sizes = BatchSizes(self._largest)
         self._admin: AdminClient
         self._sending: SendingThread
 
@@ -230,6 +232,7 @@ class KafkaDriver:
 
     async def remove(self, topic: str) -> None:
         """Delete the topic; Kafka forgets the offsets that groups have committed for it."""
+        self._sizes.forget(topic)
         if possible_topic(topic):
             await self._blocking(f"removing {topic!r}", lambda: self._remove(topic))
 
@@ -247,7 +250,34 @@ class KafkaDriver:
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Hand them to librdkafka, and wait for all delivery reports."""
-        return await self._sending.send(messages)
+        sizes = self._sizes
+        await sizes.learn({message.topic for message in messages})
+        results = await self._sending.send(messages, sizes.smaller)
+        if any(results):
+            large = [index for index, result in enumerate(results) if isinstance(result, MessageTooLarge)]
+            shrunk = await sizes.shrunk({messages[index].topic for index in large}) if large else set()
+            again = [index for index in large if messages[index].topic in shrunk]
+            latest = await self._sending.send([messages[index] for index in again], sizes.smaller)
+            for index, result in zip(again, latest, strict=True):
+                results[index] = result
+        return results
+
+    async def _largest(self, topics: Iterable[str]) -> dict[str, int | None]:
+        """What each topic takes, as far as we may know."""
+        return await self._blocking("asking for the settings of topics", lambda: self._ask_largest(topics))
+
+    def _ask_largest(self, topics: Iterable[str]) -> dict[str, int | None]:
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+        largest: dict[str, int | None] = {}
+        for resource, asked in self._admin.describe_configs(resources, request_timeout=ANSWER).items():
+            try:
+                largest[resource.name] = int(_result(asked)["max.message.bytes"].value)
+            except KafkaException as error:
+                if error_of(error).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    largest[resource.name] = None
+                elif not unknown(error_of(error)):
+                    raise
+        return largest
 
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """Join the group, or read as nobody's member for an ephemeral one."""

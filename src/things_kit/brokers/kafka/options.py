@@ -118,8 +118,8 @@ class Settings(msgspec.Struct, frozen=True):
             **self.passed,
         }
 
-    def producer(self) -> Config:
-        """For publishing: in order, and without duplicates through retries."""
+    def producer(self, batch_size: int) -> Config:
+        """For publishing: in order, without duplicates through retries, in batches of so many bytes."""
         options = self.options
         return {
             "acks": options.acks,
@@ -127,7 +127,7 @@ class Settings(msgspec.Struct, frozen=True):
             "partitioner": "murmur2_random",  # what the Java client does, so keys meet theirs in one partition
             "compression.type": options.compression,
             "linger.ms": options.linger,
-            "batch.size": 1_000_000,
+            "batch.size": batch_size,
             "message.max.bytes": options.max_message_bytes + OVERHEAD,
             "message.timeout.ms": max(1000, int(1000 * self.url.engine.publish_timeout)),
             "queue.buffering.max.messages": 200_000,

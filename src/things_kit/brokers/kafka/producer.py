@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from things_kit.brokers.kafka.batches import LARGEST
 from things_kit.brokers.kafka.options import Settings, error_of, refused
 from things_kit.brokers.kafka.records import Clock, raw_headers
 from things_kit.engine.driver import ConnectionLost
@@ -30,10 +31,15 @@ Results = list[Exception | None]
 
 
 class Sending:
-    """One `send`: its messages, and what became of each so far."""
+    """One `send`: its messages, the sizes of batches for those topics that have one, and what became of each so far."""
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+    def __init__(self, messages: Sequence[Message], sizes: Mapping[str, int]) -> None:
         self.messages = messages
+        self.sizes = (
+            {message.topic: sizes[message.topic] for message in messages if message.topic in sizes}
+            if sizes
+            else {}
+        )
         self.answer: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self.given_up = False
         self._loop = asyncio.get_running_loop()
@@ -66,22 +72,28 @@ class Sending:
 
 
 class SendingThread:
-    """Owns the producer. librdkafka keeps the order of what it is given, and repeats what was not confirmed."""
+    """Owns the producers, nearly always one. librdkafka keeps the order of what it is given, and repeats what was not
+    confirmed.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._jobs: SimpleQueue[Sending | None] = SimpleQueue()
-        self._producer: Producer = settings.created(Producer, settings.producer())
+        self._producers: dict[int, Producer] = {
+            LARGEST: settings.created(Producer, settings.producer(LARGEST))
+        }
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="things_kit kafka producer", daemon=True)
         self._thread.start()
 
-    async def send(self, messages: Sequence[Message]) -> Results:
-        """One result a message, once all are known. Raises ConnectionLost.
+    async def send(self, messages: Sequence[Message], sizes: Mapping[str, int]) -> Results:
+        """One result a message, once all are known. `sizes` are those of topics with smaller batches.
+
+        Raises ConnectionLost.
 
         Cancelled, it leaves to `message.timeout.ms` what librdkafka already has: that may still arrive.
         """
-        sending = Sending(messages)
+        sending = Sending(messages, sizes)
         if not messages:
             return []
         self._jobs.put(sending)
@@ -99,31 +111,46 @@ class SendingThread:
     # --- in the thread
 
     def _run(self) -> None:
-        producer = self._producer
         while True:
+            busy = [producer for producer in self._producers.values() if len(producer)]
             try:
-                sending = self._jobs.get(timeout=IDLE) if not len(producer) else self._jobs.get_nowait()
+                sending = self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
             except Empty:
-                if len(producer):
+                for producer in busy:
                     producer.flush(BUSY)  # what waits goes out at once: nothing is coming to linger for
-                else:
-                    producer.poll(0)
+                if not busy:
+                    self._serve()
                 continue
             if sending is None:
                 break
-            self._produce(producer, sending)
-            producer.poll(0)
-        producer.purge()
-        producer.poll(0)
-        del self._producer
+            self._produce(sending)
+            self._serve()
+        for producer in self._producers.values():
+            producer.purge()
+        self._serve()
+        self._producers.clear()
 
-    def _produce(self, producer: Producer, sending: Sending) -> None:
+    def _serve(self) -> None:
+        for producer in self._producers.values():
+            producer.poll(0)
+
+    def _producer(self, size: int) -> Producer:
+        if size not in self._producers:
+            self._producers[size] = self._settings.created(Producer, self._settings.producer(size))
+        return self._producers[size]
+
+    def _produce(self, sending: Sending) -> None:
         """Hand a batch to librdkafka; a full queue is waited out, which is the back-pressure of a slow broker."""
-        produce, clock, report = producer.produce, Clock(), sending.report
+        usual, clock, report = self._producers[LARGEST], Clock(), sending.report
+        others = {topic: self._producer(size) for topic, size in sending.sizes.items()}
+        producer, produce = usual, usual.produce
         for index, message in enumerate(sending.messages):
             native, exact = clock.stamp(message.timestamp)  # type: ignore[arg-type] # the engine gives it
             where = ANYWHERE if message.partition is None else message.partition
             done = partial(report, index)
+            if others:
+                producer = others.get(message.topic, usual)
+                produce = producer.produce
             while not sending.given_up:
                 try:
                     # Twice `done`: by position, the first of the two names of this argument counts even if None
