@@ -65,6 +65,14 @@ def test_any_property_of_librdkafka_passes_through_and_has_the_last_word() -> No
     assert asked.producer(1000)["linger.ms"] == "3"
 
 
+def test_settings_of_topics_by_which_messages_go_are_not_for_topics_that_keep_them() -> None:
+    asked = settings(
+        "kafka://a?topic.retention.ms=1000&topic.cleanup.policy=compact&topic.min.insync.replicas=2"
+    )
+    assert asked.topic_settings(kept=True) == {"min.insync.replicas": "2"}
+    assert set(asked.topic_settings(kept=False)) == {"min.insync.replicas", "cleanup.policy", "retention.ms"}
+
+
 def test_publishing_is_idempotent_and_meets_the_java_client_in_its_partitions() -> None:
     config = settings("kafka://a?publish_timeout=7").producer(1000)
     assert (config["enable.idempotence"], config["acks"], config["partitioner"]) == (
@@ -100,6 +108,7 @@ def test_static_membership_is_an_option() -> None:
         "kafka://a?acks=0",
         "kafka://a?no_such=1",
         "kafka://a?conf.=1",
+        "kafka://a?topic.=1",
         "kafka://%20me:pw@a",
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
@@ -19,10 +20,20 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
     NewPartitions,
 )
 
-from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, UnsupportedError, connect
+from things_kit import (
+    Broker,
+    ConfigError,
+    Message,
+    MessageTooLarge,
+    PublishError,
+    RetryPolicy,
+    UnsupportedError,
+    connect,
+)
 from things_kit.brokers.kafka import driver, ephemeral, membership, receiver
 from things_kit.brokers.kafka.membership import look
 from things_kit.brokers.kafka.records import TOMBSTONE
+from things_kit.engine.retry_topics import retry_topics
 from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.waiting import eventually
@@ -150,6 +161,46 @@ async def test_what_the_broker_finds_too_large_is_said_so(kafka: KafkaServer, to
             await producer.publish(Message(topic, b"x" * 2_000_000))
         await producer.publish(Message(topic, b"x"))
         await broker.remove(topic)
+
+
+# --- topics
+
+
+def setting(kafka: KafkaServer, topic: str, name: str) -> str:
+    admin = AdminClient({"bootstrap.servers": kafka.brokers})
+    (asked,) = admin.describe_configs([ConfigResource(ConfigResource.Type.TOPIC, topic)]).values()
+    return str(asked.result(10)[name].value)
+
+
+async def test_topics_that_are_created_have_the_settings_of_the_url(kafka: KafkaServer, topic: str) -> None:
+    """But what waits in a retry topic or a dead letter is not deleted by them."""
+    url = f"{kafka.url}?partitions=1&topic.retention.ms=3600000&topic.compression.type=lz4"
+    async with connect(url) as broker:
+        retry = RetryPolicy(mode="delayed")
+        async with broker.consumer(topic, group="g", handler=Handler(), retry=retry):
+            pass
+        named = {topic: "3600000", f"{topic}-dlq": "604800000", f"{topic}-g-retry-1d": "604800000"}
+        for each, retention in named.items():
+            assert setting(kafka, each, "retention.ms") == retention
+            assert setting(kafka, each, "compression.type") == "lz4"
+            await broker.remove(each)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("topic.no.such=1", "no.such"),
+        ("topic.retention.ms=soon", "retention.ms"),
+        ("topic.min.insync.replicas=-1", "min.insync"),
+    ],
+)
+async def test_a_setting_that_topics_do_not_have_is_a_sentence(
+    kafka: KafkaServer, topic: str, option: str, says: str
+) -> None:
+    async with connect(f"{kafka.url}?{option}") as broker:
+        with pytest.raises(ConfigError, match="check the options topic") as raised:
+            await broker.declare(topic)
+        assert says in str(raised.value)
 
 
 def most_bytes(kafka: KafkaServer, topic: str, bytes_: int) -> None:
@@ -401,6 +452,43 @@ async def test_a_share_group_keeps_no_order_and_says_so(kafka: KafkaServer, topi
         with pytest.raises(UnsupportedError, match='ordering="none"'):
             await broker.consumer(topic, group="billing", handler=Handler(), dead_letter=None).start()
         await broker.remove(topic)
+
+
+async def test_what_waits_in_retry_topics_outlives_its_consumer(kafka: KafkaServer, topic: str) -> None:
+    """Their keys go on; it comes when it is due, in the order of its tier, in another process as well as in this one."""
+    group, failed, handled = (
+        f"billing-{topic}",
+        dict[str | None, float](),
+        list[tuple[str | None, int, float]](),
+    )
+    retry = RetryPolicy(attempts=3, first=4.0, factor=1.0, jitter=0.0, mode="delayed")
+
+    async def handle(message: Message) -> None:
+        if message.value == b"bad" and message.attempt == 1:
+            failed[message.id] = time.monotonic()
+            raise ValueError("not yet")
+        handled.append((message.id, message.attempt, time.monotonic()))
+
+    async with connect(f"{kafka.url}?partitions=1&session_timeout=3") as broker:
+        options: Any = {"group": group, "handler": handle, "retry": retry, "dead_letter": None}
+        await broker.declare(topic)
+        rows = [Message(topic, b"good" if n % 2 else b"bad", b"k", id=str(n)) for n in range(6)]
+        await broker.producer().publish_batch(rows)
+        async with broker.consumer(topic, **options):
+            await lag_is(broker, topic, 3, group)
+            assert [id_ for id_, _, _ in handled] == ["1", "3", "5"], "a key waits for its failures"
+        assert await broker.lag(topic, group=group) == 3
+        async with broker.consumer(topic, **options):
+            spent = time.process_time()
+            asked = time.monotonic()
+            await eventually(lambda: len(handled) == 6, PATIENCE)
+            busy = (time.process_time() - spent) / (time.monotonic() - asked)
+            await lag_is(broker, topic, 0, group)
+        assert busy < 0.3, f"waiting took {busy:.0%} of a core"
+        assert [(id_, attempt) for id_, attempt, _ in handled[3:]] == [("0", 2), ("2", 2), ("4", 2)]
+        assert all(at - failed[id_] >= 4.0 for id_, _, at in handled[3:]), "it came before it was due"
+        for each in (topic, *retry_topics(topic, group)):
+            await broker.remove(each)
 
 
 STUCK = """

@@ -8,7 +8,7 @@ import pytest
 from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
 from things_kit import DecodeError, Message, PublishError, RetryPolicy
 from things_kit.engine.driver import Capabilities, Delivery
-from things_kit.engine.retry_topics import postpone, remaining, restore, retry_topics
+from things_kit.engine.retry_topics import is_retry_topic, postpone, remaining, restore, retry_topics
 
 LOG = Capabilities(retained=True, partitions=True)
 LATER = RetryPolicy(mode="delayed", first=60.0, limit=60.0, jitter=0.0)
@@ -32,6 +32,12 @@ def message(value: str, key: str | None = None) -> Message:
 async def fail_once(message: Message) -> None:
     if message.attempt == 1:
         raise ValueError("later")
+
+
+def test_a_retry_topic_is_known_by_its_name() -> None:
+    assert all(map(is_retry_topic, retry_topics("orders", "billing")))
+    assert not is_retry_topic("orders")
+    assert not is_retry_topic("orders-retry")
 
 
 def test_a_message_comes_out_of_a_retry_topic_as_it_went_in() -> None:

@@ -46,6 +46,11 @@ def retry_topics(topic: str, group: str) -> list[str]:
     return [f"{topic}-{group}-retry-{name}" for _, name in TIERS]
 
 
+def is_retry_topic(topic: str) -> bool:
+    """Whether a topic is named as one, so that a driver keeps what waits there."""
+    return topic.endswith(tuple(f"-retry-{name}" for _, name in TIERS))
+
+
 def postpone(message: Message, group: str, wait: float) -> Message:
     """The message to publish instead of handling this one now; `message.attempt` is the next attempt."""
     tier = next(name for longest, name in TIERS if wait <= longest)

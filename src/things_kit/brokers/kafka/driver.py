@@ -3,7 +3,8 @@
     kafka://localhost:9092                       one broker of the cluster is enough to find the others
     kafka://user:password@a:9093,b:9093?ca=ca.pem
 
-The options are those of `KafkaOptions`; `?conf.NAME=VALUE` hands any property to librdkafka.
+The options are those of `KafkaOptions`; `?conf.NAME=VALUE` hands any property to librdkafka, and `?topic.NAME=VALUE` is a
+setting of topics that are created.
 
 A group's place is the offset that it has committed, for each partition, and the metadata of that commit, which says what
 is finished beyond it. Commits follow acknowledgements within some hundredths of a second, and when a consumer stops or
@@ -58,9 +59,11 @@ from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.offsets import decode
+from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.messaging.policy import Start
 
 ResultT = TypeVar("ResultT")
@@ -192,13 +195,19 @@ class KafkaDriver:
             check_group(group)
             if self._share:
                 await self._begin_share(group, "earliest")
-        await self._blocking(f"declaring {topic!r}", lambda: self._declare(topic))
+        await self._blocking(f"declaring {topic!r}", lambda: self._declare(topic, groups))
 
-    def _declare(self, topic: str) -> None:
+    def _declare(self, topic: str, groups: Sequence[str]) -> None:
         if self._leaders(topic):
             return
         options = self._settings.options
-        new = NewTopic(topic, num_partitions=options.partitions, replication_factor=options.replication)
+        kept = DEAD_LETTER_GROUP in groups or is_retry_topic(topic)
+        new = NewTopic(
+            topic,
+            num_partitions=options.partitions,
+            replication_factor=options.replication,
+            config=self._settings.topic_settings(kept=kept),
+        )
         try:
             _result(
                 self._admin.create_topics([new], operation_timeout=VISIBLE, request_timeout=VISIBLE)[topic]

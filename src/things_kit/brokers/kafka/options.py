@@ -22,6 +22,12 @@ Config = dict[str, Any]
 NATIVE: Final = "conf."
 """Options of the URL that begin so are properties of librdkafka, handed on as they are."""
 
+TOPIC: Final = "topic."
+"""Options of the URL that begin so are settings of topics that are created."""
+
+CLEANING: Final = ("retention.", "local.retention.", "delete.retention.", "cleanup.")
+"""How names of settings begin by which a broker deletes what it has."""
+
 OVERHEAD: Final = 10_000
 """Bytes beside a message's value, key and headers that a request may need: framing, our headers, the topic's name."""
 
@@ -85,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True):
     url: BrokerURL
     options: KafkaOptions
     passed: Mapping[str, str]
+    topic: Mapping[str, str] = {}
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -93,13 +100,14 @@ class Settings(msgspec.Struct, frozen=True):
             raise ConfigError(
                 f"{url.display}: expected kafka://HOST:PORT, or several hosts with commas between them"
             )
-        passed = {name[len(NATIVE) :]: value for name, value in url.query.items() if name.startswith(NATIVE)}
-        if missing := [name for name, value in passed.items() if not name or "\0" in value]:
-            raise ConfigError(
-                f"{url.display}: {NATIVE}{missing[0]} is no property of librdkafka with a value"
-            )
-        ours = {name: value for name, value in url.query.items() if not name.startswith(NATIVE)}
-        return cls(url, msgspec.structs.replace(url, query=ours).options(KafkaOptions), passed)
+        passed = _named(url, NATIVE, "property of librdkafka")
+        topic = _named(url, TOPIC, "setting of a topic")
+        ours = {name: value for name, value in url.query.items() if not name.startswith((NATIVE, TOPIC))}
+        return cls(url, msgspec.structs.replace(url, query=ours).options(KafkaOptions), passed, topic)
+
+    def topic_settings(self, *, kept: bool) -> dict[str, str]:
+        """For a topic that is created. One that is to be `kept` is cleaned by the broker's own settings alone."""
+        return {name: value for name, value in self.topic.items() if not (kept and name.startswith(CLEANING))}
 
     def __repr__(self) -> str:
         return f"Settings({self.url.display!r})"
@@ -208,6 +216,14 @@ class Quiet:
         log.log(min(level, logging.DEBUG), message, *arguments)
 
 
+def _named(url: BrokerURL, prefix: str, what: str) -> dict[str, str]:
+    """The options of that prefix, without it."""
+    found = {name[len(prefix) :]: value for name, value in url.query.items() if name.startswith(prefix)}
+    if wrong := [name for name, value in found.items() if not name or "\0" in name + value]:
+        raise ConfigError(f"{url.display}: {(prefix + wrong[0])!r} is no {what} with a value")
+    return found
+
+
 _PORT: Final = re.compile(r":\d+$")
 
 # --- names
@@ -296,6 +312,7 @@ _REMEDY: Final = {
     KafkaError.INCONSISTENT_GROUP_PROTOCOL: "the group has members of another protocol: give all the same options",
     KafkaError.UNSUPPORTED_VERSION: "this broker is too old for what was asked",
     KafkaError._UNSUPPORTED_FEATURE: "this broker is too old for what was asked",
+    KafkaError.INVALID_CONFIG: "check the options topic.NAME=VALUE",
     KafkaError.INVALID_REPLICATION_FACTOR: "it has not so many brokers: check the option replication",
 }
 """What the user can do about errors that trying again does not mend."""

@@ -72,9 +72,7 @@ class Sending:
 
 
 class SendingThread:
-    """Owns the producers, nearly always one. librdkafka keeps the order of what it is given, and repeats what was not
-    confirmed.
-    """
+    """Owns the producers, nearly always one. librdkafka keeps their order, and repeats what was not confirmed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

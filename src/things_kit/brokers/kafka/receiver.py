@@ -42,6 +42,9 @@ acknowledged since comes again. At full speed it makes no difference, as then th
 UNASSIGNED: Final = 10.0
 """Seconds without a partition after which it is looked into, and again after as many."""
 
+LIVELY: Final = 1.0
+"""Seconds since something came or was acknowledged during which the thread waits no longer than to the next commit."""
+
 PATIENCE: Final = 1.0
 """Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
 
@@ -82,6 +85,7 @@ class KafkaReceiver:
         self._committed: dict[int, Mark] = {}
         self._committing = False
         self._next_commit = 0.0
+        self._lively_until = 0.0
         self._seen = 0
         self._full_since: float | None = None
         self._paused = False
@@ -202,7 +206,9 @@ class KafkaReceiver:
         self._watch(consumer, now)
         if now >= self._next_commit or self._acknowledged - self._seen >= self._subscription.max_in_flight:
             self._next_commit = now + COMMIT
-            self._seen = self._acknowledged
+            if self._acknowledged != self._seen:
+                self._seen = self._acknowledged
+                self._lively_until = now + LIVELY
             self._commit(consumer)
         if self._handed - self._taken < self._batch:
             self._full_since = None
@@ -222,8 +228,8 @@ class KafkaReceiver:
 
     def _fetch(self, consumer: Consumer) -> None:
         # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
-        working = any(offsets.unfinished for offsets in self._partitions.values())
-        records = consumer.consume(1, COMMIT if working else POLL)
+        lively = time.monotonic() < self._lively_until
+        records = consumer.consume(1, COMMIT if lively else POLL)
         if records:
             if self._batch > 1:
                 records += consumer.consume(self._batch - 1, 0)
@@ -233,6 +239,7 @@ class KafkaReceiver:
         deliveries, errors = unpack(records, self._partitions)
         if deliveries:
             self._handed += len(deliveries)
+            self._lively_until = time.monotonic() + LIVELY
             self._tell(self._inbox.put, deliveries)
         for error in errors:
             self._note(error)
