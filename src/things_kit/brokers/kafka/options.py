@@ -265,6 +265,9 @@ def check_group(group: str) -> None:
 
 MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED
 
+GIVEN_UP: Final = frozenset({KafkaError._FATAL, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
+"""What librdkafka says of each message that it did not publish because of something else."""
+
 
 def away(why: str) -> KafkaException:
     """An error as librdkafka would raise it, for a broker that keeps us waiting."""
@@ -300,6 +303,10 @@ _UNKNOWN: Final = frozenset({
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID, KafkaError._UNKNOWN_TOPIC,
 })  # fmt: skip
 
+_NOT_OFFERED: Final = (
+    "this broker is too old for what was asked, or has it switched off: check group_protocol and group_type"
+)
+
 _REMEDY: Final = {
     KafkaError._AUTHENTICATION: "it does not accept this login: check user, password, sasl_mechanism and ca",
     KafkaError._SSL: "the TLS handshake failed: check security_protocol and ca",
@@ -310,8 +317,8 @@ _REMEDY: Final = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "this user may not do that in the cluster: it needs an ACL for it",
     KafkaError.FENCED_INSTANCE_ID: "another consumer has the same group_instance_id",
     KafkaError.INCONSISTENT_GROUP_PROTOCOL: "the group has members of another protocol: give all the same options",
-    KafkaError.UNSUPPORTED_VERSION: "this broker is too old for what was asked",
-    KafkaError._UNSUPPORTED_FEATURE: "this broker is too old for what was asked",
+    KafkaError.UNSUPPORTED_VERSION: _NOT_OFFERED,
+    KafkaError._UNSUPPORTED_FEATURE: _NOT_OFFERED,
     KafkaError.INVALID_CONFIG: "check the options topic.NAME=VALUE",
     KafkaError.INVALID_REPLICATION_FACTOR: "it has not so many brokers: check the option replication",
 }
@@ -329,9 +336,7 @@ def translated(error: KafkaError, doing: str) -> Exception:
     code, said = error.code(), f"{doing}: {error.str()}"
     if code in _AWAY or (error.retriable() and code not in _UNKNOWN):
         return _caused(ConnectionLost(said), error)
-    if code in _REMEDY:
-        said = f"{said} ({_REMEDY[code]})"
-    return _caused(ConfigError(said), error)
+    return _caused(ConfigError(said + _remedy(error)), error)
 
 
 def refused(error: KafkaError, topic: str) -> Exception:
@@ -345,8 +350,14 @@ def refused(error: KafkaError, topic: str) -> Exception:
         return _caused(PublishError(f"the topic {topic!r} has no such partition"), error)
     if code in _AWAY or error.retriable():
         return _caused(ConnectionLost(f"publishing to {topic!r}: {error.str()}"), error)
-    remedy = f" ({_REMEDY[code]})" if code in _REMEDY else ""
-    return _caused(PublishError(f"publishing to {topic!r}: {error.str()}{remedy}"), error)
+    return _caused(PublishError(f"publishing to {topic!r}: {error.str()}{_remedy(error)}"), error)
+
+
+def _remedy(error: KafkaError) -> str:
+    code = error.code()
+    if code == KafkaError._FATAL:  # whose own code is only in the text
+        code = next((each for each in _REMEDY if KafkaError(each).str() in error.str()), code)
+    return f" ({_REMEDY[code]})" if code in _REMEDY else ""
 
 
 def unknown(error: KafkaError) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -11,7 +11,7 @@ from typing import Any, Final
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from things_kit.brokers.kafka.batches import LARGEST
-from things_kit.brokers.kafka.options import Settings, error_of, refused
+from things_kit.brokers.kafka.options import GIVEN_UP, Settings, error_of, refused
 from things_kit.brokers.kafka.records import Clock, raw_headers
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.message import Message
@@ -33,8 +33,14 @@ Results = list[Exception | None]
 class Sending:
     """One `send`: its messages, the sizes of batches for those topics that have one, and what became of each so far."""
 
-    def __init__(self, messages: Sequence[Message], sizes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        sizes: Mapping[str, int],
+        why: Callable[[KafkaError], KafkaError],
+    ) -> None:
         self.messages = messages
+        self._why = why
         self.sizes = (
             {message.topic: sizes[message.topic] for message in messages if message.topic in sizes}
             if sizes
@@ -49,7 +55,7 @@ class Sending:
     def report(self, index: int, error: KafkaError | None, _: Any) -> None:
         """A delivery report, or why there will be none. In the sending thread."""
         if error is not None:
-            self._results[index] = refused(error, self.messages[index].topic)
+            self._results[index] = refused(self._why(error), self.messages[index].topic)
         self._open -= 1
         if not self._open:
             self._tell()
@@ -80,6 +86,7 @@ class SendingThread:
         self._producers: dict[int, Producer] = {
             LARGEST: settings.created(Producer, settings.producer(LARGEST))
         }
+        self._fatal: KafkaError | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="things_kit kafka producer", daemon=True)
         self._thread.start()
@@ -91,7 +98,7 @@ class SendingThread:
 
         Cancelled, it leaves to `message.timeout.ms` what librdkafka already has: that may still arrive.
         """
-        sending = Sending(messages, sizes)
+        sending = Sending(messages, sizes, self._why)
         if not messages:
             return []
         self._jobs.put(sending)
@@ -114,23 +121,41 @@ class SendingThread:
             try:
                 sending = self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
             except Empty:
-                for producer in busy:
-                    producer.flush(BUSY)  # what waits goes out at once: nothing is coming to linger for
-                if not busy:
-                    self._serve()
+                for producer in busy:  # what waits goes out at once: nothing is coming to linger for
+                    self._serve_one(producer.flush, BUSY)
+                self._serve()
                 continue
             if sending is None:
                 break
             self._produce(sending)
             self._serve()
-        for producer in self._producers.values():
-            producer.purge()
-        self._serve()
-        self._producers.clear()
+        self._drop_all()
 
     def _serve(self) -> None:
         for producer in self._producers.values():
-            producer.poll(0)
+            self._serve_one(producer.poll, 0)
+        if self._fatal is not None:
+            log.warning("publishing begins anew: %s", self._fatal)
+            self._drop_all()
+            self._fatal = None
+            self._producer(LARGEST)
+
+    def _serve_one(self, call: Callable[[float], object], wait: float) -> None:
+        """Have librdkafka call back. It raises what is fatal: that producer publishes nothing any more."""
+        try:
+            call(wait)
+        except KafkaException as error:
+            self._fatal = error_of(error)
+
+    def _drop_all(self) -> None:
+        for producer in self._producers.values():
+            producer.purge()
+            self._serve_one(producer.poll, 0)
+        self._producers.clear()
+
+    def _why(self, error: KafkaError) -> KafkaError:
+        """What stands behind the failure of a message."""
+        return self._fatal if self._fatal is not None and error.code() in GIVEN_UP else error
 
     def _producer(self, size: int) -> Producer:
         if size not in self._producers:
@@ -157,10 +182,11 @@ class SendingThread:
                         native, raw_headers(message, exact),
                     )  # fmt: skip
                 except BufferError:
-                    producer.poll(0.05)
+                    self._serve_one(producer.poll, 0.05)
                     if self._stopping:
                         return
                 except KafkaException as error:
+                    self._serve_one(producer.poll, 0)  # for what is fatal, if it is
                     report(index, error_of(error), None)
                     break
                 else:

@@ -72,6 +72,7 @@ class KafkaServer(ServerProcess):
     """Kafka on 127.0.0.1, without TLS or logins. Needs Java 17, and Maven once, to fetch 44 MB.
 
     Topics are created by `declare` only: `auto.create.topics.enable` is off unless `properties` say otherwise.
+    `features` are levels of features of the cluster, such as `{"share.version": 0}`, where they are not the usual ones.
     """
 
     name: ClassVar[str] = "kafka"
@@ -82,9 +83,11 @@ class KafkaServer(ServerProcess):
         folder: Path | None = None,
         ports: Sequence[int] | None = None,
         properties: Mapping[str, str] | None = None,
+        features: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(folder, ports)
         self._properties = dict(properties or {})
+        self._features = dict(features or {})
 
     @property
     def brokers(self) -> str:
@@ -103,10 +106,13 @@ class KafkaServer(ServerProcess):
 
     def prepare(self) -> None:
         """Give it a formatted folder, and its properties."""
-        if not (self.folder / "data").exists():
+        formatted = (self.folder / "data").exists()
+        if not formatted and not self._features:
             # Formatting takes longer than copying, and with static voters a formatted folder holds no port
             shutil.copytree(_installation() / "data", self.folder / "data")
-        _write_properties(self.folder, self.ports, self._properties)
+        properties = _write_properties(self.folder, self.ports, self._properties)
+        if not formatted and self._features:
+            _format(_installation(), properties, self._features)
 
     def command(self) -> Sequence[str | Path]:
         """The broker, in the foreground."""
@@ -195,16 +201,14 @@ def _install(folder: Path) -> None:
         "-DincludeScope=runtime", f"-DoutputDirectory={folder / 'lib'}",
     )  # fmt: skip
     properties = _write_properties(folder, [1, 2, 3], {})
+    _format(folder, properties, {})
+
+
+def _format(installation: Path, properties: Path, features: Mapping[str, int]) -> None:
     cluster = secrets.token_urlsafe(16)
-    run(
-        *JAVA,
-        folder / "lib" / "*",
-        "kafka.tools.StorageTool",
-        "format",
-        f"--cluster-id={cluster}",
-        "-c",
-        properties,
-    )
+    levels = [f"--feature={name}={level}" for name, level in features.items()]
+    tool = (*JAVA, installation / "lib" / "*", "kafka.tools.StorageTool")
+    run(*tool, "format", f"--cluster-id={cluster}", "-c", properties, *levels)
 
 
 def _write_properties(folder: Path, ports: Sequence[int], more: Mapping[str, str]) -> Path:
