@@ -19,23 +19,20 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from typer.testing import CliRunner
 
 from tests.brokers.test_kafka_secure import SECRET, secure
-from things_kit.brokers.kafka import doctor
-from things_kit.brokers.kafka.doctor import (
+from things_kit.brokers.kafka.doctor import examination
+from things_kit.brokers.kafka.doctor.cluster import judge_versions
+from things_kit.brokers.kafka.doctor.examination import examine
+from things_kit.brokers.kafka.doctor.groups import Group, Member, Place, judge_members, judge_places
+from things_kit.brokers.kafka.doctor.topics import (
     Copies,
-    Group,
-    Member,
-    Place,
     Topic,
-    examine,
     judge_copies,
     judge_dead_letter,
-    judge_members,
-    judge_places,
     judge_retention,
     judge_size,
-    judge_versions,
     missing_topic,
 )
+from things_kit.brokers.kafka.membership import REBALANCING
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.versions import RELEASES, Versions, ask
 from things_kit.cli.app import app
@@ -343,7 +340,7 @@ def _stable(cluster: Cluster, group: str) -> bool:
 def test_a_member_that_does_not_let_go_is_a_long_rebalance(
     cluster: Cluster, group: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "REBALANCE", 1.0)
+    monkeypatch.setattr(examination, "REBALANCE", 1.0)
     topic = cluster.topic()
     holding = cluster.consumer(group, partition_assignment_strategy="range")
     waiting = cluster.consumer(group, partition_assignment_strategy="range")
@@ -362,7 +359,7 @@ def test_a_member_that_does_not_let_go_is_a_long_rebalance(
 
 def _rebalancing(cluster: Cluster, group: str) -> bool:
     described = cluster.admin.describe_consumer_groups([group])[group].result(PATIENCE)
-    return described.state in doctor.REBALANCING
+    return described.state in REBALANCING
 
 
 def test_of_a_share_group_it_says_what_cannot_be_asked(cluster: Cluster, group: str) -> None:

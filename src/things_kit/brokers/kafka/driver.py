@@ -370,7 +370,7 @@ class KafkaDriver:
 
     async def examine(self, question: "Question") -> "Sequence[Finding]":
         """What `things-kit doctor` has to say of the cluster, the topic and the group."""
-        from things_kit.brokers.kafka.doctor import examine  # noqa: PLC0415 - nobody else needs it
+        from things_kit.brokers.kafka.doctor.examination import examine  # noqa: PLC0415 - nobody else needs it
 
         return await self._blocking(
             "examining the cluster", lambda: examine(self._admin, self._settings, question)
