@@ -19,6 +19,9 @@ LOG4J: Final = "2.25.1"
 IMAGE: Final = "confluentinc/cp-kafka:8.2.0"
 """Kafka 4.2, in the packaging that testcontainers knows how to start."""
 
+TESTCONTAINERS: Final = ("testcontainers.community.kafka", "testcontainers.kafka")
+"""Where testcontainers has its Kafka: since 4.15, and before."""
+
 JAVA: Final = ("java", "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=WARN", "-cp")
 
 PROPERTIES: Final[Mapping[str, str]] = {
@@ -171,9 +174,10 @@ def start_kafka_container() -> RunningKafka:
         ServerUnavailable: There is neither Docker nor what the process needs.
     """
     if _docker_answers():
-        with contextlib.suppress(ModuleNotFoundError):
-            containers = import_module("testcontainers.kafka")  # an optional package, and a slow one
-            return KafkaInContainer(containers.KafkaContainer(IMAGE).with_kraft().start())
+        for name in TESTCONTAINERS:
+            with contextlib.suppress(ModuleNotFoundError):
+                containers = import_module(name)  # an optional package, and a slow one
+                return KafkaInContainer(containers.KafkaContainer(IMAGE).with_kraft().start())
     return KafkaServer().__enter__()
 
 
