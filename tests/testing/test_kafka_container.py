@@ -90,5 +90,6 @@ def test_without_an_engine_or_testcontainers_it_is_a_process(
 ) -> None:
     docker(exit_code)
     made = install(monkeypatch, name)
-    assert start_kafka_container() == "a local process"
+    kafka: object = start_kafka_container()
+    assert kafka == "a local process"
     assert made == []
