@@ -1,5 +1,6 @@
 """What the driver for Kafka makes of URLs, records and errors; no broker is needed for these."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -128,6 +129,13 @@ async def test_a_bad_value_is_not_repeated() -> None:
     with pytest.raises(ConfigError) as raised:
         await driver.open()
     assert "hunter2" not in f"{raised.value!r} {raised.value.__context__!r}"
+
+
+def test_share_groups_need_a_client_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "things_kit.brokers.kafka.share", raising=False)
+    monkeypatch.delattr("confluent_kafka.ShareConsumer", raising=False)
+    with pytest.raises(ConfigError, match=r"group_type=share needs confluent-kafka 2\.16 or newer"):
+        KafkaDriver.from_url(BrokerURL.parse("kafka://a?group_type=share"))
 
 
 def test_no_repr_shows_a_secret() -> None:

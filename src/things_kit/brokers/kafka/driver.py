@@ -114,7 +114,10 @@ class KafkaDriver:
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
         """A driver for `kafka://HOST:PORT,HOST:PORT?OPTION=VALUE`."""
-        return cls(Settings.from_url(url))
+        settings = Settings.from_url(url)
+        if settings.options.group_type == "share":
+            _share_receiver()
+        return cls(settings)
 
     async def open(self) -> None:
         """Ask the cluster for its brokers, so that a wrong address or login shows at once."""
