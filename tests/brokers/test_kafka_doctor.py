@@ -22,7 +22,14 @@ from tests.brokers.test_kafka_secure import SECRET, secure
 from things_kit.brokers.kafka.doctor import examination
 from things_kit.brokers.kafka.doctor.cluster import judge_versions
 from things_kit.brokers.kafka.doctor.examination import examine
-from things_kit.brokers.kafka.doctor.groups import Group, Member, Place, judge_members, judge_places
+from things_kit.brokers.kafka.doctor.groups import (
+    REBALANCING,
+    Group,
+    Member,
+    Place,
+    judge_members,
+    judge_places,
+)
 from things_kit.brokers.kafka.doctor.topics import (
     Copies,
     Topic,
@@ -32,7 +39,6 @@ from things_kit.brokers.kafka.doctor.topics import (
     judge_size,
     missing_topic,
 )
-from things_kit.brokers.kafka.membership import REBALANCING
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.versions import RELEASES, Versions, ask
 from things_kit.cli.app import app

@@ -30,8 +30,7 @@ from things_kit import (
     UnsupportedError,
     connect,
 )
-from things_kit.brokers.kafka import driver, ephemeral, membership, receiver
-from things_kit.brokers.kafka.membership import look
+from things_kit.brokers.kafka import ephemeral, receiver
 from things_kit.brokers.kafka.records import TOMBSTONE
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.testing.conformance.history import assert_lanes, merged
@@ -263,11 +262,13 @@ async def test_a_consumer_that_stands_by_is_well(
     """More consumers than partitions: those that have none are looked into, and nothing is found."""
     found: list[str | None] = []
 
+    why_idle = receiver.KafkaReceiver._why_idle
+
     def looking(*arguments: Any) -> str | None:
-        found.append(look(*arguments))
+        found.append(why_idle(*arguments))
         return found[-1]
 
-    monkeypatch.setattr(driver, "look", looking)
+    monkeypatch.setattr(receiver.KafkaReceiver, "_why_idle", looking)
     monkeypatch.setattr(receiver, "UNASSIGNED", 0.2)
     group = f"billing-{topic}"
     async with connect(f"{kafka.url}?partitions=1&session_timeout=3") as broker:
@@ -311,27 +312,6 @@ async def test_a_consumer_that_its_group_does_not_let_in_is_ill(
         await asyncio.to_thread(hanging.close)
         await starting
         await eventually_well(broker)
-        await broker.remove(topic)
-
-
-async def test_a_member_without_partitions_is_ill_where_some_have_nobody(
-    kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(membership, "ANSWER", 2.0)
-    group = f"billing-{topic}"
-    async with (
-        connect(f"{kafka.url}?partitions=2") as broker,
-        broker.consumer(topic, group=group, handler=Handler()),
-    ):
-        admin = AdminClient({"bootstrap.servers": kafka.brokers})
-        assert "not in its group" in (look(admin, topic, group, "somebody else") or "")
-        (member,) = admin.describe_consumer_groups([group])[group].result(10).members
-        assert look(admin, topic, group, member.member_id) is None
-        assert look(admin, topic, f"missing-{topic}", "me") is None
-        admin.create_partitions([NewPartitions(topic, 3)])[topic].result(10)
-        await eventually(
-            lambda: "1 of 3 have nobody" in (look(admin, topic, group, member.member_id) or ""), PATIENCE
-        )
         await broker.remove(topic)
 
 

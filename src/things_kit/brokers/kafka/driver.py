@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from confluent_kafka import (
@@ -43,7 +42,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
 
 from things_kit.brokers.kafka.batches import BatchSizes
 from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
-from things_kit.brokers.kafka.membership import look
 from things_kit.brokers.kafka.options import (
     Settings,
     away,
@@ -306,12 +304,11 @@ class KafkaDriver:
         await receiver.join(JOIN)
         return receiver
 
-    async def _kind(self, subscription: Subscription) -> "Callable[[Settings, Subscription], Member]":
+    async def _kind(self, subscription: Subscription) -> "type[Member]":
         if subscription.ephemeral:
             return EphemeralReceiver
         if not self._share:
-            looking = partial(look, self._admin, subscription.topic, subscription.group)
-            return partial(KafkaReceiver, look=looking)
+            return KafkaReceiver
         if subscription.ordering != "none":
             raise UnsupportedError(
                 f'a share group keeps no order: group_type=share goes with ordering="none", not {subscription.ordering!r}'

@@ -17,7 +17,6 @@ from confluent_kafka import (
 )  # fmt: skip
 
 from things_kit.brokers.kafka.inbox import Inbox
-from things_kit.brokers.kafka.membership import Look
 from things_kit.brokers.kafka.options import (
     MAX_POLL_EXCEEDED,
     Settings,
@@ -65,9 +64,8 @@ class KafkaReceiver:
     so the group is kept however long the handlers take. What was acknowledged is committed a moment later.
     """
 
-    def __init__(self, settings: Settings, subscription: Subscription, look: Look = lambda _: None) -> None:
+    def __init__(self, settings: Settings, subscription: Subscription) -> None:
         self._subscription = subscription
-        self._look = look
         self._topic = subscription.topic
         self._batch = min(BATCH, subscription.max_in_flight)
         self._loop = asyncio.get_running_loop()
@@ -259,11 +257,20 @@ class KafkaReceiver:
         if not self._partitions:
             if now < self._next_look:
                 return
-            ailment = self._look(consumer.memberid() or "")
+            ailment = self._why_idle(consumer)
         self._next_look = now + UNASSIGNED
         if ailment != self._ailment:
             self._ailment = ailment
             self._tell(self._subscription.ailing, ailment)
+
+    def _why_idle(self, consumer: Consumer) -> str | None:
+        """What is wrong with having no partition. None for a member to which its group gave none: it stands by.
+
+        Not from the broker's description of the group: librdkafka (2.16) may end the process while it asks for one.
+        """
+        if not self._joined.done():
+            return "it is not let in: its group is rebalancing, and a member does not let go of what it has"
+        return None if consumer.memberid() else "it is not in its group any more"
 
     def _pause(self, consumer: Consumer, pause: bool) -> None:
         self._paused = pause

@@ -25,6 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
 
 from things_kit.brokers.kafka.doctor.cluster import addresses, judge_versions, tls
 from things_kit.brokers.kafka.doctor.groups import (
+    REBALANCING,
     Group,
     Member,
     Place,
@@ -40,7 +41,6 @@ from things_kit.brokers.kafka.doctor.topics import (
     judge_topic,
     missing_topic,
 )
-from things_kit.brokers.kafka.membership import REBALANCING
 from things_kit.brokers.kafka.options import Settings, error_of, possible_topic, translated, unknown
 from things_kit.brokers.kafka.versions import ask
 from things_kit.engine.diagnosis import Finding, Question

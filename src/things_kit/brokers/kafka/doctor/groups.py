@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Final
 
 import msgspec
 from confluent_kafka import ConsumerGroupState
 
 from things_kit.brokers.kafka.doctor.phrases import partitions
-from things_kit.brokers.kafka.membership import MISSING, REBALANCING
 from things_kit.engine.diagnosis import Finding
 from things_kit.engine.offsets import decode
+
+REBALANCING: Final = frozenset({
+    ConsumerGroupState.PREPARING_REBALANCING, ConsumerGroupState.COMPLETING_REBALANCING,
+})  # fmt: skip
+MISSING: Final = frozenset({ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN})
 
 
 class Place(msgspec.Struct, frozen=True):
