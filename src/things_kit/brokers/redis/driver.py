@@ -1,0 +1,315 @@
+"""`redis://` and `rediss://`: streams of Redis (6.2 or newer) and Valkey, through redis-py.
+
+    redis://localhost:6379/0
+    redis://user:password@localhost              with a login; rediss:// with TLS
+    redis://a:7000,b:7000?cluster=true           nodes of a Redis Cluster
+    redis://a:26379,b:26379?sentinel=orders      sentinels, and the name of their master
+
+The options are those of `RedisOptions`. A topic is the stream of that key, a group a consumer group of it. What a group has put
+back waits in a sorted set beside the stream (see `scripts`). An ephemeral group is no group of Redis, only a place in the stream.
+
+Order is kept within a process: Redis hands out the entries of a stream to all consumers of a group alike.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from redis.asyncio import RedisCluster
+
+from things_kit.brokers.redis import scripts
+from things_kit.brokers.redis.entries import Layout, position
+from things_kit.brokers.redis.ephemeral import EphemeralReceiver
+from things_kit.brokers.redis.errors import CLIENT_ERRORS, meaning, refusal, says, translated
+from things_kit.brokers.redis.keys import CONSUMER, check_topic, delayed_key
+from things_kit.brokers.redis.options import Settings
+from things_kit.brokers.redis.reading import Reading
+from things_kit.brokers.redis.receiver import FAREWELL, RedisReceiver, leave
+from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError, PublishError
+from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.engine.diagnosis import Finding, Question
+
+log = logging.getLogger("things_kit.redis")
+
+CHUNK: Final = 8 * 2**20
+"""Bytes after which a batch goes on in another round trip, so that each stays within the time for an answer."""
+
+TIDY: Final = 60.0
+"""Seconds between two trims of a topic, at the most."""
+
+LONG_IDLE: Final = 600.0
+"""Seconds after which a consumer without messages, whose process must be dead, is deleted."""
+
+
+class RedisDriver:
+    """A pool of connections, and one connection more for each receiver."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = settings.options
+        self.capabilities = Capabilities(
+            delay=True,
+            attempts=True,
+            retained=True,
+            lease=options.lease,
+            max_message_bytes=options.max_message_bytes,
+        )
+        self.layout = Layout(options.value_field, options.key_field)
+        self.client: Any = None
+        self._settings = settings
+        self._options = options
+        self._left: dict[tuple[str, str], set[str]] = {}
+        self._gone: dict[tuple[str, str], tuple[bytes, Sequence[bytes]]] = {}
+        self._resume: dict[tuple[str, str], bytes] = {}
+        self._tidied: dict[str, float] = {}
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """A driver for `redis://HOST:PORT/DATABASE?OPTION=VALUE`."""
+        return cls(Settings.from_url(url))
+
+    async def open(self) -> None:
+        """Ask the server for an answer, so that a wrong address or login shows at once."""
+        if self.client is None:
+            self.client = self._settings.client()
+        with translated("connecting"):
+            await self.client.initialize()
+        await self.ping()
+
+    async def close(self) -> None:
+        """Disconnect. Consumers that were cut off put their messages back first, if the server lets them."""
+        client, self.client = self.client, None
+        if client is None:
+            return
+        with contextlib.suppress(TimeoutError, *CLIENT_ERRORS):
+            async with asyncio.timeout(FAREWELL):
+                for topic, group in list(self._left):
+                    await self._free(client, Subscription(topic=topic, group=group))
+        with contextlib.suppress(*CLIENT_ERRORS):
+            await client.aclose()
+
+    async def ping(self) -> None:
+        """Ask the server, or every node of a cluster, for an answer."""
+        with translated("asking the server for an answer"):
+            await self._opened.ping()
+
+    @property
+    def _opened(self) -> Any:
+        if self.client is None:
+            raise ConfigError(f"{self._settings.url.display} is not open")
+        return self.client
+
+    # --- topics
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create a stream without entries, and groups."""
+        check_topic(topic)
+        with translated(f"declaring {topic!r}"):
+            if not groups:
+                await scripts.DECLARE(self._opened, (topic,))
+            for group in groups:
+                await scripts.JOIN(self._opened, (topic, delayed_key(topic, group)), group, "0", 1)
+
+    async def remove(self, topic: str) -> None:
+        """Delete the stream, and what its groups have put back."""
+        with translated(f"removing {topic!r}"):
+            groups = await self._groups(topic)
+            await self._opened.unlink(topic, *(delayed_key(topic, group) for group in groups))
+
+    async def _groups(self, topic: str) -> list[str]:
+        try:
+            found = await self._opened.xinfo_groups(topic)
+        except CLIENT_ERRORS as error:
+            if says(error, "no such key"):
+                return []
+            raise
+        return [group["name"].decode(errors="surrogateescape") for group in found]
+
+    # --- sending
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Add them to their streams, in as few round trips as their size allows."""
+        results: list[Exception | None] = []
+        commands: list[list[Any]] = []
+        size = 0
+        limit = ("MAXLEN", "~", self._options.maxlen) if self._options.maxlen else ()
+        pack = self.layout.pack
+        for message in messages:
+            fields = pack(message)
+            commands.append(["XADD", message.topic, "NOMKSTREAM", *limit, "*", *fields])
+            size += len(message.value)
+            if size > CHUNK:
+                results += await self._add(commands)
+                commands, size = [], 0
+        if commands:
+            results += await self._add(commands)
+        return results
+
+    async def _add(self, commands: Sequence[Sequence[Any]]) -> list[Exception | None]:
+        replicas = self._options.wait_replicas
+        with translated("publishing"):
+            async with self._opened.pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                if replicas:
+                    pipeline.execute_command("WAIT", replicas, round(self._options.wait_timeout * 1000))
+                answers = await pipeline.execute(raise_on_error=False)
+        if replicas:
+            there = answers.pop()
+            if isinstance(there, Exception):
+                raise meaning(there, "waiting for replicas")
+            if there < replicas:
+                return [self._alone(there)] * len(answers)
+        if all(type(answer) is bytes for answer in answers):
+            return [None] * len(answers)
+        return [
+            _result(answer, command[1]) for answer, command in zip(answers, commands, strict=True)
+        ]
+
+    def _alone(self, there: int) -> PublishError:
+        options = self._options
+        return PublishError(
+            f"{there} of {options.wait_replicas} replicas had this batch within {options.wait_timeout:g} s; "
+            "the master has it, so it may be handled all the same"
+        )
+
+    # --- receiving
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Join the group, or find out where the stream ends for an ephemeral one."""
+        check_topic(subscription.topic)
+        doing = f"subscribing to {subscription.topic!r}"
+        with translated(doing):
+            if subscription.ephemeral:
+                place = await self._place(subscription)
+            else:
+                await self._free(self._opened, subscription)
+                place = await self._join(subscription)
+            pool, own = self._pool(subscription.topic)
+        reading = Reading(pool, own=own)
+        await reading.open()
+        if subscription.ephemeral:
+            return EphemeralReceiver(self, subscription, reading, place)
+        return RedisReceiver(self, subscription, reading, place, self._options.lease)
+
+    def _pool(self, topic: str) -> tuple[Any, bool]:
+        """Connections to the server that has the stream, and whether they are to be closed by who asks."""
+        if not isinstance(self.client, RedisCluster):
+            return self._opened.connection_pool, False
+        node = self.client.get_node_from_key(topic)
+        if node is None:
+            raise ConnectionLost(f"no node of the cluster has the slot of {topic!r}")
+        return self._settings.pool(node.host, int(node.port)), True
+
+    async def _join(self, subscription: Subscription) -> bytes:
+        topic, group, create = subscription.topic, subscription.group, subscription.create
+        keys = topic, delayed_key(topic, group)
+        start = "$" if subscription.start == "latest" else "0"
+        place, held = self._gone.get((topic, group), (start, ()))
+        if isinstance(place, bytes):
+            place = await self._where_it_was(topic, place)
+        found, *last = await scripts.JOIN(self._opened, keys, group, place, int(create), *held)
+        if not last:
+            what = f"topic {topic!r}" if found == b"topic" else f"group {group!r} of {topic!r}"
+            raise ConfigError(f"there is no {what}: declare it first")
+        self._gone.pop((topic, group), None)
+        idle = round(1000 * max(LONG_IDLE, 10 * self._options.lease))
+        await scripts.SWEEP(self._opened, keys, group, CONSUMER, idle)
+        return bytes(last[0])
+
+    async def _where_it_was(self, topic: str, place: bytes) -> bytes:
+        """A place in a stream, unless it is another stream by now, which has not come so far."""
+        last = await self._end(topic)
+        return place if last is not None and position(last) >= position(place) else b"0"
+
+    async def _end(self, topic: str) -> bytes | None:
+        """The last ID of a stream; None where there is none."""
+        try:
+            found = await self._opened.xinfo_stream(topic)
+        except CLIENT_ERRORS as error:
+            if says(error, "no such key"):
+                return None
+            raise
+        return bytes(found["last-generated-id"])
+
+    async def _place(self, subscription: Subscription) -> bytes:
+        topic = subscription.topic
+        end = await self._end(topic)
+        if end is None:
+            if not subscription.create:
+                raise ConfigError(f"there is no topic {topic!r}: declare it first")
+            await self.declare(topic, ())
+            end = b"0-0"
+        return self._resume.pop((topic, subscription.group), end)
+
+    async def _free(self, client: Any, subscription: Subscription) -> None:
+        """Have the messages of consumers that were cut off put back."""
+        name = subscription.topic, subscription.group
+        for consumer in list(self._left.get(name, ())):
+            await leave(client, subscription, consumer)
+            self._left[name].discard(consumer)
+        if not self._left.get(name, True):
+            del self._left[name]
+
+    def left(self, subscription: Subscription, consumer: str) -> None:
+        """This consumer could not put back what it had: the next of its group is to do it."""
+        self._left.setdefault((subscription.topic, subscription.group), set()).add(consumer)
+
+    def gone(self, subscription: Subscription, place: bytes, held: Sequence[bytes]) -> None:
+        """The group is gone. It is to begin again after this place, and to get these again."""
+        self._gone[subscription.topic, subscription.group] = place, held
+
+    def resume(self, subscription: Subscription, place: bytes) -> None:
+        """Where an ephemeral group reads on after a lost connection."""
+        self._resume[subscription.topic, subscription.group] = place
+
+    # --- lag and trimming
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """What is not delivered yet, what is pending, and what was put back."""
+        keys, cursor, lag = (topic, delayed_key(topic, group)), b"", 0
+        with translated(f"asking for the lag of {topic!r}"):
+            while True:
+                counted, cursor = await scripts.LAG(self._opened, keys, group, cursor)
+                lag += counted
+                if not cursor:
+                    return lag
+
+    async def tidy(self, topic: str) -> None:
+        """Delete from a stream what is older than `retain` and acknowledged by every group, if it is time to."""
+        retain = self._options.retain
+        now = asyncio.get_running_loop().time()
+        if retain < 0 or now < self._tidied.get(topic, 0.0):
+            return
+        self._tidied[topic] = now + min(TIDY, max(1.0, retain / 10))
+        try:
+            groups = await self._groups(topic)
+            keys = topic, *(delayed_key(topic, group) for group in groups)
+            oldest = max(0, round(1000 * (time.time() - retain)))
+            await scripts.TRIM(self._opened, keys, f"{oldest}-0", *groups)
+        except CLIENT_ERRORS as error:  # nothing that was asked for depends on it
+            log.debug("trimming %r: %s", topic, error)
+
+    async def examine(self, question: "Question") -> "Sequence[Finding]":
+        """What `things-kit doctor` has to say of the server, the topic and the group."""
+        from things_kit.brokers.redis.doctor import examine  # noqa: PLC0415 - nobody else needs it
+
+        with translated("examining the server"):
+            return await examine(self._opened, self._options, question)
+
+
+def _result(answer: Any, topic: str) -> Exception | None:
+    if answer is None:
+        return UnknownTopic(topic)
+    if isinstance(answer, Exception):
+        refused = refusal(answer, topic)
+        if isinstance(refused, ConnectionLost):
+            raise refused
+        return refused
+    return None

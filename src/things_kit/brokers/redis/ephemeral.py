@@ -1,0 +1,103 @@
+"""A group of its own, gone with its process: a reader of the stream without a consumer group."""
+
+import asyncio
+import heapq
+from collections.abc import Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from things_kit.brokers.redis.entries import before, position
+from things_kit.brokers.redis.errors import translated
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.brokers.redis.driver import RedisDriver
+    from things_kit.brokers.redis.reading import Reading
+
+
+class EphemeralReceiver:
+    """Reads on from its last entry, and keeps what is put back in memory: nobody else is to get it."""
+
+    def __init__(
+        self, home: "RedisDriver", subscription: Subscription, reading: "Reading", place: bytes
+    ) -> None:
+        self._home = home
+        self._subscription = subscription
+        self._reading = reading
+        self._place = place
+        self._held: dict[bytes, Message] = {}
+        self._back: list[tuple[float, int, bytes, Message]] = []
+        self._order = count()
+        self._block_until = 0.0
+        self._lost = False
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """What was put back and is due, else what is new."""
+        if limit < 1:
+            return []
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + wait
+        while True:
+            if due := self._due(limit):
+                return due
+            try:
+                deliveries = await self._reading.take(limit, lambda: self._read(limit, ends))
+            except ConnectionLost:
+                self._lost = True
+                raise
+            if deliveries or loop.time() >= ends:
+                return deliveries or self._due(limit)
+
+    def _due(self, limit: int) -> list[Delivery]:
+        now = asyncio.get_running_loop().time()
+        due: list[Delivery] = []
+        while self._back and self._back[0][0] <= now and len(due) < limit:
+            _, _, entry, message = heapq.heappop(self._back)
+            due.append(Delivery(message, entry))
+        return due
+
+    async def _read(self, limit: int, ends: float) -> Sequence[Delivery]:
+        loop = asyncio.get_running_loop()
+        command: list[Any] = ["XREAD", "COUNT", limit]
+        until = min(ends, loop.time() + 1.0, self._back[0][0] if self._back else ends)
+        block = int(1000 * (until - loop.time()))
+        if block > 0:
+            command += ("BLOCK", block)
+            self._block_until = until
+        topic = self._subscription.topic
+        with translated(f"receiving from {topic!r}"):
+            answer = await self._reading.command(*command, "STREAMS", topic, self._place)
+        self._block_until = 0.0
+        if not answer:
+            return []
+        [entries] = answer.values()
+        self._place = entries[-1][0]
+        deliveries = self._home.layout.unpack(topic, entries)
+        self._held.update({delivery.token: delivery.message for delivery in deliveries})
+        return deliveries
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Forget what is done; nobody else knew of it."""
+        for delivery in acknowledged:
+            self._held.pop(delivery.token, None)
+        now = asyncio.get_running_loop().time()
+        for given in released:
+            entry = given.delivery.token
+            if entry in self._held:
+                message = self._held[entry] = self._held[entry].replace(attempt=given.attempt)
+                heapq.heappush(self._back, (now + max(0.0, given.delay), next(self._order), entry, message))
+        if self._back and self._back[0][0] < self._block_until:
+            with translated("waking the receiver"):
+                await self._reading.wake()
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Nobody else can have them."""
+
+    async def close(self) -> None:
+        """Disconnect. After a lost connection the next receiver begins at the first that is not done."""
+        await self._reading.close()
+        if self._lost:
+            self._lost = False
+            place = before(min(self._held, key=position)) if self._held else self._place
+            self._home.resume(self._subscription, place)

@@ -1,0 +1,50 @@
+"""Names: of streams, which are the topics', and of what a group keeps beside its stream, in the same slot of a cluster."""
+
+import functools
+import socket
+import os
+import secrets
+from itertools import count
+from typing import Final
+
+from redis.crc import key_slot
+
+from things_kit.messaging.errors import ConfigError
+
+DELAYED: Final = "tk-delayed:"
+"""How the key of a group's delayed messages begins."""
+
+CONSUMER: Final = "things-kit-"
+"""How the names of our consumers begin; those of others are left alone."""
+
+
+def check_topic(topic: str) -> None:
+    """Raise ConfigError for a topic whose key would be one of ours."""
+    if topic.startswith(DELAYED):
+        raise ConfigError(f"a topic's name must not begin with {DELAYED!r}, which the driver keeps for itself")
+
+
+@functools.lru_cache(maxsize=1024)
+def delayed_key(topic: str, group: str) -> str:
+    """The sorted set of what a group has put back. The length keeps `a:b` + `c` apart from `a` + `b:c`."""
+    return f"{DELAYED}{len(topic)}:{_tagged(topic)}:{group}"
+
+
+def _tagged(topic: str) -> str:
+    """The topic so written that a key that contains it has the topic's own slot, whatever stands behind it.
+
+    Redis hashes what is between the first `{` and the next `}`, if that is anything, else the whole key.
+    """
+    opening = topic.find("{")
+    if opening >= 0 and topic.find("}", opening) > opening + 1:
+        return topic
+    if "}" not in topic:
+        return f"{{{topic}}}"
+    slot = key_slot(topic.encode())
+    tag = next(number for number in count() if key_slot(b"%d" % number) == slot)
+    return f"{{{tag}}}{topic}"
+
+
+def consumer_name() -> str:
+    """A name that no other consumer has had: who it is shows in XINFO CONSUMERS."""
+    return f"{CONSUMER}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"

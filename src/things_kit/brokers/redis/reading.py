@@ -1,0 +1,86 @@
+"""One connection that waits for messages, without a timer of its own, and can be woken."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+
+from things_kit.brokers.redis.errors import CLIENT_ERRORS, translated
+from things_kit.engine.driver import Delivery
+
+
+class Reading:
+    """The calls of one receiver that block at the server.
+
+    A call that was begun is never broken off, since the server may have handed out something already: who is cancelled
+    leaves it running, and the next one gets what it brings.
+    """
+
+    def __init__(self, pool: ConnectionPool, *, own: bool) -> None:
+        self._own = own
+        self._pool = pool
+        self._others = Redis(connection_pool=pool)
+        self._client = Redis(connection_pool=pool, single_connection_client=True)
+        self._number = 0
+        self._call: asyncio.Task[Sequence[Delivery]] | None = None
+        self._waiting: deque[Delivery] = deque()
+        for command in ("XREADGROUP", "XREAD"):
+            self._client.set_response_callback(command, _as_it_is)
+
+    async def open(self) -> None:
+        """Connect. Raises ConnectionLost."""
+        try:
+            with translated("connecting"):
+                await self._client.initialize()
+                self._number = await self._client.client_id()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def command(self, *words: Any) -> Any:
+        """Send a command over the connection that may block. Raises the client's errors."""
+        return await self._client.execute_command(*words)
+
+    async def take(self, limit: int, fetch: Callable[[], Awaitable[Sequence[Delivery]]]) -> list[Delivery]:
+        """What an abandoned call has brought, else what `fetch` does. Raises what it raises."""
+        if not self._waiting:
+            if self._call is None:
+                self._call = asyncio.ensure_future(fetch())  # type: ignore[arg-type]
+            call = self._call
+            await asyncio.wait([call])
+            self._call = None
+            self._waiting.extend(call.result())
+        return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+
+    async def wake(self) -> None:
+        """Have a call that blocks come back."""
+        if self._call is not None:
+            await self._others.client_unblock(self._number)
+
+    async def settle_down(self) -> None:
+        """Return when no call is running. Raises the client's errors."""
+        while self._call is not None and not self._call.done():
+            await self.wake()
+            await asyncio.wait([self._call], timeout=0.05)  # it may have been on its way to the server as we woke it
+
+    async def close(self) -> None:
+        """Break off what is running, and disconnect."""
+        if self._call is not None:
+            self._call.cancel()
+            await asyncio.gather(self._call, return_exceptions=True)
+            self._call = None
+        connection = self._client.connection
+        if connection is not None:
+            with contextlib.suppress(*CLIENT_ERRORS):
+                await connection.disconnect(nowait=True)  # it was blocked, so it is not for anybody else
+        with contextlib.suppress(*CLIENT_ERRORS):
+            await self._client.aclose()
+            if self._own:
+                await self._pool.aclose()
+
+
+def _as_it_is(response: Any, **_: Any) -> Any:
+    return response

@@ -1,0 +1,209 @@
+"""A member of a group: a consumer of the stream's consumer group."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from things_kit.brokers.redis import scripts
+from things_kit.brokers.redis.entries import Layout, position
+from things_kit.brokers.redis.errors import CLIENT_ERRORS, meaning, says, translated
+from things_kit.brokers.redis.keys import consumer_name, delayed_key
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+
+if TYPE_CHECKING:
+    from things_kit.brokers.redis.reading import Reading
+
+log = logging.getLogger("things_kit.redis")
+
+LOOK: Final = 1.0
+"""Seconds between two looks for what others have put back or left lying. What is put back here is seen when it is due."""
+
+FAREWELL: Final = 2.0
+"""Seconds that a server may take to let a receiver go. Otherwise the next one of its group, or the lease, frees its messages."""
+
+PAGE: Final = 1000
+"""Entries that one script is asked to put back: a server does nothing else meanwhile."""
+
+
+class Home(Protocol):
+    """What a receiver needs of its driver."""
+
+    client: Any
+    layout: Layout
+
+    def left(self, subscription: Subscription, consumer: str) -> None:
+        """This consumer could not put back what it had: the next of its group is to do it."""
+
+    def gone(self, subscription: Subscription, place: bytes, held: Sequence[bytes]) -> None:
+        """The group is gone. It is to begin again after this place, and to get these again."""
+
+    async def tidy(self, topic: str) -> None:
+        """Trim the stream, if it is time."""
+
+
+class RedisReceiver:
+    """One consumer of a group. A delivery's token is the entry's ID."""
+
+    def __init__(
+        self, home: Home, subscription: Subscription, reading: "Reading", place: bytes, lease: float
+    ) -> None:
+        topic, group = subscription.topic, subscription.group
+        self._home = home
+        self._subscription = subscription
+        self._reading = reading
+        self._place = place
+        self._lease = round(lease * 1000)
+        self._look_every = min(LOOK, lease / 3)
+        self._consumer = consumer_name()
+        self._keys = topic, delayed_key(topic, group)
+        self._held: dict[bytes, None] = {}
+        self._cursor: bytes = b"0-0"
+        self._look_at = 0.0
+        self._block_until = 0.0
+        self._closed = False
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """What was put back and is due, else what others left lying, else what is new."""
+        if limit < 1:
+            return []
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + wait
+        while True:
+            deliveries = await self._reading.take(limit, lambda: self._fetch(limit, ends))
+            if deliveries or loop.time() >= ends:
+                return deliveries
+
+    async def _fetch(self, limit: int, ends: float) -> Sequence[Delivery]:
+        doing = f"receiving from {self._subscription.topic!r}"
+        try:
+            return await self._look(limit) or await self._read(limit, ends)
+        except CLIENT_ERRORS as error:
+            if says(error, "NOGROUP") or says(error, "UNBLOCKED") or says(error, "no such key"):
+                raise self._gone() from error
+            raise meaning(error, doing) from error
+
+    async def _look(self, limit: int) -> Sequence[Delivery]:
+        """For what is not new, if it is time."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._look_at:
+            return []
+        group = self._subscription.group
+        self._look_at = loop.time() + self._look_every  # before the call: what is put back meanwhile may be due sooner
+        taken, self._cursor, due = await scripts.TAKE(
+            self._home.client, self._keys, group, self._consumer, self._lease, limit, self._cursor
+        )
+        if taken or self._cursor != b"0-0":
+            self._look_at = loop.time()
+        elif due >= 0:
+            self._look_at = min(self._look_at, loop.time() + due / 1000)
+        # What we hold ourselves was late to be renewed, as this process stood still: now it is
+        new = [entry for entry in taken if entry[0] not in self._held]
+        new.sort(key=lambda entry: position(entry[0]))
+        attempts = {entry[0]: entry[2] for entry in new}
+        deliveries = self._unpacked([(entry[0], entry[1]) for entry in new])
+        for delivery in deliveries:
+            attempt = attempts[delivery.token]
+            if attempt > 1:
+                delivery.message = delivery.message.replace(attempt=attempt)
+        return deliveries
+
+    async def _read(self, limit: int, ends: float) -> Sequence[Delivery]:
+        loop = asyncio.get_running_loop()
+        command: list[Any] = [
+            "XREADGROUP",
+            "GROUP",
+            self._subscription.group,
+            self._consumer,
+            "COUNT",
+            limit,
+        ]
+        block = int(1000 * (min(ends, self._look_at) - loop.time()))
+        if block > 0:  # 0 would be for ever
+            command += ("BLOCK", block)
+            self._block_until = loop.time() + block / 1000
+        answer = await self._reading.command(*command, "STREAMS", self._subscription.topic, ">")
+        self._block_until = 0.0
+        if not answer:
+            return []
+        [entries] = answer.values()
+        self._place = entries[-1][0]
+        return self._unpacked(entries)
+
+    def _unpacked(self, entries: Sequence[Any]) -> list[Delivery]:
+        deliveries = self._home.layout.unpack(self._subscription.topic, entries)
+        self._held.update(dict.fromkeys([delivery.token for delivery in deliveries]))
+        return deliveries
+
+    def _gone(self) -> ConnectionLost:
+        topic, group = self._subscription.topic, self._subscription.group
+        log.warning(
+            "the group %r of %r is gone from Redis: it begins again after %s, where the stream still is",
+            group, topic, self._place.decode(),
+        )  # fmt: skip
+        self._home.gone(self._subscription, self._place, list(self._held))
+        return ConnectionLost(f"the group {group!r} of {topic!r} is gone from Redis")
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Acknowledge all in one command, and put back the rest by a script."""
+        topic, group, held = self._subscription.topic, self._subscription.group, self._held
+        with translated(f"settling messages of {topic!r}"):
+            if acknowledged:
+                done = [delivery.token for delivery in acknowledged]
+                await self._home.client.execute_command("XACK", topic, group, *done)
+                for entry in done:
+                    held.pop(entry, None)
+            if released:
+                await self._put_back(released)
+        await self._home.tidy(topic)
+
+    async def _put_back(self, released: Sequence[Release]) -> None:
+        group = self._subscription.group
+        for start in range(0, len(released), PAGE):
+            rows = [
+                (given.delivery.token, max(0, round(given.delay * 1000)), given.attempt)
+                for given in released[start : start + PAGE]
+            ]
+            words = (word for row in rows for word in row)
+            await scripts.RELEASE(self._home.client, self._keys, group, self._consumer, *words)
+            for entry, _, _ in rows:
+                self._held.pop(entry, None)
+        soonest = asyncio.get_running_loop().time() + max(0.0, min(given.delay for given in released))
+        self._look_at = min(self._look_at, soonest)
+        if soonest < self._block_until:
+            await self._reading.wake()
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Renew the lease of all that this consumer has; what was taken from it stays with whom has it."""
+        with translated("extending leases"):
+            await scripts.EXTEND(
+                self._home.client, self._keys, self._subscription.group, self._consumer
+            )
+
+    async def close(self) -> None:
+        """Put back all that is not settled, and delete the consumer."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self._reading.settle_down()
+                await leave(self._home.client, self._subscription, self._consumer)
+        except (TimeoutError, *CLIENT_ERRORS) as error:
+            self._home.left(self._subscription, self._consumer)
+            raise ConnectionLost(f"leaving {self._subscription.topic!r}: {error or 'no answer'}") from error
+        except BaseException:
+            self._home.left(self._subscription, self._consumer)
+            raise
+        finally:
+            await self._reading.close()
+
+
+async def leave(client: Any, subscription: Subscription, consumer: str) -> None:
+    """Have a consumer's messages put back; a group that is gone has none. Raises the client's errors."""
+    keys = subscription.topic, delayed_key(subscription.topic, subscription.group)
+    try:
+        await scripts.LEAVE(client, keys, subscription.group, consumer)
+    except CLIENT_ERRORS as error:
+        if not (says(error, "NOGROUP") or says(error, "no such key") or says(error, "key to exist")):
+            raise

@@ -1,0 +1,226 @@
+"""What must happen at once at the server, in Lua. Time is the server's, so that the clocks of clients do not matter.
+
+A message that a group was given and has not acknowledged is either pending with a consumer, or put back: then it is a
+member of the sorted set of delayed messages, scored by the time it is due (milliseconds), and pending with nobody. A member is
+`ID ATTEMPT`, the ID padded with zeros so that members of one score are in the order of the stream. In a consumer's hands the
+attempt is the entry's delivery count.
+
+Every script adds to one place before it takes from the other: a server without memory may refuse the first.
+"""
+
+import hashlib
+from typing import Any, Final
+
+from redis.exceptions import NoScriptError
+
+_COMMON: Final = """
+local stream, delayed, group, consumer = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+local function now()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function padded(id)
+  local ms, seq = string.match(id, '^(%d+)%-(%d+)$')
+  return string.rep('0', 20 - #ms) .. ms .. '-' .. string.rep('0', 20 - #seq) .. seq
+end
+local function parts(member)
+  local ms, seq, attempt = string.match(member, '^0*(%d+)%-0*(%d+) (%d+)$')
+  return ms and (ms .. '-' .. seq), attempt
+end
+local function put_back(id, attempt, delay)
+  local due = now()
+  if delay > 0 then
+    due = due + delay
+  else -- what need not wait comes in the order of the stream
+    due = math.min(due, tonumber(string.match(id, '^%d+')))
+  end
+  redis.call('ZADD', delayed, string.format('%.0f', due), padded(id) .. ' ' .. attempt)
+end
+local function named(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+"""
+
+
+class Script:
+    """A script and its digest, by which the server knows it once it has seen it."""
+
+    def __init__(self, body: str) -> None:
+        self._text = _COMMON + body
+        self._digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Any, keys: tuple[str, ...], *arguments: Any) -> Any:
+        """Run it. Raises the client's errors."""
+        call = (len(keys), *keys, *arguments)
+        try:
+            return await client.execute_command("EVALSHA", self._digest, *call)
+        except NoScriptError:
+            return await client.execute_command("EVAL", self._text, *call)
+
+
+DECLARE: Final = Script("""
+if redis.call('EXISTS', stream) == 0 then -- a stream without entries is what a group leaves that is made and destroyed
+  redis.call('XGROUP', 'CREATE', stream, 'things-kit', '0', 'MKSTREAM')
+  redis.call('XGROUP', 'DESTROY', stream, 'things-kit')
+end
+return redis.call('XLEN', stream) -- an error if it is no stream
+""")
+"""Create a stream. Keys: the stream."""
+
+
+JOIN: Final = Script("""
+local start, create = ARGV[2], ARGV[3]
+if create == '0' and redis.call('EXISTS', stream) == 0 then return {'topic'} end
+if create == '1' then
+  local made = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
+  if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
+  if not made.err then
+    for i = 4, #ARGV do put_back(ARGV[i], 1, 0) end
+  end
+end
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local found = named(flat)
+  if found.name == group then return {'joined', found['last-delivered-id']} end
+end
+return {'group'}
+""")
+"""Create a group where it is missing, or say what is missing. Arguments: group, where it starts, 1 to create, and what it is
+to get again if it is created here. Returns what is missing, or `joined` and the last ID that the group was given."""
+
+
+SWEEP: Final = Script("""
+for _, flat in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+  local found = named(flat)
+  if string.sub(found.name, 1, #consumer) == consumer and found.pending == 0 and found.idle > tonumber(ARGV[3]) then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, found.name)
+  end
+end
+""")
+"""Delete consumers that have long had nothing. Arguments: group, how our consumers' names begin, idle milliseconds."""
+
+
+TAKE: Final = Script("""
+local lease, limit, cursor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local taken = {}
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now(), 'LIMIT', 0, limit)) do
+  local id, attempt = parts(member)
+  if id then
+    local claimed = redis.call('XCLAIM', stream, group, consumer, 0, id, 'FORCE', 'RETRYCOUNT', attempt)
+    if claimed[1] then
+      taken[#taken + 1] = {id, claimed[1][2], tonumber(attempt)}
+    else -- it was deleted from the stream
+      redis.call('XACK', stream, group, id)
+    end
+  end
+  redis.call('ZREM', delayed, member)
+end
+if #taken < limit then
+  local swept = redis.call('XAUTOCLAIM', stream, group, consumer, lease, cursor, 'COUNT', limit - #taken)
+  cursor = swept[1]
+  for _, entry in ipairs(swept[2]) do
+    if entry then
+      local pending = redis.call('XPENDING', stream, group, entry[1], entry[1], 1)
+      taken[#taken + 1] = {entry[1], entry[2], pending[1][4]}
+    end
+  end
+end
+local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
+return {taken, cursor, first[2] and math.max(0, first[2] - now()) or -1}
+""")
+"""Take what is due, then what lies idle with others. Arguments: group, consumer, lease in milliseconds, limit, cursor.
+Returns entries with their attempts, the next cursor, and the milliseconds until more is due, -1 for never."""
+
+
+RELEASE: Final = Script("""
+for i = 3, #ARGV, 3 do
+  local id = ARGV[i]
+  if redis.call('XPENDING', stream, group, id, id, 1, consumer)[1] then -- else somebody else has it
+    put_back(id, ARGV[i + 2], tonumber(ARGV[i + 1]))
+    redis.call('XACK', stream, group, id)
+  end
+end
+""")
+"""Put entries back. Arguments: group, consumer, and for each entry its ID, its delay in milliseconds, its next attempt."""
+
+
+EXTEND: Final = Script("""
+local start = '-'
+while true do
+  local pending = redis.call('XPENDING', stream, group, start, '+', 1000, consumer)
+  if #pending == 0 then return end
+  local claim = {}
+  for i, entry in ipairs(pending) do claim[i] = entry[1] end
+  start = '(' .. claim[#claim]
+  claim[#claim + 1] = 'JUSTID' -- which leaves the delivery count alone
+  redis.call('XCLAIM', stream, group, consumer, 0, unpack(claim))
+end
+""")
+"""Begin the lease of all anew that a consumer has, and of nothing that others have. Arguments: group, consumer."""
+
+
+LEAVE: Final = Script("""
+while true do
+  local pending = redis.call('XPENDING', stream, group, '-', '+', 1000, consumer)
+  if #pending == 0 then break end
+  for _, entry in ipairs(pending) do
+    put_back(entry[1], entry[4], 0)
+    redis.call('XACK', stream, group, entry[1])
+  end
+end
+redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer) -- which would lose what is pending
+""")
+"""Put back all that a consumer has, and delete the consumer. Arguments: group, consumer."""
+
+
+LAG: Final = Script("""
+if redis.call('EXISTS', stream) == 0 then return {0, ''} end
+local cursor = ARGV[2]
+local found
+for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local fields = named(flat)
+  if fields.name == group then found = fields end
+end
+if not found then return {redis.call('XLEN', stream), ''} end
+local lag = 0
+if cursor == '' then
+  lag = found.pending + redis.call('ZCARD', delayed)
+  if found.lag then return {lag + found.lag, ''} end
+  cursor = found['last-delivered-id']
+end
+for _ = 1, 10 do -- Redis lost count: entries were deleted, the group began in the middle, or it is older than 7
+  local page = redis.call('XRANGE', stream, '(' .. cursor, '+', 'COUNT', 1000)
+  lag = lag + #page
+  if #page < 1000 then return {lag, ''} end
+  cursor = page[#page][1]
+end
+return {lag, cursor}
+""")
+"""Count what a group has not acknowledged. Arguments: group, cursor. Returns a count, and where to go on counting."""
+
+
+TRIM: Final = Script("""
+local function smaller(a, b) return padded(a) < padded(b) and a or b end
+local floor, known = ARGV[1], {}
+for i = 2, #ARGV do known[ARGV[i]] = true end
+local groups = redis.call('XINFO', 'GROUPS', stream)
+if #groups == 0 then return 0 end
+for _, flat in ipairs(groups) do
+  local found = named(flat)
+  if not known[found.name] then return 0 end -- it came just now, and what it put back is unknown
+  floor = smaller(floor, found['last-delivered-id'])
+  local pending = redis.call('XPENDING', stream, found.name)
+  if pending[1] > 0 then floor = smaller(floor, pending[2]) end
+end
+for i = 2, #KEYS do
+  if redis.call('ZCARD', KEYS[i]) > 10000 then return 0 end -- looking through more takes too long
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[i], 0, -1)) do
+    local id = parts(member)
+    if id then floor = smaller(floor, id) end
+  end
+end
+return redis.call('XTRIM', stream, 'MINID', '~', floor)
+""")
+"""Delete what is old and acknowledged by every group. Keys: the stream, and every group's delayed messages. Arguments: the
+first ID that is not old, and every group."""

@@ -1,0 +1,107 @@
+"""A real Redis: one server, a master with its replica, or the nodes of a cluster."""
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol
+
+from things_kit.testing.servers import containers, debian
+from things_kit.testing.servers.process import ServerProcess
+
+IMAGE: Final = "redis:7.2"
+
+SETTINGS: Final = ("--save", "", "--appendonly", "yes", "--appendfsync", "everysec")
+"""Every write is in the file before it is answered, so that a killed process has lost nothing."""
+
+
+class RedisServer(ServerProcess):
+    """Redis on 127.0.0.1, which keeps an append-only file; `settings` are further words of its command line.
+
+    `program` is another server of the same kind, such as Valkey's.
+    """
+
+    name: ClassVar[str] = "redis"
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        ports: Sequence[int] | None = None,
+        settings: Sequence[str | Path] = (),
+        program: Path | None = None,
+    ) -> None:
+        super().__init__(folder, ports)
+        self._settings = settings
+        self._program = program
+
+    @property
+    def port(self) -> int:
+        """Where it listens, without TLS."""
+        return self.ports[0]
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def prepare(self) -> None:
+        """Nothing but the program."""
+        if self._program is None:
+            self._program = debian.program("redis-server", "redis-server")
+
+    def command(self) -> Sequence[str | Path]:
+        """The server, in the foreground."""
+        assert self._program is not None
+        words = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", self.folder)
+        return [self._program, *words, *SETTINGS, *self._settings]
+
+    def check(self) -> None:
+        """An answer to PING that is not that it is loading; one that asks for a login will do."""
+        answer = self.ask("PING")
+        if not answer.startswith(("+PONG", "-NOAUTH")):
+            raise ValueError(f"PING was answered with {answer!r}")
+
+    def ask(self, *words: str) -> str:
+        """The first line of the answer to a command, as the protocol has it."""
+        request = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(request.encode())
+            with connection.makefile("rb") as file:
+                line = file.readline()
+        if not line:
+            raise ConnectionError("it hung up")
+        return line.decode(errors="replace").rstrip()
+
+
+class RunningRedis(Protocol):
+    """A Redis that somebody started for a test."""
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+
+    def terminate(self) -> None:
+        """End it, with all that was in it."""
+
+
+class RedisInContainer:
+    """Redis as Docker runs it, through testcontainers."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.url = f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+
+    def terminate(self) -> None:
+        """End and remove the container."""
+        self._container.stop()
+
+
+def start_redis_container() -> RunningRedis:
+    """A Redis of the caller's own: in a container where Docker and testcontainers are, else as a local process.
+
+    Raises:
+        ServerUnavailable: There is neither Docker nor redis-server.
+    """
+    module = containers.testcontainers("testcontainers.redis")
+    if module is not None:
+        return RedisInContainer(module.RedisContainer(IMAGE).start())
+    return RedisServer().__enter__()
