@@ -39,7 +39,11 @@ class Foreign:
             (
                 fields.get(b"key"),
                 fields[b"value"],
-                {name.decode(): raw.decode() for name, raw in fields.items() if name not in {b"key", b"value"}},
+                {
+                    name.decode(): raw.decode()
+                    for name, raw in fields.items()
+                    if name not in {b"key", b"value"}
+                },
             )
             for _, fields in entries
         ]

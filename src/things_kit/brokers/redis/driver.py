@@ -120,16 +120,16 @@ class RedisDriver:
         """Delete the stream, and what its groups have put back."""
         with translated(f"removing {topic!r}"):
             groups = await self._groups(topic)
-            await self._opened.unlink(topic, *(delayed_key(topic, group) for group in groups))
+            await self._opened.unlink(topic, *_delayed_keys(topic, groups))
 
-    async def _groups(self, topic: str) -> list[str]:
+    async def _groups(self, topic: str) -> list[bytes]:
         try:
             found = await self._opened.xinfo_groups(topic)
         except CLIENT_ERRORS as error:
             if says(error, "no such key"):
                 return []
             raise
-        return [group["name"].decode(errors="surrogateescape") for group in found]
+        return [group["name"] for group in found]
 
     # --- sending
 
@@ -168,9 +168,7 @@ class RedisDriver:
                 return [self._alone(there)] * len(answers)
         if all(type(answer) is bytes for answer in answers):
             return [None] * len(answers)
-        return [
-            _result(answer, command[1]) for answer, command in zip(answers, commands, strict=True)
-        ]
+        return [_result(answer, command[1]) for answer, command in zip(answers, commands, strict=True)]
 
     def _alone(self, there: int) -> PublishError:
         options = self._options
@@ -273,7 +271,8 @@ class RedisDriver:
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What is not delivered yet, what is pending, and what was put back."""
-        keys, cursor, lag = (topic, delayed_key(topic, group)), b"", 0
+        keys, cursor = (topic, delayed_key(topic, group)), b""
+        lag: int = 0
         with translated(f"asking for the lag of {topic!r}"):
             while True:
                 counted, cursor = await scripts.LAG(self._opened, keys, group, cursor)
@@ -290,7 +289,7 @@ class RedisDriver:
         self._tidied[topic] = now + min(TIDY, max(1.0, retain / 10))
         try:
             groups = await self._groups(topic)
-            keys = topic, *(delayed_key(topic, group) for group in groups)
+            keys = topic, *_delayed_keys(topic, groups)
             oldest = max(0, round(1000 * (time.time() - retain)))
             await scripts.TRIM(self._opened, keys, f"{oldest}-0", *groups)
         except CLIENT_ERRORS as error:  # nothing that was asked for depends on it
@@ -302,6 +301,15 @@ class RedisDriver:
 
         with translated("examining the server"):
             return await examine(self._opened, self._options, question)
+
+
+def _delayed_keys(topic: str, groups: Sequence[bytes]) -> list[str]:
+    """Of all groups that can be ours: those of others may have names that are no UTF-8."""
+    ours = []
+    for group in groups:
+        with contextlib.suppress(UnicodeDecodeError):
+            ours.append(delayed_key(topic, group.decode()))
+    return ours
 
 
 def _result(answer: Any, topic: str) -> Exception | None:

@@ -28,6 +28,9 @@ OURS: Final = RESERVED_PREFIX.encode()
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+NOT_OURS: Final = (ValueError, OverflowError, msgspec.MsgspecError)
+"""How an entry fails to be one of ours."""
+
 Entry: TypeAlias = tuple[bytes, Sequence[bytes] | None]
 """An entry's ID, and its fields and values in turn; None where it was deleted."""
 
@@ -66,40 +69,43 @@ class Layout:
 
         Runs once for each message, so it does nothing twice and calls little.
         """
-        value_field, key_field = self.value_field, self.key_field
         times: dict[bytes, datetime] = {}
         deliveries: list[Delivery] = []
         for entry, fields in entries:
             if fields is None:
                 continue
-            value = key = identity = stamp = None
-            headers: dict[str, str] = {}
             try:
-                each = iter(fields)
-                for name, raw in zip(each, each, strict=True):
-                    if name == value_field:
-                        value = raw
-                    elif name == ID:
-                        identity = raw.decode()
-                    elif name == TIME:
-                        stamp = raw
-                    elif name == key_field:
-                        key = raw
-                    elif name == HEADERS:
-                        headers.update(_headers_of(raw))
-                    elif name[:3] != OURS:
-                        headers[name.decode()] = raw.decode()
-                when = times.get(stamp) if stamp is not None else None
-                if when is None:
-                    when = times[stamp or b""] = _time(stamp, entry)
-            except (ValueError, msgspec.MsgspecError):
-                deliveries.append(Delivery(self._strange(topic, entry, fields), entry))
-                continue
-            if value is None or identity is None:
-                deliveries.append(Delivery(self._strange(topic, entry, fields), entry))
-                continue
-            deliveries.append(Delivery(Message(topic, value, key, headers, None, None, when, identity), entry))
+                message = self._ours(topic, fields, times)
+            except NOT_OURS:
+                message = self._strange(topic, entry, fields)
+            deliveries.append(Delivery(message, entry))
         return deliveries
+
+    def _ours(self, topic: str, fields: Sequence[bytes], times: dict[bytes, datetime]) -> Message:
+        """Raises one of NOT_OURS for an entry that was not written here."""
+        value = key = identity = stamp = None
+        value_field, key_field = self.value_field, self.key_field
+        headers: dict[str, str] = {}
+        each = iter(fields)
+        for name, raw in zip(each, each, strict=True):
+            if name == value_field:
+                value = raw
+            elif name == ID:
+                identity = raw.decode()
+            elif name == TIME:
+                stamp = raw
+            elif name == key_field:
+                key = raw
+            elif name == HEADERS:
+                headers.update(_headers_of(raw))
+            elif name[:3] != OURS:
+                headers[name.decode()] = raw.decode()
+        if value is None or identity is None or stamp is None:
+            raise ValueError("it is of another program")
+        when = times.get(stamp)
+        if when is None:
+            when = times[stamp] = _time(stamp)
+        return Message(topic, value, key, headers, None, None, when, identity)
 
     def _strange(self, topic: str, entry: bytes, fields: Sequence[bytes]) -> Message:
         """An entry that another program has written."""
@@ -115,13 +121,8 @@ class Layout:
         if value is None:
             value = _to_json({_text(name): _text(raw) for name, raw in pairs.items()})
         identity = _understood(bytes.decode, pairs.get(ID), f"{topic}-{entry.decode()}")
-        when = _understood(lambda raw: _time(raw, entry), pairs.get(TIME), None) or _time(None, entry)
+        when = _understood(_time, pairs.get(TIME), None) or _published(entry)
         return Message(topic, value, key, headers, None, None, when, identity)
-
-
-def size_of(fields: Iterable[Any]) -> int:
-    """About how many bytes they take; text counts by its characters."""
-    return sum(map(len, fields))
 
 
 def position(entry: bytes) -> tuple[int, int]:
@@ -143,7 +144,7 @@ def _understood(read: Any, raw: bytes | None, otherwise: Any) -> Any:
         return otherwise
     try:
         return read(raw)
-    except (ValueError, msgspec.MsgspecError):
+    except NOT_OURS:
         return otherwise
 
 
@@ -151,14 +152,15 @@ def _text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
 
 
-def _time(stamp: bytes | None, entry: bytes) -> datetime:
-    """Of the field `tk-time`, or of the entry's ID. Raises ValueError if the field says no time."""
-    if stamp is not None:
-        when = datetime.fromisoformat(stamp.decode())
-        return when.astimezone(UTC) if when.tzinfo is not UTC else when
+def _time(stamp: bytes) -> datetime:
+    """Of the field `tk-time`. Raises ValueError if it says no time."""
+    when = datetime.fromisoformat(stamp.decode())
+    return when.astimezone(UTC) if when.tzinfo is not UTC else when
+
+
+def _published(entry: bytes) -> datetime:
+    """The time in an entry's ID."""
     try:
         return EPOCH + timedelta(milliseconds=position(entry)[0])
     except OverflowError:  # an ID that somebody made up
         return EPOCH
-
-

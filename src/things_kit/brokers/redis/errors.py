@@ -1,5 +1,6 @@
 """The table from redis-py's exceptions to ours."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Final
@@ -10,7 +11,6 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError as RedisConnectionError,
     MasterDownError,
     MaxConnectionsError,
     MovedError,
@@ -20,8 +20,13 @@ from redis.exceptions import (
     RedisClusterException,
     RedisError,
     ResponseError,
-    TimeoutError as RedisTimeoutError,
     TryAgainError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
 )
 
 from things_kit.engine.driver import ConnectionLost
@@ -45,11 +50,19 @@ _FULL_WORDS: Final = ("OOM", "MISCONF")
 
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Raise what the client's errors mean, with them as the cause."""
+    """Raise what the client's errors mean, with them as the cause.
+
+    And a cancellation that the client swallowed: it sends by asyncio.wait_for, which before Python 3.12 returns as if nothing
+    had been if it is cancelled in the moment in which it is done (https://github.com/python/cpython/issues/86296).
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
     try:
         yield
     except CLIENT_ERRORS as error:
         raise meaning(error, doing) from error
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def meaning(error: Exception, doing: str) -> Exception:

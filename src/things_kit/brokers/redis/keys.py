@@ -1,9 +1,9 @@
 """Names: of streams, which are the topics', and of what a group keeps beside its stream, in the same slot of a cluster."""
 
 import functools
-import socket
 import os
 import secrets
+import socket
 from itertools import count
 from typing import Final
 
@@ -21,7 +21,9 @@ CONSUMER: Final = "things-kit-"
 def check_topic(topic: str) -> None:
     """Raise ConfigError for a topic whose key would be one of ours."""
     if topic.startswith(DELAYED):
-        raise ConfigError(f"a topic's name must not begin with {DELAYED!r}, which the driver keeps for itself")
+        raise ConfigError(
+            f"a topic's name must not begin with {DELAYED!r}, which the driver keeps for itself"
+        )
 
 
 @functools.lru_cache(maxsize=1024)

@@ -74,9 +74,13 @@ class RedisOptions(msgspec.Struct, frozen=True):
         if not self.timeout > 0 or not self.wait_timeout > 0:
             raise ValueError("timeout and wait_timeout must be more than 0 seconds")
         if self.maxlen < 0 or self.wait_replicas < 0 or self.max_message_bytes < 1:
-            raise ValueError("maxlen and wait_replicas must not be negative, and max_message_bytes at least 1")
+            raise ValueError(
+                "maxlen and wait_replicas must not be negative, and max_message_bytes at least 1"
+            )
         if self.max_message_bytes > 500 * 2**20:
-            raise ValueError("max_message_bytes must be at most 500 MiB: Redis takes 512 (proto-max-bulk-len)")
+            raise ValueError(
+                "max_message_bytes must be at most 500 MiB: Redis takes 512 (proto-max-bulk-len)"
+            )
         if self.value_field == self.key_field or not self.value_field or not self.key_field:
             raise ValueError("value_field and key_field must be two names")
 
@@ -153,7 +157,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     def client(self) -> Client:
         """Not yet connected."""
-        ssl = {"ssl": True} if self.url.scheme == "rediss" else {}
+        ssl: dict[str, Any] = {"ssl": True} if self.url.scheme == "rediss" else {}
         if self.options.cluster:
             return RedisCluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in self.addresses],
@@ -163,15 +167,16 @@ class Settings(msgspec.Struct, frozen=True):
                 **self._without(self.connection(), "ssl_password"),
             )
         if self.options.sentinel:
-            return self._sentinels(ssl).master_for(
+            master: Redis = self._sentinels(ssl).master_for(
                 self.options.sentinel,
                 db=self.database,
                 retry=Retry(NoBackoff(), 0),
                 max_connections=CONNECTIONS,
             )
+            return master
         return Redis.from_pool(self.pool(*self.addresses[0]))
 
-    def _sentinels(self, ssl: dict[str, Any]) -> Sentinel:
+    def _sentinels(self, ssl: dict[str, Any]) -> Any:
         options = self.options
         own = {
             **self.connection(),
@@ -180,7 +185,8 @@ class Settings(msgspec.Struct, frozen=True):
             "password": options.sentinel_password,
             "retry": Retry(NoBackoff(), 0),
         }
-        return Sentinel(self.addresses, sentinel_kwargs=own, **ssl, **self.connection())
+        sentinel: Any = Sentinel  # which has no annotations
+        return sentinel(self.addresses, sentinel_kwargs=own, **ssl, **self.connection())
 
     def _without(self, arguments: dict[str, Any], name: str) -> dict[str, Any]:
         if name in arguments:  # the client has no way to say it to a cluster

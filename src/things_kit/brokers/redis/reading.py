@@ -23,7 +23,7 @@ class Reading:
         self._own = own
         self._pool = pool
         self._others = Redis(connection_pool=pool)
-        self._client = Redis(connection_pool=pool, single_connection_client=True)
+        self._client: Any = Redis(connection_pool=pool, single_connection_client=True)
         self._number = 0
         self._call: asyncio.Task[Sequence[Delivery]] | None = None
         self._waiting: deque[Delivery] = deque()
@@ -48,7 +48,7 @@ class Reading:
         """What an abandoned call has brought, else what `fetch` does. Raises what it raises."""
         if not self._waiting:
             if self._call is None:
-                self._call = asyncio.ensure_future(fetch())  # type: ignore[arg-type]
+                self._call = asyncio.ensure_future(fetch())
             call = self._call
             await asyncio.wait([call])
             self._call = None
@@ -64,7 +64,9 @@ class Reading:
         """Return when no call is running. Raises the client's errors."""
         while self._call is not None and not self._call.done():
             await self.wake()
-            await asyncio.wait([self._call], timeout=0.05)  # it may have been on its way to the server as we woke it
+            await asyncio.wait(
+                [self._call], timeout=0.05
+            )  # it may have been on its way to the server as we woke it
 
     async def close(self) -> None:
         """Break off what is running, and disconnect."""

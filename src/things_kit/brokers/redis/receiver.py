@@ -89,7 +89,9 @@ class RedisReceiver:
         if loop.time() < self._look_at:
             return []
         group = self._subscription.group
-        self._look_at = loop.time() + self._look_every  # before the call: what is put back meanwhile may be due sooner
+        self._look_at = (
+            loop.time() + self._look_every
+        )  # before the call: what is put back meanwhile may be due sooner
         taken, self._cursor, due = await scripts.TAKE(
             self._home.client, self._keys, group, self._consumer, self._lease, limit, self._cursor
         )
@@ -176,9 +178,7 @@ class RedisReceiver:
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Renew the lease of all that this consumer has; what was taken from it stays with whom has it."""
         with translated("extending leases"):
-            await scripts.EXTEND(
-                self._home.client, self._keys, self._subscription.group, self._consumer
-            )
+            await scripts.EXTEND(self._home.client, self._keys, self._subscription.group, self._consumer)
 
     async def close(self) -> None:
         """Put back all that is not settled, and delete the consumer."""
