@@ -1,9 +1,9 @@
 """A real Redis: one server, a master with its replica, or the nodes of a cluster."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, BinaryIO, ClassVar, Final, Protocol
 
 from things_kit.testing.servers import containers, debian
 from things_kit.testing.servers.process import ServerProcess
@@ -62,14 +62,32 @@ class RedisServer(ServerProcess):
 
     def ask(self, *words: str) -> str:
         """The first line of the answer to a command, as the protocol has it."""
+        return self._answer(words, lambda file: [file.readline()])[0]
+
+    def lines(self, *words: str) -> list[str]:
+        """All lines of the answer to a command."""
+        return self._answer((*words,), _whole)
+
+    def _answer(self, words: Sequence[str], read: Callable[[BinaryIO], list[bytes]]) -> list[str]:
         request = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
             connection.sendall(request.encode())
             with connection.makefile("rb") as file:
-                line = file.readline()
-        if not line:
+                lines = read(file)
+        if not lines[0]:
             raise ConnectionError("it hung up")
-        return line.decode(errors="replace").rstrip()
+        return [line.decode(errors="replace").rstrip() for line in lines]
+
+
+def _whole(file: BinaryIO) -> list[bytes]:
+    """An answer and, where it is an array, its parts."""
+    line = file.readline()
+    kind, rest = line[:1], line[1:].strip()
+    if kind == b"$" and rest != b"-1":
+        return file.read(int(rest) + 2).splitlines() or [b" "]
+    if kind == b"*":
+        return [part for _ in range(int(rest)) for part in _whole(file)] or [b" "]
+    return [line]
 
 
 class RunningRedis(Protocol):
