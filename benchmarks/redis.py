@@ -105,10 +105,13 @@ async def run() -> list[Result]:
     rates = Rates()
     try:
         redis = import_module("redis.asyncio")
-        async with running() as server, connect(server.url) as broker:
-            async with redis.Redis(port=server.port, protocol=3) as client:
-                for _ in range(RUNS):
-                    await measure(client, broker, rates)
+        async with (
+            running() as server,
+            connect(server.url) as broker,
+            redis.Redis(port=server.port, protocol=3) as client,
+        ):
+            for _ in range(RUNS):
+                await measure(client, broker, rates)
     except ModuleNotFoundError as error:
         reason = f"{error.name} is not installed: pip install things-kit[redis]"
         return [Result("redis", "not measured", "", True, reason)]

@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from things_kit.engine.broker import Broker
     from things_kit.testing.servers.kafka import RunningKafka
+    from things_kit.testing.servers.redis import RunningRedis
 
 try:
     import pytest_asyncio
@@ -47,6 +48,26 @@ def kafka_container() -> "Iterator[RunningKafka]":
 
     try:
         running = start_kafka_container()
+    except ServerUnavailable as reason:
+        unavailable(reason)
+    try:
+        yield running
+    finally:
+        running.terminate()
+
+
+@pytest.fixture(scope="session")
+def redis_container() -> "Iterator[RunningRedis]":
+    """A real Redis with `.url`: a container where there is Docker, else a local process.
+
+    The test is skipped, with the reason, where neither can be had; where CI=true it fails.
+    """
+    from things_kit.testing.servers.fixtures import unavailable  # noqa: PLC0415
+    from things_kit.testing.servers.process import ServerUnavailable  # noqa: PLC0415
+    from things_kit.testing.servers.redis import start_redis_container  # noqa: PLC0415
+
+    try:
+        running = start_redis_container()
     except ServerUnavailable as reason:
         unavailable(reason)
     try:

@@ -62,11 +62,11 @@ class RedisServer(ServerProcess):
 
     def ask(self, *words: str) -> str:
         """The first line of the answer to a command, as the protocol has it."""
-        return self._answer(words, lambda file: [file.readline()])[0]
+        return self._answer(words, lambda file: [_line(file)])[0]
 
     def lines(self, *words: str) -> list[str]:
         """All lines of the answer to a command."""
-        return self._answer((*words,), _whole)
+        return self._answer(words, _whole)
 
     def _answer(self, words: Sequence[str], read: Callable[[BinaryIO], list[bytes]]) -> list[str]:
         request = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
@@ -74,19 +74,24 @@ class RedisServer(ServerProcess):
             connection.sendall(request.encode())
             with connection.makefile("rb") as file:
                 lines = read(file)
-        if not lines[0]:
-            raise ConnectionError("it hung up")
         return [line.decode(errors="replace").rstrip() for line in lines]
 
 
-def _whole(file: BinaryIO) -> list[bytes]:
-    """An answer and, where it is an array, its parts."""
+def _line(file: BinaryIO) -> bytes:
     line = file.readline()
+    if not line:
+        raise ConnectionError("it hung up")
+    return line
+
+
+def _whole(file: BinaryIO) -> list[bytes]:
+    """The lines of an answer, or of the parts of one that is an array."""
+    line = _line(file)
     kind, rest = line[:1], line[1:].strip()
     if kind == b"$" and rest != b"-1":
-        return file.read(int(rest) + 2).splitlines() or [b" "]
+        return file.read(int(rest) + 2).splitlines()
     if kind == b"*":
-        return [part for _ in range(int(rest)) for part in _whole(file)] or [b" "]
+        return [part for _ in range(int(rest)) for part in _whole(file)]
     return [line]
 
 

@@ -1,0 +1,102 @@
+"""The doctor on Redis: each finding on a real server, or on what a server would say."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("redis")
+
+from things_kit import connect
+from things_kit.brokers.redis.doctor import (
+    judge_memory,
+    judge_persistence,
+    judge_replicas,
+    judge_version,
+)
+from things_kit.brokers.redis.options import RedisOptions
+from things_kit.engine.diagnosis import Finding, Question, diagnose
+from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.servers.fixtures import own
+from things_kit.testing.servers.redis import RedisServer
+
+server = own(RedisServer)
+
+
+async def findings(url: str, **question: Any) -> list[Finding]:
+    async with connect(url) as broker:
+        return await diagnose(broker, Question(**question))
+
+
+def bad(found: list[Finding]) -> dict[str, str]:
+    assert all(finding.remedy for finding in found if finding.level != "ok")
+    return {finding.subject: finding.level for finding in found if finding.level != "ok"}
+
+
+async def test_a_server_that_keeps_a_file_is_well(server: RedisServer) -> None:
+    assert bad(await findings(server.url)) == {}
+
+
+async def test_limits_that_delete_what_nobody_has_read_are_a_warning(server: RedisServer) -> None:
+    assert bad(await findings(f"{server.url}?maxlen=5&retain=-1")) == {
+        "maxlen": "warning",
+        "retain": "warning",
+    }
+
+
+async def test_replicas_that_are_not_there_are_an_error(server: RedisServer) -> None:
+    assert bad(await findings(f"{server.url}?wait_replicas=1")) == {"server": "error"}
+
+
+async def test_a_server_that_evicts_and_keeps_no_file_is_found(server: RedisServer) -> None:
+    settings = {"appendonly": "no", "maxmemory": "100000000", "maxmemory-policy": "allkeys-lru"}
+    before = {"appendonly": "yes", "maxmemory": "0", "maxmemory-policy": "noeviction"}
+    try:
+        for name, value in settings.items():
+            server.ask("CONFIG", "SET", name, value)
+        found = await findings(server.url)
+    finally:
+        for name, value in before.items():
+            server.ask("CONFIG", "SET", name, value)
+    said = " ".join(finding.what for finding in found)
+    assert "append-only" in said
+    assert "allkeys-lru" in said
+
+
+async def test_a_topic_that_is_missing_expires_or_is_no_stream_is_found(server: RedisServer) -> None:
+    topic = f"orders-{uuid4().hex}"
+    assert bad(await findings(server.url, topic=topic))[f"topic {topic}"] == "warning"
+    server.ask("SET", topic, "x")
+    assert bad(await findings(server.url, topic=topic))[f"topic {topic}"] == "error"
+    server.ask("DEL", topic)
+    server.ask("XADD", topic, "*", "value", "x")
+    server.ask("EXPIRE", topic, "1000")
+    assert bad(await findings(server.url, topic=topic))[f"topic {topic}"] in {"error", "warning"}
+    said = [finding.what for finding in await findings(server.url, topic=topic)]
+    assert any("expires" in what for what in said)
+    assert any("no group" in what for what in said)
+
+
+async def test_a_group_without_consumers_that_lags_is_an_error(server: RedisServer) -> None:
+    topic = f"orders-{uuid4().hex}"
+    server.ask("XADD", topic, "*", "value", "x")
+    server.ask("XGROUP", "CREATE", topic, "g", "0")
+    assert bad(await findings(server.url, topic=topic, group="g"))["group g"] == "error"
+    recorder = Recorder()
+    async with connect(server.url) as broker, broker.consumer(topic, group="g", handler=recorder):
+        await recorder.until_done(1, 10)
+        assert "group g" not in bad(await findings(server.url, topic=topic, group="g"))
+
+
+def test_what_a_server_may_say_of_itself() -> None:
+    def levels(judge: Any, *more: Any, **info: Any) -> list[str]:
+        return [finding.level for finding in judge("server", info, *more)]
+
+    assert levels(judge_version, redis_version="5.0.14") == ["error"]
+    assert levels(judge_version, redis_version="6.2.1") == ["warning"]
+    assert levels(judge_version, redis_version="7.2.4") == ["ok"]
+    assert levels(judge_persistence, aof_enabled=1, aof_last_write_status="err") == ["error"]
+    assert levels(judge_persistence, aof_enabled=1, loading=1) == ["ok", "error"]
+    assert levels(judge_memory, maxmemory=100, used_memory=95) == ["warning"]
+    assert levels(judge_memory, maxmemory=100, maxmemory_policy="volatile-lru") == ["warning"]
+    assert levels(judge_replicas, RedisOptions(), role="slave") == ["error"]

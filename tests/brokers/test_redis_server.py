@@ -1,0 +1,337 @@
+"""What is particular to Redis Streams, on a real server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("redis")
+
+from redis.asyncio import Redis
+
+from things_kit import Broker, ConfigError, Message, PublishError, RetryPolicy, connect
+from things_kit.brokers.redis.driver import RedisDriver
+from things_kit.brokers.redis.keys import delayed_key
+from things_kit.engine.driver import Receiver, Release, Subscription
+from things_kit.engine.url import BrokerURL
+from things_kit.testing.conformance.recorder import Gate, Recorder, failing
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.redis import RedisServer
+
+redis = shared(RedisServer, "redis")
+own_redis = own(RedisServer)
+
+QUICK = RetryPolicy(attempts=3, first=0.02, limit=0.1, jitter=0.0)
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"orders-{uuid4().hex}"
+
+
+@pytest.fixture
+async def client(redis: RedisServer) -> AsyncIterator[Any]:
+    async with Redis(port=redis.port, protocol=3) as client:
+        yield client
+
+
+@pytest.fixture
+async def driver(redis: RedisServer) -> AsyncIterator[RedisDriver]:
+    driver = RedisDriver.from_url(BrokerURL.parse(redis.url + "?lease=0.3"))
+    await driver.open()
+    yield driver
+    await driver.close()
+
+
+async def received(receiver: Receiver, count: int, wait: float = 5.0) -> list[Any]:
+    """So many deliveries."""
+    deliveries: list[Any] = []
+    async with asyncio.timeout(10):
+        while len(deliveries) < count:
+            deliveries += await receiver.receive(count - len(deliveries), wait)
+    return deliveries
+
+
+# --- what others have published
+
+
+async def test_an_entry_of_any_fields_is_a_message(redis: RedisServer, client: Any, topic: str) -> None:
+    entry = await client.xadd(topic, {"type": "order.created", "total": "5"})
+    await client.execute_command("XADD", topic, "*", "value", b"\xff", "a", "1", "a", "2", b"b\xff", b"\xfe")
+    await client.xadd(topic, {"value": "x", "tk-time": "never", "tk-headers": "[", "tk-id": b"\xff"})
+    recorder = Recorder()
+    async with connect(redis.url) as broker, broker.consumer(topic, group="g", handler=recorder):
+        await recorder.until_done(3, 10)
+    fields, plain, odd = recorder.done
+    assert fields.value == b'{"type":"order.created","total":"5"}'
+    assert fields.headers == {"type": "order.created", "total": "5"}
+    assert fields.id == f"{topic}-{entry.decode()}"
+    assert fields.timestamp is not None
+    assert round(fields.timestamp.timestamp() * 1000) == int(entry.split(b"-")[0])
+    assert (plain.value, plain.headers) == (b"\xff", {"a": "2", "b\\xff": "\\xfe"})
+    assert (odd.value, odd.headers) == (b"x", {})
+
+
+async def test_fields_may_have_other_names(redis: RedisServer, client: Any, topic: str) -> None:
+    await client.xadd(topic, {"__data__": "x", "by": "k", "value": "a header"})
+    recorder = Recorder()
+    url = f"{redis.url}?value_field=__data__&key_field=by"
+    async with connect(url) as broker, broker.consumer(topic, group="g", handler=recorder):
+        await broker.producer().publish(Message(topic, b"y", headers={"by": "a header too"}))
+        await recorder.until_done(2, 10)
+    assert [(m.value, m.key, m.headers) for m in recorder.done] == [
+        (b"x", b"k", {"value": "a header"}),
+        (b"y", None, {"by": "a header too"}),
+    ]
+
+
+# --- leases, attempts, putting back
+
+
+async def test_what_a_receiver_had_is_there_for_the_next_as_soon_as_it_is_closed(
+    driver: RedisDriver, client: Any, topic: str
+) -> None:
+    subscription = Subscription(topic=topic, group="g")
+    first = await driver.subscribe(subscription)
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(5)])
+    taken = await received(first, 5)
+    await first.settle([taken[0]], [Release(taken[1], attempt=3), Release(taken[2], delay=3600, attempt=2)])
+    assert await driver.lag(topic, "g") == 4
+    await first.close()
+    assert await client.xinfo_consumers(topic, "g") == []
+    second = await driver.subscribe(subscription)
+    again = await received(second, 3)
+    assert [(d.message.value, d.message.attempt) for d in again] == [(b"1", 3), (b"3", 1), (b"4", 1)]
+    assert await second.receive(10, 0) == []
+    await second.close()
+    assert await driver.lag(topic, "g") == 4
+
+
+async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver, topic: str) -> None:
+    subscription = Subscription(topic=topic, group="g")
+    slow, quick = await driver.subscribe(subscription), await driver.subscribe(subscription)
+    await driver.send([Message(topic, b"x", id="1")])
+    [lost] = await received(slow, 1)
+    [taken] = await received(quick, 1)  # as soon as the lease is over
+    assert taken.message.attempt == 2
+    await slow.extend([lost])
+    await slow.settle([], [Release(lost, attempt=9)])
+    await quick.extend([taken])
+    assert await slow.receive(1, 0) == []
+    await quick.settle([taken], [])
+    assert await driver.lag(topic, "g") == 0
+    await slow.close()
+    await quick.close()
+
+
+async def test_a_cancelled_receive_loses_and_doubles_nothing(driver: RedisDriver, topic: str) -> None:
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    values: list[bytes] = []
+    for number in range(20):
+        waiting = asyncio.create_task(receiver.receive(10, 5))
+        await asyncio.sleep(0)
+        sending = asyncio.create_task(driver.send([Message(topic, b"%d" % number, id=str(number))]))
+        await asyncio.sleep(0.001 * (number % 4))
+        waiting.cancel()
+        [came] = await asyncio.gather(waiting, return_exceptions=True)
+        values += [d.message.value for d in came] if isinstance(came, list) else []
+        await sending
+    while len(values) < 20:
+        values += [d.message.value for d in await received(receiver, 1)]
+    assert values == [b"%d" % number for number in range(20)]
+    await receiver.close()
+
+
+# --- what others do to the server
+
+
+@pytest.mark.parametrize("how", ["flushed", "destroyed"])
+async def test_a_group_that_is_gone_begins_again_where_it_was(
+    own_redis: RedisServer, topic: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(passing=lambda message: message.value != b"held")
+    recorder = Recorder(gate)
+    async with (
+        connect(own_redis.url) as broker,
+        broker.consumer(topic, group="g", handler=recorder, concurrency=4, retry=QUICK),
+    ):
+        producer = broker.producer()
+        await producer.publish_batch([Message(topic, b"done"), Message(topic, b"held")])
+        await recorder.until_done(1, 10)
+        await recorder.until_began(2, 10)
+
+        async def settled() -> bool:
+            return await broker.lag(topic, "g") == 1
+
+        await eventually(settled, 10)
+        if how == "flushed":
+            own_redis.ask("FLUSHALL")
+        else:
+            own_redis.ask("XGROUP", "DESTROY", topic, "g")
+        await producer.publish(Message(topic, b"after"))
+        await eventually(lambda: b"after" in recorder.values, 10)
+        gate.open()
+        await eventually(lambda: b"held" in recorder.values, 10)
+    assert recorder.values.count(b"done") == 1
+    assert "is gone from Redis" in caplog.text
+
+
+async def test_a_topic_that_was_flushed_is_declared_again_by_the_next_publish(
+    own_redis: RedisServer, topic: str
+) -> None:
+    async with connect(own_redis.url) as broker:
+        await broker.producer().publish(Message(topic, b"1"))
+        own_redis.ask("FLUSHALL")
+        await broker.producer().publish(Message(topic, b"2"))
+        assert await broker.lag(topic, "g") == 1
+
+
+async def test_a_server_without_memory_refuses_and_loses_nothing(own_redis: RedisServer, topic: str) -> None:
+    async with connect(own_redis.url) as broker:
+        await broker.producer().publish(Message(topic, b"before"))
+        try:
+            own_redis.ask("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(PublishError, match="takes no more"):
+                await broker.producer().publish(Message(topic, b"x"))
+        finally:
+            own_redis.ask("CONFIG", "SET", "maxmemory", "0")
+        await broker.producer().publish(Message(topic, b"after"))
+        assert await broker.lag(topic, "g") == 2
+
+
+async def test_an_ephemeral_group_reads_on_after_a_cut_and_leaves_nothing(
+    own_redis: RedisServer, topic: str
+) -> None:
+    recorder = Recorder(failing(1))
+    async with connect(own_redis.url) as broker:
+        async with broker.consumer(topic, group=None, handler=recorder, retry=QUICK):
+            for number in range(3):
+                await asyncio.to_thread(own_redis.ask, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                await broker.producer().publish(Message(topic, b"%d" % number))
+            await recorder.until_done(3, 10)
+        assert own_redis.lines("XINFO", "GROUPS", topic) == []
+
+
+# --- topics
+
+
+async def test_without_declare_an_unknown_topic_is_refused(redis: RedisServer, topic: str) -> None:
+    async with connect(f"{redis.url}?declare=false") as broker:
+        with pytest.raises(PublishError, match="declare it first"):
+            await broker.producer().publish(Message(topic, b"x"))
+        with pytest.raises(ConfigError, match="no topic"):
+            await broker.consumer(topic, group="g", handler=Recorder()).start()
+
+
+async def test_a_key_that_is_no_stream_is_said(redis: RedisServer, client: Any, topic: str) -> None:
+    await client.set(topic, "x")
+    async with connect(redis.url) as broker:
+        with pytest.raises(ConfigError, match="no stream"):
+            await broker.producer().publish(Message(topic, b"x"))
+    await client.delete(topic)
+
+
+async def test_remove_leaves_no_key(redis: RedisServer, client: Any, topic: str) -> None:
+    async with connect(redis.url) as broker:
+        recorder = Recorder(failing(9))
+        await broker.producer().publish(Message(topic, b"x"))
+        patient = RetryPolicy(first=3600, limit=3600)
+        async with broker.consumer(topic, group="g", handler=recorder, retry=patient, dead_letter=None):
+
+            async def put_back() -> bool:
+                return bool(await client.zcard(delayed_key(topic, "g")))
+
+            await eventually(put_back, 10)
+        await broker.remove(topic)
+    assert [key async for key in client.scan_iter(f"*{topic}*")] == []
+
+
+async def publish(broker: Broker, topic: str, count: int) -> None:
+    await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(count)])
+
+
+async def test_trimming_removes_only_what_every_group_has_acknowledged(
+    redis: RedisServer, client: Any, topic: str
+) -> None:
+    async with connect(f"{redis.url}?retain=0") as broker:
+        await broker.declare(topic, groups=["slow"])
+        await publish(broker, topic, 1000)
+        quick = Recorder()
+        async with broker.consumer(topic, group="quick", handler=quick):
+            await quick.until_done(1000, 10)
+            await broker.transmission.driver.tidy(topic)  # type: ignore[attr-defined]
+        assert await client.xlen(topic) == 1000, "the group that has not read it still needs it"
+        slow = Recorder()
+        async with broker.consumer(topic, group="slow", handler=slow):
+            await slow.until_done(1000, 10)
+
+            async def trimmed() -> bool:
+                await publish(broker, topic, 1)  # a settlement is what has a stream trimmed
+                return int(await client.xlen(topic)) < 200
+
+            await eventually(trimmed, 10)
+        assert len(set(slow.values)) == 1000
+
+
+async def test_trimming_spares_what_was_put_back(driver: RedisDriver, client: Any, topic: str) -> None:
+    driver._options = type(driver._options)(retain=0.0)
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
+    taken = await received(receiver, 500)
+    await receiver.settle(taken[1:], [Release(taken[0], delay=3600, attempt=2)])
+    driver._tidied.clear()
+    await driver.tidy(topic)
+    assert await client.xlen(topic) == 500
+    await receiver.close()
+
+
+async def test_with_a_limit_the_oldest_go(redis: RedisServer, client: Any, topic: str) -> None:
+    async with connect(f"{redis.url}?maxlen=100") as broker:
+        await publish(broker, topic, 1000)
+    assert 100 <= await client.xlen(topic) <= 300
+
+
+async def test_lag_is_right_where_redis_has_lost_count(redis: RedisServer, client: Any, topic: str) -> None:
+    async with connect(redis.url) as broker:
+        await publish(broker, topic, 10)
+        await client.xgroup_create(topic, "g", "$")
+        await publish(broker, topic, 10_500)
+        [found] = await client.xinfo_groups(topic)
+        assert found["lag"] is None
+        assert await broker.lag(topic, "g") == 10_500
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(("a:b", "c"), ("a", "b:c")), (("a", "1:x"), ("a:1", "x")), (("{a}:b", "c"), ("{a}", "b:c"))],
+)
+def test_no_two_groups_share_what_they_put_back(one: tuple[str, str], other: tuple[str, str]) -> None:
+    assert delayed_key(*one) != delayed_key(*other)
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("cluster=true&sentinel=x", "give one of them"),
+        ("cluster=true&wait_replicas=1", "does not go with cluster"),
+        ("lease=0", "at least 0.1"),
+        ("value_field=a&key_field=a", "two names"),
+        ("ca=/nowhere.pem", "write rediss://"),
+        ("max_message_bytes=999999999", "at most 500 MiB"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(query: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        connect(f"redis://localhost?{query}")
+
+
+@pytest.mark.parametrize("url", ["redis://a,b", "redis://a/x", "redis://a/1?cluster=true"])
+def test_urls_that_cannot_be_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError):
+        connect(url)
