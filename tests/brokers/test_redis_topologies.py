@@ -37,6 +37,7 @@ def start() -> Iterator[Start]:
                 return running.enter_context(RedisServer(settings=settings, ports=ports))
             except ServerUnavailable as reason:
                 unavailable(reason)
+                raise
 
         yield started
 
@@ -49,7 +50,7 @@ def until(done: Callable[[], bool], what: str) -> None:
 @pytest.fixture(scope="module")
 def cluster(start: Start) -> list[RedisServer]:
     """Three nodes, each with a third of the slots."""
-    nodes = []
+    nodes: list[RedisServer] = []
     for first, last in ((0, 5460), (5461, 10922), (10923, 16383)):
         [bus] = free_ports(1)
         node = start("--cluster-enabled", "yes", "--cluster-port", str(bus))
