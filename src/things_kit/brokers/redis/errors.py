@@ -49,20 +49,27 @@ _FULL_WORDS: Final = ("OOM", "MISCONF")
 
 
 @contextlib.contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Raise what the client's errors mean, with them as the cause.
+def cancellable() -> Iterator[None]:
+    """Raise a cancellation that the client swallowed.
 
-    And a cancellation that the client swallowed: it sends by asyncio.wait_for, which before Python 3.12 returns as if nothing
-    had been if it is cancelled in the moment in which it is done (https://github.com/python/cpython/issues/86296).
+    It sends by asyncio.wait_for, which before Python 3.12 returns as if nothing had been if it is cancelled in the
+    moment in which it is done (https://github.com/python/cpython/issues/86296).
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
-    try:
-        yield
-    except CLIENT_ERRORS as error:
-        raise meaning(error, doing) from error
+    yield
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Raise what the client's errors mean, with them as the cause."""
+    with cancellable():
+        try:
+            yield
+        except CLIENT_ERRORS as error:
+            raise meaning(error, doing) from error
 
 
 def meaning(error: Exception, doing: str) -> Exception:
