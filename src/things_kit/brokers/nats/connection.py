@@ -1,0 +1,305 @@
+"""One connection to a server: opened once, lost once. The driver opens another; nothing is buffered in between."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as Inbox
+from nats.errors import Error
+
+from things_kit.brokers.nats.answers import NoResponders, answer
+from things_kit.brokers.nats.options import Settings
+from things_kit.engine.driver import ConnectionLost
+from things_kit.messaging.errors import ConfigError, PublishError
+
+log = logging.getLogger("things_kit.nats")
+
+ANSWER: Final = 5.0
+"""Seconds that the server may take to answer: it is alive, but does it work?"""
+
+GOODBYE: Final = 1.0
+"""Seconds that closing may take before the socket is simply dropped."""
+
+NOBODY: Final = "503"
+
+Outgoing = tuple[str, bytes, dict[str, str] | None]
+"""Subject, payload and headers of a message."""
+
+
+class Answers:
+    """So many messages on their way, and what came back for each: in any order, or never."""
+
+    def __init__(self, outgoing: Sequence[Outgoing]) -> None:
+        self.outgoing = outgoing
+        self.arrived: list[Msg | Exception | None] = [None] * len(outgoing)
+        self.missing = len(outgoing)
+        self.progress = asyncio.Event()
+
+    def put(self, index: int, came: Msg | Exception) -> None:
+        """One is answered."""
+        if index < len(self.arrived) and self.arrived[index] is None:
+            self.arrived[index] = came
+            self.missing -= 1
+            self.progress.set()
+
+
+class Connection:
+    """A client of nats-py that does not reconnect, and one inbox for all answers.
+
+    By itself nats-py would send what it had buffered, and ask again as whoever it was, behind our back. And its own
+    `flush` and `request` must not be cancelled: a late answer to a cancelled flush ends its reading for ever.
+    """
+
+    def __init__(self, settings: Settings, server: str) -> None:
+        self.server = server
+        self.lost: ConnectionLost | None = None
+        self._settings = settings
+        self._client = Client()
+        self._refusal: Exception | None = None
+        self._watchers: set[Callable[[], None]] = set()
+        self._numbers = count()
+        self._waiting: dict[str, Answers] = {}
+        self._inbox = ""
+
+    # --- open and close
+
+    async def open(self) -> None:
+        """Connect and log in. Raises ConnectionLost, ConfigError."""
+        settings, client = self._settings, self._client
+        try:
+            await client.connect(f"nats://{self.server}", **self._options())
+            if not client.is_connected:
+                raise ConnectionLost(f"{self.server} hung up")
+            self._check_encryption()
+            self._inbox = client.new_inbox()
+            await client.subscribe(f"{self._inbox}.*", cb=self._answered, pending_bytes_limit=0)
+        except BaseException as error:
+            await self._end()
+            if isinstance(error, OSError | Error | TimeoutError):
+                raise _unopened(error, self.server, settings) from error
+            raise
+
+    def _options(self) -> dict[str, Any]:
+        url, settings = self._settings.url, self._settings
+        login: dict[str, Any] = {}
+        if url.password is not None or url.username is not None:
+            given = {"user": url.username or "", "password": url.password}
+            if url.password is None:
+                given = {"token": url.username}
+            # Asked for only when it has to be said: never to a server that speaks no TLS where TLS was asked for
+            login = {name: (lambda text=text: self._said_safely(text)) for name, text in given.items()}
+        return {
+            **login,
+            "name": "things-kit",
+            "allow_reconnect": False,
+            "pending_size": 0,  # nothing is buffered while there is no connection, and writing never waits
+            "max_reconnect_attempts": 1,
+            "reconnect_time_wait": 0,
+            "connect_timeout": max(0.5, min(2.0, url.engine.publish_timeout)),
+            "ping_interval": 30,
+            "error_cb": self._on_error,
+            "closed_cb": self._on_closed,
+            "tls": settings.tls(),
+            "user_credentials": settings.credentials(),
+        }
+
+    def _said_safely(self, text: str) -> str:
+        self._check_encryption()
+        return text
+
+    def _check_encryption(self) -> None:
+        # nats-py speaks TLS only where the server asks for it, whatever the scheme says
+        if self._settings.encrypted and not self._client._server_info.get("tls_required"):  # noqa: SLF001 - no other way to know
+            raise ConfigError(
+                f"{self._settings.url.display}: {self.server} speaks no TLS; if that is meant to be, write nats://"
+            )
+
+    async def close(self) -> None:
+        """Hang up. What waits for an answer gets ConnectionLost."""
+        self._lose(ConnectionLost(f"the connection to {self.server} was closed"))
+        await self._end()
+
+    async def _end(self) -> None:
+        try:
+            async with asyncio.timeout(GOODBYE):
+                await self._client.close()
+        except (TimeoutError, OSError, Error):
+            self._drop()
+
+    def _drop(self) -> None:
+        # A server that stands still takes nothing more, and closing politely would wait for it
+        writer = getattr(self._client._transport, "_io_writer", None)  # noqa: SLF001 - nats-py has no such call
+        if writer is not None:
+            writer.transport.abort()
+
+    def abandon(self, why: str) -> ConnectionLost:
+        """It is of no use any more: the error to raise. The driver opens another, and closes this one."""
+        lost = ConnectionLost(why)
+        self._lose(lost)
+        return lost
+
+    def _lose(self, error: ConnectionLost) -> None:
+        if self.lost is not None:
+            return
+        self.lost = error
+        for answers in self._waiting.values():
+            answers.progress.set()
+        for watcher in list(self._watchers):
+            watcher()
+
+    async def _on_closed(self) -> None:
+        said = self._client.last_error
+        self._lose(ConnectionLost(f"{self.server} hung up{f': {said}' if said else ''}"))
+
+    async def _on_error(self, error: Exception) -> None:
+        """What nats-py would log. A refused subject is nobody's answer, so it is looked for among the questions."""
+        text = str(error)
+        log.debug("%s: %s", self.server, text)
+        if "permissions violation" in text.lower():
+            self._not_permitted(text)
+
+    def _not_permitted(self, text: str) -> None:
+        for answers in list(self._waiting.values()):
+            for index, (subject, _, _) in enumerate(answers.outgoing):
+                if f'"{subject.lower()}"' in text.lower():
+                    answers.put(index, PublishError(f"this user may not publish to {subject!r}: {text}"))
+
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Have this called when the connection is lost; returns what ends that."""
+        self._watchers.add(watcher)
+        return lambda: self._watchers.discard(watcher)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be used."""
+        return self.lost is None and self._client.is_connected
+
+    def check(self) -> None:
+        """Raises ConnectionLost if it is."""
+        if self.lost is None and not self._client.is_connected:
+            self._lose(ConnectionLost(f"the connection to {self.server} is gone"))
+        if self.lost is not None:
+            raise ConnectionLost(str(self.lost)) from self.lost
+
+    # --- what the server said of itself
+
+    @property
+    def version(self) -> str:
+        """The server's version."""
+        return str(self._client.connected_server_version)
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message, headers included."""
+        return self._client.max_payload
+
+    # --- asking
+
+    async def ask(self, subject: str, /, **question: Any) -> dict[str, Any]:
+        """What JetStream's API says. Raises ConnectionLost, Refused, NoResponders, ConfigError."""
+        [came] = await self.exchange([(f"{self._settings.api}.{subject}", encoded(question), None)])
+        if isinstance(came, PublishError):
+            raise ConfigError(str(came)) from came
+        if isinstance(came, Exception):
+            raise came
+        return answer(came.data)
+
+    async def exchange(self, outgoing: Sequence[Outgoing]) -> list[Msg | Exception]:
+        """Send all of these, and wait for an answer to each; NoResponders where nobody is there to give one.
+
+        Raises:
+            ConnectionLost: The connection went, or the server was silent for ANSWER seconds.
+        """
+        token = f"{next(self._numbers)}"
+        answers = self._waiting[token] = Answers(outgoing)
+        try:
+            for index, (subject, payload, headers) in enumerate(outgoing):
+                await self.tell(subject, payload, headers, f"{self._inbox}.{token}-{index}")
+            while answers.missing:
+                self.check()
+                answers.progress.clear()
+                try:
+                    async with asyncio.timeout(ANSWER):
+                        await answers.progress.wait()
+                except TimeoutError:
+                    raise self.abandon(f"{self.server} did not answer within {ANSWER:g} s") from None
+        finally:
+            del self._waiting[token]
+        return answers.arrived  # type: ignore[return-value] # none is missing
+
+    async def tell(
+        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Send a message. Raises ConnectionLost."""
+        self.check()
+        try:
+            await self._client.publish(subject, payload, reply, headers)
+        except (Error, OSError) as error:
+            raise ConnectionLost(f"sending to {self.server}: {error}") from error
+
+    async def _answered(self, msg: Msg) -> None:
+        token, _, index = msg.subject.rpartition(".")[2].partition("-")
+        answers = self._waiting.get(token)
+        if answers is None or not index.isdigit():
+            return
+        nobody = not msg.data and msg.headers is not None and msg.headers.get("Status") == NOBODY
+        answers.put(int(index), NoResponders() if nobody else msg)
+
+    # --- receiving
+
+    async def receive_by(self, accept: Callable[[Msg], Awaitable[None]]) -> tuple[str, Inbox]:
+        """A subject of our own, and whoever is called with what arrives there."""
+        self.check()
+        subject = self._client.new_inbox()
+        try:
+            return subject, await self._client.subscribe(subject, cb=accept, pending_bytes_limit=0)
+        except (Error, OSError) as error:
+            raise ConnectionLost(f"subscribing at {self.server}: {error}") from error
+
+    async def stop_receiving(self, inbox: Inbox) -> None:
+        """Take nothing more; returns when all that was on its way has arrived. Raises ConnectionLost."""
+        self.check()
+        try:
+            await self._client._send_unsubscribe(inbox._id)  # noqa: SLF001 - unsubscribe() drops what is on its way
+            # Who asks himself gets the answer behind all that was sent before
+            token = f"{next(self._numbers)}"
+            echo = f"{self._inbox}.{token}-0"
+            answers = self._waiting[token] = Answers([(echo, b"", None)])
+            try:
+                await self.tell(echo, b"echo")
+                async with asyncio.timeout(GOODBYE):
+                    while answers.missing:
+                        self.check()
+                        answers.progress.clear()
+                        await answers.progress.wait()
+            finally:
+                del self._waiting[token]
+        except TimeoutError:
+            raise self.abandon(f"{self.server} did not answer within {GOODBYE:g} s") from None
+        finally:
+            with contextlib.suppress(Error, OSError):
+                await inbox.unsubscribe()
+
+
+def encoded(question: dict[str, Any]) -> bytes:
+    """A question as JetStream takes it; nothing at all for no question."""
+    return msgspec.json.encode(question) if question else b""
+
+
+def _unopened(error: Exception, server: str, settings: Settings) -> Exception:
+    said = str(error) or type(error).__name__
+    lowered = said.lower()
+    if "authorization violation" in lowered or "authentication" in lowered:
+        return ConfigError(f"{server} does not accept this login: check user, password, token or credentials")
+    if isinstance(error, ssl.SSLError):
+        return ConfigError(
+            f"{server}: the TLS handshake failed: check ca, cert and key: {error.reason or 'no reason was given'}"
+        )
+    return ConnectionLost(f"connecting to {server}: {said}")

@@ -1,0 +1,178 @@
+"""What a `nats://` URL says, and which names JetStream can have."""
+
+import hashlib
+import re
+import ssl
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import msgspec
+
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+
+PORT: Final = 4222
+
+_PORTED: Final = re.compile(r":\d+$")
+
+
+class NATSOptions(msgspec.Struct, frozen=True):
+    """The options of a `nats://` or `tls://` URL.
+
+    Attributes:
+        stream: The stream in which all topics of this URL are; it is created if it is missing, and given the subjects
+            that it lacks. By default each topic has the stream that already takes its subject, or one of its own.
+        replicas: Copies of streams that are created.
+        storage: Where streams that are created keep their messages: a "memory" stream is lost with its server.
+        max_age: Seconds for which such streams keep messages, handled or not; 0 for ever.
+        max_bytes: Bytes that such a stream may hold; -1 for no bound.
+        discard: What a full stream does: "old" deletes the oldest, handled or not, "new" refuses to take more.
+        duplicate_window: Seconds for which such streams remember the ids of messages, and keep each only once.
+        lease: Seconds after which what a dead process held is handed to another (the consumer's `ack_wait`).
+        max_message_bytes: The largest value, key and headers together; by default what the server takes.
+        domain: The JetStream domain, for leaf nodes.
+        credentials: File with a user's JWT and nkey seed; needs the package nkeys.
+        ca: File of the certificates that sign the server's; the system's by default.
+        cert: File of this client's certificate.
+        key: File of its private key.
+    """
+
+    stream: str | None = None
+    replicas: int = 1
+    storage: Literal["file", "memory"] = "file"
+    max_age: float = 0.0
+    max_bytes: int = -1
+    discard: Literal["old", "new"] = "old"
+    duplicate_window: float = 120.0
+    lease: float = 30.0
+    max_message_bytes: int | None = None
+    domain: str | None = None
+    credentials: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replicas <= 5:
+            raise ValueError("replicas must be from 1 to 5")
+        if not 0 <= self.max_age < 1e9 or not (self.max_bytes == -1 or self.max_bytes > 0):
+            raise ValueError("max_age must be from 0 seconds, and max_bytes -1 or more than 0")
+        if not 0.1 <= self.duplicate_window < 1e9 or not 0.1 <= self.lease <= 86_400:
+            raise ValueError("duplicate_window and lease must be from 0.1 seconds, and lease at most a day")
+        if self.max_age and self.duplicate_window > self.max_age:
+            raise ValueError("duplicate_window must not be longer than max_age")
+        if self.max_message_bytes is not None and self.max_message_bytes < 1:
+            raise ValueError("max_message_bytes must be more than 0")
+        for name in ("stream", "domain"):
+            text = getattr(self, name)
+            if text is not None and (not text or escaped(text, also="=") != text):
+                raise ValueError(f"{name} must be a name of letters, digits, '-', '_' and '='")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """A URL, understood. Its repr shows no secret."""
+
+    url: BrokerURL
+    options: NATSOptions
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """Raises ConfigError if it is no URL of NATS, or an option is unknown."""
+        if not url.hosts or url.path.strip("/"):
+            raise ConfigError(
+                f"{url.display}: expected {url.scheme}://HOST:PORT, or several hosts with commas between them"
+            )
+        options = url.options(NATSOptions)
+        if options.key and not options.cert:
+            raise ConfigError(f"{url.display}: the option 'key' needs 'cert', the certificate that it is for")
+        return cls(url, options)
+
+    def __repr__(self) -> str:
+        return f"Settings({self.url.display!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("url", self.url.display)]
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether nothing may be said in the clear."""
+        return self.url.scheme == "tls"
+
+    @property
+    def servers(self) -> list[str]:
+        """HOST:PORT of all that were named."""
+        return [host if _PORTED.search(host) else f"{host.rstrip(':')}:{PORT}" for host in self.url.hosts]
+
+    @property
+    def api(self) -> str:
+        """What the subjects of JetStream's API begin with."""
+        return f"$JS.{self.options.domain}.API" if self.options.domain else "$JS.API"
+
+    def tls(self) -> ssl.SSLContext | None:
+        """What TLS needs; None where nothing was said of it. Raises ConfigError for files that cannot be used."""
+        options = self.options
+        if not (self.encrypted or options.ca or options.cert):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=options.ca)
+            if options.cert:
+                context.load_cert_chain(options.cert, options.key, password="")  # else it asks the terminal
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.url.display}: the files of ca, cert and key cannot be used: {error}"
+            ) from error
+        return context
+
+    def credentials(self) -> str | None:
+        """The file of a user's JWT and seed. Raises ConfigError if it or the package nkeys is missing."""
+        path = self.options.credentials
+        if path is None:
+            return None
+        if find_spec("nkeys") is None:
+            raise ConfigError(
+                f"{self.url.display}: the option 'credentials' needs a package that is not installed: pip install nkeys"
+            )
+        if not Path(path).is_file():
+            raise ConfigError(f"{self.url.display}: the option 'credentials' names no file: {path}")
+        return path
+
+
+# --- names
+
+LONGEST: Final = 160
+"""Letters of a name that are kept where it is too long for a file's name; the rest is a digest."""
+
+_PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+_RESERVED: Final = ("$", "_INBOX.", "_R_.", "tk-attempts.")
+
+
+def escaped(name: str, also: str = "") -> str:
+    """A name as streams and consumers can have it: no two names give the same.
+
+    Letters, digits, '-' and '_' stay; of all else the bytes are `=XX`. What is too long ends in `=h` and a digest,
+    which no escape can look like.
+    """
+    text = "".join(
+        letter if letter in _PLAIN or letter in also else "".join(f"={byte:02X}" for byte in letter.encode())
+        for letter in name
+    )
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}=h{hashlib.sha256(name.encode()).hexdigest()[:40]}"
+    return text
+
+
+def check_topic(topic: str) -> None:
+    """Raises ConfigError for what cannot be one subject of NATS."""
+    tokens = topic.split(".")
+    if (
+        not all(tokens)
+        or {"*", ">"} & set(topic)
+        or any(letter.isspace() or not (letter.isprintable() or ord(letter) > 0x9F) for letter in topic)
+        or topic.startswith(_RESERVED)
+        or len(topic.encode()) > 1000
+    ):
+        raise ConfigError(
+            f"NATS cannot have a topic {topic!r}: a subject is words with single dots between them, up to 1000 bytes, "
+            "without '*', '>', whitespace and control characters, and does not begin with '$' or '_INBOX.'"
+        )

@@ -1,0 +1,313 @@
+"""Receiving as a group: long pull requests, a buffer, and acknowledgements that the server confirms."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Final
+
+import msgspec
+from nats.aio.msg import Msg
+
+from things_kit.brokers.nats.answers import NoResponders
+from things_kit.brokers.nats.attempts import Attempts
+from things_kit.brokers.nats.connection import Connection, encoded
+from things_kit.brokers.nats.options import Settings, escaped
+from things_kit.brokers.nats.records import coordinates, unpack
+from things_kit.brokers.nats.streams import SECOND, Info, Place, Streams
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.messaging.errors import ConfigError
+
+log = logging.getLogger("things_kit.nats")
+
+EXPIRES: Final = 30.0
+"""Seconds that a request for messages stays at the server."""
+
+HEARTBEAT: Final = 4.0
+"""Seconds after which the server says that a request is still there."""
+
+LOOK: Final = 10.0
+"""Seconds between two looks at how far the group is."""
+
+LONGEST_DELAY: Final = 10 * 365 * 86_400
+
+ACK: Final = b"+ACK"
+NAK: Final = b"-NAK"
+PROGRESS: Final = b"+WPI"
+
+
+class Unsettled(msgspec.Struct):
+    """What a lost connection left behind: the attempts of what was handed out, and what was acknowledged, perhaps.
+
+    `heard` is when the server was last heard of, in the loop's time.
+    """
+
+    held: dict[str, int]
+    acknowledged: set[str]
+    heard: float
+
+
+class Past:
+    """What receivers left behind when their connection was lost, by topic and group, for those that come after them.
+
+    `unsettled` is to be settled first; `places` are where to begin if the group is lost too.
+    """
+
+    def __init__(self) -> None:
+        self.unsettled: dict[tuple[str, str], Unsettled] = {}
+        self.places: dict[tuple[str, str], Place] = {}
+
+    def forget(self, topic: str) -> None:
+        """It was removed, and whatever comes after it is new."""
+        for kept in (self.unsettled, self.places):
+            for known in [known for known in kept if known[0] == topic]:
+                del kept[known]
+
+
+class NATSReceiver:
+    """One subscription. A delivery's token is its reply subject, which says all that its settlement needs."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        subscription: Subscription,
+        stream: str,
+        info: Info,
+        past: Past,
+    ) -> None:
+        self._past = past
+        self._known = (subscription.topic, subscription.group)
+        self._lease = settings.options.lease
+        self._connection = connection
+        self._streams = Streams(connection, settings.options)
+        self._attempts = Attempts(connection, settings)
+        self._subscription = subscription
+        self._stream = stream
+        self._loop = asyncio.get_running_loop()
+        self._next = f"{settings.api}.CONSUMER.MSG.NEXT.{stream}.{escaped(subscription.group)}"
+        self._most = info["config"].get("max_batch") or 10_000
+        self._expires = min(EXPIRES, (info["config"].get("max_expires") or EXPIRES * SECOND) / SECOND)
+        self._heartbeat = min(HEARTBEAT, self._expires / 3)
+        self._buffer: deque[Msg] = deque()
+        self._recalled: dict[str, int] = {}  # of what is in the buffer
+        self._held: dict[str, int] = {}
+        self._acknowledging: set[str] = set()
+        self._asked = 0
+        self._statuses = 0
+        self._heard = self._looked = self._loop.time()
+        self._changed = asyncio.Event()
+        self._failure: ConnectionLost | None = None
+        self._times: dict[str, datetime] = {}
+
+    async def begin(self) -> None:
+        """Take what arrives from now on. What a connection left that was lost a moment ago goes back at once."""
+        self._unwatch = self._connection.watch(self._changed.set)
+        self._reply, self._inbox = await self._connection.receive_by(self._accept)
+        await self._look()
+        left = self._past.unsettled.get(self._known)
+        if left is not None:
+            await self._send([(reply, ACK) for reply in left.acknowledged])
+            if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
+                await self._release([(reply, 0.0, attempt) for reply, attempt in left.held.items()])
+            del self._past.unsettled[self._known]
+
+    # --- receiving
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """Take from the buffer; wait for the server to fill it."""
+        if limit < 1:
+            return ()
+        if not self._buffer:
+            await (self._wait(limit, wait) if wait > 0 else self._look_now(limit))
+        count = min(limit, len(self._buffer))
+        if not count:
+            return ()
+        await self._recall(islice(self._buffer, count))
+        deliveries = [self._hand_out(self._buffer.popleft()) for _ in range(count)]
+        room = limit - count
+        if (
+            room > 0 and self._asked + len(self._buffer) < room / 2
+        ):  # the next ones are on their way meanwhile
+            await self._ask(room - len(self._buffer) - self._asked)
+        return deliveries
+
+    def _hand_out(self, msg: Msg) -> Delivery:
+        reply = msg.reply
+        at = coordinates(reply)
+        attempt = self._held[reply] = self._recalled.pop(reply, at.delivered)
+        return Delivery(unpack(msg, at, attempt, self._times), reply)
+
+    async def _wait(self, limit: int, wait: float) -> None:
+        """Until there is a message, or the time is over."""
+        ends = self._loop.time() + wait
+        while not self._buffer:
+            self._check()
+            if self._asked == 0:
+                await self._ask(limit)
+            silent = self._heard + 3 * self._heartbeat
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(min(ends, silent)):
+                    await self._changed.wait()
+            except TimeoutError:
+                if self._buffer:
+                    return
+                if self._loop.time() < ends:
+                    raise self._silent() from None
+                if self._loop.time() - self._looked > LOOK:
+                    await self._look()
+                return
+
+    async def _look_now(self, limit: int) -> None:
+        """Until the server has said what there is."""
+        self._check()
+        statuses = self._statuses
+        await self._ask(limit, no_wait=True)
+        try:
+            async with asyncio.timeout(3 * self._heartbeat):
+                while not self._buffer and self._statuses == statuses:
+                    self._changed.clear()
+                    await self._changed.wait()
+                    self._check()
+        except TimeoutError:
+            raise self._silent() from None
+
+    def _silent(self) -> ConnectionLost:
+        return self._connection.abandon(f"{self._connection.server} was silent for {3 * self._heartbeat:g} s")
+
+    async def _ask(self, count: int, *, no_wait: bool = False) -> None:
+        count = min(count, self._most)
+        question: dict[str, object] = {"batch": count}
+        if no_wait:
+            question["no_wait"] = True
+        else:
+            question["expires"] = int(self._expires * SECOND)
+            question["idle_heartbeat"] = int(self._heartbeat * SECOND)
+        self._asked += count
+        self._heard = self._loop.time()
+        await self._connection.tell(self._next, encoded(question), None, self._reply)
+
+    async def _accept(self, msg: Msg) -> None:
+        self._heard = self._loop.time()
+        if msg.reply:
+            self._asked = max(0, self._asked - 1)
+            self._buffer.append(msg)
+            self._changed.set()
+        else:
+            self._note(msg.headers or {})
+
+    def _note(self, headers: dict[str, str]) -> None:
+        """A request has ended, or is still there."""
+        status, said = headers.get("Status"), headers.get("Description", "")
+        if status == "100":
+            return
+        self._statuses += 1
+        unanswered = headers.get("Nats-Pending-Messages", "")
+        self._asked = max(0, self._asked - int(unanswered)) if unanswered.isdigit() else 0
+        if status == "503":
+            self._failure = ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
+        elif status == "409" and said.lower() not in {"leadership change", "server shutdown"}:
+            self._failure = ConnectionLost(f"receiving from {self._subscription.topic!r}: {said}")
+        self._changed.set()
+
+    def _check(self) -> None:
+        self._connection.check()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _recall(self, messages: Iterable[Msg]) -> None:
+        """Which attempt those are that were delivered before."""
+        again = [
+            (msg.reply, at)
+            for msg in messages
+            if msg.reply not in self._recalled and (at := coordinates(msg.reply)).delivered > 1
+        ]
+        if again:
+            found = await self._attempts.recall([at for _, at in again])
+            self._recalled |= {reply: found.get(at.seq, at.delivered) for reply, at in again}
+
+    def _attempts_of(self, messages: Iterable[Msg]) -> dict[str, int]:
+        return {
+            msg.reply: self._recalled.get(msg.reply) or coordinates(msg.reply).delivered for msg in messages
+        }
+
+    async def _look(self) -> None:
+        """Note how far the group is, for the case that somebody deletes it."""
+        stream = await self._streams.stream(self._stream)
+        group = await self._streams.group(self._stream, self._subscription.group)
+        self._looked = self._loop.time()
+        if stream is None or group is None:
+            self._failure = ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
+            raise self._failure
+        self._past.places[self._known] = Place(stream["created"], group["ack_floor"]["stream_seq"] + 1)
+
+    # --- settling
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Tell the server all of it, and wait until it has taken the last: it takes them in order."""
+        self._acknowledging.update(delivery.token for delivery in acknowledged)
+        await self._release([(each.delivery.token, each.delay, each.attempt) for each in released])
+        await self._send([(delivery.token, ACK) for delivery in acknowledged])
+        for delivery in acknowledged:
+            self._held.pop(delivery.token, None)
+        self._acknowledging.difference_update(delivery.token for delivery in acknowledged)
+
+    async def _release(self, released: Sequence[tuple[str, float, int]]) -> None:
+        if not released:
+            return
+        await self._attempts.note([(coordinates(reply), attempt) for reply, _, attempt in released])
+        await self._send([(reply, _not_yet(delay)) for reply, delay, _ in released])
+        for reply, _, _ in released:
+            self._held.pop(reply, None)
+
+    async def _send(self, settlements: Sequence[tuple[str, bytes]]) -> None:
+        """All of these, confirmed. One connection's settlements of a group are taken in order: the last speaks for all."""
+        if not settlements:
+            return
+        *others, last = settlements
+        for reply, what in others:
+            await self._connection.tell(reply, what)
+        [came] = await self._connection.exchange([(*last, None)])
+        if isinstance(came, NoResponders):
+            raise ConnectionLost(
+                f"the group {self._subscription.group!r} of {self._subscription.topic!r} is gone"
+            )
+        if isinstance(came, Exception):
+            raise ConfigError(str(came)) from came
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Say that these are still being worked on."""
+        await self._send([(delivery.token, PROGRESS) for delivery in deliveries])
+        if self._loop.time() - self._looked > LOOK:
+            await self._look()
+
+    # --- closing
+
+    async def close(self) -> None:
+        """Take nothing more, give back what is here, and delete an ephemeral group."""
+        self._unwatch()
+        try:
+            self._check()
+            await self._connection.stop_receiving(self._inbox)
+            await self._recall(self._buffer)
+            await self._release([(reply, 0.0, attempt) for reply, attempt in self._all().items()])
+            if self._subscription.ephemeral:
+                await self._streams.leave(self._stream, self._subscription.group)
+        except ConnectionLost:
+            self._past.unsettled[self._known] = Unsettled(self._all(), self._acknowledging, self._heard)
+            raise
+        self._past.places.pop(self._known, None)
+
+    def _all(self) -> dict[str, int]:
+        """What was not settled, handed out or not, with its attempt."""
+        held = {reply: attempt for reply, attempt in self._held.items() if reply not in self._acknowledging}
+        return held | self._attempts_of(self._buffer)
+
+
+def _not_yet(delay: float) -> bytes:
+    if delay <= 0:
+        return NAK
+    return NAK + b' {"delay": %d}' % int(min(delay, LONGEST_DELAY) * SECOND)

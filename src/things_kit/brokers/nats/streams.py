@@ -1,0 +1,275 @@
+"""Topics and groups as JetStream has them: streams and their durable pull consumers."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from things_kit.brokers.nats.answers import (
+    CONSUMER_NOT_FOUND,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    NoResponders,
+    Refused,
+    translated,
+)
+from things_kit.brokers.nats.connection import Connection
+from things_kit.brokers.nats.options import NATSOptions, escaped
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.policy import Start
+
+log = logging.getLogger("things_kit.nats")
+
+SECOND: Final = 1_000_000_000
+"""JetStream counts in nanoseconds."""
+
+IDLE: Final = 60.0
+"""Seconds without a sign of life after which the group of a dead process vanishes, if it was only its own."""
+
+Info = Mapping[str, Any]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a group stood: all before `seq` was acknowledged, in the stream that was created at that time."""
+
+    created: str
+    seq: int
+
+
+class Streams:
+    """Asks JetStream through one connection. Every method raises ConnectionLost, and ConfigError for what is refused."""
+
+    def __init__(self, connection: Connection, options: NATSOptions) -> None:
+        self._connection = connection
+        self._options = options
+
+    async def _ask(
+        self, doing: str, where: str, /, *, fine: tuple[int, ...] = (), **question: Any
+    ) -> Info | None:
+        """The answer; None where the error is one of these."""
+        try:
+            return await self._connection.ask(where, **question)
+        except Refused as error:
+            if error.refusal.err_code in fine:
+                return None
+            raise translated(error, doing) from error
+        except NoResponders as error:
+            raise translated(error, doing) from error
+
+    async def account(self) -> Info:
+        """What the account has and may have."""
+        return await self._ask("asking for JetStream", "INFO") or {}
+
+    # --- streams
+
+    async def find(self, topic: str) -> str | None:
+        """The stream that takes this subject."""
+        found = await self._ask(f"looking for {topic!r}", "STREAM.NAMES", subject=topic)
+        names: Sequence[str] = (found or {}).get("streams") or ()
+        return names[0] if names else None
+
+    async def stream(self, name: str, topic: str | None = None) -> Info | None:
+        """A stream's settings and state, with the count of this topic's messages; None if it is missing."""
+        counted = {"subjects_filter": topic} if topic else {}
+        return await self._ask(
+            f"asking for {name!r}", f"STREAM.INFO.{name}", fine=(STREAM_NOT_FOUND,), **counted
+        )
+
+    async def declare(self, topic: str) -> str:
+        """The stream of a topic, created if there is none."""
+        found = await self.find(topic)
+        if found is None:
+            wanted = self._options.stream or escaped(topic)
+            if self._options.stream and (there := await self.stream(wanted)):
+                await self._widen(wanted, there, topic)
+            else:
+                await self._create(wanted, topic)
+            found = wanted
+        return found
+
+    async def _create(self, name: str, topic: str) -> None:
+        options = self._options
+        config = {
+            "name": name,
+            "subjects": [topic],
+            "retention": "limits",
+            "storage": options.storage,
+            "num_replicas": options.replicas,
+            "max_age": int(options.max_age * SECOND),
+            "max_bytes": options.max_bytes,
+            "discard": options.discard,
+            "duplicate_window": int(options.duplicate_window * SECOND),
+        }
+        made = await self._ask(
+            f"declaring {topic!r}", f"STREAM.CREATE.{name}", fine=(STREAM_NAME_IN_USE,), **config
+        )
+        if made is None and await self.find(topic) != name:  # else somebody else was faster
+            raise ConfigError(
+                f"declaring {topic!r}: there is a stream {name!r} of other subjects; "
+                f"add the subject to it, or name another stream (?stream=...)"
+            )
+
+    async def _widen(self, name: str, there: Info, topic: str) -> None:
+        """Give an existing stream one more subject, as the URL asks for."""
+        config = {**there["config"], "subjects": [*there["config"].get("subjects", ()), topic]}
+        await self._ask(f"adding {topic!r} to the stream {name!r}", f"STREAM.UPDATE.{name}", **config)
+
+    async def remove(self, topic: str) -> str | None:
+        """Delete a topic's stream, and return its name; of one with other subjects, only its messages and groups."""
+        name = await self.find(topic)
+        info = None if name is None else await self.stream(name)
+        if name is None or info is None:
+            return None
+        doing = f"removing {topic!r}"
+        if info["config"].get("subjects") == [topic]:
+            await self._ask(doing, f"STREAM.DELETE.{name}", fine=(STREAM_NOT_FOUND,))
+            return name
+        for consumer in await self.consumers(name):
+            if consumer["config"].get("filter_subject") == topic:
+                await self._ask(
+                    doing, f"CONSUMER.DELETE.{name}.{consumer['name']}", fine=(CONSUMER_NOT_FOUND,)
+                )
+        await self._ask(doing, f"STREAM.PURGE.{name}", filter=topic)
+        return None
+
+    # --- groups
+
+    async def consumers(self, stream: str) -> list[Info]:
+        """All groups of a stream."""
+        found: list[Info] = []
+        while True:
+            page = await self._ask("asking for groups", f"CONSUMER.LIST.{stream}", offset=len(found)) or {}
+            found += page.get("consumers") or ()
+            if len(found) >= page.get("total", 0) or not page.get("consumers"):
+                return found
+
+    async def group(self, stream: str, group: str) -> Info | None:
+        """A group's settings and state; None if it is missing."""
+        missing = (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND)
+        return await self._ask(
+            f"asking for the group {group!r}", f"CONSUMER.INFO.{stream}.{escaped(group)}", fine=missing
+        )
+
+    async def join(
+        self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False
+    ) -> tuple[str, Info]:
+        """The group of this topic's stream, created if it is missing, with this URL's lease."""
+        stream = await self.declare(topic)
+        found = await self.group(stream, group)
+        if found is None:
+            found = await self._found(
+                stream, topic, group, await self._begin(stream, topic, group, start), ephemeral
+            )
+        return stream, await self.checked(stream, topic, group, found)
+
+    async def existing(self, topic: str, group: str) -> tuple[str, Info]:
+        """The group of this topic's stream. Raises ConfigError if either is missing."""
+        stream = await self.find(topic)
+        if stream is None:
+            raise ConfigError(f"there is no stream that takes {topic!r}: declare it first")
+        found = await self.group(stream, group)
+        if found is None:
+            raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
+        return stream, await self.checked(stream, topic, group, found)
+
+    async def _begin(self, stream: str, topic: str, group: str, start: Start | Place) -> dict[str, Any]:
+        """Where a group begins that is created now."""
+        if isinstance(start, str):
+            return {"deliver_policy": "all" if start == "earliest" else "new"}
+        info = await self.stream(stream) or {}
+        if info.get("created") != start.created:
+            log.warning(
+                "%s: its stream was lost at the server and is made anew; %s begins at its start", topic, group
+            )
+            return {"deliver_policy": "all"}
+        log.warning(
+            "%s: the group %s was deleted at the server; it is made anew at message %d",
+            topic,
+            group,
+            start.seq,
+        )
+        return {"deliver_policy": "by_start_sequence", "opt_start_seq": start.seq}
+
+    async def _found(
+        self, stream: str, topic: str, group: str, begin: dict[str, Any], ephemeral: bool
+    ) -> Info:
+        config = {
+            "durable_name": escaped(group),
+            "description": f"things-kit: {group}"[:1000],
+            "ack_policy": "explicit",
+            "ack_wait": int(self._options.lease * SECOND),
+            "max_ack_pending": -1,  # all processes of a group share it; each holds no more than its max_in_flight
+            "filter_subject": topic,
+            "replay_policy": "instant",
+            **begin,
+        }
+        if ephemeral:
+            config["inactive_threshold"] = int(max(IDLE, 4 * self._options.lease) * SECOND)
+        made = await self._put(stream, group, config, "create")
+        if made is None:  # somebody else was faster, and begins elsewhere
+            made = await self.group(stream, group)
+        if made is None:
+            raise ConfigError(f"the stream {stream!r} of {topic!r} takes no group {group!r}")
+        return made
+
+    async def _put(self, stream: str, group: str, config: Info, action: str) -> Info | None:
+        exists = (10012, 10013, 10105, 10148)
+        where = f"CONSUMER.DURABLE.CREATE.{stream}.{escaped(group)}"
+        doing = f"creating the group {group!r}"
+        return await self._ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
+
+    async def checked(self, stream: str, topic: str, group: str, info: Info) -> Info:
+        """A group that we can receive as, with this URL's lease. Raises ConfigError if it is of another kind."""
+        config = info["config"]
+        trouble = wrong_kind(config, topic)
+        if trouble is None and not filters_of(config):
+            others = [
+                each for each in (await self.stream(stream) or {})["config"]["subjects"] if each != topic
+            ]
+            trouble = f"receives {', '.join(others)} as well" if others else None
+        if trouble:
+            raise ConfigError(f"the consumer {escaped(group)!r} of the stream {stream!r} {trouble}")
+        lease = int(self._options.lease * SECOND)
+        if config.get("ack_wait") != lease and not config.get("backoff"):
+            return await self._put(stream, group, {**config, "ack_wait": lease}, "update") or info
+        return info
+
+    async def leave(self, stream: str, group: str) -> None:
+        """Delete a group."""
+        fine = (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND)
+        await self._ask(
+            f"deleting the group {group!r}", f"CONSUMER.DELETE.{stream}.{escaped(group)}", fine=fine
+        )
+
+    async def lag(self, topic: str, group: str) -> int:
+        """What the group has not acknowledged; where it is missing, all that there is."""
+        stream = await self.find(topic)
+        if stream is None:
+            return 0
+        info = await self.group(stream, group)
+        if info is not None:
+            return int(info["num_pending"]) + int(info["num_ack_pending"])
+        there = await self.stream(stream, topic)
+        return int(((there or {}).get("state", {}).get("subjects") or {}).get(topic, 0))
+
+
+def wrong_kind(config: Info, topic: str) -> str | None:
+    """What about a consumer keeps us from receiving as it; None if nothing does."""
+    if config.get("deliver_subject"):
+        return "is a push consumer; a group is a pull consumer"
+    if config.get("ack_policy") != "explicit":
+        return f"has ack_policy {config.get('ack_policy')!r}; a group needs 'explicit'"
+    filters = filters_of(config)
+    if filters and filters != [topic]:
+        return f"receives {', '.join(filters)}, not {topic}"
+    return None
+
+
+def filters_of(config: Info) -> list[str]:
+    """The subjects to which a consumer is restricted; none where it receives all of its stream."""
+    return (
+        [config["filter_subject"]]
+        if config.get("filter_subject")
+        else list(config.get("filter_subjects") or ())
+    )
