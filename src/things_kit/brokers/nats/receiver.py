@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as Inbox
 
 from things_kit.brokers.nats.answers import NoResponders
 from things_kit.brokers.nats.attempts import Attempts
@@ -95,6 +96,8 @@ class NATSReceiver:
         self._recalled: dict[str, int] = {}  # of what is in the buffer
         self._held: dict[str, int] = {}
         self._acknowledging: set[str] = set()
+        self._inbox: Inbox | None = None
+        self._reply = ""
         self._asked = 0
         self._statuses = 0
         self._heard = self._looked = self._loop.time()
@@ -105,7 +108,6 @@ class NATSReceiver:
     async def begin(self) -> None:
         """Take what arrives from now on. What a connection left that was lost a moment ago goes back at once."""
         self._unwatch = self._connection.watch(self._changed.set)
-        self._reply, self._inbox = await self._connection.receive_by(self._accept)
         await self._look()
         left = self._past.unsettled.get(self._known)
         if left is not None:
@@ -186,6 +188,8 @@ class NATSReceiver:
         else:
             question["expires"] = int(self._expires * SECOND)
             question["idle_heartbeat"] = int(self._heartbeat * SECOND)
+        if self._inbox is None:
+            self._reply, self._inbox = await self._connection.receive_by(self._accept)
         self._asked += count
         self._heard = self._loop.time()
         await self._connection.tell(self._next, encoded(question), None, self._reply)
@@ -258,6 +262,8 @@ class NATSReceiver:
     async def _release(self, released: Sequence[tuple[str, float, int]]) -> None:
         if not released:
             return
+        if any(delay <= 0 for _, delay, _ in released):
+            await self._pause()  # else they come straight back
         await self._attempts.note([(coordinates(reply), attempt) for reply, _, attempt in released])
         await self._send([(reply, _not_yet(delay)) for reply, delay, _ in released])
         for reply, _, _ in released:
@@ -286,12 +292,24 @@ class NATSReceiver:
 
     # --- closing
 
+    async def _pause(self) -> None:
+        """Have no request at the server until the next `receive`. What was on its way is in the buffer."""
+        inbox, self._inbox = self._inbox, None
+        if inbox is None:
+            return
+        await self._connection.stop_receiving(inbox)
+        self._asked = 0
+        # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must not
+        # try to serve one with a message that was given back: it loses count, and sends another one twice.
+        await self._streams.group(self._stream, self._subscription.group)
+        self._changed.set()
+
     async def close(self) -> None:
         """Take nothing more, give back what is here, and delete an ephemeral group."""
         self._unwatch()
         try:
             self._check()
-            await self._connection.stop_receiving(self._inbox)
+            await self._pause()
             await self._recall(self._buffer)
             await self._release([(reply, 0.0, attempt) for reply, attempt in self._all().items()])
             if self._subscription.ephemeral:
