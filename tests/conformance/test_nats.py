@@ -17,7 +17,8 @@ from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.relay import Relay
 
-SHORT_LEASE = "?lease=0.5"
+SHORT_LEASE = "?lease=1"
+"""What a server handed out just before it stood still or died is with nobody until its lease ends."""
 
 nats_server = shared(NATSServer, "nats")
 own_nats = own(NATSServer)
@@ -80,7 +81,7 @@ class TestNATSThatGoesAway(Suite):
             hooks = {"pause": lambda: call(own_nats.pause), "resume": lambda: call(own_nats.resume)}
         else:
             hooks = {"kill": lambda: call(own_nats.kill), "restart": lambda: call(own_nats.start)}
-        yield Target(url=own_nats.url, patience=30.0, **hooks)
+        yield Target(url=own_nats.url + SHORT_LEASE, patience=30.0, **hooks)
         own_nats.resume()
         await call(own_nats.start)
 

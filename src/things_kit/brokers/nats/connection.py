@@ -192,8 +192,9 @@ class Connection:
 
     @property
     def version(self) -> str:
-        """The server's version."""
-        return str(self._client.connected_server_version)
+        """The server's version, such as 2.9.10."""
+        version = self._client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
 
     @property
     def max_payload(self) -> int:
@@ -222,17 +223,20 @@ class Connection:
         try:
             for index, (subject, payload, headers) in enumerate(outgoing):
                 await self.tell(subject, payload, headers, f"{self._inbox}.{token}-{index}")
-            while answers.missing:
-                self.check()
-                answers.progress.clear()
-                try:
-                    async with asyncio.timeout(ANSWER):
-                        await answers.progress.wait()
-                except TimeoutError:
-                    raise self.abandon(f"{self.server} did not answer within {ANSWER:g} s") from None
+            await self._all(answers)
         finally:
             del self._waiting[token]
         return answers.arrived  # type: ignore[return-value] # none is missing
+
+    async def _all(self, answers: Answers) -> None:
+        while answers.missing:
+            self.check()
+            answers.progress.clear()
+            try:
+                async with asyncio.timeout(ANSWER):
+                    await answers.progress.wait()
+            except TimeoutError:
+                raise self.abandon(f"{self.server} did not answer within {ANSWER:g} s") from None
 
     async def tell(
         self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None, reply: str = ""
@@ -266,26 +270,19 @@ class Connection:
     async def stop_receiving(self, inbox: Inbox) -> None:
         """Take nothing more; returns when all that was on its way has arrived. Raises ConnectionLost."""
         self.check()
+        # Not unsubscribe(): that drops what is on its way
+        await self._client._send_unsubscribe(inbox._id)  # noqa: SLF001
+        # Who sends to himself gets it behind all that was sent to him before
+        token = f"{next(self._numbers)}"
+        echo = f"{self._inbox}.{token}-0"
+        answers = self._waiting[token] = Answers([(echo, b"", None)])
         try:
-            await self._client._send_unsubscribe(inbox._id)  # noqa: SLF001 - unsubscribe() drops what is on its way
-            # Who asks himself gets the answer behind all that was sent before
-            token = f"{next(self._numbers)}"
-            echo = f"{self._inbox}.{token}-0"
-            answers = self._waiting[token] = Answers([(echo, b"", None)])
-            try:
-                await self.tell(echo, b"echo")
-                async with asyncio.timeout(GOODBYE):
-                    while answers.missing:
-                        self.check()
-                        answers.progress.clear()
-                        await answers.progress.wait()
-            finally:
-                del self._waiting[token]
-        except TimeoutError:
-            raise self.abandon(f"{self.server} did not answer within {GOODBYE:g} s") from None
+            await self.tell(echo, b"echo")
+            await self._all(answers)
         finally:
-            with contextlib.suppress(Error, OSError):
-                await inbox.unsubscribe()
+            del self._waiting[token]
+        with contextlib.suppress(Error, OSError):
+            await inbox.unsubscribe()
 
 
 def encoded(question: dict[str, Any]) -> bytes:

@@ -294,10 +294,10 @@ class NATSReceiver:
 
     async def _pause(self) -> None:
         """Have no request at the server until the next `receive`. What was on its way is in the buffer."""
-        inbox, self._inbox = self._inbox, None
-        if inbox is None:
+        if self._inbox is None:
             return
-        await self._connection.stop_receiving(inbox)
+        await self._connection.stop_receiving(self._inbox)
+        self._inbox = None
         self._asked = 0
         # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must not
         # try to serve one with a message that was given back: it loses count, and sends another one twice.
@@ -310,6 +310,9 @@ class NATSReceiver:
         try:
             self._check()
             await self._pause()
+            await self._send(
+                [(reply, ACK) for reply in self._acknowledging]
+            )  # of a settlement that was cut short
             await self._recall(self._buffer)
             await self._release([(reply, 0.0, attempt) for reply, attempt in self._all().items()])
             if self._subscription.ephemeral:
