@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("nats")
 
-import nats
 from nats.errors import TimeoutError as NothingLeft
 
+import nats
 from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.servers.fixtures import own, shared

@@ -246,7 +246,10 @@ class NATSReceiver:
         if stream is None or group is None:
             self._failure = ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
             raise self._failure
-        self._past.places[self._known] = Place(stream["created"], group["ack_floor"]["stream_seq"] + 1)
+        done = group["ack_floor"]["stream_seq"]
+        if not group["num_ack_pending"]:  # then it has no floor yet, or all that was handed out is done
+            done = max(done, group["delivered"]["stream_seq"])
+        self._past.places[self._known] = Place(stream["created"], done + 1)
 
     # --- settling
 

@@ -1,0 +1,471 @@
+"""What belongs to NATS alone: names, headers, streams and consumers of others, and what a server may take away."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("nats")
+
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+import nats
+from things_kit import (
+    Broker,
+    BrokerUnavailable,
+    ConfigError,
+    Message,
+    MessageTooLarge,
+    PublishError,
+    Retry,
+    connect,
+)
+from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
+from things_kit.brokers.nats.records import ID, KEY, PACKED, raw_headers
+from things_kit.engine.url import BrokerURL
+from things_kit.testing.conformance.recorder import Gate, Recorder
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.nats import NATSServer
+
+nats_server = shared(NATSServer, "nats")
+
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+DEAD = dict.fromkeys(
+    ("original-topic", "consumer-group", "attempts", "error-type", "error", "timestamp"), "x"
+)
+
+
+@pytest.fixture
+async def broker(nats_server: NATSServer) -> AsyncIterator[Broker]:
+    async with connect(nats_server.url + "?lease=2") as broker:
+        yield broker
+
+
+@pytest.fixture
+async def client(nats_server: NATSServer) -> AsyncIterator[Client]:
+    client = await nats.connect(nats_server.url)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def stream(client: Client) -> JetStreamContext:
+    return client.jetstream()
+
+
+@pytest.fixture
+async def topic(broker: Broker) -> AsyncIterator[str]:
+    name = f"orders-{uuid4().hex[:10]}"
+    yield name
+    await broker.remove(name)
+    await broker.remove(f"{name}-dlq")
+
+
+# --- URLs and names
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nats://", "nats://HOST:PORT"),
+        ("nats://a:4222/path", "nats://HOST:PORT"),
+        ("nats://a?replicas=9", "replicas must be from 1 to 5"),
+        ("nats://a?lease=0", "lease"),
+        ("nats://a?storage=tape", "storage"),
+        ("nats://a?stream=a.b", "stream must be a name"),
+        ("nats://a?key=x", "needs 'cert'"),
+        ("nats://a?max_age=1&duplicate_window=5", "duplicate_window"),
+        ("nats://a?streem=x", "unknown option"),
+    ],
+)
+def test_a_url_that_means_nothing_is_refused(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        connect(url)
+
+
+def test_hosts_without_a_port_have_4222() -> None:
+    settings = Settings.from_url(BrokerURL.parse("nats://u:p@a,b:5000,[::1]"))
+    assert settings.servers == ["a:4222", "b:5000", "[::1]:4222"]
+    assert "p@" not in repr(settings)
+
+
+def test_names_that_differ_have_streams_that_differ() -> None:
+    names = [
+        "a",
+        "A",
+        "a.b",
+        "a=2Eb",
+        "a=b",
+        "a b",
+        "a/b",
+        "a-b",
+        "a_b",
+        "é",
+        "x" * 400,
+        "x" * 401,
+        "x" * LONGEST,
+    ]
+    streams = [escaped(name) for name in names]
+    assert len(set(streams)) == len(names)
+    assert not [each for each in streams if set(each) & set(" .*>/\\\t\r\n") or len(each) > 255]
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "a.*",
+        "a.>",
+        ">",
+        "a..b",
+        ".a",
+        "a.",
+        "a b",
+        "a\tb",
+        "a\r\nPUB x 1",
+        "a\x00",
+        "a\x7f",
+        "$JS.API.INFO",
+        "_INBOX.x",
+        "a\u2028b",
+        "a\x85b",
+    ],
+)
+def test_what_is_no_single_subject_is_no_topic(topic: str) -> None:
+    with pytest.raises(ConfigError, match="NATS cannot have a topic"):
+        check_topic(topic)
+
+
+async def test_a_topic_that_begins_as_another_is_another(broker: Broker, topic: str) -> None:
+    longer, seen = f"{topic}.created", Recorder()
+    async with broker.consumer(longer, group="g", handler=seen, dead_letter=None):
+        await broker.producer().publish_batch([Message(topic, b"short"), Message(longer, b"long")])
+        await seen.until_done(1, 10)
+    await broker.remove(longer)
+    assert seen.values == [b"long"]
+    assert await broker.lag(topic, "other") == 1
+
+
+async def test_topics_that_cannot_be_are_refused_though_nothing_is_declared(nats_server: NATSServer) -> None:
+    async with connect(f"{nats_server.url}?declare=false") as broker:
+        with pytest.raises(PublishError, match="NATS cannot have a topic"):
+            await broker.producer().publish(Message("a\r\nPUB evil 1\r\nx\r\n", b"x"))
+
+
+# --- headers
+
+
+def test_what_nats_can_carry_is_native_and_the_rest_is_packed() -> None:
+    headers = {
+        "type": "order.created", "empty": "", "Status": "404", "Nats-Rollup": "all", "a:b": "x", "": "nameless",
+        "trimmed": " x ", "lines": "a\r\nNats-Rollup: all", "script": "ключ", "encoded": "=?utf-8?q?x?=",
+    }  # fmt: skip
+    raw = raw_headers(Message("t", b"", b"k", headers, id="m-1", timestamp=MOMENT), {})
+    assert {name: raw[name] for name in raw if name not in {PACKED, "tk-time"}} == {
+        "type": "order.created", "empty": "", KEY: "k", ID: "m-1",
+    }  # fmt: skip
+    assert all(text.isascii() and text.isprintable() for text in raw.values())
+
+
+@pytest.mark.parametrize("identity", ["", "ключ", "a\r\nNats-Rollup: all", "x" * 600, " x"])
+def test_an_id_that_is_no_header_is_packed(identity: str) -> None:
+    raw = raw_headers(Message("t", b"", id=identity, timestamp=MOMENT), {})
+    assert raw[ID].startswith("tk-sha256:")
+    assert PACKED in raw
+
+
+def test_a_dead_letter_and_a_replay_are_other_messages_to_the_stream() -> None:
+    plain = Message("t", b"", id="m-1", timestamp=MOMENT)
+    dead, replayed = plain.replace(headers=DEAD), plain.replace(headers={"replay-group": "g"})
+    assert raw_headers(plain, {})[ID] == "m-1"
+    assert raw_headers(dead, {})[ID] == raw_headers(dead, {})[ID] != "m-1"
+    assert raw_headers(replayed, {})[ID] != raw_headers(replayed, {})[ID]
+
+
+async def test_a_foreign_message_is_read_with_what_it_has(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await broker.declare(topic, ["g"])
+    await stream.publish(topic, b"plain")
+    rubbish = {
+        "tk-time": "soon",
+        "tk-packed": "rubbish",
+        "tk-other": "x",
+        "Nats-Expected-Stream": topic,
+        "a": "b",
+    }
+    await stream.publish(topic, b"rubbish", headers=rubbish)
+    seen = Recorder()
+    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
+        await seen.until_done(2, 10)
+    plain, odd = seen.done
+    assert (plain.value, plain.key, plain.headers, plain.id) == (b"plain", None, {}, f"{topic}-1")
+    assert plain.timestamp is not None
+    assert abs((datetime.now(UTC) - plain.timestamp).total_seconds()) < 60
+    assert (odd.headers, odd.id) == ({"Nats-Expected-Stream": topic, "a": "b"}, f"{topic}-2")
+
+
+# --- publishing
+
+
+async def test_a_message_is_kept_once_within_the_window_by_its_id(broker: Broker, topic: str) -> None:
+    producer = broker.producer()
+    for value in (b"1", b"2"):
+        await producer.publish(Message(topic, value, id="same"))
+    assert await broker.lag(topic, "g") == 1
+
+
+async def test_the_very_same_message_brought_back_is_stored_again(broker: Broker, topic: str) -> None:
+    """As a replay to a topic of the caller's choice does: nothing marks it."""
+    message = Message(topic, b"x", id="same", timestamp=MOMENT)
+    for _ in range(2):
+        await broker.producer().publish(message)
+    seen = Recorder()
+    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
+        await seen.until_done(2, 10)
+    assert [each.id for each in seen.done] == ["same", "same"]
+
+
+async def test_a_message_that_grows_too_large_by_its_headers_harms_no_other(
+    broker: Broker, topic: str
+) -> None:
+    limit = broker.capabilities.max_message_bytes or 0
+    large = Message(topic, b"x" * (limit - 10_000), key=b"\xff" * 9_000)  # a third more in Base64
+    with pytest.raises(PublishError) as raised:
+        await broker.producer().publish_batch([Message(topic, b"1"), large, Message(topic, b"2")])
+    assert {index: type(error) for index, error in raised.value.failures.items()} == {1: MessageTooLarge}
+    assert await broker.lag(topic, "g") == 2
+    await broker.producer().publish(Message(topic, b"x" * limit))
+
+
+async def test_a_stream_that_takes_less_says_so_for_the_message_alone(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await stream.add_stream(name=topic, subjects=[topic], max_msg_size=300)
+    with pytest.raises(PublishError) as raised:
+        await broker.producer().publish_batch(
+            [Message(topic, b"1"), Message(topic, b"x" * 400), Message(topic, b"2")]
+        )
+    assert {index: type(error) for index, error in raised.value.failures.items()} == {1: MessageTooLarge}
+
+
+async def test_a_full_stream_that_discards_nothing_refuses(nats_server: NATSServer, topic: str) -> None:
+    async with connect(f"{nats_server.url}?max_bytes=300&discard=new") as broker:
+        producer = broker.producer()
+        with pytest.raises(PublishError) as raised:
+            await producer.publish_batch([Message(topic, b"x" * 100) for _ in range(10)])
+        assert "maximum bytes exceeded" in str(raised.value.failures[9])
+
+
+async def test_a_stream_that_was_deleted_is_declared_again(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await broker.producer().publish(Message(topic, b"1"))
+    await stream.delete_stream(topic)
+    await broker.producer().publish(Message(topic, b"2"))
+    assert await broker.lag(topic, "g") == 1
+
+
+# --- streams and consumers of others
+
+
+async def test_a_topic_is_found_in_the_stream_that_takes_it(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    both = f"{topic}-all"
+    await stream.add_stream(name=both, subjects=[f"{topic}.*"])
+    seen = Recorder()
+    async with broker.consumer(f"{topic}.a", group="g", handler=seen, dead_letter=None):
+        await broker.producer().publish_batch([Message(f"{topic}.a", b"a"), Message(f"{topic}.b", b"b")])
+        await seen.until_done(1, 10)
+    assert await broker.lag(f"{topic}.a", "other") == await broker.lag(f"{topic}.b", "other") == 1
+    await broker.remove(f"{topic}.a")
+    assert (await broker.lag(f"{topic}.a", "g"), await broker.lag(f"{topic}.b", "other")) == (0, 1)
+    await stream.delete_stream(both)
+
+
+async def test_the_stream_of_the_url_has_all_its_topics(
+    nats_server: NATSServer, stream: JetStreamContext, topic: str
+) -> None:
+    async with connect(f"{nats_server.url}?stream={topic}-all") as broker:
+        for name in (topic, f"{topic}.more"):
+            await broker.producer().publish(Message(name, b"x"))
+        info = await stream.stream_info(f"{topic}-all")
+        assert (info.config.subjects, info.state.messages) == ([topic, f"{topic}.more"], 2)
+    await stream.delete_stream(f"{topic}-all")
+
+
+async def test_a_stream_of_the_same_name_and_other_subjects_is_said_so(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await stream.add_stream(name=topic, subjects=[f"other-{topic}"])
+    with pytest.raises(ConfigError, match="of other subjects"):
+        await broker.declare(topic)
+    await stream.delete_stream(topic)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"ack_policy": "none"}, "ack_policy 'none'"), ({"deliver_subject": "x"}, "push consumer")],
+    ids=["unacknowledged", "push"],
+)
+async def test_a_consumer_of_another_kind_is_said_so(
+    broker: Broker, stream: JetStreamContext, topic: str, settings: dict[str, Any], said: str
+) -> None:
+    await broker.declare(topic)
+    await stream.add_consumer(topic, durable_name="g", filter_subject=topic, **settings)
+    with pytest.raises(ConfigError, match=said):
+        await broker.consumer(topic, group="g", handler=Recorder(), dead_letter=None).start()
+
+
+async def test_without_the_right_to_declare_what_is_missing_is_said(
+    nats_server: NATSServer, broker: Broker, topic: str
+) -> None:
+    async with connect(f"{nats_server.url}?declare=false") as strict:
+        with pytest.raises(PublishError, match="declare it first"):
+            await strict.producer().publish(Message(topic, b"x"))
+        with pytest.raises(ConfigError, match="no stream"):
+            await strict.consumer(topic, group="g", handler=Recorder(), dead_letter=None).start()
+        await broker.declare(topic)
+        with pytest.raises(ConfigError, match="no group"):
+            await strict.consumer(topic, group="g", handler=Recorder(), dead_letter=None).start()
+
+
+# --- what the server loses
+
+
+async def test_a_deleted_consumer_is_made_anew_where_the_group_was(
+    broker: Broker, stream: JetStreamContext, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Recorder()
+    await broker.producer().publish(Message(topic, b"1"))
+    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None, start="latest"):
+        await broker.producer().publish(Message(topic, b"2"))
+        await seen.until_done(1, 10)
+        with caplog.at_level(logging.WARNING):
+            await stream.delete_consumer(topic, "g")
+            await broker.producer().publish(Message(topic, b"3"))
+            await eventually(lambda: b"3" in seen.values, 10)
+    assert b"1" not in seen.values
+    assert "was deleted at the server; it is made anew at message 2" in caplog.text
+
+
+async def test_a_lost_stream_is_made_anew_and_read_from_its_start(
+    broker: Broker, stream: JetStreamContext, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = Recorder()
+    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None, start="latest"):
+        await broker.producer().publish(Message(topic, b"1"))
+        await seen.until_done(1, 10)
+        await stream.delete_stream(topic)
+        await broker.producer().publish(Message(topic, b"2"))
+        await eventually(lambda: b"2" in seen.values, 10)
+    assert "its stream was lost at the server" in caplog.text
+
+
+# --- attempts, leases and ephemeral groups
+
+
+async def test_another_process_goes_on_counting_attempts(
+    nats_server: NATSServer, broker: Broker, topic: str
+) -> None:
+    """What stop gives back unhandled counts for nobody; a failure counts for all."""
+
+    async def fail(message: Message) -> None:
+        raise Retry(after=0.05)
+
+    gate = Recorder(Gate())
+    held = broker.consumer(topic, group="g", handler=gate, dead_letter=None, drain_timeout=0.05)
+    await held.start()
+    await broker.producer().publish(Message(topic, b"x"))
+    await gate.until_began(1, 10)
+    await held.stop()
+    async with connect(nats_server.url + "?lease=2") as other:
+        failing = Recorder(fail)
+        consumer = other.consumer(topic, group="g", handler=failing, dead_letter=None)
+        await consumer.start()
+        await failing.until_began(3, 10)
+        await consumer.stop()
+        assert failing.attempts[:3] == [1, 2, 3]
+    seen = Recorder()
+    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
+        await seen.until_done(1, 10)
+    assert seen.attempts == [len(failing.attempts) + 1]
+
+
+async def test_the_lease_of_a_group_is_that_of_who_joined_last(
+    nats_server: NATSServer, broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await broker.declare(topic, ["g"])
+    async with (
+        connect(f"{nats_server.url}?lease=7") as other,
+        other.consumer(topic, group="g", handler=Recorder(), dead_letter=None),
+    ):
+        assert (await stream.consumer_info(topic, "g")).config.ack_wait == 7
+
+
+async def test_the_group_of_a_consumer_without_one_vanishes_with_it(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await broker.declare(topic)
+    async with broker.consumer(topic, handler=Recorder(), dead_letter=None):
+        [info] = await stream.consumers_info(topic)
+        assert info.config.inactive_threshold is not None
+        assert 0 < info.config.inactive_threshold <= 60
+    assert await stream.consumers_info(topic) == []
+
+
+async def test_a_consumer_that_waits_asks_seldom(broker: Broker, client: Client, topic: str) -> None:
+    """One request stays at the server; nothing is asked again and again."""
+    seen, asked = Recorder(), 0
+
+    async def count(_: object) -> None:
+        nonlocal asked
+        asked += 1
+
+    await client.subscribe("$JS.API.CONSUMER.MSG.NEXT.>", cb=count)
+    await client.flush()
+    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
+        for number in range(20):
+            await broker.producer().publish(Message(topic, b"%d" % number))
+            await seen.until_done(number + 1, 10)
+        await client.flush()
+    assert asked <= 10
+
+
+async def test_a_server_without_jetstream_is_said_so() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"max_payload":1048576,"headers":true,"version":"2.9.10"}\r\n')
+        inbox = b""
+        while line := await reader.readline():
+            if line.startswith(b"PING"):
+                writer.write(b"PONG\r\n")
+            elif line.startswith(b"PUB"):
+                inbox = line.split()[2]
+                await reader.readline()
+                writer.write(b"HMSG %s 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n" % inbox)
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConfigError, match="start the server with JetStream"):
+            async with connect(f"nats://127.0.0.1:{port}"):
+                pass
+
+
+async def test_of_several_servers_one_is_enough(nats_server: NATSServer, topic: str) -> None:
+    async with connect(f"nats://127.0.0.1:1,{nats_server.address},127.0.0.1:2") as broker:
+        await broker.producer().publish(Message(topic, b"x"))
+    with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
+        async with connect("nats://127.0.0.1:1,127.0.0.1:2?publish_timeout=0.3"):
+            pass
+
+
+def test_defaults_of_options_are_what_the_field_expects() -> None:
+    options = NATSOptions()
+    assert (options.replicas, options.storage, options.max_age, options.discard) == (1, "file", 0, "old")
