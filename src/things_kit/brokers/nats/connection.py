@@ -72,9 +72,9 @@ class Connection:
 
     async def open(self) -> None:
         """Connect and log in. Raises ConnectionLost, ConfigError."""
-        settings, client = self._settings, self._client
+        settings, client, options = self._settings, self._client, self._options()
         try:
-            await client.connect(f"nats://{self.server}", **self._options())
+            await client.connect(f"nats://{self.server}", **options)
             if not client.is_connected:
                 raise ConnectionLost(f"{self.server} hung up")
             self._check_encryption()
@@ -82,8 +82,18 @@ class Connection:
             await client.subscribe(f"{self._inbox}.*", cb=self._answered, pending_bytes_limit=0)
         except BaseException as error:
             await self._end()
+            if isinstance(error, ConnectionLost | ConfigError):
+                raise
             if isinstance(error, OSError | Error | TimeoutError):
-                raise _unopened(error, self.server, settings) from error
+                raise _unopened(error, self.server) from error
+            if (
+                settings.options.credentials
+                and isinstance(error, Exception)
+                and not isinstance(error, ConfigError)
+            ):
+                raise ConfigError(
+                    f"{settings.url.display}: the file of credentials cannot be used"
+                ) from error
             raise
 
     def _options(self) -> dict[str, Any]:
@@ -130,7 +140,7 @@ class Connection:
         try:
             async with asyncio.timeout(GOODBYE):
                 await self._client.close()
-        except (TimeoutError, OSError, Error):
+        except (TimeoutError, OSError, Error, AssertionError):  # the last, where it had not begun
             self._drop()
 
     def _drop(self) -> None:
@@ -290,10 +300,10 @@ def encoded(question: dict[str, Any]) -> bytes:
     return msgspec.json.encode(question) if question else b""
 
 
-def _unopened(error: Exception, server: str, settings: Settings) -> Exception:
+def _unopened(error: Exception, server: str) -> Exception:
     said = str(error) or type(error).__name__
     lowered = said.lower()
-    if "authorization violation" in lowered or "authentication" in lowered:
+    if any(word in lowered for word in ("authorization violation", "authentication", "credentials")):
         return ConfigError(f"{server} does not accept this login: check user, password, token or credentials")
     if isinstance(error, ssl.SSLError):
         return ConfigError(

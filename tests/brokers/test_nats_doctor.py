@@ -1,0 +1,152 @@
+"""What `things-kit doctor` finds in a real NATS, and how settings are judged that one server cannot have."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("nats")
+
+from nats.js import JetStreamContext
+
+import nats
+from things_kit import Broker, Message, connect
+from things_kit.brokers.nats.doctor import judge_dead_letter, judge_group, judge_server, judge_stream
+from things_kit.engine.diagnosis import Finding, Question, diagnose
+from things_kit.testing.conformance.recorder import Gate, Recorder
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.nats import NATSServer
+
+nats_server = shared(NATSServer, "nats")
+
+GROUP = {
+    "config": {"ack_policy": "explicit", "filter_subject": "orders"},
+    "num_pending": 0,
+    "num_ack_pending": 0,
+    "num_waiting": 1,
+}
+
+
+@pytest.fixture
+async def broker(nats_server: NATSServer) -> AsyncIterator[Broker]:
+    async with connect(nats_server.url) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def stream(nats_server: NATSServer) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(nats_server.url)
+    yield client.jetstream()
+    await client.close()
+
+
+@pytest.fixture
+async def topic(broker: Broker) -> AsyncIterator[str]:
+    name = f"orders-{uuid4().hex[:10]}"
+    yield name
+    await broker.remove(name)
+    await broker.remove(f"{name}-dlq")
+
+
+def ill(findings: list[Finding]) -> list[tuple[str, str]]:
+    """What is not well, with the level; each has a remedy."""
+    assert all(finding.remedy for finding in findings if finding.level != "ok")
+    return [(finding.level, finding.what) for finding in findings if finding.level != "ok"]
+
+
+async def test_a_topic_with_a_group_at_work_is_well(broker: Broker, topic: str) -> None:
+    async with broker.consumer(topic, group="g", handler=Recorder()):
+        findings = await diagnose(broker, Question(topic=topic, group="g", concurrency=8, retry_span=60))
+    assert ill(findings) == []
+    assert any("JetStream" in finding.what for finding in findings)
+
+
+async def test_what_is_missing_is_said(nats_server: NATSServer, broker: Broker, topic: str) -> None:
+    assert ill(await diagnose(broker, Question(topic=topic)))[0][0] == "warning"
+    async with connect(f"{nats_server.url}?declare=false") as strict:
+        [(level, what)] = ill(await diagnose(strict, Question(topic=topic)))
+        assert (level, "declare=false" in what) == ("error", True)
+        await broker.declare(topic)
+        findings = ill(await diagnose(strict, Question(topic=topic, group="g")))
+        assert [level for level, _ in findings] == ["warning", "error"]  # the dead letter, and the group
+
+
+async def test_a_name_that_cannot_be_is_said(broker: Broker) -> None:
+    [(level, what)] = ill(await diagnose(broker, Question(topic="a.*")))
+    assert (level, "cannot have a topic" in what) == ("error", True)
+
+
+async def test_a_group_for_which_nobody_asks_is_stuck(broker: Broker, topic: str) -> None:
+    await broker.declare(topic, ["g"])
+    await broker.declare(f"{topic}-dlq", ["dead-letters"])
+    await broker.producer().publish(Message(topic, b"x"))
+    assert ("error", "It is stuck: 1 messages wait, and nobody asks for them.") in ill(
+        await diagnose(broker, Question(topic=topic, group="g"))
+    )
+    gate = Recorder(Gate())
+    async with broker.consumer(topic, group="g", handler=gate, drain_timeout=0.05):
+        await gate.until_began(1, 10)
+        assert ill(await diagnose(broker, Question(topic=topic, group="g"))) == []
+
+
+async def test_a_stream_that_deletes_early_is_said(
+    broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await stream.add_stream(name=topic, subjects=[topic], max_age=100, max_bytes=10_000)
+    await broker.declare(f"{topic}-dlq")
+    [(age, said), (size, _)] = ill(await diagnose(broker, Question(topic=topic, retry_span=3600)))
+    assert (age, size) == ("error", "warning")
+    assert "keeps messages for 100 s, but they may be retried for 3600 s" in said
+
+
+def judged(**config: Any) -> list[tuple[str, str]]:
+    state = {"bytes": 950, "messages": 5}
+    return ill(list(judge_stream("topic t", {"config": {"name": "t", **config}, "state": state}, None)))
+
+
+@pytest.mark.parametrize(
+    ("config", "level", "said"),
+    [
+        ({"no_ack": True}, "error", "confirms nothing"),
+        ({"sealed": True}, "error", "sealed"),
+        ({"discard": "new", "max_bytes": 900}, "error", "refuses new ones"),
+        ({"discard": "new", "max_bytes": 1000}, "warning", "refuses new ones"),
+        ({"max_msgs": 10}, "warning", "deletes the oldest"),
+        ({"retention": "workqueue"}, "warning", "work queue"),
+        ({"retention": "interest"}, "warning", "groups that exist"),
+        ({"storage": "memory"}, "warning", "in memory"),
+    ],
+)
+def test_settings_of_a_stream_are_judged(config: dict[str, Any], level: str, said: str) -> None:
+    [(found, what)] = judged(**config)
+    assert (found, said in what) == (level, True)
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "said"),
+    [
+        ({"max_deliver": 5}, {}, "gives a message up after 5 deliveries"),
+        ({"max_ack_pending": 10}, {"num_ack_pending": 10}, "no more are handed out"),
+        ({"ack_policy": "all"}, {}, "ack_policy 'all'"),
+        ({"filter_subject": "other"}, {}, "receives other, not orders"),
+        ({}, {"paused": True}, "paused"),
+    ],
+)
+def test_settings_of_a_group_are_judged(config: dict[str, Any], state: dict[str, Any], said: str) -> None:
+    info: dict[str, Any] = {**GROUP, **state, "config": {**GROUP["config"], **config}}  # type: ignore[dict-item]
+    [(level, what), *_] = ill(list(judge_group("group g", info, Question(topic="orders"), created=True)))
+    assert (level, said in what) == ("error", True)
+
+
+def test_a_dead_letter_that_is_kept_for_less_long_is_said() -> None:
+    source, dead = {"config": {"max_age": 0}}, {"config": {"name": "d", "max_age": 5_000_000_000}}
+    [(level, what)] = ill(list(judge_dead_letter("dead letter d", dead, source)))
+    assert (level, "for 5 s, less long" in what) == ("warning", True)
+
+
+def test_old_servers_and_full_accounts_are_said() -> None:
+    account = {"storage": 95, "streams": 3, "limits": {"max_storage": 100, "max_streams": 3}}
+    findings = ill(list(judge_server("nats://x", "2.8.4", account)))
+    assert [level for level, _ in findings] == ["warning", "warning", "error"]
+    assert ill(list(judge_server("nats://x", "2.10.1", {}))) == []
