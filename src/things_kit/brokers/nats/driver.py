@@ -59,7 +59,7 @@ class NATSDriver:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._past = Past()
-        # Sent, with an answer that never came, by topic and id
+        # Sent, and perhaps to be sent again, by topic and id
         self._doubtful: set[tuple[str, str | None]] = set()
 
     def _set_capabilities(self, payload: int) -> None:
@@ -158,17 +158,16 @@ class NATSDriver:
         """Publish them in pages, each with one wait for all of its confirmations."""
         connection = await self._connected()
         results: list[Exception | None] = [None] * len(messages)
-        for page in self._pages(messages, results, connection.max_payload):
-            outgoing = [each for _, each in page]
-            try:
-                came = await connection.exchange(outgoing)
-            except BaseException:
-                self._doubt(messages[index] for index, _ in page)
-                raise
-            for (index, sent), each in zip(page, came, strict=True):
-                results[index] = await self._judge(connection, messages[index], sent, each)
-        if lost := next((result for result in results if isinstance(result, ConnectionLost)), None):
-            raise lost
+        try:
+            for page in self._pages(messages, results, connection.max_payload):
+                came = await connection.exchange([each for _, each in page])
+                for (index, sent), each in zip(page, came, strict=True):
+                    results[index] = await self._judge(connection, messages[index], sent, each)
+            if lost := next((result for result in results if isinstance(result, ConnectionLost)), None):
+                raise lost
+        except BaseException:  # all of them are sent again, also those that were confirmed
+            self._doubt(messages)
+            raise
         return results
 
     def _pages(
@@ -218,7 +217,7 @@ class NATSDriver:
             return await self._again(connection, message, sent, confirmed.stream, confirmed.seq)
         return None
 
-    def _doubt(self, messages: Iterable[Message]) -> None:
+    def _doubt(self, messages: Sequence[Message]) -> None:
         if len(self._doubtful) > 100_000:
             self._doubtful.clear()
         self._doubtful.update((message.topic, message.id) for message in messages)

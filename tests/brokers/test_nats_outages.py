@@ -1,0 +1,77 @@
+"""What happens to messages on their way when a server dies or a connection breaks."""
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("nats")
+
+from things_kit import Message, connect
+from things_kit.testing.conformance.recorder import Gate, Recorder
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.relay import Relay
+
+nats_server = shared(NATSServer, "nats")
+own_nats = own(NATSServer)
+
+
+async def test_a_server_killed_in_the_middle_of_a_batch_has_each_message_once(own_nats: NATSServer) -> None:
+    """What had been stored is sent again under the same id, and stored no second time."""
+    async with connect(own_nats.url) as broker:
+        await broker.declare("orders", ["g"])
+        messages = [Message("orders", b"%d" % n, key=b"k") for n in range(5000)]
+        publishing = asyncio.create_task(broker.producer().publish_batch(messages))
+
+        async def begun() -> bool:
+            return bool(await broker.lag("orders", "g"))
+
+        await eventually(begun, 15)
+        await asyncio.to_thread(own_nats.kill)
+        assert not publishing.done()
+        await asyncio.to_thread(own_nats.start)
+        await asyncio.wait_for(publishing, 30)
+        assert await broker.lag("orders", "g") == 5000
+
+
+async def test_a_consumer_without_a_group_misses_nothing_while_its_connection_is_cut(
+    nats_server: NATSServer,
+) -> None:
+    topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
+    async with Relay(nats_server.ports[0]) as relay, connect(nats_server.url) as publisher:
+        await publisher.declare(topic)
+        async with connect(f"nats://127.0.0.1:{relay.port}?lease=1") as broker:
+            async with broker.consumer(topic, handler=seen, dead_letter=None):
+                for round_ in range(3):
+                    await relay.cut()
+                    await publisher.producer().publish(Message(topic, b"%d" % round_))
+                    await eventually(lambda: b"%d" % round_ in seen.values, 15)  # noqa: B023
+            assert await publisher.lag(topic, "g") == 3
+        await publisher.remove(topic)
+
+
+async def test_what_was_held_when_the_connection_broke_comes_again_without_waiting_for_its_lease(
+    nats_server: NATSServer,
+) -> None:
+    topic, gate = f"orders-{uuid4().hex[:10]}", Gate()
+    seen = Recorder(gate)
+    async with Relay(nats_server.ports[0]) as relay:
+        url = f"nats://127.0.0.1:{relay.port}?lease=3600"
+        async with (
+            connect(url) as broker,
+            broker.consumer(topic, group="g", handler=seen, concurrency=4, dead_letter=None),
+        ):
+            await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(3)])
+            await seen.until_began(3, 15)
+            await relay.cut()
+            await seen.until_began(4, 15)
+            gate.open()
+
+            async def settled() -> bool:
+                return await broker.lag(topic, "g") == 0
+
+            await eventually(settled, 15)
+            assert set(seen.attempts) == {1}
+            await broker.remove(topic)
