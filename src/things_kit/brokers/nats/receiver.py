@@ -109,12 +109,16 @@ class NATSReceiver:
         """Take what arrives from now on. What a connection left that was lost a moment ago goes back at once."""
         self._unwatch = self._connection.watch(self._changed.set)
         await self._look()
-        left = self._past.unsettled.get(self._known)
-        if left is not None:
-            await self._send([(reply, ACK) for reply in left.acknowledged])
-            if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
-                await self._release([(reply, 0.0, attempt) for reply, attempt in left.held.items()])
-            del self._past.unsettled[self._known]
+        left = self._past.unsettled.pop(self._known, None)
+        if left is None:
+            return
+        # Without asking for an answer: a server that was killed may not know of these deliveries any more
+        for reply in left.acknowledged:
+            await self._connection.tell(reply, ACK)
+        if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
+            await self._attempts.note([(coordinates(reply), attempt) for reply, attempt in left.held.items()])
+            for reply in left.held:
+                await self._connection.tell(reply, NAK)
 
     # --- receiving
 
