@@ -132,6 +132,11 @@ class NATSReceiver:
         if not count:
             return ()
         await self._recall(islice(self._buffer, count))
+        if (
+            self._recalled
+        ):  # what could not be delivered comes again before what was given back, whatever their order
+            self._buffer = deque(sorted(self._buffer, key=lambda msg: coordinates(msg.reply).seq))
+            await self._recall(tuple(self._buffer))
         deliveries = [self._hand_out(self._buffer.popleft()) for _ in range(count)]
         room = limit - count
         if (
