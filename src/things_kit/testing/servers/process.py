@@ -124,28 +124,40 @@ class ServerProcess(ABC):
         """Ask it to end, and kill it if it does not in time."""
         self.resume()
         if self._process is not None and self.pid is not None:
+            family = descendants(self._process.pid)
             self._process.send_signal(self.stop_signal)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(within)
+            for pid, began in family:
+                end(pid, began)
         self.kill()
 
     def kill(self) -> None:
-        """End it the hard way; returns when it is gone."""
+        """End it the hard way, with all that it started; returns when it is gone."""
         if self._process is not None:
+            family = descendants(self._process.pid) if self.pid is not None else []
             self._process.kill()
             self._process.wait()
+            for pid, began in family:
+                end(pid, began)
 
     def pause(self) -> None:
-        """Have it stand still; returns when all its threads do, a moment after the signal."""
-        if (pid := self.pid) is not None:
-            os.kill(pid, signal.SIGSTOP)
-            while not _stands_still(pid):
-                time.sleep(0.002)
+        """Have it stand still with all that it started; returns when all threads do, a moment after the signal."""
+        if self.pid is not None:
+            for pid in self._family():
+                _signal(pid, signal.SIGSTOP)
+                while not _stands_still(pid):
+                    time.sleep(0.002)
 
     def resume(self) -> None:
         """Let it go on after `pause`."""
-        if (pid := self.pid) is not None:
-            os.kill(pid, signal.SIGCONT)
+        if self.pid is not None:
+            for pid in self._family():
+                _signal(pid, signal.SIGCONT)
+
+    def _family(self) -> list[int]:
+        assert self._process is not None
+        return [self._process.pid, *(pid for pid, _ in descendants(self._process.pid))]
 
     def detach(self) -> int:
         """Leave it running without us; returns its process id. Raises RuntimeError if it does not run."""
@@ -172,6 +184,52 @@ class ServerProcess(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.terminate()
+
+
+def descendants(pid: int) -> list[tuple[int, str]]:
+    """The processes that a process started, and those that they did, each with when it began.
+
+    They may have left its process group, as Erlang's and PostgreSQL's do. Where /proc is missing, none are known.
+    """
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append((int(path.parent.name), fields[19]))
+    found = parents.get(pid, [])
+    for child, _ in found:
+        found = [*found, *descendants(child)]
+    return found
+
+
+def born(pid: int | None) -> str | None:
+    """When a process began, so that another with the same number is not taken for it; None if there is none."""
+    if pid is None:
+        return None
+    with contextlib.suppress(OSError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else fields[18]
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return "?"
+
+
+def end(pid: int, began: str) -> None:
+    """End a process the hard way, unless another one has its number by now; returns when it is gone."""
+    while born(pid) == began:
+        _signal(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.005)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def free_ports(count: int) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
-from things_kit.testing.servers.process import ServerProcess, locked
+from things_kit.testing.servers.process import ServerProcess, born, descendants, end, locked
 
 ServerT = TypeVar("ServerT", bound=ServerProcess)
 
@@ -43,8 +43,8 @@ class Shared(Generic[ServerT]):
                 shutil.rmtree(self._folder, ignore_errors=True)
                 server = self._kind(self._folder, None)
                 pid = server.start().detach()
-                entry = {"pid": pid, "born": _born(pid), "ports": server.ports, "users": []}
-            self._write(entry, [*_living(entry["users"]), [os.getpid(), _born(os.getpid())]])
+                entry = {"pid": pid, "born": born(pid), "ports": server.ports, "users": []}
+            self._write(entry, [*_living(entry["users"]), [os.getpid(), born(os.getpid())]])
             return self._kind(self._folder, entry["ports"])
 
     def release(self) -> None:
@@ -54,7 +54,7 @@ class Shared(Generic[ServerT]):
             if entry is None:
                 return
             users = _living(entry["users"])
-            me = [os.getpid(), _born(os.getpid())]
+            me = [os.getpid(), born(os.getpid())]
             if me in users:
                 users.remove(me)
             if users:
@@ -76,41 +76,28 @@ class Shared(Generic[ServerT]):
             entry: dict[str, Any] = json.loads(self._register.read_text())
         except (FileNotFoundError, ValueError):
             return None
-        return entry if _born(entry["pid"]) == entry["born"] is not None else None
+        return entry if born(entry["pid"]) == entry["born"] is not None else None
 
     def _write(self, entry: dict[str, Any], users: list[list[Any]]) -> None:
         self._register.write_text(json.dumps({**entry, "users": users}))
 
 
 def _living(users: list[list[Any]]) -> list[list[Any]]:
-    return [user for user in users if _born(user[0]) == user[1] is not None]
+    return [user for user in users if born(user[0]) == user[1] is not None]
 
 
-def _born(pid: int | None) -> str | None:
-    """When a process began, so that another with the same number is not taken for it; None if there is none."""
-    if pid is None:
-        return None
-    with contextlib.suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state == "Z" else fields[18]
-    if Path("/proc/self/stat").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return "?"
-
-
-def _end(pid: int, born: str) -> None:
+def _end(pid: int, began: str) -> None:
+    family = descendants(pid)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
         ends = time.monotonic() + GRACE
-        while _born(pid) == born:
+        while born(pid) == began:
             _reap(pid)
             if time.monotonic() > ends:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
+    for child, since in family:
+        end(child, since)
 
 
 def _reap(pid: int) -> None:

@@ -1,0 +1,57 @@
+"""How much the consumers of a queue hold: AMQP tells what is ready in a queue, and not what was handed out.
+
+Every receiver of ours listens on its own channel to questions with the name of its queue, and answers how much it has not
+settled. As the broker tells how many consumers a queue has, whoever asks knows whether all have answered.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from pika.spec import BasicProperties
+
+from things_kit.brokers.rabbitmq.link import Channel
+from things_kit.brokers.rabbitmq.names import CENSUS
+
+PATIENCE: Final = 1.0
+"""Seconds for a consumer to answer: one that is not ours never does."""
+
+REPLIES: Final = "amq.rabbitmq.reply-to"
+"""RabbitMQ's own queue for answers to whoever asks on the same channel."""
+
+
+async def take_part(channel: Channel, queue: str, held: Callable[[], int]) -> None:
+    """Answer questions about a queue over the channel of its receiver."""
+    raw = channel.raw
+    await channel.ask(raw.exchange_declare, CENSUS, exchange_type="direct", durable=True)
+    own = (await channel.ask(raw.queue_declare, "", exclusive=True, auto_delete=True)).queue
+    await channel.ask(raw.queue_bind, own, CENSUS, routing_key=queue)
+
+    def answer(_: Any, __: Any, properties: Any, ___: bytes) -> None:
+        if properties.reply_to and channel.error is None:
+            raw.basic_publish("", properties.reply_to, b"%d" % held())
+
+    await channel.ask(raw.basic_consume, own, answer, auto_ack=True)
+
+
+async def held(channel: Channel, queue: str, consumers: int) -> int | None:
+    """What so many consumers of a queue hold; None if not all of them say so. The channel is used up by it."""
+    counts: list[int] = []
+    complete = asyncio.Event()
+
+    def heard(_: Any, __: Any, ___: Any, body: bytes) -> None:
+        counts.append(int(body))
+        if len(counts) >= consumers:
+            complete.set()
+
+    raw = channel.raw
+    await channel.ask(raw.exchange_declare, CENSUS, exchange_type="direct", durable=True)
+    await channel.ask(raw.basic_consume, REPLIES, heard, auto_ack=True)
+    raw.basic_publish(CENSUS, queue, b"", BasicProperties(reply_to=REPLIES))
+    channel.on_lost(lambda _: complete.set())
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await complete.wait()
+    except TimeoutError:
+        return None
+    return sum(counts) if channel.error is None else None

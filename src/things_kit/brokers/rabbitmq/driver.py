@@ -1,0 +1,346 @@
+"""`amqp://` and `amqps://`: RabbitMQ, through pika.
+
+    amqp://user:password@localhost:5672/vhost        without a path the virtual host is /
+    amqps://a:5671,b:5671/vhost?ca=ca.pem            the first of several hosts that answers
+
+The options are those of `RabbitMQOptions`. A topic is a durable fanout exchange, a group a durable quorum queue bound to it,
+an ephemeral group an exclusive queue. RabbitMQ keeps nothing for groups to come: a new group begins now, and a publish that
+reaches no queue is refused. Publishing has a connection of its own, as the broker stops reading from one that it blocks.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from things_kit.brokers.rabbitmq import census
+from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
+from things_kit.brokers.rabbitmq.errors import missing, translated
+from things_kit.brokers.rabbitmq.link import Channel, Link
+from things_kit.brokers.rabbitmq.names import Names, possible, registry
+from things_kit.brokers.rabbitmq.options import Settings
+from things_kit.brokers.rabbitmq.packing import Letter, Packer, Unpacker
+from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
+from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
+from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError, PublishError
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+
+if TYPE_CHECKING:
+    from things_kit.engine.diagnosis import Finding, Question
+
+ResultT = TypeVar("ResultT")
+
+UNLIMITED: Final = 2**31 - 1
+"""Deliveries after which a quorum queue drops a message. Since 4.0 that is 20 by default; -1 lifts it there, and drops
+every message that comes back on 3.10."""
+
+
+class RabbitMQDriver:
+    """Two connections: one that publishes, and one for all else."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.capabilities = Capabilities(
+            delay=True,
+            attempts=True,
+            targeted=True,
+            max_message_bytes=settings.options.max_message_bytes,
+        )
+        self._settings = settings
+        self._names = Names(settings.options)
+        self._exclusive = settings.options.exclusive
+        self._sending = Link(settings)
+        self._link = Link(settings)
+        self._publisher = Publisher(self._sending)
+        self._asking = asyncio.Lock()
+        self._admin: Channel | None = None
+        self._delays = Delays(self._ask)
+        self._open = False
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """A driver for `amqp://HOST:PORT/VHOST?OPTION=VALUE`."""
+        return cls(Settings.from_url(url))
+
+    async def open(self) -> None:
+        """Connect, so that a wrong address or login shows at once."""
+        await self._link.ready()
+        await self._sending.ready()
+        self._open = True
+
+    async def close(self) -> None:
+        """Close both connections."""
+        self._open = False
+        await asyncio.gather(self._link.close(), self._sending.close())
+
+    async def ping(self) -> None:
+        """Ask for an answer over the connection that is not blocked when the other one is."""
+
+        async def ask(channel: Channel) -> None:
+            await channel.ask(channel.raw.basic_qos, prefetch_count=0)
+
+        await self._answered(ask)
+        if self._sending.blocked is not None:
+            raise ConnectionLost(f"it takes no messages for now: {self._sending.blocked}")
+
+    async def _ask(self, question: Callable[[Channel], Awaitable[ResultT]]) -> ResultT:
+        """Ask over a channel that all questions share, one at a time; a refusal closes it. Raises pika's errors."""
+        async with self._asking:
+            if self._admin is None or self._admin.error is not None:
+                self._admin = await self._link.channel()
+            return await question(self._admin)
+
+    async def _answered(self, question: Callable[[Channel], Awaitable[ResultT]]) -> ResultT:
+        """As `_ask`. Raises ConnectionLost, ConfigError."""
+        try:
+            return await self._ask(question)
+        except (asyncio.CancelledError, ConfigError, ConnectionLost):
+            raise
+        except Exception as error:
+            raise translated(error) from error
+
+    # --- topics and groups
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create the exchange, and a queue for each group, where they are missing."""
+        exchange = self._names.exchange(topic)
+        queues = [self._names.queue(topic, group) for group in groups]
+        await self._declare_exchange(exchange)
+        for queue in queues:
+            await self._declare_queue(topic, queue)
+
+    async def _declare_exchange(self, exchange: str) -> None:
+        theirs = not self._names.own_exchanges
+
+        async def declare(channel: Channel) -> None:
+            raw = channel.raw
+            await channel.ask(
+                raw.exchange_declare, exchange, exchange_type="fanout", durable=True, passive=theirs
+            )
+
+        await self._answered(declare)
+
+    async def _exists(self, queue: str) -> bool:
+        async def look(channel: Channel) -> None:
+            await channel.ask(channel.raw.queue_declare, queue, passive=True)
+
+        try:
+            await self._ask(look)
+        except Exception as error:
+            if missing(error):
+                return False
+            raise translated(error) from error
+        return True
+
+    async def _declare_queue(self, topic: str, queue: str) -> None:
+        exists = await self._exists(queue)
+        if not self._names.own_queues:
+            if not exists:
+                raise ConfigError(f"there is no queue {queue!r}, which the URL's option 'queue' names")
+            return
+        if not exists:
+            await self._register(topic, queue)
+        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
+        if self._exclusive:
+            arguments["x-single-active-consumer"] = True
+
+        async def declare(channel: Channel) -> None:
+            await channel.ask(channel.raw.queue_declare, queue, durable=True, arguments=arguments)
+            await self._bind(channel, topic, queue)
+
+        await self._answered(declare)
+
+    async def _bind(self, channel: Channel, topic: str, queue: str) -> None:
+        key = "" if self._names.own_exchanges else self._names.routing_key(topic)
+        await channel.ask(channel.raw.queue_bind, queue, self._names.exchange(topic), routing_key=key)
+
+    async def _register(self, topic: str, queue: str) -> None:
+        """Note the queue down before it is made: `remove` finds it by this."""
+        register = registry(topic)
+
+        async def declare(channel: Channel) -> None:
+            await channel.ask(channel.raw.queue_declare, register, durable=True)
+
+        await self._answered(declare)
+        note = Packer().pack(Message(topic, queue.encode(), id=queue), "", False, register)
+        [failed] = await self._publisher.publish([note])
+        if failed is not None:
+            raise ConnectionLost(f"the queue {queue!r} could not be noted down: {failed}")
+
+    async def remove(self, topic: str) -> None:
+        """Delete the exchange, and the queues of all groups that were ever declared."""
+        if not possible(topic):
+            return
+
+        async def read(channel: Channel) -> list[str]:
+            raw = channel.raw
+            noted = []
+            while (body := await _get(channel, registry(topic))) is not None:
+                noted.append(body.decode())
+            for queue in noted:
+                for name in (*(delay_queue(queue, tier) for tier in TIERS), queue):
+                    await channel.ask(raw.queue_delete, name)
+            if self._names.own_exchanges:
+                await channel.ask(raw.exchange_delete, topic)
+            await channel.ask(raw.queue_delete, registry(topic))
+            return noted
+
+        try:
+            noted = await self._ask(read)
+        except Exception as error:
+            if not missing(error):
+                raise translated(error) from error
+            await self._remove_exchange(topic)
+        else:
+            for queue in noted:
+                self._delays.forget(queue)
+
+    async def _remove_exchange(self, topic: str) -> None:
+        if self._names.own_exchanges:
+            await self._answered(lambda channel: channel.ask(channel.raw.exchange_delete, topic))
+
+    # --- sending
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Publish with `mandatory`, and wait for the confirms."""
+        packer, names, own = Packer(), self._names, self._names.own_exchanges
+        results: list[Exception | None] = [None] * len(messages)
+        letters: list[Letter] = []
+        places: list[int] = []
+        routes: dict[str, tuple[str, str]] = {}
+        for index, message in enumerate(messages):
+            topic = message.topic
+            try:
+                route = routes.get(topic)
+                if route is None:
+                    route = routes[topic] = (names.exchange(topic), "" if own else names.routing_key(topic))
+                if REPLAY_GROUP in message.headers:
+                    queue = names.queue(topic, message.headers[REPLAY_GROUP])
+                    letters.append(packer.pack(message, "", False, queue))
+                else:
+                    letters.append(packer.pack(message, route[0], own, route[1]))
+            except ConfigError as error:
+                results[index] = PublishError(str(error))
+            else:
+                places.append(index)
+        for index, result in zip(places, await self._publisher.publish(letters), strict=True):
+            results[index] = self._unroutable(messages[index]) if isinstance(result, Unroutable) else result
+        return results
+
+    def _unroutable(self, message: Message) -> PublishError:
+        group = message.headers.get(REPLAY_GROUP)
+        if group is not None:
+            return PublishError(f"the topic {message.topic!r} has no group {group!r}, for which the message is meant")
+        return PublishError(
+            f"nobody would get the message: the topic {message.topic!r} has no group yet, and RabbitMQ keeps nothing for "
+            f"groups to come; start a consumer, or declare its group: broker.declare({message.topic!r}, groups=[...])"
+        )
+
+    # --- receiving
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Consume from the group's queue, or from an exclusive one for an ephemeral group."""
+        topic, group = subscription.topic, subscription.group
+        exchange, queue = self._names.exchange(topic), self._names.queue(topic, group)
+        if subscription.create:
+            await self.declare(topic, () if subscription.ephemeral else [group])
+        elif not subscription.ephemeral and not await self._exists(queue):
+            raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
+        channel = await self._link.channel()
+        unpacker = Unpacker(topic, queue, exchange if self._names.own_exchanges else None)
+        put_off = None if subscription.ephemeral else self._put_off(queue)
+        try:
+            if subscription.ephemeral:
+                name = queue if self._names.own_queues else ""
+                answer = await channel.ask(channel.raw.queue_declare, name, exclusive=True, auto_delete=True)
+                queue = answer.queue
+                await self._bind(channel, topic, queue)
+            receiver = RabbitMQReceiver(channel, queue, subscription, unpacker, put_off)
+            await receiver.begin()
+        except asyncio.CancelledError:
+            await channel.close()
+            raise
+        except Exception as error:
+            await channel.close()
+            raise translated(error) from error
+        return receiver
+
+    def _put_off(self, queue: str) -> PutOff:
+        async def put_off(later: Sequence[tuple[Message, datetime, int]]) -> Sequence[Exception | None]:
+            await self._delays.make(queue)
+            packer, now = Packer(), datetime.now(UTC)
+            letters = []
+            for message, due, attempt in later:
+                target = hop(queue, (due - now).total_seconds())
+                letters.append(packer.again(message, target, due, attempt))
+            return await self._publisher.publish(letters)
+
+        return put_off
+
+    # --- lag
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """What is ready in the group's queue, waits in its delay queues, or is held by consumers."""
+        if not possible(topic):
+            return 0
+        queue = self._names.queue(topic, group)
+        before = await self._ready(queue)
+        if before is None:
+            return 0
+        ready, consumers = before
+        if not consumers:
+            return ready
+        held = await self._held(queue, consumers)
+        after = await self._ready(queue)
+        if held is None or after is None:
+            return None if after is not None else 0
+        # Counted on both sides of the question: what goes back or comes out meanwhile is in neither at once
+        return max(ready, after[0]) + held
+
+    async def _ready(self, queue: str) -> tuple[int, int] | None:
+        """Messages in the queue and its delay queues, and consumers; None if there is no such queue."""
+
+        async def look(channel: Channel) -> Any:
+            return await channel.ask(channel.raw.queue_declare, queue, passive=True)
+
+        try:
+            answer = await self._ask(look)
+        except Exception as error:
+            if missing(error):
+                return None
+            raise translated(error) from error
+        return answer.message_count + await self._delays.waiting(queue), answer.consumer_count
+
+    async def _held(self, queue: str, consumers: int) -> int | None:
+        channel = await self._link.channel()
+        try:
+            return await census.held(channel, queue, consumers)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise translated(error) from error
+        finally:
+            await channel.close()
+
+    # --- findings
+
+    async def examine(self, question: "Question") -> "Sequence[Finding]":
+        """What `things-kit doctor` has to say of the broker, the topic and the group."""
+        from things_kit.brokers.rabbitmq.doctor import examine  # noqa: PLC0415 - nobody else needs it
+
+        return await examine(self._link, self._answered, self._names, self._settings, question)
+
+
+async def _get(channel: Channel, queue: str) -> bytes | None:
+    """Take one message out of a queue; None if it is empty."""
+    from pika.spec import Basic
+
+    if channel.error is not None:
+        raise channel.error
+    answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+    channel.on_lost(lambda error: answer.done() or answer.set_exception(error))
+    channel.raw.add_callback(lambda _: answer.done() or answer.set_result(None), [Basic.GetEmpty])
+    channel.raw.basic_get(queue, lambda _, __, ___, body: answer.done() or answer.set_result(body), auto_ack=True)
+    return await answer

@@ -1,0 +1,194 @@
+"""A connection and its channels as coroutines: pika tells everything by callbacks."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel as RawChannel
+
+from things_kit.brokers.rabbitmq.errors import lost, opening
+from things_kit.brokers.rabbitmq.options import Settings
+from things_kit.engine.driver import ConnectionLost
+
+FAREWELL: Final = 2.0
+"""Seconds for the broker to answer when we leave."""
+
+_pika = logging.getLogger("pika")
+if _pika.level == logging.NOTSET:
+    # It reports each try of a reconnect as several errors with tracebacks; what they mean is in our own errors
+    _pika.setLevel(logging.CRITICAL)
+
+
+class _Connection(AsyncioConnection):
+    """Can also be left without the broker's consent."""
+
+    def abort(self) -> None:
+        """Drop the stream after `close`, whose answer does not come."""
+        self._adapter_disconnect_stream()  # type: ignore[attr-defined] # the extension point of pika's adapters
+
+
+class Link:
+    """A connection that is opened again by whoever needs it next.
+
+    Attributes:
+        blocked: Why the broker takes no messages over this connection now; None if it does.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection: _Connection | None = None
+        self._opening = asyncio.Lock()
+        self._gone: asyncio.Future[None] | None = None
+        self._unblocked = asyncio.Event()
+        self._unblocked.set()
+        self.blocked: str | None = None
+        self.properties: dict[str, Any] = {}
+
+    async def ready(self) -> _Connection:
+        """The connection, opened if it is not. Raises ConnectionLost, ConfigError."""
+        async with self._opening:
+            if self._connection is None or not self._connection.is_open:
+                self._connection = await self._open()
+            return self._connection
+
+    async def _open(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+
+        def done(result: Any) -> None:
+            if not answer.done():
+                answer.set_result(result)
+            elif isinstance(result, _Connection):
+                result.close()
+
+        workflow = _Connection.create_connection(self._settings.parameters(), done, loop)
+        try:
+            result = await answer
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):  # it may have ended by itself
+                workflow.abort()
+            raise
+        if not isinstance(result, _Connection):
+            raise opening(result, self._settings.url.display)
+        self._gone = loop.create_future()
+        self._unblock()
+        self.properties = result.server_properties or {}
+        result.add_on_close_callback(self._closed(self._gone))
+        result.add_on_connection_blocked_callback(lambda _, frame: self._block(str(frame.method.reason)))
+        result.add_on_connection_unblocked_callback(lambda _, __: self._unblock())
+        return result
+
+    def _closed(self, gone: "asyncio.Future[None]") -> Callable[[Any, Exception], None]:
+        def closed(_: Any, error: Exception) -> None:
+            self._unblock()
+            if not gone.done():
+                gone.set_result(None)
+
+        return closed
+
+    def _block(self, why: str) -> None:
+        self.blocked = why
+        self._unblocked.clear()
+
+    def _unblock(self) -> None:
+        self.blocked = None
+        self._unblocked.set()
+
+    async def until_unblocked(self, within: float) -> None:
+        """Raises ConnectionLost if the broker still takes nothing then."""
+        if self.blocked is None:
+            return
+        try:
+            async with asyncio.timeout(within):
+                await self._unblocked.wait()
+        except TimeoutError:
+            raise ConnectionLost(f"it takes no messages for now: {self.blocked}") from None
+
+    async def channel(self) -> "Channel":
+        """A channel of its own. Raises ConnectionLost, ConfigError."""
+        connection = await self.ready()
+        opened: asyncio.Future[RawChannel] = asyncio.get_running_loop().create_future()
+        try:
+            raw = connection.channel(on_open_callback=lambda raw: opened.done() or opened.set_result(raw))
+        except Exception as error:  # pika has no common ancestor for what this raises
+            raise lost(error) from error
+        channel = Channel(raw)
+        channel.on_lost(lambda error: opened.done() or opened.set_exception(error))
+        await opened
+        return channel
+
+    async def close(self) -> None:
+        """Leave, with the broker's consent if it answers in time."""
+        async with self._opening:
+            connection, gone = self._connection, self._gone
+            self._connection = None
+            if connection is None or gone is None or gone.done():
+                return
+            connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await asyncio.shield(gone)
+            if not gone.done():
+                connection.abort()
+                await gone
+
+
+class Channel:
+    """A channel, whose questions can be awaited; lost for good once it closes.
+
+    Attributes:
+        raw: pika's, for what needs no answer.
+        error: Why it closed; None while it is open.
+    """
+
+    def __init__(self, raw: RawChannel) -> None:
+        self.raw = raw
+        self.error: Exception | None = None
+        self._listeners: list[Callable[[Exception], object]] = []
+        raw.add_on_close_callback(self._closed)
+
+    def on_lost(self, listener: Callable[[Exception], object]) -> None:
+        """Call this with the reason when the channel closes, by whoever's wish."""
+        self._listeners.append(listener)
+
+    def _closed(self, _: Any, error: Exception) -> None:
+        self.error = error
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener(error)
+
+    async def ask(self, question: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Call a method of the raw channel that takes a callback; returns the method of the answer.
+
+        Raises:
+            Exception: The channel's error, if it closes instead of answering.
+        """
+        if self.error is not None:
+            raise self.error
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def failed(error: Exception) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
+        self._listeners.append(failed)
+        try:
+            question(*arguments, callback=lambda frame: answer.done() or answer.set_result(frame), **named)
+            return (await answer).method
+        finally:
+            with contextlib.suppress(ValueError):
+                self._listeners.remove(failed)
+
+    async def close(self) -> None:
+        """Close it; what was delivered over it and not settled goes back. Never fails."""
+        if self.error is not None:
+            return
+        closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_lost(lambda _: closed.done() or closed.set_result(None))
+        with contextlib.suppress(Exception):
+            self.raw.close()
+            async with asyncio.timeout(FAREWELL):
+                await closed

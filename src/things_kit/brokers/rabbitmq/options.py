@@ -1,0 +1,132 @@
+"""What an `amqp://` URL asks for, and how it is to be reached."""
+
+import re
+import ssl
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+import pika
+
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+
+PORTS: Final = {"amqp": 5672, "amqps": 5671}
+
+_TEMPLATE: Final = re.compile(r"\{(?!topic\}|group\})")
+
+
+class RabbitMQOptions(msgspec.Struct, frozen=True):
+    """The options of `amqp://`.
+
+    Attributes:
+        exclusive: Group queues have a single active consumer: order across processes.
+        exchange: An exchange that exists, to which every topic is published and every group is bound, instead of
+            one exchange a topic.
+        routing_key: With `exchange`: under which key a topic is published there, and a group's queue is bound.
+        queue: A queue that exists, from which groups consume, instead of one of their own; never declared or removed.
+        max_message_bytes: The largest value, key and headers together.
+        heartbeat: Seconds after which a silent connection is asked whether it is still there; 0 never.
+        ca: File of the certificates that sign the broker's; the system's by default.
+        cert: File of this client's certificate.
+        key: File of its private key.
+        key_password: What the private key is encrypted with.
+    """
+
+    exclusive: bool = False
+    exchange: str | None = None
+    routing_key: str = "{topic}"
+    queue: str | None = None
+    max_message_bytes: int = 16 * 1024 * 1024
+    heartbeat: int = 30
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    key_password: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_message_bytes <= 512 * 1024 * 1024:
+            raise ValueError("max_message_bytes must be from 1 to 512 MiB")
+        if not 0 <= self.heartbeat <= 65535:
+            raise ValueError("heartbeat must be from 0 to 65535 seconds")
+        for name in ("routing_key", "queue"):
+            if _TEMPLATE.search(getattr(self, name) or ""):
+                raise ValueError(f"{name} may contain {{topic}} and {{group}}, and no other braces")
+        if "{group}" in self.routing_key:
+            raise ValueError("routing_key is of a topic, whatever the group: it may contain {topic} only")
+        if self.exchange is None and self.routing_key != "{topic}":
+            raise ValueError("routing_key goes with exchange")
+        if self.exchange == "" or self.queue == "":
+            raise ValueError("exchange and queue must be names")
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """A URL, understood. Its repr shows no secret."""
+
+    url: BrokerURL
+    options: RabbitMQOptions
+    context: ssl.SSLContext | None
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """Raises ConfigError if it is no URL of RabbitMQ, an option is unknown, or a file cannot be read."""
+        if not url.hosts:
+            raise ConfigError(
+                f"{url.display}: expected {url.scheme}://HOST:PORT/VHOST, or several hosts with commas between them"
+            )
+        options = url.options(RabbitMQOptions)
+        files = {name: getattr(options, name) for name in ("ca", "cert", "key", "key_password")}
+        if url.scheme != "amqps":
+            if given := [name for name, value in files.items() if value is not None]:
+                raise ConfigError(f"{url.display}: the option {given[0]!r} goes with amqps://")
+            return cls(url, options, None)
+        return cls(url, options, _context(url, options))
+
+    def __repr__(self) -> str:
+        return f"Settings({self.url.display!r})"
+
+    def parameters(self) -> list[pika.ConnectionParameters]:
+        """How to reach each of the hosts, in the order of the URL."""
+        url = self.url
+        credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
+        patience = max(0.1, min(10.0, url.engine.publish_timeout))
+        found = []
+        for host in url.hosts:
+            name, _, port = host.rpartition(":") if _PORT.search(host) else (host, "", "")
+            name = name.strip("[]")
+            found.append(
+                pika.ConnectionParameters(
+                    host=name,
+                    port=int(port) if port else PORTS[url.scheme],
+                    virtual_host=url.path[1:] or "/",
+                    credentials=credentials,
+                    heartbeat=self.options.heartbeat,
+                    ssl_options=None if self.context is None else pika.SSLOptions(self.context, name),
+                    socket_timeout=patience,
+                    stack_timeout=patience,
+                    connection_attempts=1,
+                    retry_delay=0,
+                    client_properties={"connection_name": "things-kit"},
+                )
+            )
+        return found
+
+
+_PORT: Final = re.compile(r":\d+$")
+
+
+def _context(url: BrokerURL, options: RabbitMQOptions) -> ssl.SSLContext:
+    for name in ("ca", "cert", "key"):
+        path = getattr(options, name)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"{url.display}: option {name!r}: there is no file {path!r}")
+    if options.key is not None and options.cert is None:
+        raise ConfigError(f"{url.display}: the option 'key' goes with 'cert'")
+    try:
+        context = ssl.create_default_context(cafile=options.ca)
+        if options.cert is not None:
+            # A function, or OpenSSL would ask the terminal where a password is missing
+            context.load_cert_chain(options.cert, options.key, lambda: options.key_password or "")
+    except ssl.SSLError as error:
+        raise ConfigError(f"{url.display}: a certificate or key cannot be read: {error.reason}") from error
+    return context

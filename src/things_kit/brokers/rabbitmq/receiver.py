@@ -1,0 +1,266 @@
+"""What a queue delivers to one consumer, and what became of it."""
+
+import asyncio
+import heapq
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+from things_kit.brokers.rabbitmq import census
+from things_kit.brokers.rabbitmq.errors import lost
+from things_kit.brokers.rabbitmq.link import Channel
+from things_kit.brokers.rabbitmq.packing import Unpacker
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.message import Message
+
+log = logging.getLogger("things_kit.rabbitmq")
+
+MOST: Final = 65_535
+"""What AMQP can count of messages that are handed out."""
+
+FOREVER: Final = 2**31 - 1
+"""Milliseconds for which the broker may wait for an acknowledgement: 24 days, and no more than its timers take."""
+
+SHORT: Final = 1.0
+"""Seconds that a receiver waits out itself."""
+
+PutOff: TypeAlias = Callable[[Sequence[tuple[Message, datetime, int]]], Awaitable[Sequence[Exception | None]]]
+"""Has copies of messages come to the queue again when they are due, with an attempt."""
+
+
+class RabbitMQReceiver:
+    """A channel with a consumer.
+
+    `put_off` is None where messages that are not due wait here: in an ephemeral group, whose queue dies with it.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        queue: str,
+        subscription: Subscription,
+        unpacker: Unpacker,
+        put_off: PutOff | None,
+    ) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._subscription = subscription
+        self._unpacker = unpacker
+        self._put_off = put_off
+        self._arrived: deque[tuple[Any, Any, bytes]] = deque()
+        self._ready: deque[Delivery] = deque()
+        self._waiting: list[tuple[float, int, Delivery]] = []  # heap: when due in the loop's time, delivery tag
+        self._out: dict[int, None] = {}  # delivery tags that are not settled, in order
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._woken = asyncio.Event()
+        self._tag: str | None = None
+        self._cancelled: str | None = None
+        self._receiving = False
+        self._closed = False
+
+    async def begin(self) -> None:
+        """Have the broker send messages."""
+        channel, raw = self._channel, self._channel.raw
+        channel.on_lost(lambda _: self._woken.set())
+        raw.add_on_cancel_callback(self._on_cancelled)
+        await census.take_part(channel, self._queue, lambda: len(self._out))
+        await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
+        await self._consume()
+
+    async def _consume(self) -> None:
+        raw = self._channel.raw
+        self._tag = f"things-kit-{id(self):x}-{len(self._out)}-{asyncio.get_running_loop().time()}"
+        await self._channel.ask(
+            raw.basic_consume,
+            self._queue,
+            self._on_message,
+            consumer_tag=self._tag,
+            arguments={"x-consumer-timeout": FOREVER},
+        )
+
+    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._out[method.delivery_tag] = None
+        self._arrived.append((method, properties, body))
+        self._woken.set()
+
+    def _on_cancelled(self, _: Any) -> None:
+        self._cancelled = f"the queue {self._queue!r} was removed, or moved to another node"
+        self._woken.set()
+
+    def _check(self) -> None:
+        if self._channel.error is not None:
+            raise lost(self._channel.error)
+        if self._cancelled is not None:
+            raise ConnectionLost(self._cancelled)
+
+    # --- receiving
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """What has arrived and is due."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        self._receiving = True
+        try:
+            if self._tag is None:  # stopped when something was released
+                self._check()
+                await self._consume()
+            while True:
+                self._check()
+                if found := self._take(limit, loop.time()):
+                    return found
+                if loop.time() >= deadline:
+                    return ()
+                self._woken.clear()
+                until = min(deadline, self._waiting[0][0]) if self._waiting else deadline
+                try:
+                    async with asyncio.timeout_at(until):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass  # the deadline, or one is due
+        except (ConnectionLost, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise lost(error) from error
+        finally:
+            self._receiving = False
+
+    def _take(self, limit: int, now: float) -> list[Delivery]:
+        while self._waiting and self._waiting[0][0] <= now:
+            self._ready.append(heapq.heappop(self._waiting)[2])
+        taken = []
+        while self._ready and len(taken) < limit:
+            taken.append(self._ready.popleft())
+        arrived, unpack = self._arrived, self._unpacker.unpack
+        while arrived and len(taken) < limit:
+            delivery, due = unpack(*arrived.popleft())
+            if due is None:
+                taken.append(delivery)
+            else:
+                self._not_before(due, delivery, taken, now)
+        return taken
+
+    def _not_before(self, due: datetime, delivery: Delivery, taken: list[Delivery], now: float) -> None:
+        wait = (due - datetime.now(UTC)).total_seconds()
+        if wait <= 0:
+            taken.append(delivery)
+        elif wait <= SHORT or self._put_off is None:
+            self._hold(delivery, now + wait)
+        else:
+            self._in_background(self._postpone([(delivery, due, delivery.message.attempt)]))
+
+    def _hold(self, delivery: Delivery, until: float) -> None:
+        heapq.heappush(self._waiting, (until, delivery.token[0], delivery))
+        self._woken.set()
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.create_task(work, name=f"{self._queue} putting off")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    # --- settling
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Acknowledge what is done, put off what is to wait, and give back the rest."""
+        self._check()
+        self._acknowledge([delivery.token[0] for delivery in acknowledged])
+        if not released:
+            return
+        later, back = [], []
+        for release in released:
+            if self._keeps_its_place(release):
+                back.append(release.delivery.token[0])
+            else:
+                due = datetime.now(UTC) + timedelta(seconds=release.delay)
+                later.append((release.delivery, due, release.attempt))
+        if later:
+            await self._postpone(later)
+        if back:
+            await self._give_back(back)
+
+    def _keeps_its_place(self, release: Release) -> bool:
+        """Whether it goes back to where it was: it was never begun, or others of its key are behind it."""
+        message: Message = release.delivery.token[1]
+        if release.aside:
+            return False
+        ordering = self._subscription.ordering
+        ordered = ordering == "partition" or (ordering == "key" and message.key is not None)
+        return ordered or (release.delay <= 0 and release.attempt <= message.attempt)
+
+    async def _postpone(self, later: Sequence[tuple[Delivery, datetime, int]]) -> None:
+        """Acknowledge messages only after their copies are confirmed; without them they wait here."""
+        results: Sequence[Exception | None] = ()
+        if self._put_off is not None:
+            try:
+                results = await self._put_off([(delivery.token[1], due, n) for delivery, due, n in later])
+            except (ConnectionLost, ThingsKitError) as error:
+                log.warning("%s: %d messages wait in memory: %s", self._queue, len(later), error)
+        if not results:
+            results = [ConnectionLost()] * len(later)
+        self._acknowledge(
+            [delivery.token[0] for (delivery, _, _), failed in zip(later, results, strict=True) if failed is None]
+        )
+        now = asyncio.get_running_loop().time()
+        for (delivery, due, attempt), failed in zip(later, results, strict=True):
+            if failed is not None:
+                tag, message = delivery.token
+                again = message.replace(attempt=attempt)
+                wait = (due - datetime.now(UTC)).total_seconds()
+                self._hold(Delivery(again, (tag, again)), now + max(0.0, wait))
+
+    def _acknowledge(self, tags: Sequence[int]) -> None:
+        self._settle(tags, lambda tag, multiple: self._channel.raw.basic_ack(tag, multiple))
+
+    def _settle(self, tags: Sequence[int], tell: Callable[[int, bool], None]) -> None:
+        """Tell the broker of deliveries: of the oldest, if all of them are meant, at once."""
+        if not tags or self._channel.error is not None:
+            return
+        meant, out = set(tags), self._out
+        last = 0
+        for tag in out:
+            if tag not in meant:
+                break
+            last = tag
+        if last:
+            prefix = [tag for tag in meant if tag <= last]
+            for tag in prefix:
+                del out[tag]
+            meant.difference_update(prefix)
+            tell(last, True)
+        for tag in sorted(meant):
+            if out.pop(tag, -1) is None:
+                tell(tag, False)
+
+    async def _give_back(self, tags: Sequence[int]) -> None:
+        """Give them to others, or take them again: the broker is to send us nothing more unless we ask for it."""
+        raw = self._channel.raw
+        try:
+            if self._tag is not None:
+                tag, self._tag = self._tag, None
+                await self._channel.ask(raw.basic_cancel, tag)
+            unread = [method.delivery_tag for method, _, _ in self._arrived]
+            unread += [delivery.token[0] for delivery in self._ready]
+            self._arrived.clear()
+            self._ready.clear()
+            self._settle([*tags, *unread], lambda tag, multiple: raw.basic_nack(tag, multiple, requeue=True))
+            if self._receiving and self._tag is None:
+                await self._consume()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise lost(error) from error
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """There are no leases: a delivery is bound to the connection."""
+
+    async def close(self) -> None:
+        """Close the channel; the broker gives to others what was not settled."""
+        if self._closed:
+            return
+        self._closed = True
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await self._channel.close()

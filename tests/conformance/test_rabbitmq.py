@@ -1,0 +1,95 @@
+"""A real RabbitMQ keeps every promise: shared by the tests, and one of its own for those that take it away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pika")
+
+import pika
+
+from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
+from things_kit.testing.conformance.base import Suite
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+
+rabbitmq = shared(RabbitMQServer, "rabbitmq")
+own_rabbitmq = own(RabbitMQServer)
+
+
+class Foreign:
+    """Another client of RabbitMQ: pika alone."""
+
+    def __init__(self, server: RabbitMQServer) -> None:
+        self._parameters = pika.URLParameters(server.url)
+
+    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, str]) -> None:
+        await asyncio.to_thread(self._publish, topic, (key or b"").decode(), value, dict(headers))
+
+    def _publish(self, topic: str, key: str, value: bytes, headers: dict[str, Any]) -> None:
+        with pika.BlockingConnection(self._parameters) as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            channel.basic_publish(topic, key, value, pika.BasicProperties(headers=headers), mandatory=True)
+
+    async def read(self, topic: str) -> Sequence[tuple[bytes | None, bytes, dict[str, str]]]:
+        return await asyncio.to_thread(self._read, topic)
+
+    def _read(self, topic: str) -> list[tuple[bytes | None, bytes, dict[str, str]]]:
+        """What the topic's only group has, which is in the list of its groups."""
+        with pika.BlockingConnection(self._parameters) as connection:
+            channel = connection.channel()
+            _, _, queue = channel.basic_get(f".things-kit.groups.{topic}")
+            method, properties, body = channel.basic_get(queue.decode())
+            return [(method.routing_key.encode(), body, properties.headers)]
+
+
+class TestRabbitMQ(ConformanceSuite):
+    @pytest.fixture
+    def target(self, rabbitmq: RabbitMQServer) -> Target:
+        foreign = Foreign(rabbitmq)
+        return Target(
+            url=rabbitmq.url,
+            size_options={"max_message_bytes": "4096"},
+            absent="amqp://127.0.0.1:1",
+            foreign_publish=foreign.publish,
+            foreign_read=foreign.read,
+        )
+
+
+class TestRabbitMQThatGoesAway(Suite):
+    """What the suite has about outages, on a server of its own: standing still, killed, and connections that it cuts."""
+
+    @pytest.fixture(params=["paused", "killed"])
+    async def target(
+        self, request: pytest.FixtureRequest, own_rabbitmq: RabbitMQServer
+    ) -> AsyncIterator[Target]:
+        async def call(action: Any) -> None:
+            await asyncio.to_thread(action)
+
+        hooks: dict[str, Any]
+        if request.param == "paused":
+            hooks = {"pause": lambda: call(own_rabbitmq.pause), "resume": lambda: call(own_rabbitmq.resume)}
+        else:
+            hooks = {"kill": lambda: call(own_rabbitmq.kill), "restart": lambda: call(own_rabbitmq.start)}
+        yield Target(url=own_rabbitmq.url, patience=30.0, cut=lambda: call(own_rabbitmq.cut), **hooks)
+        own_rabbitmq.resume()
+        await call(own_rabbitmq.start)
+
+    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
+    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
+    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
+    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
+    _ill = OperationsSuite._ill
+
+    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+
+
+class TestRabbitMQThatCutsConnections(Suite):
+    @pytest.fixture
+    def target(self, own_rabbitmq: RabbitMQServer) -> Target:
+        return Target(url=own_rabbitmq.url, cut=lambda: asyncio.to_thread(own_rabbitmq.cut))
+
+    test_after_a_cut = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
