@@ -122,20 +122,8 @@ class RabbitMQDriver:
 
         await self._answered(declare)
 
-    async def _exists(self, queue: str) -> bool:
-        async def look(channel: Channel) -> None:
-            await channel.ask(channel.raw.queue_declare, queue, passive=True)
-
-        try:
-            await self._ask(look)
-        except Exception as error:
-            if missing(error):
-                return False
-            raise translated(error) from error
-        return True
-
     async def _declare_queue(self, topic: str, queue: str) -> None:
-        exists = await self._exists(queue)
+        exists = await self._counts(queue) is not None
         if not self._names.own_queues:
             if not exists:
                 raise ConfigError(f"there is no queue {queue!r}, which the URL's option 'queue' names")
@@ -246,7 +234,7 @@ class RabbitMQDriver:
         exchange, queue = self._names.exchange(topic), self._names.queue(topic, group)
         if subscription.create:
             await self.declare(topic, () if subscription.ephemeral else [group])
-        elif not subscription.ephemeral and not await self._exists(queue):
+        elif not subscription.ephemeral and await self._counts(queue) is None:
             raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
         channel = await self._link.channel()
         unpacker = Unpacker(topic, queue, exchange if self._names.own_exchanges else None)
@@ -257,7 +245,7 @@ class RabbitMQDriver:
                 answer = await channel.ask(channel.raw.queue_declare, name, exclusive=True, auto_delete=True)
                 queue = answer.queue
                 await self._bind(channel, topic, queue)
-            receiver = RabbitMQReceiver(channel, queue, subscription, unpacker, put_off)
+            receiver = RabbitMQReceiver(channel, queue, subscription, unpacker, put_off, self._members(queue))
             await receiver.begin()
         except asyncio.CancelledError:
             await channel.close()
@@ -266,6 +254,13 @@ class RabbitMQDriver:
             await channel.close()
             raise translated(error) from error
         return receiver
+
+    def _members(self, queue: str) -> Callable[[], Awaitable[int]]:
+        async def members() -> int:
+            found = await self._counts(queue)
+            return 0 if found is None else found[1]
+
+        return members
 
     def _put_off(self, queue: str) -> PutOff:
         async def put_off(later: Sequence[tuple[Message, datetime, int]]) -> Sequence[Exception | None]:
@@ -301,6 +296,11 @@ class RabbitMQDriver:
 
     async def _ready(self, queue: str) -> tuple[int, int] | None:
         """Messages in the queue and its delay queues, and consumers; None if there is no such queue."""
+        found = await self._counts(queue)
+        return None if found is None else (found[0] + await self._delays.waiting(queue), found[1])
+
+    async def _counts(self, queue: str) -> tuple[int, int] | None:
+        """Messages in the queue, and its consumers; None if there is no such queue."""
 
         async def look(channel: Channel) -> Any:
             return await channel.ask(channel.raw.queue_declare, queue, passive=True)
@@ -311,7 +311,7 @@ class RabbitMQDriver:
             if missing(error):
                 return None
             raise translated(error) from error
-        return answer.message_count + await self._delays.waiting(queue), answer.consumer_count
+        return answer.message_count, answer.consumer_count
 
     async def _held(self, queue: str, consumers: int) -> int | None:
         channel = await self._link.channel()

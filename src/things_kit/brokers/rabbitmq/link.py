@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel as RawChannel
 
@@ -187,8 +188,20 @@ class Channel:
         if self.error is not None:
             return
         closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._forget_consumers()
         self.on_lost(lambda _: closed.done() or closed.set_result(None))
         with contextlib.suppress(Exception):
             self.raw.close()
             async with asyncio.timeout(FAREWELL):
                 await closed
+
+    def _forget_consumers(self) -> None:
+        """Keep pika from cancelling them before it closes the channel, as if the broker had done so.
+
+        A quorum queue takes back what is on its way to a cancelled consumer before it takes back what that one holds,
+        which is older; of a channel that just closes it takes back everything in order.
+        """
+        raw = self.raw
+        for tag in raw.consumer_tags:
+            told = frame.Method(raw.channel_number, spec.Basic.Cancel(tag))
+            raw.callbacks.process(raw.channel_number, spec.Basic.Cancel, raw, told)

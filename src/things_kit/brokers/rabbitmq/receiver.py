@@ -1,6 +1,7 @@
 """What a queue delivers to one consumer, and what became of it."""
 
 import asyncio
+import contextlib
 import heapq
 import logging
 from collections import deque
@@ -13,7 +14,7 @@ from things_kit.brokers.rabbitmq.errors import lost
 from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.packing import Unpacker
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
-from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message
 
 log = logging.getLogger("things_kit.rabbitmq")
@@ -27,6 +28,9 @@ FOREVER: Final = 2**31 - 1
 SHORT: Final = 1.0
 """Seconds that a receiver waits out itself."""
 
+FAREWELL: Final = 1.0
+"""Seconds for the queue to have back what a receiver held."""
+
 PutOff: TypeAlias = Callable[[Sequence[tuple[Message, datetime, int]]], Awaitable[Sequence[Exception | None]]]
 """Has copies of messages come to the queue again when they are due, with an attempt."""
 
@@ -35,6 +39,7 @@ class RabbitMQReceiver:
     """A channel with a consumer.
 
     `put_off` is None where messages that are not due wait here: in an ephemeral group, whose queue dies with it.
+    `members` tells how many consumers the queue has.
     """
 
     def __init__(
@@ -44,19 +49,21 @@ class RabbitMQReceiver:
         subscription: Subscription,
         unpacker: Unpacker,
         put_off: PutOff | None,
+        members: Callable[[], Awaitable[int]],
     ) -> None:
         self._channel = channel
         self._queue = queue
         self._subscription = subscription
         self._unpacker = unpacker
         self._put_off = put_off
+        self._members = members
         self._arrived: deque[tuple[Any, Any, bytes]] = deque()
         self._ready: deque[Delivery] = deque()
         self._waiting: list[tuple[float, int, Delivery]] = []  # heap: when due in the loop's time, delivery tag
         self._out: dict[int, None] = {}  # delivery tags that are not settled, in order
         self._leaving: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
-        self._tag: str | None = None
+        self._back: list[int] = []
         self._cancelled: str | None = None
         self._receiving = False
         self._closed = False
@@ -68,16 +75,10 @@ class RabbitMQReceiver:
         raw.add_on_cancel_callback(self._on_cancelled)
         await census.take_part(channel, self._queue, lambda: len(self._out))
         await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
-        await self._consume()
-
-    async def _consume(self) -> None:
-        raw = self._channel.raw
-        self._tag = f"things-kit-{id(self):x}-{len(self._out)}-{asyncio.get_running_loop().time()}"
-        await self._channel.ask(
+        await channel.ask(
             raw.basic_consume,
             self._queue,
             self._on_message,
-            consumer_tag=self._tag,
             arguments={"x-consumer-timeout": FOREVER},
         )
 
@@ -104,9 +105,7 @@ class RabbitMQReceiver:
         deadline = loop.time() + wait
         self._receiving = True
         try:
-            if self._tag is None:  # stopped when something was released
-                self._check()
-                await self._consume()
+            self._give_back()
             while True:
                 self._check()
                 if found := self._take(limit, loop.time()):
@@ -120,10 +119,6 @@ class RabbitMQReceiver:
                         await self._woken.wait()
                 except TimeoutError:
                     pass  # the deadline, or one is due
-        except (ConnectionLost, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            raise lost(error) from error
         finally:
             self._receiving = False
 
@@ -177,8 +172,11 @@ class RabbitMQReceiver:
                 later.append((release.delivery, due, release.attempt))
         if later:
             await self._postpone(later)
-        if back:
-            await self._give_back(back)
+        # Whoever stops releases all that he holds, and then closes. Until then the broker would send it straight back,
+        # behind what comes meanwhile; when the channel closes, it goes back at once and in order.
+        self._back += back
+        if self._receiving:
+            self._give_back()
 
     def _keeps_its_place(self, release: Release) -> bool:
         """Whether it goes back to where it was: it was never begun, or others of its key are behind it."""
@@ -233,24 +231,10 @@ class RabbitMQReceiver:
             if out.pop(tag, -1) is None:
                 tell(tag, False)
 
-    async def _give_back(self, tags: Sequence[int]) -> None:
-        """Give them to others, or take them again: the broker is to send us nothing more unless we ask for it."""
-        raw = self._channel.raw
-        try:
-            if self._tag is not None:
-                tag, self._tag = self._tag, None
-                await self._channel.ask(raw.basic_cancel, tag)
-            unread = [method.delivery_tag for method, _, _ in self._arrived]
-            unread += [delivery.token[0] for delivery in self._ready]
-            self._arrived.clear()
-            self._ready.clear()
-            self._settle([*tags, *unread], lambda tag, multiple: raw.basic_nack(tag, multiple, requeue=True))
-            if self._receiving and self._tag is None:
-                await self._consume()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            raise lost(error) from error
+    def _give_back(self) -> None:
+        """Have the broker hand out again what was released: to us as well, as we go on."""
+        back, self._back = self._back, []
+        self._settle(back, lambda tag, multiple: self._channel.raw.basic_nack(tag, multiple, requeue=True))
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """There are no leases: a delivery is bound to the connection."""
@@ -263,4 +247,15 @@ class RabbitMQReceiver:
         for task in self._leaving:
             task.cancel()
         await asyncio.gather(*self._leaving, return_exceptions=True)
+        if not self._out or self._channel.error is not None:
+            await self._channel.close()
+            return
+        with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                before = await self._members()
+                await self._channel.close()
+                # Not with the answer, but a moment later the queue has back what we held. Who consumes before that gets
+                # what is behind it first.
+                while await self._members() >= before:
+                    await asyncio.sleep(0.005)
         await self._channel.close()

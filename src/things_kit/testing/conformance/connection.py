@@ -186,6 +186,7 @@ class ConnectionSuite(Suite):
     async def test_publish_fails_in_time_while_the_connection_is_lost(self, stage: Stage) -> None:
         """Line 40: each call after publish_timeout, with BrokerUnavailable, and works again afterwards."""
         topic = stage.topic()
+        await stage.keep(topic)
         broker, driver = await _faulty(stage, publish_timeout=0.4)
         producer = broker.producer()
         await producer.publish(Message(topic, b"before"))
@@ -238,6 +239,7 @@ class ConnectionSuite(Suite):
     async def test_a_fault_of_the_driver_fails_a_publish_instead_of_hanging_it(self, stage: Stage) -> None:
         """Line 40: whatever a driver raises, nobody waits for ever, and the next publish works."""
         topic = stage.topic()
+        await stage.keep(topic)
         broker, driver = await _faulty(stage)
         producer = broker.producer()
         await producer.publish(Message(topic, b"before"))

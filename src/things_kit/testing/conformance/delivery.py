@@ -111,6 +111,7 @@ class DeliverySuite(Suite):
         """Line 5: on a broker that retains, a group that did not exist gets what was published before it."""
         topic = stage.topic()
         await stage.broker.declare(topic)
+        await stage.keep(topic)
         early = await stage.publish(topic, b"early", key=b"k")
         recorder = await stage.record(topic, stage.group(), start="earliest")
         late = await stage.publish(topic, b"late", key=b"k")
@@ -122,6 +123,7 @@ class DeliverySuite(Suite):
         """Line 5: with start="latest" it gets only what comes after; once it exists, it goes on where it was."""
         topic, group = stage.topic(), stage.group()
         await stage.broker.declare(topic)
+        await stage.keep(topic)
         await stage.publish(topic, b"early")
         recorder = Recorder()
         consumer = await stage.consume(topic, group, recorder, start="latest")
@@ -150,6 +152,7 @@ class DeliverySuite(Suite):
         """Line 6: each has a group of its own, which is gone once it stops."""
         topic = stage.topic()
         await stage.broker.declare(topic)
+        await stage.keep(topic)
         await stage.publish(topic, b"before")
         first, second = Recorder(), Recorder()
         consumer = await stage.consume(topic, None, first)
@@ -172,6 +175,7 @@ class DeliverySuite(Suite):
     ) -> None:
         """Line 7: each round publishes, begins to handle, and closes in the middle of it."""
         topic, group = stage.topic(), stage.group()
+        await stage.keep(topic, group)
         if stage.target.durable:  # else the stage's own connection keeps the messages alive
             await stage.broker.close()
         history = History()

@@ -237,6 +237,7 @@ class FidelitySuite(Suite):
         near = (
             hostile.replace("*", "X").replace("#", "X").replace(">", "X").replace("%", "X").replace("_", "X")
         )
+        await stage.keep(decoy)
         await stage.publish(decoy, b"decoy")
         recorder, group = Recorder(), stage.group()
         try:
@@ -247,6 +248,7 @@ class FidelitySuite(Suite):
             return
         stage.sweep(hostile, near)
         if near != hostile:
+            await stage.keep(near)
             await stage.publish(near, b"near")
         await stage.publish(hostile, b"again")
         await recorder.until_done(2, stage.patience)

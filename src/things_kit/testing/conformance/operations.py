@@ -78,6 +78,7 @@ class OperationsSuite(Suite):
     async def test_publish_fails_in_time_when_the_outage_lasts(self, stage: Stage) -> None:
         """Line 40: after publish_timeout, with BrokerUnavailable; afterwards the same producer works again."""
         topic = stage.topic()
+        await stage.keep(topic)
         limit = 3.0  # some clients need half a second for their first message
         broker = await stage.open(publish_timeout=limit)
         producer = broker.producer()
@@ -269,6 +270,7 @@ class OperationsSuite(Suite):
     async def test_what_is_closed_says_so(self, stage: Stage) -> None:
         """Line 44: closing twice is fine; using it afterwards is a ClosedError, not a hang."""
         topic = stage.topic()
+        await stage.keep(topic)
         broker = await stage.open()
         producer = broker.producer()
         await producer.publish(Message(topic, b"x"))

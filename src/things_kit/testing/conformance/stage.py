@@ -114,6 +114,11 @@ class Stage:
         await self.consume(topics, group, recorder, **options)
         return recorder
 
+    async def keep(self, topic: str, group: str | None = None) -> None:
+        """Let messages be published before a group of the test is there: a broker that retains none refuses them."""
+        if not self.capabilities.retained:
+            await self.broker.declare(topic, groups=[group or self.group("keeper")])
+
     async def publish(
         self, topic: str, *values: bytes, broker: Broker | None = None, **fields: Any
     ) -> list[Message]:
