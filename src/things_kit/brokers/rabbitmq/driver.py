@@ -281,18 +281,19 @@ class RabbitMQDriver:
         if not possible(topic):
             return 0
         queue = self._names.queue(topic, group)
-        before = await self._ready(queue)
-        if before is None:
-            return 0
-        ready, consumers = before
-        if not consumers:
-            return ready
-        held = await self._held(queue, consumers)
-        after = await self._ready(queue)
-        if held is None or after is None:
-            return None if after is not None else 0
-        # Counted on both sides of the question: what goes back or comes out meanwhile is in neither at once
-        return max(ready, after[0]) + held
+        found = await self._ready(queue)
+        while found is not None and found[1]:
+            ready, consumers = found
+            held = await self._held(queue, consumers)
+            found = await self._ready(queue)
+            if found is None:
+                break
+            if held is not None:
+                # Counted on both sides of the question: what goes back or comes out meanwhile is in neither at once
+                return max(ready, found[0]) + held
+            if found[1] >= consumers:  # else one of them had left, and could not answer
+                return None
+        return 0 if found is None else found[0]
 
     async def _ready(self, queue: str) -> tuple[int, int] | None:
         """Messages in the queue and its delay queues, and consumers; None if there is no such queue."""

@@ -2,16 +2,14 @@
 
 import contextlib
 import os
-import shutil
-import signal
 import socket
 import struct
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
+from things_kit.testing.servers.containers import docker_answers
 from things_kit.testing.servers.debian import program
 from things_kit.testing.servers.process import ServerProcess, run
 
@@ -113,6 +111,43 @@ class RabbitMQServer(ServerProcess):
     def cut(self) -> None:
         """Close all connections that there are."""
         self.control("close_all_connections", "--global", "as the test wanted")
+
+
+class RunningRabbitMQ(Protocol):
+    """A RabbitMQ that somebody started for a test."""
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+
+    def terminate(self) -> None:
+        """End it, with all that was in it."""
+
+
+class RabbitMQInContainer:
+    """RabbitMQ as Docker runs it, through testcontainers."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        address = f"{container.get_container_host_ip()}:{container.get_exposed_port(5672)}"
+        self.url = f"amqp://guest:guest@{address}/"
+
+    def terminate(self) -> None:
+        """End and remove the container."""
+        self._container.stop()
+
+
+def start_rabbitmq_container() -> RunningRabbitMQ:
+    """A RabbitMQ of the caller's own: in a container where Docker and testcontainers are, else as a local process.
+
+    Raises:
+        ServerUnavailable: There is neither Docker nor what the process needs.
+    """
+    if docker_answers():
+        with contextlib.suppress(ModuleNotFoundError):
+            containers = import_module("testcontainers.rabbitmq")  # an optional package, and a slow one
+            return RabbitMQInContainer(containers.RabbitMqContainer(IMAGE).start())
+    return RabbitMQServer().__enter__()
 
 
 def _method(of: int, number: int, arguments: bytes) -> bytes:

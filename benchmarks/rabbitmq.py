@@ -1,0 +1,180 @@
+"""The driver for RabbitMQ against pika alone, on one real broker: the same queues, properties, confirms and prefetch."""
+
+import asyncio
+import contextlib
+import statistics
+from collections.abc import AsyncIterator
+from importlib import import_module
+from itertools import count
+from typing import Any
+
+from benchmarks.common import consume, messages
+from benchmarks.result import Result, rate
+from things_kit import Broker, Message, connect
+from things_kit.testing.servers import ServerUnavailable
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+
+COUNT = 20_000
+CHUNK = 5_000
+PREFETCH = 1_000
+ACK_EVERY = 100
+RUNS = 5
+
+_numbers = count()
+
+
+def name(what: str) -> str:
+    """A topic that nobody has used."""
+    return f"{what}-{next(_numbers)}"
+
+
+async def connected(server: RabbitMQServer) -> Any:
+    """pika's asyncio connection, with an open channel."""
+    pika = import_module("pika")
+    adapter = import_module("pika.adapters.asyncio_connection")
+    opened = asyncio.get_running_loop().create_future()
+    connection = adapter.AsyncioConnection(
+        pika.URLParameters(server.url),
+        on_open_callback=lambda c: c.channel(on_open_callback=opened.set_result),
+    )
+    return connection, await opened
+
+
+async def leave(connection: Any) -> None:
+    """Close it, and wait for that."""
+    closed = asyncio.get_running_loop().create_future()
+    connection.add_on_close_callback(lambda *_: closed.set_result(None))
+    connection.close()
+    await closed
+
+
+async def publish_raw(channel: Any, topic: str, rows: list[Message]) -> None:
+    """The same messages, mandatory and persistent, each chunk confirmed before the next."""
+    properties = import_module("pika").BasicProperties
+    confirmed = asyncio.Event()
+    sent = acknowledged = 0
+
+    def on_confirm(frame: Any) -> None:
+        nonlocal acknowledged
+        acknowledged = (
+            max(acknowledged, frame.method.delivery_tag) if frame.method.multiple else acknowledged + 1
+        )
+        if acknowledged >= sent:
+            confirmed.set()
+
+    selected = asyncio.get_running_loop().create_future()
+    channel.confirm_delivery(on_confirm, callback=selected.set_result)
+    await selected
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        confirmed.clear()
+        sent += len(chunk)
+        for number, row in enumerate(chunk):
+            sending = properties(
+                headers={"type": "bench", "tk-time": "2026-01-01T00:00:00.000000+00:00"},
+                delivery_mode=2,
+                message_id=f"0123456789abcdef01234567-{number}",
+                timestamp=1_767_225_600,
+            )
+            channel.basic_publish(topic, row.key.decode(), row.value, sending, mandatory=True)  # type: ignore[union-attr]
+            if number % 200 == 199:
+                await asyncio.sleep(0)
+        await confirmed.wait()
+
+
+async def consume_raw(channel: Any, queue: str) -> None:
+    """Read what a message is made of, and acknowledge a hundred at a time."""
+    done = asyncio.Event()
+    seen = 0
+
+    def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
+        nonlocal seen
+        seen += 1
+        method.routing_key, properties.headers, properties.message_id, properties.timestamp, len(body)  # noqa: B018
+        if seen % ACK_EVERY == 0:
+            channel.basic_ack(method.delivery_tag, multiple=True)
+        if seen == COUNT:
+            done.set()
+
+    channel.basic_qos(prefetch_count=PREFETCH)
+    channel.basic_consume(queue, on_message)
+    await done.wait()
+
+
+async def publish(broker: Broker, rows: list[Message]) -> None:
+    """In batches, one after the other."""
+    producer = broker.producer()
+    for start in range(0, len(rows), CHUNK):
+        await producer.publish_batch(rows[start : start + CHUNK])
+
+
+@contextlib.asynccontextmanager
+async def running() -> AsyncIterator[RabbitMQServer]:
+    """A RabbitMQ of this benchmark's own. Raises ServerUnavailable."""
+    server = RabbitMQServer()
+    try:
+        await asyncio.to_thread(server.start)
+        yield server
+    finally:
+        await asyncio.to_thread(server.terminate)
+
+
+class Rates:
+    """What was measured in each round."""
+
+    def __init__(self) -> None:
+        self.raw_published: list[float] = []
+        self.published: list[float] = []
+        self.raw_consumed: list[float] = []
+        self.consumed: list[float] = []
+
+
+async def measure(server: RabbitMQServer, broker: Broker, rates: Rates) -> None:
+    """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
+    topic, raw_topic = name("bench"), name("raw")
+    for each in (topic, raw_topic):
+        await broker.declare(each, groups=["bench"])
+    rows = messages(COUNT, topic)
+    connection, channel = await connected(server)
+    rates.raw_published.append(await rate(COUNT, lambda: publish_raw(channel, raw_topic, rows)))
+    rates.published.append(await rate(COUNT, lambda: publish(broker, rows)))
+    rates.raw_consumed.append(await rate(COUNT, lambda: consume_raw(channel, f"bench.{raw_topic}")))
+    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic)))
+    await leave(connection)
+    for each in (topic, raw_topic):
+        await broker.remove(each)
+
+
+def row(what: str, ours: list[float], theirs: list[float]) -> Result:
+    """The median of the rounds: what is compared ran side by side, and a single round may have been disturbed."""
+    middle = statistics.median
+    figure = middle(our / their for our, their in zip(ours, theirs, strict=True))
+    notes = f"{middle(ours):,.0f} and {middle(theirs):,.0f} messages/s, medians of {len(ours)} rounds"
+    return Result(what, f"{figure:.2f} of raw", "at least 0.8", figure >= 0.8, notes)
+
+
+async def run() -> list[Result]:
+    """Several rounds on one broker; a row that says why where there can be none."""
+    try:
+        import_module("pika")
+        async with running() as server, connect(server.url) as broker:
+            rates = Rates()
+            for _ in range(RUNS):
+                await measure(server, broker, rates)
+    except ModuleNotFoundError as error:
+        reason = f"{error.name} is not installed: pip install things-kit[rabbitmq]"
+        return [Result("rabbitmq", "not measured", "", True, reason)]
+    except ServerUnavailable as unavailable:
+        return [Result("rabbitmq", "not measured", "", True, str(unavailable))]
+    return [
+        row(
+            "rabbitmq: consume at least once, key order, concurrency 8, against raw pika asyncio with batched acks",
+            rates.consumed,
+            rates.raw_consumed,
+        ),
+        row(
+            "rabbitmq: publish_batch, against raw pika asyncio with confirms",
+            rates.published,
+            rates.raw_published,
+        ),
+    ]
