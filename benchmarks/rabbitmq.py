@@ -90,7 +90,7 @@ async def consume_raw(channel: Any, queue: str) -> None:
     def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
         nonlocal seen
         seen += 1
-        method.routing_key, properties.headers, properties.message_id, properties.timestamp, len(body)  # noqa: B018
+        method.routing_key, properties.headers, properties.message_id, properties.timestamp, len(body)
         if seen % ACK_EVERY == 0:
             channel.basic_ack(method.delivery_tag, multiple=True)
         if seen == COUNT:

@@ -7,7 +7,10 @@ from uuid import uuid4
 
 import pytest
 
-pika = pytest.importorskip("pika")
+pytest.importorskip("pika")
+
+import pika
+from pika.exceptions import ChannelClosedByBroker
 
 from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, RetryPolicy, connect
 from things_kit.brokers.rabbitmq.packing import Packer
@@ -78,7 +81,9 @@ async def test_a_queue_with_other_arguments_is_refused_with_what_differs(
 ) -> None:
     await broker.declare(topic, groups=["billing"])
     async with connect(f"{rabbitmq.url}?exclusive=true") as other:
-        with pytest.raises(ConfigError, match="x-single-active-consumer is none there, and true is asked for"):
+        with pytest.raises(
+            ConfigError, match="x-single-active-consumer is none there, and true is asked for"
+        ):
             await other.declare(topic, groups=["billing"])
 
 
@@ -91,7 +96,10 @@ async def test_an_exchange_of_another_type_is_refused_with_what_differs(
 
 
 async def test_an_exclusive_group_has_one_active_consumer(rabbitmq: RabbitMQServer, topic: str) -> None:
-    async with connect(f"{rabbitmq.url}?exclusive=true") as one, connect(f"{rabbitmq.url}?exclusive=true") as two:
+    async with (
+        connect(f"{rabbitmq.url}?exclusive=true") as one,
+        connect(f"{rabbitmq.url}?exclusive=true") as two,
+    ):
         recorders = [Recorder(), Recorder()]
         first, _ = consumers = [
             each.consumer(topic, group="g", handler=recorder)
@@ -139,7 +147,14 @@ async def test_what_a_foreign_program_put_into_headers_is_shown_as_text(
     broker: Broker, topic: str, raw: Any
 ) -> None:
     await broker.declare(topic, groups=["g"])
-    headers = {"n": 5, "yes": True, "list": [1, "a"], "table": {"x": None}, "none": None, "bytes": b"\xff"}
+    headers: dict[str, Any] = {
+        "n": 5,
+        "yes": True,
+        "list": [1, "a"],
+        "table": {"x": None},
+        "none": None,
+        "bytes": b"\xff",
+    }
     properties = pika.BasicProperties(
         headers=headers, message_id="id-1", timestamp=1_600_000_000, content_type="text/plain", type="order"
     )
@@ -167,7 +182,14 @@ async def test_what_a_foreign_program_put_into_headers_is_shown_as_text(
 async def test_headers_that_rabbitmq_would_take_as_its_own_arrive_unharmed(
     broker: Broker, topic: str
 ) -> None:
-    headers = {"CC": "x", "BCC": "y", "x-death": "z", "x-delivery-count": "7", "x-request-id": "r", "n" * 300: "l"}
+    headers = {
+        "CC": "x",
+        "BCC": "y",
+        "x-death": "z",
+        "x-delivery-count": "7",
+        "x-request-id": "r",
+        "n" * 300: "l",
+    }
     recorder = Recorder(failing(1))
     policy = RetryPolicy(attempts=3, first=0.02, mode="delayed")
     async with broker.consumer(topic, group="g", handler=recorder, retry=policy):
@@ -199,7 +221,7 @@ async def test_a_removed_topic_leaves_no_queue(broker: Broker, topic: str, raw: 
     await broker.remove(topic)
     for queue in (f"a.{topic}", f"b.{topic}", f".things-kit.groups.{topic}"):
         channel = raw.connection.channel()
-        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="NOT_FOUND"):
+        with pytest.raises(ChannelClosedByBroker, match="NOT_FOUND"):
             channel.queue_declare(queue, passive=True)
 
 
@@ -219,7 +241,7 @@ async def test_an_exchange_and_a_queue_that_exist_are_used(rabbitmq: RabbitMQSer
             await opened.producer().publish(Message("order.created", b"x", key=b"k"))
             [message] = await recorder.until_done(1)
         assert (message.value, message.key) == (b"x", b"k")
-        with pytest.raises(PublishError, match="pattern"):
+        with pytest.raises(ConfigError, match="pattern"):
             await opened.producer().publish(Message("order.*", b"x"))
     raw.queue_delete(queue)
     raw.exchange_delete(exchange)
@@ -249,11 +271,16 @@ async def test_the_doctor_finds_a_group_that_is_missing_and_one_that_nobody_cons
 
 def test_a_letter_has_the_key_as_routing_key_only_where_it_is_text() -> None:
     packer = Packer()
-    keys = {key: packer.pack(Message("t", b"", key=key, id="1"), "t", True, "").routing_key for key in (b"k", b"", b"\xff", None)}
+    keys = {
+        key: packer.pack(Message("t", b"", key=key, id="1"), "t", True, "").routing_key
+        for key in (b"k", b"", b"\xff", None)
+    }
     assert keys == {b"k": "k", b"": "", b"\xff": "", None: ""}
 
 
-async def test_lag_counts_what_another_process_holds(rabbitmq: RabbitMQServer, broker: Broker, topic: str) -> None:
+async def test_lag_counts_what_another_process_holds(
+    rabbitmq: RabbitMQServer, broker: Broker, topic: str
+) -> None:
     gate = asyncio.Event()
 
     async def wait(_: Message) -> None:

@@ -40,7 +40,7 @@ class Foreign:
     def _read(self, topic: str) -> list[tuple[bytes | None, bytes, dict[str, str]]]:
         """What the topic's only group has, which is in the list of its groups."""
         with pika.BlockingConnection(self._parameters) as connection:
-            channel = connection.channel()
+            channel: Any = connection.channel()
             _, _, queue = channel.basic_get(f".things-kit.groups.{topic}")
             method, properties, body = channel.basic_get(queue.decode())
             return [(method.routing_key.encode(), body, properties.headers)]

@@ -7,8 +7,8 @@ from typing import Any, Final, TypeAlias
 from things_kit.brokers.rabbitmq.link import Channel, Link
 from things_kit.brokers.rabbitmq.names import Names
 from things_kit.brokers.rabbitmq.options import Settings
-from things_kit.engine.diagnosis import DEAD_LETTER, Finding, Question
 from things_kit.engine.dead_letter import dead_letter_topic
+from things_kit.engine.diagnosis import DEAD_LETTER, Finding, Question
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 
@@ -85,7 +85,9 @@ async def _group(ask: Ask, names: Names, settings: Settings, topic: str, group: 
         return Finding("error", subject, what, "Start its consumer, or look why it stopped.")
     if found.consumer_count > 1 and not settings.options.exclusive:
         what = f"{found.consumer_count} consumers share {queue!r}: RabbitMQ keeps no order between them."
-        remedy = "If messages of a key must be in order across processes, use ?exclusive=true and a new group."
+        remedy = (
+            "If messages of a key must be in order across processes, use ?exclusive=true and a new group."
+        )
         return Finding("ok", subject, what, remedy)
     return Finding("ok", subject, f"Its queue {queue!r} has {found.consumer_count} consumers.")
 

@@ -13,16 +13,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from pika.spec import Basic
+
 from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
 from things_kit.brokers.rabbitmq.errors import missing, translated
-from things_kit.brokers.rabbitmq.link import Channel, Link
+from things_kit.brokers.rabbitmq.link import Channel, Link, answer, fail
 from things_kit.brokers.rabbitmq.names import Names, possible, registry
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter, Packer, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
-from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription
+from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
@@ -57,6 +59,7 @@ class RabbitMQDriver:
         self._asking = asyncio.Lock()
         self._admin: Channel | None = None
         self._delays = Delays(self._ask)
+        self._exchanges: set[str] = set()  # that were seen: a publish to a missing one closes the channel
         self._open = False
 
     @classmethod
@@ -121,6 +124,21 @@ class RabbitMQDriver:
             )
 
         await self._answered(declare)
+        self._exchanges.add(exchange)
+
+    async def _has_exchange(self, exchange: str) -> bool:
+        async def look(channel: Channel) -> None:
+            await channel.ask(channel.raw.exchange_declare, exchange, passive=True)
+
+        if exchange not in self._exchanges:
+            try:
+                await self._ask(look)
+            except Exception as error:
+                if missing(error):
+                    return False
+                raise translated(error) from error
+            self._exchanges.add(exchange)
+        return True
 
     async def _declare_queue(self, topic: str, queue: str) -> None:
         exists = await self._counts(queue) is not None
@@ -161,6 +179,8 @@ class RabbitMQDriver:
         """Delete the exchange, and the queues of all groups that were ever declared."""
         if not possible(topic):
             return
+        if self._names.own_exchanges:
+            self._exchanges.discard(topic)
 
         async def read(channel: Channel) -> list[str]:
             raw = channel.raw
@@ -193,34 +213,50 @@ class RabbitMQDriver:
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish with `mandatory`, and wait for the confirms."""
-        packer, names, own = Packer(), self._names, self._names.own_exchanges
         results: list[Exception | None] = [None] * len(messages)
         letters: list[Letter] = []
         places: list[int] = []
-        routes: dict[str, tuple[str, str]] = {}
+        packer = Packer()
+        routes = {topic: await self._route(topic) for topic in {message.topic for message in messages}}
+        own = self._names.own_exchanges
         for index, message in enumerate(messages):
-            topic = message.topic
-            try:
-                route = routes.get(topic)
-                if route is None:
-                    route = routes[topic] = (names.exchange(topic), "" if own else names.routing_key(topic))
-                if REPLAY_GROUP in message.headers:
-                    queue = names.queue(topic, message.headers[REPLAY_GROUP])
-                    letters.append(packer.pack(message, "", False, queue))
-                else:
-                    letters.append(packer.pack(message, route[0], own, route[1]))
-            except ConfigError as error:
-                results[index] = PublishError(str(error))
+            route = routes[message.topic]
+            if isinstance(route, Exception):
+                results[index] = route
             else:
+                letters.append(
+                    packer.pack(message, route[0], own, route[1])
+                    if REPLAY_GROUP not in message.headers
+                    else self._for_one_group(packer, message)
+                )
                 places.append(index)
         for index, result in zip(places, await self._publisher.publish(letters), strict=True):
+            if isinstance(result, UnknownTopic):
+                self._exchanges.discard(str(result))
             results[index] = self._unroutable(messages[index]) if isinstance(result, Unroutable) else result
         return results
+
+    async def _route(self, topic: str) -> tuple[str, str] | Exception:
+        """Where a topic's messages go: exchange and routing key; or why they cannot."""
+        try:
+            exchange = self._names.exchange(topic)
+        except ConfigError as error:
+            return PublishError(str(error))
+        if not await self._has_exchange(exchange):
+            return UnknownTopic(topic)
+        return exchange, "" if self._names.own_exchanges else self._names.routing_key(topic)
+
+    def _for_one_group(self, packer: Packer, message: Message) -> Letter:
+        """Straight to the group's queue: others are not to see what was replayed."""
+        queue = self._names.queue(message.topic, message.headers[REPLAY_GROUP])
+        return packer.pack(message, "", False, queue)
 
     def _unroutable(self, message: Message) -> PublishError:
         group = message.headers.get(REPLAY_GROUP)
         if group is not None:
-            return PublishError(f"the topic {message.topic!r} has no group {group!r}, for which the message is meant")
+            return PublishError(
+                f"the topic {message.topic!r} has no group {group!r}, for which the message is meant"
+            )
         return PublishError(
             f"nobody would get the message: the topic {message.topic!r} has no group yet, and RabbitMQ keeps nothing for "
             f"groups to come; start a consumer, or declare its group: broker.declare({message.topic!r}, groups=[...])"
@@ -242,8 +278,8 @@ class RabbitMQDriver:
         try:
             if subscription.ephemeral:
                 name = queue if self._names.own_queues else ""
-                answer = await channel.ask(channel.raw.queue_declare, name, exclusive=True, auto_delete=True)
-                queue = answer.queue
+                raw = channel.raw
+                queue = (await channel.ask(raw.queue_declare, name, exclusive=True, auto_delete=True)).queue
                 await self._bind(channel, topic, queue)
             receiver = RabbitMQReceiver(channel, queue, subscription, unpacker, put_off, self._members(queue))
             await receiver.begin()
@@ -307,12 +343,12 @@ class RabbitMQDriver:
             return await channel.ask(channel.raw.queue_declare, queue, passive=True)
 
         try:
-            answer = await self._ask(look)
+            found = await self._ask(look)
         except Exception as error:
             if missing(error):
                 return None
             raise translated(error) from error
-        return answer.message_count, answer.consumer_count
+        return found.message_count, found.consumer_count
 
     async def _held(self, queue: str, consumers: int) -> int | None:
         channel = await self._link.channel()
@@ -336,12 +372,10 @@ class RabbitMQDriver:
 
 async def _get(channel: Channel, queue: str) -> bytes | None:
     """Take one message out of a queue; None if it is empty."""
-    from pika.spec import Basic
-
     if channel.error is not None:
         raise channel.error
-    answer: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-    channel.on_lost(lambda error: answer.done() or answer.set_exception(error))
-    channel.raw.add_callback(lambda _: answer.done() or answer.set_result(None), [Basic.GetEmpty])
-    channel.raw.basic_get(queue, lambda _, __, ___, body: answer.done() or answer.set_result(body), auto_ack=True)
-    return await answer
+    answered: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+    channel.on_lost(lambda error: fail(answered, error))
+    channel.raw.add_callback(lambda _: answer(answered, None), [Basic.GetEmpty])
+    channel.raw.basic_get(queue, lambda _, __, ___, body: answer(answered, body), auto_ack=True)
+    return await answered

@@ -56,7 +56,9 @@ def opening(error: BaseException, display: str) -> Exception:
         refused.__cause__ = error
         return refused
     if isinstance(first, exceptions.ProbableAccessDeniedError) and any(word in said for word in _FINAL):
-        denied = ConfigError(f"{display} does not let this user into its virtual host, or has none of that name: {said}")
+        denied = ConfigError(
+            f"{display} does not let this user into its virtual host, or has none of that name: {said}"
+        )
         denied.__cause__ = error
         return denied
     return lost(error, "it cannot be reached")

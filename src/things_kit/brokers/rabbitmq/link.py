@@ -31,6 +31,18 @@ class _Connection(AsyncioConnection):
         self._adapter_disconnect_stream()  # type: ignore[attr-defined] # the extension point of pika's adapters
 
 
+def answer(future: "asyncio.Future[Any]", result: object) -> None:
+    """Give a future its result, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_result(result)
+
+
+def fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+    """Give a future an error, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_exception(error)
+
+
 class Link:
     """A connection that is opened again by whoever needs it next.
 
@@ -57,17 +69,17 @@ class Link:
 
     async def _open(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
+        answered: asyncio.Future[Any] = loop.create_future()
 
         def done(result: Any) -> None:
-            if not answer.done():
-                answer.set_result(result)
+            if not answered.done():
+                answered.set_result(result)
             elif isinstance(result, _Connection):
                 result.close()
 
         workflow = _Connection.create_connection(self._settings.parameters(), done, loop)
         try:
-            result = await answer
+            result = await answered
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):  # it may have ended by itself
                 workflow.abort()
@@ -82,8 +94,8 @@ class Link:
         result.add_on_connection_unblocked_callback(lambda _, __: self._unblock())
         return result
 
-    def _closed(self, gone: "asyncio.Future[None]") -> Callable[[Any, Exception], None]:
-        def closed(_: Any, error: Exception) -> None:
+    def _closed(self, gone: "asyncio.Future[None]") -> Callable[[Any, BaseException], None]:
+        def closed(_: Any, error: BaseException) -> None:
             self._unblock()
             if not gone.done():
                 gone.set_result(None)
@@ -113,11 +125,11 @@ class Link:
         connection = await self.ready()
         opened: asyncio.Future[RawChannel] = asyncio.get_running_loop().create_future()
         try:
-            raw = connection.channel(on_open_callback=lambda raw: opened.done() or opened.set_result(raw))
+            raw = connection.channel(on_open_callback=lambda raw: answer(opened, raw))
         except Exception as error:  # pika has no common ancestor for what this raises
             raise lost(error) from error
         channel = Channel(raw)
-        channel.on_lost(lambda error: opened.done() or opened.set_exception(error))
+        channel.on_lost(lambda error: fail(opened, error))
         await opened
         return channel
 
@@ -169,16 +181,15 @@ class Channel:
         """
         if self.error is not None:
             raise self.error
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def failed(error: Exception) -> None:
-            if not answer.done():
-                answer.set_exception(error)
+            fail(answered, error)
 
         self._listeners.append(failed)
         try:
-            question(*arguments, callback=lambda frame: answer.done() or answer.set_result(frame), **named)
-            return (await answer).method
+            question(*arguments, callback=lambda frame: answer(answered, frame), **named)
+            return (await answered).method
         finally:
             with contextlib.suppress(ValueError):
                 self._listeners.remove(failed)
@@ -189,7 +200,7 @@ class Channel:
             return
         closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._forget_consumers()
-        self.on_lost(lambda _: closed.done() or closed.set_result(None))
+        self.on_lost(lambda _: answer(closed, None))
         with contextlib.suppress(Exception):
             self.raw.close()
             async with asyncio.timeout(FAREWELL):

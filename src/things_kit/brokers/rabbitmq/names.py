@@ -43,7 +43,9 @@ class Names:
             return topic
         key = self.routing_key(topic)
         if topic in key and {"*", "#"} & set(topic.split(".")):
-            raise ConfigError(f"the topic {topic!r} would be a pattern in the exchange: '*' and '#' are no words there")
+            raise ConfigError(
+                f"the topic {topic!r} would be a pattern in the exchange: '*' and '#' are no words there"
+            )
         return self._options.exchange
 
     def routing_key(self, topic: str) -> str:
@@ -75,11 +77,17 @@ def possible(topic: str) -> bool:
 
 def _check(what: str, name: str, native: str) -> None:
     if any(character in name for character in "\0\r\n"):
-        raise ConfigError(f"the {what} {name!r} cannot be at RabbitMQ: it drops line breaks and nulls from names")
+        raise ConfigError(
+            f"the {what} {name!r} cannot be at RabbitMQ: it drops line breaks and nulls from names"
+        )
     if native.startswith("amq."):
-        raise ConfigError(f"the {what} {name!r} cannot be at RabbitMQ: names that begin with 'amq.' are its own")
+        raise ConfigError(
+            f"the {what} {name!r} cannot be at RabbitMQ: names that begin with 'amq.' are its own"
+        )
     if name.startswith(".things-kit."):
-        raise ConfigError(f"the {what} {name!r} cannot be: names that begin with '.things-kit.' are the driver's own")
+        raise ConfigError(
+            f"the {what} {name!r} cannot be: names that begin with '.things-kit.' are the driver's own"
+        )
     if len(native.encode()) > LONGEST - ROOM:
         raise ConfigError(
             f"the {what} {name!r} is too long for RabbitMQ: {native!r} has {len(native.encode())} bytes, "

@@ -107,7 +107,7 @@ class Packer:
         content_type = headers.pop(CONTENT_TYPE, None) if CONTENT_TYPE in headers else None
         for name in message.headers:
             if len(name) > 60 or name[:1] in "CBx":
-                headers, content_type = _reserved(headers), content_type
+                headers = _reserved(headers)
                 break
         if content_type is not None and (not content_type or len(content_type.encode()) > LONGEST):
             headers[CONTENT_TYPE], content_type = content_type, None
@@ -118,7 +118,7 @@ class Packer:
                 headers[KEY] = key
             else:
                 routing_key = native
-        if identity is None or not identity or len(identity) > 63 and len(identity.encode()) > LONGEST:
+        if identity is None or not identity or (len(identity) > 63 and len(identity.encode()) > LONGEST):
             headers[ID], identity = identity or "", None
         return Letter(
             exchange,
@@ -136,9 +136,8 @@ class Packer:
     def again(self, message: Message, queue: str, due: datetime, attempt: int) -> Letter:
         """A letter to a queue, of a message that is to be handled again when it is due."""
         letter = self.pack(message, "", False, queue)
-        headers = letter.properties.headers
-        assert headers is not None  # it has the time
-        headers[ATTEMPT], headers[DUE] = str(attempt), due.isoformat(timespec="milliseconds")
+        waits = {ATTEMPT: str(attempt), DUE: due.isoformat(timespec="milliseconds")}
+        letter.properties.headers = {**(letter.properties.headers or {}), **waits}
         return letter
 
 
@@ -196,7 +195,7 @@ class Unpacker:
             message, due = self._foreign(method, properties, body), None
         return Arrival(Delivery(message, (method.delivery_tag, message)), due)
 
-    def _ours(
+    def _ours(  # noqa: C901, PLR0912 - once for each message: a call for each header would cost more
         self, method: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> tuple[Message, datetime | None]:
         raw: dict[Any, Any] = properties.headers  # type: ignore[assignment] # None fails as what is not ours
@@ -249,14 +248,18 @@ class Unpacker:
             if value is not None:
                 headers[name] = _text(value)
         for name, value in (properties.headers or {}).items():
-            name = _text(name)
-            if not name.startswith((RESERVED_PREFIX, *BOOKKEEPING)):
-                headers[name] = _text(value)
+            if not _text(name).startswith((RESERVED_PREFIX, *BOOKKEEPING)):
+                headers[_text(name)] = _text(value)
         key = _bytes(method.routing_key) if method.routing_key and method.exchange == self._exchange else None
         identity = properties.message_id
         if not identity:
             content = blake2b(digest_size=12)
-            for part in (key or b"", repr(properties.timestamp).encode(), repr(sorted(headers.items())).encode(), body):
+            for part in (
+                key or b"",
+                repr(properties.timestamp).encode(),
+                repr(sorted(headers.items())).encode(),
+                body,
+            ):
                 content.update(len(part).to_bytes(8, "big") + part)
             identity = f"{self._queue}-{content.hexdigest()}"
         return Message(
@@ -290,9 +293,9 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
-    if value is None:
-        return ""
-    return json.dumps(_plain(value), ensure_ascii=False)[: None] if not isinstance(value, datetime) else value.isoformat()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return "" if value is None else json.dumps(_plain(value), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

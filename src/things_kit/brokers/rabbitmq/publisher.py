@@ -10,7 +10,7 @@ from pika.spec import Basic
 from things_kit.brokers.rabbitmq.errors import lost, missing_exchange, size_limit
 from things_kit.brokers.rabbitmq.link import Channel, Link
 from things_kit.brokers.rabbitmq.packing import Letter
-from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.driver import UnknownTopic
 from things_kit.messaging.errors import MessageTooLarge, PublishError
 
 AT_ONCE: Final = 200
@@ -111,7 +111,7 @@ class Publisher:
                 channel.on_lost(self._on_lost)
                 try:
                     await channel.ask(channel.raw.confirm_delivery, self._on_confirm)
-                except Exception as error:  # noqa: BLE001 - whatever closed the channel
+                except Exception as error:
                     raise lost(error) from error
                 self._channel = channel
             return self._channel
@@ -174,7 +174,10 @@ class Publisher:
             batch, index = entry
             self._bytes -= len(batch.letters[index].body)
             if refused:
-                batch.answer(index, PublishError("RabbitMQ could not take the message: a queue of it is full or not well"))
+                batch.answer(
+                    index,
+                    PublishError("RabbitMQ could not take the message: a queue of it is full or not well"),
+                )
             elif self._returned and self._was_returned(batch.letters[index]):
                 batch.answer(index, Unroutable("no queue is bound there"))
             else:
@@ -184,7 +187,7 @@ class Publisher:
         self._room.set()
 
     def _on_return(self, _: Any, method: Basic.Return, properties: Any, body: bytes) -> None:
-        self._returned[Letter(method.exchange, method.routing_key, properties, body).mark] += 1
+        self._returned[Letter(method.exchange or "", method.routing_key or "", properties, body).mark] += 1
 
     def _was_returned(self, letter: Letter) -> bool:
         mark = letter.mark
@@ -210,7 +213,7 @@ def too_large(size: int, limit: int) -> MessageTooLarge:
 
 def _oversized(letter: Letter) -> int | None:
     """The bytes of the headers if they do not fit into a frame, with room for what is counted only roughly."""
-    headers = letter.properties.headers or {}
+    headers: dict[str, Any] = dict(letter.properties.headers or {})
     if sum(map(len, headers.values())) + sum(map(len, headers)) < FRAME // 8:
         return None
     size = sum(

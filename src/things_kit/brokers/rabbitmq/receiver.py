@@ -59,7 +59,9 @@ class RabbitMQReceiver:
         self._members = members
         self._arrived: deque[tuple[Any, Any, bytes]] = deque()
         self._ready: deque[Delivery] = deque()
-        self._waiting: list[tuple[float, int, Delivery]] = []  # heap: when due in the loop's time, delivery tag
+        self._waiting: list[
+            tuple[float, int, Delivery]
+        ] = []  # heap: when due in the loop's time, delivery tag
         self._out: dict[int, None] = {}  # delivery tags that are not settled, in order
         self._leaving: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
@@ -125,7 +127,7 @@ class RabbitMQReceiver:
     def _take(self, limit: int, now: float) -> list[Delivery]:
         while self._waiting and self._waiting[0][0] <= now:
             self._ready.append(heapq.heappop(self._waiting)[2])
-        taken = []
+        taken: list[Delivery] = []
         while self._ready and len(taken) < limit:
             taken.append(self._ready.popleft())
         arrived, unpack = self._arrived, self._unpacker.unpack
@@ -198,7 +200,11 @@ class RabbitMQReceiver:
         if not results:
             results = [ConnectionLost()] * len(later)
         self._acknowledge(
-            [delivery.token[0] for (delivery, _, _), failed in zip(later, results, strict=True) if failed is None]
+            [
+                delivery.token[0]
+                for (delivery, _, _), failed in zip(later, results, strict=True)
+                if failed is None
+            ]
         )
         now = asyncio.get_running_loop().time()
         for (delivery, due, attempt), failed in zip(later, results, strict=True):
@@ -209,7 +215,7 @@ class RabbitMQReceiver:
                 self._hold(Delivery(again, (tag, again)), now + max(0.0, wait))
 
     def _acknowledge(self, tags: Sequence[int]) -> None:
-        self._settle(tags, lambda tag, multiple: self._channel.raw.basic_ack(tag, multiple))
+        self._settle(tags, self._channel.raw.basic_ack)
 
     def _settle(self, tags: Sequence[int], tell: Callable[[int, bool], None]) -> None:
         """Tell the broker of deliveries: of the oldest, if all of them are meant, at once."""
@@ -256,6 +262,6 @@ class RabbitMQReceiver:
                 await self._channel.close()
                 # Not with the answer, but a moment later the queue has back what we held. Who consumes before that gets
                 # what is behind it first.
-                while await self._members() >= before:
+                while await self._members() >= before:  # noqa: ASYNC110 - the broker tells nobody
                     await asyncio.sleep(0.005)
         await self._channel.close()

@@ -60,7 +60,9 @@ class RabbitMQServer(ServerProcess):
     def command(self) -> Sequence[str | Path]:
         """The node, in the foreground, with the name server of Erlang beside it."""
         server = program("rabbitmq-server", "rabbitmq-server")
-        plain = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")  # Debian's other one changes the user and the folder
+        plain = Path(
+            "/usr/lib/rabbitmq/bin/rabbitmq-server"
+        )  # Debian's other one changes the user and the folder
         epmd = program("epmd", "erlang-base")
         # Left to itself, Erlang would start one in the background that outlives the test
         both = f'"{epmd}" -address 127.0.0.1 -port {self.ports[2]} & exec "$0"'
@@ -100,7 +102,6 @@ class RabbitMQServer(ServerProcess):
                 _expect(file, 10, 41)
                 connection.sendall(_method(10, 50, struct.pack(">HBHH", 200, 0, 0, 0)))
                 _expect(file, 10, 51)
-
 
     def control(self, *words: str) -> str:
         """Run `rabbitmqctl` for this node; returns what it said."""
