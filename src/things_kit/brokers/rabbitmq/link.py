@@ -11,7 +11,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel as RawChannel
 
 from things_kit.brokers.rabbitmq.errors import lost, opening
-from things_kit.brokers.rabbitmq.options import Settings
+from things_kit.brokers.rabbitmq.options import PATIENCE, Settings
 from things_kit.engine.driver import ConnectionLost
 
 FAREWELL: Final = 2.0
@@ -77,12 +77,17 @@ class Link:
             elif isinstance(result, _Connection):
                 result.close()
 
-        workflow = _Connection.create_connection(self._settings.parameters(), done, loop)
+        parameters = self._settings.parameters()
+        workflow = _Connection.create_connection(parameters, done, loop)
         try:
-            result = await answered
-        except asyncio.CancelledError:
+            # pika bounds each try itself; a node that dies in the middle of one can leave it without an end
+            async with asyncio.timeout(2 * PATIENCE * len(parameters)):
+                result = await answered
+        except (asyncio.CancelledError, TimeoutError) as error:
             with contextlib.suppress(Exception):  # it may have ended by itself
                 workflow.abort()
+            if isinstance(error, TimeoutError):
+                raise lost(error, "it cannot be reached") from error
             raise
         if not isinstance(result, _Connection):
             raise opening(result, self._settings.url.display)

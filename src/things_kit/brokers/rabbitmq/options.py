@@ -13,6 +13,9 @@ from things_kit.messaging.errors import ConfigError
 
 PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
+PATIENCE: Final = 10.0
+"""Seconds for one host to let us in."""
+
 _TEMPLATE: Final = re.compile(r"\{(?!topic\}|group\})")
 
 
@@ -89,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True):
         """How to reach each of the hosts, in the order of the URL."""
         url = self.url
         credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
-        patience = max(0.1, min(10.0, url.engine.publish_timeout))
+        patience = max(0.1, min(PATIENCE, url.engine.publish_timeout))
         found = []
         for host in url.hosts:
             name, _, port = host.rpartition(":") if _PORT.search(host) else (host, "", "")
