@@ -17,6 +17,9 @@ from things_kit.engine.driver import ConnectionLost
 FAREWELL: Final = 2.0
 """Seconds for the broker to answer when we leave."""
 
+ANSWER: Final = 10.0
+"""Seconds to answer a question: a queue whose leader is not there after a restart lets it wait for ever."""
+
 _pika = logging.getLogger("pika")
 if _pika.level == logging.NOTSET:
     # It reports each try of a reconnect as several errors with tracebacks; what they mean is in our own errors
@@ -194,7 +197,14 @@ class Channel:
         self._listeners.append(failed)
         try:
             question(*arguments, callback=lambda frame: answer(answered, frame), **named)
-            return (await answered).method
+            async with asyncio.timeout(ANSWER):
+                return (await answered).method
+        except TimeoutError as late:
+            error = ConnectionLost(f"it gave no answer within {ANSWER:g} s")
+            self._closed(
+                None, error
+            )  # an answer that comes later must not be taken for that of another question
+            raise error from late
         finally:
             with contextlib.suppress(ValueError):
                 self._listeners.remove(failed)
