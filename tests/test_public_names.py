@@ -26,10 +26,10 @@ from things_kit import (
 )
 
 PROMISED = [
-    "DISCARD", "Batch", "BatchError", "Broker", "BrokerUnavailable", "Capabilities", "ClosedError", "ConfigError",
-    "Consumer", "ConsumerHealth", "DecodeError", "Handle", "Handler", "Health", "Message", "MessageRouter",
-    "MessageTooLarge", "Middleware", "Producer", "PublishError", "Reject", "Retry", "RetryPolicy", "ThingsKitError",
-    "UnroutableError", "UnsupportedError", "connect",
+    "App", "DISCARD", "Batch", "BatchError", "Broker", "BrokerUnavailable", "Capabilities", "ClosedError", "ConfigError",
+    "Consumer", "ConsumerHealth", "DecodeError", "Handle", "Handler", "Health", "Hook", "Lifecycle", "Message",
+    "MessageRouter", "MessageTooLarge", "Middleware", "Producer", "PublishError", "Reject", "Retry", "RetryPolicy", "ThingsKitError",
+    "UnroutableError", "UnsupportedError", "WiringError", "connect", "invoke", "module", "provide",
 ]  # fmt: skip
 
 
@@ -78,10 +78,12 @@ CLIENTS = {
     "sqlite3",
 }
 
+APP = {"dishka", "pydantic_settings", "structlog", "uvloop", "yaml"}
+
 
 def test_importing_the_kit_imports_nothing_heavy() -> None:
     modules = modules_after("import things_kit")
-    assert not modules & {"asyncio", "msgspec", "typer", "rich", "pydantic", "pytest", *CLIENTS}
+    assert not modules & {"asyncio", "msgspec", "typer", "rich", "pydantic", "pytest", *APP, *CLIENTS}
 
 
 def test_the_contracts_need_no_event_loop() -> None:
@@ -94,7 +96,15 @@ def test_the_contracts_need_no_event_loop() -> None:
 
 def test_connecting_imports_no_client_but_the_one_asked_for() -> None:
     modules = modules_after("import things_kit; things_kit.connect('memory://')")
-    assert not modules & {"pydantic", "typer", "rich", *CLIENTS}
+    assert not modules & {"pydantic", "typer", "rich", *APP, *CLIENTS}
+
+
+def test_describing_an_app_imports_nothing_that_only_running_one_needs() -> None:
+    modules = modules_after(
+        "from things_kit import App, Hook, Lifecycle, invoke, module, provide; App(module('m'))"
+    )
+    assert not modules & {"pydantic", "typer", "rich", *APP, *CLIENTS}
+    assert not [name for name in modules if name.startswith(("things_kit.engine", "things_kit.messaging"))]
 
 
 # --- what mypy has to agree with

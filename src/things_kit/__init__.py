@@ -4,6 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from things_kit.app.app import App as App
+    from things_kit.app.lifecycle import Hook as Hook
+    from things_kit.app.lifecycle import Lifecycle as Lifecycle
+    from things_kit.app.parts import invoke as invoke
+    from things_kit.app.parts import module as module
+    from things_kit.app.parts import provide as provide
+    from things_kit.app.wiring import WiringError as WiringError
     from things_kit.brokers.connect import connect as connect
     from things_kit.engine.broker import Broker as Broker
     from things_kit.engine.driver import Capabilities as Capabilities
@@ -33,6 +40,10 @@ if TYPE_CHECKING:
     from things_kit.patterns.router import MessageRouter as MessageRouter
 
 _HOMES = {
+    "things_kit.app.app": ("App",),
+    "things_kit.app.lifecycle": ("Hook", "Lifecycle"),
+    "things_kit.app.parts": ("invoke", "module", "provide"),
+    "things_kit.app.wiring": ("WiringError",),
     "things_kit.brokers.connect": ("connect",),
     "things_kit.engine.broker": ("Broker",),
     "things_kit.engine.driver": ("Capabilities",),

@@ -1,0 +1,116 @@
+"""An app as a process: its event loop, its signals, its exit code."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final
+
+from things_kit.app.app import App
+from things_kit.app.wiring import WiringError
+
+log = logging.getLogger("things_kit.app")
+
+FAILED: Final = 1
+SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
+"""Those that stop an app, where the system has them."""
+
+
+def run(app: App) -> int:
+    """Run an app until it is asked to stop or breaks; returns the exit code, after the reason was logged."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(serve(app))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """That of uvloop where it is installed; None for the standard library's."""
+    try:
+        import uvloop  # noqa: PLC0415 - may be missing
+    except ModuleNotFoundError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def serve(app: App) -> int:
+    """Start, wait for the end, stop; returns the exit code."""
+    starting = asyncio.create_task(_start(app), name="start")
+
+    def ask() -> None:
+        log.info("asked to stop")
+        if not starting.cancel():
+            with suppress(RuntimeError):  # it did not start, or has ended meanwhile
+                app.shutdown()
+
+    with _signals(asyncio.get_running_loop(), ask):
+        code = await starting
+        return await _until_the_end(app) if code is None else code
+
+
+async def _start(app: App) -> int | None:
+    """Start; returns an exit code if that is the end of it already."""
+    try:
+        await app.start()
+    except asyncio.CancelledError as cancelled:
+        return 0 if cancelled.__cause__ is None else FAILED
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+        _complain("the app did not start", error)
+        return FAILED
+    return None
+
+
+async def _until_the_end(app: App) -> int:
+    code = 0
+    try:
+        await app.wait()
+    except Exception as error:  # noqa: BLE001 - as above
+        _complain("the app broke", error)
+        code = FAILED
+    finally:
+        try:
+            await app.stop()
+        except ExceptionGroup:  # each of them was logged
+            code = FAILED
+    return code
+
+
+def _complain(what: str, error: Exception) -> None:
+    """Log the reason; with a traceback, unless it is one of our own errors: those are whole sentences."""
+    ours = isinstance(error, WiringError) or type(error).__module__.startswith("things_kit.")
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    sentence = str(error) or repr(error)
+    log.error("%s: %s%s", what, sentence, notes, exc_info=None if ours else error)
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> Iterator[None]:
+    """Ask to stop at the first signal, end the process at the second.
+
+    These are the interpreter's handlers, not the loop's: they also run while a handler blocks the loop. The process
+    ends by itself, not by the default action of the signal, which process 1 of a container does not have.
+    """
+    numbers = [signal.Signals[name] for name in SIGNALS if name in signal.Signals.__members__]
+    seen = False
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal seen
+        if seen:
+            os.write(2, b"asked to stop a second time: ending at once\n")
+            os._exit(128 + number)
+        seen = True
+        with suppress(RuntimeError):  # the loop is closed: nothing is left to stop
+            loop.call_soon_threadsafe(ask)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may have handlers
+        return
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

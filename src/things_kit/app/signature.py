@@ -1,0 +1,130 @@
+"""Reads what a class or function needs and gives, from its annotations."""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from enum import Enum, auto
+from typing import Annotated, Any, Final, NamedTuple
+
+from things_kit.app.parts import name_of
+
+STREAMS: Final = {AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator}
+
+
+class Unreadable(Exception):
+    """A class or function does not say what it needs or gives: a sentence."""
+
+
+class Kind(Enum):
+    """How something is made."""
+
+    VALUE = auto()
+    CALL = auto()
+    ASYNC_CALL = auto()
+    GENERATOR = auto()
+    ASYNC_GENERATOR = auto()
+
+
+class Need(NamedTuple):
+    """One parameter that is to be filled.
+
+    `owner` is the module that it must come from, None for any. `optional` is whether it may be left to its
+    default, or be None (`nullable`), where nothing is found.
+    """
+
+    name: str
+    asked: Any
+    owner: str | None
+    optional: bool
+    nullable: bool
+    positional: bool
+
+
+def kind_of(source: Any) -> Kind:
+    """How to make something from it."""
+    if isinstance(source, type):
+        return Kind.CALL
+    if not inspect.isroutine(source) and not isinstance(source, functools.partial):
+        return Kind.VALUE
+    function = inspect.unwrap(source.func if isinstance(source, functools.partial) else source)
+    if inspect.isasyncgenfunction(function):
+        return Kind.ASYNC_GENERATOR
+    if inspect.isgeneratorfunction(function):
+        return Kind.GENERATOR
+    return Kind.ASYNC_CALL if inspect.iscoroutinefunction(function) else Kind.CALL
+
+
+def given_by(source: Any) -> Any:
+    """The type of what it makes. Raises Unreadable."""
+    kind = kind_of(source)
+    if kind is Kind.VALUE:
+        return type(source)
+    if isinstance(source, type):
+        if inspect.isabstract(source) or getattr(source, "_is_protocol", False):
+            raise Unreadable(f"{name_of(source)} is abstract: provide a class that can be made")
+        return source
+    result = _hints(source).get("return", inspect.Signature.empty)
+    if kind in {Kind.GENERATOR, Kind.ASYNC_GENERATOR} and typing.get_origin(result) in STREAMS:
+        result = typing.get_args(result)[0]
+    if result in {inspect.Signature.empty, None, type(None), Any, object}:
+        raise Unreadable(f"{name_of(source)} must say what it returns, such as `-> Database`")
+    return result
+
+
+def needs_of(source: Any) -> list[Need]:
+    """Its parameters, but those of `*args` and `**kwargs`. Raises Unreadable."""
+    if kind_of(source) is Kind.VALUE:
+        return []
+    try:
+        parameters = [
+            parameter
+            for parameter in inspect.signature(source).parameters.values()
+            if parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+        ]
+    except ValueError:  # a builtin that does not tell
+        return []
+    hints = _hints(source, [parameter.name for parameter in parameters])
+    return [_need(source, parameter, hints) for parameter in parameters]
+
+
+def _need(source: Any, parameter: inspect.Parameter, hints: dict[str, Any]) -> Need:
+    optional = parameter.default is not parameter.empty
+    asked = hints.get(parameter.name, parameter.empty)
+    if asked is parameter.empty and not optional:
+        raise Unreadable(f"the parameter {parameter.name!r} of {name_of(source)} has no type to look for")
+    owner = None
+    if typing.get_origin(asked) is Annotated:
+        asked, *extras = typing.get_args(asked)
+        owner = next((extra for extra in extras if isinstance(extra, str)), None)
+    nullable = False
+    if typing.get_origin(asked) in {typing.Union, types.UnionType}:
+        others = [arg for arg in typing.get_args(asked) if arg is not type(None)]
+        nullable = len(others) < len(typing.get_args(asked))
+        asked = others[0] if len(others) == 1 else asked
+    positional = parameter.kind is parameter.POSITIONAL_ONLY
+    return Need(parameter.name, asked, owner, optional, nullable, positional)
+
+
+def _hints(source: Any, names: Iterable[str] = ("return",)) -> dict[str, Any]:
+    function = source.func if isinstance(source, functools.partial) else source
+    hints: dict[str, Any] = {}
+    for target in _annotated(function) if isinstance(function, type) else [function]:
+        if hints.keys() >= set(names):
+            break
+        try:
+            hints = typing.get_type_hints(target, include_extras=True) | hints
+        except (NameError, AttributeError, TypeError) as error:
+            raise Unreadable(
+                f"a type in the signature of {name_of(source)} cannot be found: {error}; it must be importable "
+                "where it is used, not only for type checkers"
+            ) from error
+    return hints
+
+
+def _annotated(kind: type) -> list[Any]:
+    """Where a class has the types of its parameters: its constructor, or itself, as those of pydantic and msgspec."""
+    constructors = (inspect.getattr_static(kind, name) for name in ("__init__", "__new__"))
+    functions = [getattr(each, "__func__", each) for each in constructors]
+    return [*filter(inspect.isfunction, functions), kind]

@@ -1,0 +1,1 @@
+"""Each broker, configuration and logging, as modules of an application."""
