@@ -29,6 +29,7 @@ class Hook(NamedTuple):
         start_timeout: The most seconds that an async `on_start` may take; None for no limit.
         stop_timeout: The same of `on_stop`; None for what the app says.
         together: It starts and stops side by side with its neighbours of which the same is said.
+        label: What to call it in a sentence; by default the name of its first function.
     """
 
     on_start: Step | None = None
@@ -37,11 +38,14 @@ class Hook(NamedTuple):
     start_timeout: float | None = START_TIMEOUT
     stop_timeout: float | None = None
     together: bool = False
+    label: str | None = None
 
     @property
     def name(self) -> str:
         """What to call it in a sentence."""
         step = self.on_start or self.on_stop or self.watch
+        if self.label is not None:
+            return self.label
         return name_of(step) if step is not None else "an empty hook"
 
 

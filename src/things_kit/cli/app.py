@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from things_kit.cli import dlq
 from things_kit.cli.bench import bench
 from things_kit.cli.bridge import bridge
+from things_kit.cli.config import config
 from things_kit.cli.declare import declare
 from things_kit.cli.demo.command import demo
 from things_kit.cli.doctor import doctor
@@ -66,6 +67,7 @@ app.command()(tail)
 app.command()(lag)
 app.command()(declare)
 app.command()(bridge)
+app.command()(config)
 app.command()(doctor)
 app.command()(bench)
 app.add_typer(dlq.app, name="dlq")

@@ -1,0 +1,175 @@
+"""Typed sections of configuration, from `config.yaml` and the environment."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
+
+from things_kit.app.config_file import ConfigFile, ConfigFileError
+from things_kit.app.environment import Environment, VariableError
+from things_kit.app.parts import Provide, caller
+
+IGNORED_PREFIX: Final = "x-"
+"""Sections whose names begin so are the file's own, such as anchors for others to repeat."""
+
+
+class SettingsError(Exception):
+    """The configuration is not what its sections say; `mistakes` has a sentence for each reason."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(mistakes))
+
+
+class Section(Provide):
+    """A section, provided as an object of its class. Made by `section`."""
+
+    def __init__(self, name: str, kind: type, *, depth: int = 2) -> None:
+        self.name = name
+        self.kind = kind
+
+        def read(settings: Settings) -> Any:
+            return settings[name]
+
+        read.__qualname__ = f"the section {name!r}"
+        super().__init__(read, as_=kind, timeout=None, on_demand=False, place=caller(depth + 1))
+
+
+def section(name: str, kind: type) -> Section:
+    """Let a class be asked for that holds the section `name` of the configuration.
+
+    The class is a pydantic model or a dataclass. A field `price` of the section `shop` is overlaid by the environment
+    variable `SHOP_PRICE`, or by what the file says that `SHOP_PRICE_FILE` names. Lists are separated by commas there;
+    a field of a field is `SHOP_DATABASE__POOL`.
+    """
+    return Section(name, kind)
+
+
+class Settings(Mapping[str, Any]):
+    """All sections of an app, checked."""
+
+    def __init__(self, kinds: Mapping[str, type], *, known: Iterable[str] = ()) -> None:
+        """Read the sections. `known` are names of sections that may be there, though nothing here reads them.
+
+        Raises:
+            SettingsError: With all mistakes at once; each names the file and line or the variable, the field, and
+                what was expected.
+        """
+        self.kinds = dict(kinds)
+        self._values: dict[str, Any] = {}
+        try:
+            self.file = ConfigFile.find()
+        except ConfigFileError as error:
+            raise SettingsError([str(error)]) from error
+        mistakes = self._unread(known)
+        for name, kind in self.kinds.items():
+            try:
+                self._values[name] = self._section(name, kind)
+            except SettingsError as error:
+                mistakes += error.mistakes
+        if mistakes:
+            raise SettingsError(mistakes)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> typing.Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def _unread(self, known: Iterable[str]) -> list[str]:
+        names = sorted({*self.kinds, *known})
+        return [
+            f"{self.file.where([name])}: {name}: nothing reads this section; {_meant(name, names)}"
+            for name in self.file.data
+            if name not in names and not name.startswith(IGNORED_PREFIX)
+        ]
+
+    def _section(self, name: str, kind: type) -> Any:
+        try:
+            environment = Environment(name, fields_of(kind))
+        except VariableError as error:
+            raise SettingsError([str(error)]) from error
+        data = _overlaid(self.file.data.get(name, {}), environment.values)
+        try:
+            return TypeAdapter(kind).validate_python(data, extra="forbid")
+        except ValidationError as error:
+            mistakes = [
+                self._mistake(environment, kind, details)
+                for details in error.errors(include_url=False, include_input=False, include_context=False)
+            ]
+            raise SettingsError(mistakes) from None  # the cause would show the values, and secrets among them
+
+    def _mistake(self, environment: Environment, kind: type, details: Any) -> str:
+        path: tuple[str | int, ...] = details["loc"]
+        section = environment.section
+        variable = environment.name_of(path)
+        where = variable if variable is not None else self.file.where([section, *path])
+        field = ".".join(map(str, [section, *path]))
+        if details["type"] == "extra_forbidden":
+            return f"{where}: {field}: unknown field; {_meant(str(path[-1]), _names_at(kind, path[:-1]))}"
+        if details["type"] == "missing":
+            return f"{where}: {field}: it is missing, and has no default"
+        said = details["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
+        return f"{where}: {field}: {said}"
+
+
+def given(kinds: Mapping[str, type]) -> dict[str, type]:
+    """Those sections of which the file or the environment says anything. Raises SettingsError."""
+    try:
+        file = ConfigFile.find()
+        return {
+            name: kind
+            for name, kind in kinds.items()
+            if name in file.data or Environment(name, fields_of(kind)).values
+        }
+    except (ConfigFileError, VariableError) as error:
+        raise SettingsError([str(error)]) from error
+
+
+def fields_of(kind: Any) -> type[BaseModel]:
+    """A model with the fields of a section's class."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        fields: dict[str, Any] = {field.name: (hints[field.name], None) for field in dataclasses.fields(kind)}
+        return create_model(getattr(kind, "__name__", "section"), **fields)
+    raise TypeError(f"a section's class is a pydantic model or a dataclass; {kind!r} is neither")
+
+
+def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for name, value in above.items():
+        under = result.get(name)
+        both = isinstance(under, Mapping) and isinstance(value, Mapping)
+        result[name] = _overlaid(under, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _names_at(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """The fields that there are at a path; none where that is no section of fields."""
+    for step in path:
+        try:
+            annotation = fields_of(kind).model_fields[str(step)].annotation
+        except (TypeError, KeyError):
+            return []
+        inner = [
+            arg for arg in typing.get_args(annotation) if isinstance(arg, type) and arg is not type(None)
+        ]
+        kind = inner[0] if inner else annotation
+    try:
+        return sorted(fields_of(kind).model_fields)
+    except TypeError:
+        return []
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    said = f"did you mean {close[0]!r}? " if close else ""
+    return f"{said}known are {', '.join(known)}" if known else f"{said}none is known here"

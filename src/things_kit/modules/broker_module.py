@@ -1,0 +1,134 @@
+"""A broker as a module of an application: written once, for all brokers."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Final, Unpack
+
+from things_kit.app.lifecycle import Hook, Lifecycle
+from things_kit.app.parts import Invoke, Module, caller, provide
+from things_kit.app.settings import Section
+from things_kit.brokers.connect import connect
+from things_kit.engine.broker import Broker
+from things_kit.engine.consumer import BrokerConsumer
+from things_kit.engine.producer import BrokerProducer
+from things_kit.messaging.consumer import Consumer
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.handler import AnyHandler, Handler
+from things_kit.messaging.policy import seconds
+from things_kit.modules.broker_settings import BrokerSettings, ConsumerArguments
+
+GRACE: Final = 5.0
+"""Seconds beside its drain time that a consumer has to stop."""
+
+
+class BrokerModule:
+    """A broker's module, and what runs consumers on it.
+
+    Attributes:
+        module: Provides the section's settings, a `Broker` that is opened at start and closed at stop, a `Producer`, and
+            a `Consumer` of what the section says. Where an app has two brokers, `Annotated[Producer, "kafka"]` is
+            that of this one.
+        run_consumer: To be invoked: consumes what the section says, with the app's `Handler`.
+    """
+
+    def __init__(self, name: str, settings: type[BrokerSettings]) -> None:
+        """Make the module of the section `name`."""
+        self.name = name
+        self._settings: Any = Annotated[settings, name]
+        self._broker: Any = Annotated[Broker, name]
+        parts = (
+            Section(name, settings, depth=3),
+            provide(self._annotated(_open, settings=self._settings), timeout=None),
+            provide(self._annotated(_producer, broker=self._broker)),
+            provide(
+                self._annotated(self._consumer, broker=self._broker, settings=self._settings), on_demand=True
+            ),
+        )
+        self.module = Module(name, parts, caller())
+        self.run_consumer = self._annotated(_run, consumer=Annotated[Consumer, name], settings=self._settings)
+
+    def consume(
+        self,
+        topic: str | Sequence[str],
+        *,
+        handler: AnyHandler | type,
+        **arguments: Unpack[ConsumerArguments],
+    ) -> Invoke:
+        """One more consumer: a part of an app.
+
+        Args:
+            topic: A topic, or several.
+            handler: A class that the app provides; or a handler, as `broker.consumer` takes it.
+            arguments: Those of `broker.consumer`. What is not given is as the section says, the group included.
+        """
+
+        def consume(
+            lifecycle: Lifecycle, broker: Broker, settings: BrokerSettings, found: Any = handler
+        ) -> None:
+            run(lifecycle, _make(broker, topic, found, settings, arguments))
+
+        types = {"found": handler} if isinstance(handler, type) else {}
+        function = self._annotated(consume, broker=self._broker, settings=self._settings, **types)
+        if types:
+            function.__defaults__ = None
+        function.__qualname__ = f"{self.name}.consume({topic!r})"
+        return Invoke(function, caller())
+
+    def _consumer(self, broker: Broker, settings: BrokerSettings, handler: Handler) -> BrokerConsumer:
+        topics = settings.consumed()
+        if not topics:
+            raise ConfigError(
+                f"{self.name}.topic: it is missing: expected `topic` or `topics` in the section {self.name!r}, or "
+                f"{self.name.upper()}_TOPIC in the environment"
+            )
+        return _make(broker, topics, handler, settings, {})
+
+    def _annotated(self, function: Any, **types: Any) -> Any:
+        """A function of its own whose parameters are looked for in this very module."""
+        bound = getattr(function, "__func__", function)
+        own = type(bound)(
+            bound.__code__, bound.__globals__, bound.__name__, bound.__defaults__, bound.__closure__
+        )
+        own.__annotations__ = {**bound.__annotations__, **types}
+        own.__qualname__ = f"{self.name}.{bound.__name__.strip('_')}"
+        return own if bound is function else own.__get__(self)
+
+
+def run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:
+    """Let a consumer start and stop with the app, side by side with others; if it breaks, the app ends with that."""
+    drain = seconds(consumer.options.drain_timeout, "drain_timeout")
+    lifecycle.append(
+        Hook(
+            on_start=consumer.start,
+            on_stop=consumer.stop,
+            watch=consumer.wait,
+            start_timeout=None,  # it has its own: `publish_timeout` while the broker is away
+            stop_timeout=drain + GRACE,
+            together=True,
+            label=f"the consumer of {', '.join(consumer.options.topics)}",
+        )
+    )
+
+
+async def _open(settings: BrokerSettings) -> AsyncIterator[Broker]:
+    async with connect(settings.full_url()) as broker:
+        yield broker
+
+
+def _producer(broker: Broker) -> BrokerProducer:
+    return broker.producer()
+
+
+def _run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:
+    """Consume what the section says, with the app's `Handler`, for as long as the app runs."""
+    run(lifecycle, consumer)
+
+
+def _make(
+    broker: Broker,
+    topics: str | Sequence[str],
+    handler: AnyHandler,
+    settings: BrokerSettings,
+    arguments: ConsumerArguments,
+) -> BrokerConsumer:
+    chosen: ConsumerArguments = {**settings.arguments(), **arguments}
+    return broker.consumer(topics, handler=handler, **chosen)

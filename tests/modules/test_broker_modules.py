@@ -1,0 +1,290 @@
+"""Brokers as modules of an application."""
+
+import inspect
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import SecretStr
+
+from things_kit import (
+    App,
+    Broker,
+    BrokerUnavailable,
+    ConfigError,
+    Consumer,
+    Handler,
+    Message,
+    Producer,
+    RetryPolicy,
+    WiringError,
+    invoke,
+    provide,
+)
+from things_kit.messaging.policy import DISCARD, Batch
+from things_kit.modules import (
+    config,
+    kafka,
+    memory,
+    nats,
+    pubsub,
+    rabbitmq,
+    redis,
+    servicebus,
+    sqlite,
+    sqs,
+)
+from things_kit.modules.broker_module import BrokerModule
+from things_kit.modules.broker_settings import BrokerSettings, ServerSettings
+from things_kit.testing import MockHandler
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.kafka import KafkaServer
+
+kafka_server = shared(KafkaServer, "kafka")
+
+Write = Callable[[str], None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> None:
+        (tmp_path / "config.yaml").write_text(text)
+
+    return write
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def broker_module(request: pytest.FixtureRequest, write: Write) -> Any:
+    """A module whose section says topic and group."""
+    url = {"memory": "memory://", "sqlite": "sqlite:///events.db"}[request.param]
+    write(f"{request.param}:\n  url: {url}\n  topic: orders\n  group_id: billing\n")
+    return {"memory": memory, "sqlite": sqlite}[request.param]
+
+
+async def test_the_apps_handler_gets_what_the_section_consumes(broker_module: Any) -> None:
+    app = App(config.module, broker_module.module, provide(MockHandler), invoke(broker_module.run_consumer))
+    async with app:
+        producer = await app.get(Producer)  # type: ignore[type-abstract]
+        await producer.publish(Message("orders", b"1"))
+        handler = await app.get(MockHandler)
+        await handler.handled(1)
+        handler.assert_handled(topic="orders", value=b"1", count=1)
+        broker = await app.get(Broker)
+        assert (await broker.health()).consumers[0].group == "billing"
+
+
+async def test_consume_adds_a_consumer_with_a_handler_of_its_own(broker_module: Any) -> None:
+    seen = MockHandler()
+
+    class Payments(MockHandler):
+        pass
+
+    app = App(
+        config.module,
+        broker_module.module,
+        provide(MockHandler, as_=Handler),
+        provide(Payments),
+        invoke(broker_module.run_consumer),
+        broker_module.consume("payments", group="billing", handler=Payments, concurrency=8),
+        broker_module.consume(["orders", "payments"], group="audit", handler=seen.handle),
+    )
+    async with app:
+        producer = await app.get(Producer)  # type: ignore[type-abstract]
+        await producer.publish_batch([Message("orders", b"1"), Message("payments", b"2")])
+        await seen.handled(2)
+        payments = await app.get(Payments)
+        await payments.handled(1)
+        payments.assert_handled(topic="payments", count=1)
+        health = await (await app.get(Broker)).health()
+        assert len(health.consumers) == 3
+    assert len(payments.messages) == 1
+
+
+def test_a_section_takes_every_argument_of_a_consumer() -> None:
+    arguments = set(inspect.signature(Broker.consumer).parameters) - {"self", "handler"}
+    assert arguments <= set(BrokerSettings.model_fields)
+
+
+async def test_what_the_section_says_is_what_the_consumer_does(write: Write) -> None:
+    write("""
+memory:
+  topics: [a, b]
+  group: g
+  concurrency: 3
+  ordering: none
+  start: latest
+  retry: {attempts: 2, first: 1, factor: 3, limit: PT1M, jitter: 0, mode: delayed, permanent: [builtins.KeyError]}
+  dead_letter: DISCARD
+  timeout: 5
+  drain_timeout: 7
+  max_in_flight: 50
+  batch: {size: 10, wait: 1}
+""")
+
+    class Many:
+        async def handle(self, messages: list[Message]) -> None: ...
+
+    async with App(config.module, memory.module, provide(Many)) as app:
+        consumer: Any = await app.get(Consumer)
+    options = consumer.options
+    assert options.topics == ("a", "b")
+    assert consumer.group == "g"
+    assert (options.concurrency, options.ordering, options.start) == (3, "none", "latest")
+    policy = options.retry
+    assert (policy.attempts, policy.first, policy.factor, policy.jitter) == (2, 1, 3, 0)
+    assert policy.limit.total_seconds() == 60
+    assert (policy.mode, policy.permanent) == ("delayed", (KeyError,))
+    assert options.dead_letter is DISCARD
+    assert (options.timeout, options.drain_timeout, options.max_in_flight) == (5, 7, 50)
+    assert options.batch == Batch(10, 1)
+
+
+def test_the_defaults_of_a_section_are_those_of_a_consumer() -> None:
+    said = memory.MemorySettings().arguments()
+    for name, parameter in inspect.signature(Broker.consumer).parameters.items():
+        if name in {"self", "topic", "handler"}:
+            continue
+        default = RetryPolicy() if name == "retry" else parameter.default
+        assert said[name] == default, name  # type: ignore[literal-required]
+
+
+async def test_what_consume_does_not_say_is_as_the_section_says(write: Write) -> None:
+    write("memory: {group_id: billing, concurrency: 5}\n")
+    app = App(config.module, memory.module, memory.consume("orders", handler=MockHandler(), drain_timeout=1))
+    async with app:
+        (consumer,) = (await (await app.get(Broker)).health()).consumers
+        assert consumer.group == "billing"
+
+
+async def test_two_brokers_of_one_app_are_told_apart_by_their_modules(write: Write) -> None:
+    write("memory: {topic: orders, group_id: g}\nsqlite: {path: events.db}\n")
+
+    class Forward:
+        def __init__(self, producer: Annotated[Producer, "sqlite"]) -> None:
+            self.producer = producer
+
+        async def handle(self, message: Message) -> None:
+            await self.producer.publish(message.replace(topic="forwarded"))
+
+    arrived = MockHandler()
+    app = App(
+        config.module,
+        memory.module,
+        sqlite.module,
+        provide(Forward),
+        invoke(memory.run_consumer),
+        sqlite.consume("forwarded", group="g", handler=arrived),
+    )
+    async with app:
+        producer: Producer = await app.get(Annotated[Producer, "memory"])  # type: ignore[arg-type]
+        await producer.publish(Message("orders", b"1"))
+        await arrived.handled(1)
+        with pytest.raises(WiringError, match="2 things are Broker"):
+            await app.get(Broker)
+
+
+async def test_a_second_cluster_is_a_module_of_ones_own(write: Write) -> None:
+    write("memory: {}\naudit: {name: audit}\n")
+    audit = BrokerModule("audit", memory.MemorySettings)
+    seen = MockHandler()
+    app = App(config.module, memory.module, audit.module, audit.consume("log", group="g", handler=seen))
+    async with app:
+        broker: Broker = await app.get(Annotated[Broker, "audit"])  # type: ignore[arg-type]
+        assert repr(broker) == "<Broker memory://audit>"
+
+
+async def test_a_consumer_without_a_topic_says_where_one_is_expected(write: Write) -> None:
+    write("memory: {}\n")
+    app = App(config.module, memory.module, provide(MockHandler), invoke(memory.run_consumer))
+    with pytest.raises(ConfigError, match=r"memory\.topic: it is missing.*MEMORY_TOPIC"):
+        await app.start()
+
+
+def test_forgetting_the_handler_or_the_configuration_is_a_mistake_of_the_wiring() -> None:
+    with pytest.raises(WiringError) as caught:
+        App(memory.module, invoke(memory.run_consumer)).check()
+    found = str(caught.value)
+    assert "nothing provides Handler, which memory.consumer" in found
+    assert "the module 'config'" in found
+
+
+def test_a_producer_needs_no_handler() -> None:
+    def use(producer: Producer) -> None: ...
+
+    App(config.module, memory.module, invoke(use)).check()
+
+
+async def test_all_mistakes_of_all_sections_come_at_once(write: Write) -> None:
+    write("kafka: {broker: [a]}\nsqlite: {url: 'sqlite:///x.db', path: x.db}\nmemory: {concurrency: 0}\n")
+    with pytest.raises(ConfigError) as caught:
+        await App(config.module, kafka.module, sqlite.module, memory.module).start()
+    found = str(caught.value)
+    assert "config.yaml:1: kafka.broker: unknown field; did you mean 'brokers'?" in found
+    assert "config.yaml:2: sqlite: url and path are both given: expected one of them" in found
+    assert "config.yaml:3: memory.concurrency: expected greater than or equal to 1" in found
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        (memory.MemorySettings(), "memory://"),
+        (memory.MemorySettings(name="x"), "memory://x"),
+        (sqlite.SQLiteSettings(path="events.db"), "sqlite:///events.db"),
+        (sqlite.SQLiteSettings(path="/a b/events.db"), "sqlite:////a%20b/events.db"),
+        (sqlite.SQLiteSettings(path="x.db", options={"declare": False}), "sqlite:///x.db?declare=false"),
+        (kafka.KafkaSettings(brokers=("a:9092", "b")), "kafka://a:9092,b"),
+        (
+            kafka.KafkaSettings(brokers=("a",), username="u", password=SecretStr("p@:/")),
+            "kafka://u:p%40%3A%2F@a",
+        ),
+        (
+            kafka.KafkaSettings(url="kafka://u:old@a?acks=1", password=SecretStr("new")),
+            "kafka://u:new@a?acks=1",
+        ),
+        (kafka.KafkaSettings(url="kafka://a?acks=1", options={"linger": 5}), "kafka://a?acks=1&linger=5"),
+        (rabbitmq.RabbitMQSettings(hosts=("a",)), "amqp://a"),
+        (rabbitmq.RabbitMQSettings(hosts=("a:1",), vhost="v/w", tls=True), "amqps://a:1/v%2Fw"),
+        (nats.NATSSettings(servers=("a", "b")), "nats://a,b"),
+        (nats.NATSSettings(servers=("a",), tls=True), "tls://a"),
+        (redis.RedisSettings(hosts=("a",), db=3, password=SecretStr("p")), "redis://:p@a/3"),
+        (sqs.SQSSettings(region="eu-west-1"), "sqs://eu-west-1"),
+        (sqs.SQSSettings(region="r", endpoint="http://h:1"), "sqs://r?endpoint=http%3A%2F%2Fh%3A1"),
+        (pubsub.PubSubSettings(project="p"), "pubsub://p"),
+        (
+            servicebus.ServiceBusSettings(namespace="n", key_name="k", key=SecretStr("a+b=")),
+            "servicebus://n.servicebus.windows.net?key_name=k&key=a%2Bb%3D",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_brokers_own_fields_are_a_url(settings: BrokerSettings, url: str) -> None:
+    assert settings.full_url() == url
+
+
+def test_no_password_is_in_the_repr_of_a_section() -> None:
+    settings: ServerSettings = kafka.KafkaSettings(
+        url="kafka://u:s3cret@h", password=SecretStr("s3cret"), options={"key_password": "s3cret"}
+    )
+    assert "s3cret" not in repr(settings)
+
+
+async def test_a_broker_that_is_not_there_ends_the_start_with_its_reason(write: Write) -> None:
+    write("kafka: {brokers: ['127.0.0.1:1'], options: {publish_timeout: 0.5}, topic: t, group_id: g}\n")
+    app = App(config.module, kafka.module, provide(MockHandler), invoke(kafka.run_consumer))
+    with pytest.raises(BrokerUnavailable, match="did not answer within"):
+        await app.start()
+
+
+async def test_kafka_is_a_module_like_all_others(
+    kafka_server: KafkaServer, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"app-{uuid.uuid4().hex}"
+    write(f"kafka: {{brokers: [nowhere], topic: {topic}, group_id: billing}}\n")
+    monkeypatch.setenv("KAFKA_BROKERS", kafka_server.url.removeprefix("kafka://"))
+    async with App(config.module, kafka.module, provide(MockHandler), invoke(kafka.run_consumer)) as app:
+        await (await app.get(Producer)).publish(Message(topic, b"1"))  # type: ignore[type-abstract]
+        await (await app.get(MockHandler)).handled(1, timeout=60)
