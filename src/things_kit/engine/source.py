@@ -15,6 +15,7 @@ from things_kit.engine.delays import Delays
 from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription, Which
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.loan import Loan
+from things_kit.engine.outages import Outages
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.retry_topics import SHORT, postpone
 from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
@@ -73,6 +74,7 @@ class Source:
         self._lanes = lanes
         self._delays = Delays(self._due)
         self._backoff = Backoff()
+        self._outages = Outages(self._name)
         self._burials: dict[asyncio.Task[None], Delivery] = {}
         self._postponing: dict[asyncio.Task[None], Delivery] = {}
         # On their way to the dead letter, of lanes that went back to the broker meanwhile: not of any lane here
@@ -95,9 +97,8 @@ class Source:
                 self._went_away(error)
                 await self._backoff.wait()
                 continue
-            if self.away is not None:
-                log.info("%s: back", self._name)
             self.away = None
+            self._outages.ended()
             self.loan = loan = Loan(receiver, self, self._lanes, self._capabilities)
             self.subscribed.set()
             try:
@@ -170,9 +171,8 @@ class Source:
         return [d for d in deliveries if d not in foreign] if foreign else deliveries
 
     def _went_away(self, error: Exception) -> None:
-        if self.away is None:
-            log.warning("%s: the broker is away: %s", self._name, error)
         self.away = error
+        self._outages.lasts(error)
 
     @property
     def trouble(self) -> str | None:
