@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar, copy_context
 from enum import Enum, auto
 from typing import Any, Final
 
@@ -257,3 +257,33 @@ class Workers:
             else:
                 earliest = min(earliest, worker.started)
         self._watch = loop.call_at(earliest + timeout, self._check)
+
+
+def handled_here() -> Sequence[Delivery]:
+    """The deliveries for which this code runs: one in a handler, several in a batch handler, none elsewhere.
+
+    It costs the good path nothing, as workers note what they have in hand anyway. A task that a handler leaves behind
+    keeps what it was handed when it first asked.
+    """
+    own = threads.get()
+    if own is None or not isinstance(own[1], Worker):
+        return ()
+    worker = own[1]
+    in_hand = tuple(worker.in_hand())
+    if _running_task() in {worker.task, None}:
+        return in_hand
+    kept = _kept.get()
+    if kept is None:
+        kept = in_hand
+        _kept.set(kept)
+    return kept
+
+
+_kept: Final[ContextVar[tuple[Delivery, ...] | None]] = ContextVar("things_kit.kept", default=None)
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # in a thread, which the worker waits for
+        return None
