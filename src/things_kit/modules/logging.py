@@ -1,0 +1,76 @@
+"""The module `logging`: structlog, with the message that is being handled in every line."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Final
+
+import structlog
+from structlog.typing import FilteringBoundLogger
+
+from things_kit.app.logs import EventDict, LoggingSettings, logging_as
+from things_kit.app.parts import invoke, provide
+from things_kit.app.parts import module as make_module
+from things_kit.app.settings import section
+from things_kit.engine.driver import Delivery
+from things_kit.engine.workers import handled_here
+
+Logger = FilteringBoundLogger
+"""What to ask for in a constructor: structlog's logger. A `logging.Logger` of the standard library is found too."""
+
+
+class Logs:
+    """The logging of this app is set up."""
+
+
+def message_fields(_: Any, __: str, event: EventDict) -> EventDict:
+    """Add the fields of the message that is being handled where this line is logged."""
+    deliveries = handled_here()
+    if len(deliveries) == 1:
+        for name, value in _fields(deliveries[0]).items():
+            event.setdefault(name, value)
+    elif deliveries:
+        event.setdefault("messages", len(deliveries))
+        event.setdefault("group", deliveries[0].loan.source.subscription.group)
+    return event
+
+
+def _fields(delivery: Delivery) -> dict[str, Any]:
+    message = delivery.message
+    fields = {
+        "topic": message.topic,
+        "partition": message.partition,
+        "offset": message.offset,
+        "key": None if message.key is None else message.key.decode("utf-8", "backslashreplace"),
+        "id": message.id,
+        "attempt": message.attempt,
+        "group": delivery.loan.source.subscription.group,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _set_up(settings: LoggingSettings) -> Iterator[Logs]:
+    with logging_as(settings, [message_fields]):
+        yield Logs()
+
+
+def _structlog(_: Logs) -> Any:
+    return structlog.get_logger("app")
+
+
+def _standard(_: Logs) -> logging.Logger:
+    return logging.getLogger("app")
+
+
+def _begin(_: Logs) -> None:
+    """Ask for the logging, so that it is set up before whatever comes after it in the app."""
+
+
+module: Final = make_module(
+    "logging",
+    section("logging", LoggingSettings),
+    provide(_set_up),
+    provide(_structlog, as_=FilteringBoundLogger),
+    provide(_standard, as_=logging.Logger),
+    invoke(_begin),
+)
+"""Sets up structlog and the standard library's logging by the section `logging`."""
