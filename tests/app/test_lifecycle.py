@@ -150,6 +150,17 @@ async def test_what_is_watched_and_breaks_ends_the_app_with_its_reason() -> None
     assert diary == ["start a", "stop a"]
 
 
+async def test_what_is_watched_and_was_cancelled_by_others_ends_the_app_as_well() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError("from outside")
+
+    app = hooks(Hook(watch=cancelled))
+    await app.start()
+    with pytest.raises(RuntimeError, match="cancelled was cancelled: from outside"):
+        await app.wait()
+    await app.stop()
+
+
 async def test_a_test_that_enters_an_app_sees_what_broke_in_it() -> None:
     with pytest.raises(RuntimeError, match="refused"):
         async with hooks(Hook(watch=refuse)) as app:

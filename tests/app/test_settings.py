@@ -136,6 +136,18 @@ def test_a_field_that_is_missing_is_named_with_the_line_of_its_section() -> None
     assert mistakes(Needs) == ("config.yaml:2: shop.price: it is missing, and has no default",)
 
 
+def test_mistakes_in_a_dataclass_are_said_alike() -> None:
+    @dataclass
+    class Needs:
+        price: int
+
+    write("shop:\n  prise: 3\n")
+    assert mistakes(Needs) == (
+        "config.yaml:1: shop.price: it is missing, and has no default",
+        "config.yaml:2: shop.prise: unknown field; did you mean 'price'? known are price",
+    )
+
+
 def test_a_section_that_nothing_reads_is_a_mistake_unless_another_app_does() -> None:
     write("shop: {}\nship:\n  price: 3\nelsewhere: {}\n")
     with pytest.raises(SettingsError) as caught:

@@ -10,15 +10,15 @@ PLACES: Final = ("config.yaml", "config/config.yaml")
 """Where the file is looked for, below the current folder; the first is taken."""
 
 
-class ConfigFileError(Exception):
-    """The file cannot be read as configuration: a sentence with its line."""
+class SourceError(Exception):
+    """The file, or a variable, cannot be read as configuration: a sentence that says where."""
 
 
 class ConfigFile:
     """What is in the file; nothing where there is none."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the file. Raises ConfigFileError."""
+        """Read the file. Raises SourceError."""
         self.path = path
         self.data: dict[str, Any] = {}
         self._root: yaml.Node | None = None
@@ -27,7 +27,7 @@ class ConfigFile:
 
     @classmethod
     def find(cls) -> "ConfigFile":
-        """The file of the current folder, or of `config` in it. Raises ConfigFileError."""
+        """The file of the current folder, or of `config` in it. Raises SourceError."""
         return cls(next((path for path in map(Path, PLACES) if path.is_file()), None))
 
     def line_of(self, path: Sequence[str | int]) -> int | None:
@@ -55,23 +55,19 @@ class ConfigFile:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f":{mark.line + 1}" if mark else ""
-            raise ConfigFileError(
-                f"{path}{line}: this is no YAML: {error.problem or error.context}"
-            ) from None
+            raise SourceError(f"{path}{line}: this is no YAML: {error.problem or error.context}") from None
         except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-            raise ConfigFileError(f"{path}: it cannot be read: {error}") from error
+            raise SourceError(f"{path}: it cannot be read: {error}") from error
         finally:
             if loader is not None:
                 loader.dispose()
         if data is None:
             return
         if not isinstance(data, dict):
-            raise ConfigFileError(
-                f"{path}:1: expected sections, such as `kafka:`, each with its fields below it"
-            )
+            raise SourceError(f"{path}:1: expected sections, such as `kafka:`, each with its fields below it")
         for name, section in data.items():
             if section is not None and not isinstance(section, dict) and not str(name).startswith("x-"):
-                raise ConfigFileError(
+                raise SourceError(
                     f"{self.where_in(path, name)}: {name}: expected a section, with its fields below it"
                 )
         self.data = {str(name): section or {} for name, section in data.items()}
@@ -104,6 +100,6 @@ def _refuse_doubles(node: yaml.Node | None, path: Path) -> None:
         if isinstance(key, yaml.ScalarNode) and key.value != "<<":
             line = key.start_mark.line + 1
             if key.value in lines:
-                raise ConfigFileError(f"{path}:{line}: {key.value} stands on line {lines[key.value]} already")
+                raise SourceError(f"{path}:{line}: {key.value} stands on line {lines[key.value]} already")
             lines[key.value] = line
         _refuse_doubles(value, path)

@@ -11,25 +11,22 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 
+from things_kit.app.config_file import SourceError
+
 FROM_FILE: Final = "_file"
 """A variable whose name ends so names a file that holds the value, as secrets are mounted into containers."""
 NESTED: Final = "__"
 
 
-class VariableError(Exception):
-    """A variable cannot be understood: a sentence that names it."""
-
-
 class Environment(EnvSettingsSource):
     """The variables of one section. Lists are separated by commas, or are JSON."""
 
-    def __init__(self, section: str, fields: type[BaseModel]) -> None:
-        """Read the variables. Raises VariableError."""
-        self.section = section
+    def __init__(self, prefix: str, fields: type[BaseModel]) -> None:
+        """Read the variables. Raises SourceError."""
         super().__init__(
             cast("type[BaseSettings]", fields),  # of it only the fields are asked for
             case_sensitive=False,
-            env_prefix=f"{section}_".lower().replace("-", "_"),
+            env_prefix=prefix,
             env_nested_delimiter=NESTED,
         )
         self.from_files = self._read_files(fields)
@@ -37,7 +34,7 @@ class Environment(EnvSettingsSource):
         try:
             self.values = self()
         except SettingsError as error:
-            raise VariableError(f"{str(error).capitalize()}: {error.__cause__}") from error
+            raise SourceError(f"{str(error).capitalize()}: {error.__cause__}") from error
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         """A list from its items between commas, anything else from JSON."""
@@ -79,12 +76,12 @@ class Environment(EnvSettingsSource):
             if whole in known or target.removeprefix(self.env_prefix).split(NESTED)[0] not in known:
                 continue  # a field that is called so, or nothing of ours
             if target in self.env_vars:
-                raise VariableError(f"{variable} and {target.upper()} are both set: expected one of them")
+                raise SourceError(f"{variable} and {target.upper()} are both set: expected one of them")
             try:
                 found[target] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is no text"
-                raise VariableError(f"{variable}: the file {path} cannot be read: {reason}") from error
+                raise SourceError(f"{variable}: the file {path} cannot be read: {reason}") from error
         return found
 
 

@@ -142,6 +142,13 @@ class Lifecycle:
         async def watching() -> None:
             try:
                 await watch()
+            except asyncio.CancelledError as cancelled:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                failure = RuntimeError(f"{hook.name} was cancelled: {cancelled}")
+                failure.__cause__ = cancelled
+                self.shutdown(failure)
             except Exception as failure:  # noqa: BLE001 - whatever it is, the app ends with it
                 self.shutdown(failure)
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Final, Literal, TextIO, TypeAlias
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, Field
-from structlog.typing import EventDict as EventDict
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 Level: TypeAlias = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],

@@ -2,15 +2,18 @@
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, TypeAdapter, ValidationError, create_model
 
-from things_kit.app.config_file import ConfigFile, ConfigFileError
-from things_kit.app.environment import Environment, VariableError
+from things_kit.app.config_file import ConfigFile, SourceError
 from things_kit.app.parts import Provide, caller
+
+if TYPE_CHECKING:
+    from things_kit.app.environment import Environment
 
 IGNORED_PREFIX: Final = "x-"
 """Sections whose names begin so are the file's own, such as anchors for others to repeat."""
@@ -62,7 +65,7 @@ class Settings(Mapping[str, Any]):
         self._values: dict[str, Any] = {}
         try:
             self.file = ConfigFile.find()
-        except ConfigFileError as error:
+        except SourceError as error:
             raise SettingsError([str(error)]) from error
         mistakes = self._unread(known)
         for name, kind in self.kinds.items():
@@ -92,31 +95,46 @@ class Settings(Mapping[str, Any]):
 
     def _section(self, name: str, kind: type) -> Any:
         try:
-            environment = Environment(name, fields_of(kind))
-        except VariableError as error:
+            environment = _environment(name, kind)
+        except SourceError as error:
             raise SettingsError([str(error)]) from error
-        data = _overlaid(self.file.data.get(name, {}), environment.values)
+        data = _overlaid(self.file.data.get(name, {}), environment.values if environment else {})
         try:
             return TypeAdapter(kind).validate_python(data, extra="forbid")
         except ValidationError as error:
             mistakes = [
-                self._mistake(environment, kind, details)
+                self._mistake(name, environment, kind, details)
                 for details in error.errors(include_url=False, include_input=False, include_context=False)
             ]
             raise SettingsError(mistakes) from None  # the cause would show the values, and secrets among them
 
-    def _mistake(self, environment: Environment, kind: type, details: Any) -> str:
+    def _mistake(self, section: str, environment: "Environment | None", kind: type, details: Any) -> str:
         path: tuple[str | int, ...] = details["loc"]
-        section = environment.section
-        variable = environment.name_of(path)
+        variable = environment.name_of(path) if environment else None
         where = variable if variable is not None else self.file.where([section, *path])
         field = ".".join(map(str, [section, *path]))
-        if details["type"] == "extra_forbidden":
+        if details["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
             return f"{where}: {field}: unknown field; {_meant(str(path[-1]), _names_at(kind, path[:-1]))}"
-        if details["type"] == "missing":
+        if details["type"] in {"missing", "missing_argument"}:
             return f"{where}: {field}: it is missing, and has no default"
         said = details["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
         return f"{where}: {field}: {said}"
+
+
+def _environment(name: str, kind: type) -> "Environment | None":
+    """The variables of a section; None where there are none."""
+    prefix = env_prefix(name)
+    if not any(variable.lower().startswith(prefix) for variable in os.environ):
+        return None
+    # Imported only now: it takes a third of the time in which an app starts
+    from things_kit.app.environment import Environment  # noqa: PLC0415
+
+    return Environment(prefix, fields_of(kind))
+
+
+def env_prefix(section: str) -> str:
+    """How the names of a section's variables begin, in lower case."""
+    return f"{section}_".lower().replace("-", "_")
 
 
 def given(kinds: Mapping[str, type]) -> dict[str, type]:
@@ -126,9 +144,9 @@ def given(kinds: Mapping[str, type]) -> dict[str, type]:
         return {
             name: kind
             for name, kind in kinds.items()
-            if name in file.data or Environment(name, fields_of(kind)).values
+            if name in file.data or ((said := _environment(name, kind)) and said.values)
         }
-    except (ConfigFileError, VariableError) as error:
+    except SourceError as error:
         raise SettingsError([str(error)]) from error
 
 

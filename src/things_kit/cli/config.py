@@ -84,6 +84,6 @@ def _in_force(kinds: dict[str, type], *, only_given: bool) -> dict[str, object]:
         if only_given:
             kinds = given(kinds)
         settings = read(kinds)
-    except (ConfigError, SettingsError) as error:
-        raise CommandFailed(str(error)) from error
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error
     return {name: shown(kinds[name], value) for name, value in settings.items()}

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import structlog
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger
 
-from things_kit.app.logs import EventDict, LoggingSettings, logging_as
+from things_kit.app.logs import LoggingSettings, logging_as
 from things_kit.app.parts import invoke, provide
 from things_kit.app.parts import module as make_module
 from things_kit.app.settings import section
