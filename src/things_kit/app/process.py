@@ -81,9 +81,7 @@ async def _until_the_end(app: App) -> int:
 def _complain(what: str, error: Exception) -> None:
     """Log the reason; with a traceback, unless it is one of our own errors: those are whole sentences."""
     ours = isinstance(error, WiringError) or type(error).__module__.startswith("things_kit.")
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    sentence = str(error) or repr(error)
-    log.error("%s: %s%s", what, sentence, notes, exc_info=None if ours else error)
+    log.error("%s: %s", what, str(error) or repr(error), exc_info=None if ours else error)
 
 
 @contextmanager
