@@ -16,6 +16,7 @@ from things_kit.cli.doctor import doctor
 from things_kit.cli.lag import lag
 from things_kit.cli.printing import safe, say, without_login
 from things_kit.cli.publish import publish
+from things_kit.cli.run import run
 from things_kit.cli.tail import tail
 
 
@@ -68,6 +69,7 @@ app.command()(lag)
 app.command()(declare)
 app.command()(bridge)
 app.command()(config)
+app.command()(run)
 app.command()(doctor)
 app.command()(bench)
 app.add_typer(dlq.app, name="dlq")

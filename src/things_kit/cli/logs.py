@@ -21,3 +21,11 @@ def show_warnings() -> None:
     logger = logging.getLogger("things_kit")
     logger.addHandler(Sentences(logging.WARNING))
     logger.propagate = False
+
+
+def show_no_warnings() -> None:
+    """Take that back."""
+    logger = logging.getLogger("things_kit")
+    for handler in [each for each in logger.handlers if isinstance(each, Sentences)]:
+        logger.removeHandler(handler)
+    logger.propagate = True

@@ -1,0 +1,83 @@
+"""`things-kit run`: an app in one process, in several, and again whenever a file changes."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Program
+
+if sys.platform == "win32":
+    pytest.skip("signals of another kind", allow_module_level=True)
+
+MAIN = """
+import os
+from things_kit import App, Hook, Lifecycle, invoke
+
+def speak(lifecycle: Lifecycle) -> None:
+    lifecycle.append(Hook(
+        on_start=lambda: print("up", os.getpid(), flush=True), on_stop=lambda: print("down", os.getpid(), flush=True)
+    ))
+
+app = App(invoke(speak))
+"""
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def run(program: Start, tmp_path: Path) -> Start:
+    (tmp_path / "some_app.py").write_text(MAIN)
+    return lambda *arguments: program("run", *arguments, cwd=tmp_path, env={"PYTHONUNBUFFERED": "1"})
+
+
+def pid(line: str) -> int:
+    found = re.fullmatch(r"up (\d+)\n", line)
+    assert found, line
+    return int(found[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_app_runs_until_a_signal(run: Start, number: int) -> None:
+    running = run("some_app:app")
+    own = pid(running.line())
+    assert own == running.process.pid
+    running.process.send_signal(number)
+    assert running.end() == (0, f"down {own}\n", "")
+
+
+def test_an_app_that_is_not_there_is_wrong_use(run: Start) -> None:
+    for arguments in (["some_app:nothing"], ["some_app:nothing", "--workers", "2"]):
+        code, _, err = run(*arguments).end()
+        assert code == 2
+        assert "some_app has no App named 'nothing'" in err
+
+
+def test_workers_are_started_again_and_drained(run: Start) -> None:
+    running = run("some_app:app", "--workers", "2")
+    first, second = pid(running.line()), pid(running.line())
+    os.kill(first, signal.SIGKILL)
+    third = pid(running.line())
+    assert third not in {first, second}
+    running.process.send_signal(signal.SIGTERM)
+    code, out, err = running.end()
+    assert code == 0
+    assert sorted(out.splitlines()) == sorted([f"down {second}", f"down {third}"])
+    assert "ended with code -9; again in 0.5 s" in err
+
+
+def test_a_change_of_a_file_starts_it_again(run: Start, tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles")
+    running = run("some_app:app", "--reload")
+    first = pid(running.line())
+    (tmp_path / "some_app.py").write_text(MAIN + "\n# changed\n")
+    assert running.line() == f"down {first}\n"
+    second = pid(running.line())
+    assert second != first
+    running.process.send_signal(signal.SIGINT)
+    code, out, _ = running.end()
+    assert (code, out) == (0, f"down {second}\n")
