@@ -86,27 +86,26 @@ def _complain(what: str, error: Exception) -> None:
 
 @contextmanager
 def _signals(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> Iterator[None]:
-    """Ask to stop at the first signal, end the process at the second.
+    """Ask to stop at the first signal; the second has its default action, which ends the process whatever it does.
 
-    These are the interpreter's handlers, not the loop's: they also run while a handler blocks the loop. The process
-    ends by itself, not by the default action of the signal, which process 1 of a container does not have.
+    These are the interpreter's handlers, not the loop's: they also run while a handler blocks the loop. Process 1 of a
+    container has no default action, so there it ends itself.
     """
-    numbers = [signal.Signals[name] for name in SIGNALS if name in signal.Signals.__members__]
-    seen = False
-
-    def handle(number: int, _: FrameType | None) -> None:
-        nonlocal seen
-        if seen:
-            os.write(2, b"asked to stop a second time: ending at once\n")
-            os._exit(128 + number)
-        seen = True
-        with suppress(RuntimeError):  # the loop is closed: nothing is left to stop
-            loop.call_soon_threadsafe(ask)
-
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have handlers
         return
-    before = {number: signal.signal(number, handle) for number in numbers}
+    numbers = [signal.Signals[name] for name in SIGNALS if name in signal.Signals.__members__]
+
+    def first(_: int, __: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, end if os.getpid() == 1 else signal.SIG_DFL)
+        with suppress(RuntimeError):  # the loop is closed: nothing is left to stop
+            loop.call_soon_threadsafe(ask)
+
+    def end(number: int, _: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    before = {number: signal.signal(number, first) for number in numbers}
     try:
         yield
     finally:
