@@ -323,11 +323,17 @@ def test_circles_are_shown() -> None:
     assert "a circle" in mistakes(provide(Itself))[0]
 
 
-spare = module("spare", provide(Database))
+class Spare:
+    pass
+
+
+spare = module("spare", provide(Spare))
 
 
 def test_a_forgotten_module_is_named() -> None:
-    (mistake,) = mistakes(provide(Orders))
+    def use(spare: Spare) -> None: ...
+
+    (mistake,) = mistakes(invoke(use))
     assert "the module 'spare' (" in mistake
     assert "add it to the App" in mistake
 

@@ -57,6 +57,15 @@ def test_an_app_that_is_not_there_is_wrong_use(run: Start) -> None:
         assert "some_app has no App named 'nothing'" in err
 
 
+def test_without_the_extra_it_says_what_to_install(run: Start, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text(
+        "import sys; sys.modules['yaml'] = None\nimport things_kit.modules.config"
+    )
+    code, _, err = run("some_app:app").end()
+    assert code == 1
+    assert 'things-kit: this needs yaml: pip install "things-kit[app]"' in err
+
+
 def test_workers_are_started_again_and_drained(run: Start) -> None:
     running = run("some_app:app", "--workers", "2")
     first, second = pid(running.line()), pid(running.line())

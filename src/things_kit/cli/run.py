@@ -11,7 +11,7 @@ import typer
 from things_kit.cli.logs import show_no_warnings
 from things_kit.cli.needs import application_kit
 from things_kit.cli.printing import complain
-from things_kit.cli.running import WRONG_USE
+from things_kit.cli.running import WRONG_USE, CommandFailed
 
 
 def run(
@@ -44,6 +44,9 @@ def _run_here(target: str) -> None:
     except TargetError as error:
         complain(str(error))
         raise typer.Exit(WRONG_USE) from None
+    except CommandFailed as error:
+        complain(str(error))
+        raise typer.Exit(error.code) from None
     show_no_warnings()  # how an app logs is its own affair
     app.run()
 
