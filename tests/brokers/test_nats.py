@@ -31,7 +31,7 @@ from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import shared
-from things_kit.testing.servers.nats import NATSServer, RunningNATS
+from things_kit.testing.servers.nats import NATSServer
 
 nats_server = shared(NATSServer, "nats")
 
@@ -456,13 +456,6 @@ async def test_a_server_without_jetstream_is_said_so() -> None:
         with pytest.raises(ConfigError, match="start the server with JetStream"):
             async with connect(f"nats://127.0.0.1:{port}"):
                 pass
-
-
-async def test_the_fixture_for_tests_of_your_own_is_a_nats_with_jetstream(
-    nats_container: RunningNATS,
-) -> None:
-    async with connect(nats_container.url) as broker:
-        await broker.producer().publish(Message("orders", b"x"))
 
 
 async def test_of_several_servers_one_is_enough(nats_server: NATSServer, topic: str) -> None:

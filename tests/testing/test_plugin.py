@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from things_kit import Message, connect
+
 USE = """
     import pytest
     from things_kit import Broker, Message
@@ -86,3 +88,13 @@ def test_loading_it_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("broker", ["nats", "redis"])
+async def test_the_fixtures_of_containers_are_real_brokers(
+    request: pytest.FixtureRequest, broker: str
+) -> None:
+    running = request.getfixturevalue(f"{broker}_container")
+    async with connect(running.url) as opened:
+        await opened.producer().publish(Message("orders", b"x"))
+        assert await opened.lag("orders", "billing") == 1

@@ -2,15 +2,18 @@
 
 * `MockHandler`, `MockProducer`, `MockConsumer` record what they are asked, and fail when told to.
 * `run_virtual` and `VirtualTimeLoop` let back-offs and timeouts take no time.
-* The pytest fixtures `memory_broker`, `kafka_container` and `nats_container` come by themselves with the package.
-* `start_kafka_container` and `start_nats_container` start a real broker, in a container or as a local process.
+* The pytest fixtures `memory_broker`, `kafka_container`, `rabbitmq_container` and so on come by themselves with the package.
+* `start_kafka_container`, `start_rabbitmq_container` and so on start a real broker, in a container or as a local process.
 * `things_kit.testing.conformance` is what every driver passes.
 """
 
 from things_kit.testing.clock import NothingCanHappen, VirtualTimeLoop, run_virtual, virtual_time
 from things_kit.testing.mocks import ANYTHING, MockConsumer, MockHandler, MockProducer
+from things_kit.testing.servers.containers import RunningServer
 from things_kit.testing.servers.kafka import RunningKafka, start_kafka_container
-from things_kit.testing.servers.nats import RunningNATS, start_nats_container
+from things_kit.testing.servers.nats import start_nats_container
+from things_kit.testing.servers.rabbitmq import start_rabbitmq_container
+from things_kit.testing.servers.redis import start_redis_container
 
 __all__ = [
     "ANYTHING",
@@ -19,10 +22,12 @@ __all__ = [
     "MockProducer",
     "NothingCanHappen",
     "RunningKafka",
-    "RunningNATS",
+    "RunningServer",
     "VirtualTimeLoop",
     "run_virtual",
     "start_kafka_container",
     "start_nats_container",
+    "start_rabbitmq_container",
+    "start_redis_container",
     "virtual_time",
 ]

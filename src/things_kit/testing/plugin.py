@@ -5,14 +5,14 @@ where pytest-asyncio is missing: only a test that asks for one of its fixtures d
 """
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from things_kit.engine.broker import Broker
-    from things_kit.testing.servers.kafka import RunningKafka
-    from things_kit.testing.servers.redis import RunningRedis
+    from things_kit.testing.servers.containers import RunningServer
 
 try:
     import pytest_asyncio
@@ -36,44 +36,33 @@ else:
             yield broker
 
 
-@pytest.fixture(scope="session")
-def kafka_container() -> "Iterator[RunningKafka]":
-    """A real Apache Kafka with `.brokers` and `.url`: a container where there is Docker, else a local process.
+def _container(broker: str, name: str) -> Any:
+    """A fixture of a broker of the test session's own."""
+
+    def running() -> "Iterator[RunningServer]":
+        from things_kit.testing.servers.fixtures import unavailable  # noqa: PLC0415
+        from things_kit.testing.servers.process import ServerUnavailable  # noqa: PLC0415
+
+        start = getattr(import_module(f"things_kit.testing.servers.{broker}"), f"start_{broker}_container")
+        try:
+            server = start()
+        except ServerUnavailable as reason:
+            unavailable(reason)
+        try:
+            yield server
+        finally:
+            server.terminate()
+
+    running.__doc__ = f"""{name} with `.url`: a container where there is Docker, else a local process.
 
     The test is skipped, with the reason, where neither can be had; where CI=true it fails.
     """
-    from things_kit.testing.servers.fixtures import unavailable  # noqa: PLC0415
-    from things_kit.testing.servers.kafka import start_kafka_container  # noqa: PLC0415
-    from things_kit.testing.servers.process import ServerUnavailable  # noqa: PLC0415
-
-    try:
-        running = start_kafka_container()
-    except ServerUnavailable as reason:
-        unavailable(reason)
-    try:
-        yield running
-    finally:
-        running.terminate()
+    return pytest.fixture(running, scope="session", name=f"{broker}_container")
 
 
-@pytest.fixture(scope="session")
-def redis_container() -> "Iterator[RunningRedis]":
-    """A real Redis with `.url`: a container where there is Docker, else a local process.
-
-    The test is skipped, with the reason, where neither can be had; where CI=true it fails.
-    """
-    from things_kit.testing.servers.fixtures import unavailable  # noqa: PLC0415
-    from things_kit.testing.servers.process import ServerUnavailable  # noqa: PLC0415
-    from things_kit.testing.servers.redis import start_redis_container  # noqa: PLC0415
-
-    try:
-        running = start_redis_container()
-    except ServerUnavailable as reason:
-        unavailable(reason)
-    try:
-        yield running
-    finally:
-        running.terminate()
-
+kafka_container = _container("kafka", "A real Apache Kafka, also with `.brokers`,")
+nats_container = _container("nats", "A real NATS with JetStream,")
+rabbitmq_container = _container("rabbitmq", "A real RabbitMQ,")
+redis_container = _container("redis", "A real Redis,")
 
 pytest.register_assert_rewrite("things_kit.testing.conformance")

@@ -1,16 +1,14 @@
 """A real Apache Kafka: one process that is broker and controller (KRaft)."""
 
-import contextlib
 import secrets
 import shutil
 import socket
 import struct
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 
+from things_kit.testing.servers.containers import InContainer, RunningServer, container_or_process
 from things_kit.testing.servers.process import ServerProcess, ServerUnavailable, cached, run
 
 VERSION: Final = "4.2.0"
@@ -18,9 +16,6 @@ LOG4J: Final = "2.25.1"
 
 IMAGE: Final = "confluentinc/cp-kafka:8.2.0"
 """Kafka 4.2, in the packaging that testcontainers knows how to start."""
-
-TESTCONTAINERS: Final = ("testcontainers.community.kafka", "testcontainers.kafka")
-"""Where testcontainers has its Kafka: since 4.15, and before."""
 
 JAVA: Final = ("java", "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=WARN", "-cp")
 
@@ -135,36 +130,21 @@ class KafkaServer(ServerProcess):
             raise ValueError(f"FindCoordinator answered with the error {code}")
 
 
-class RunningKafka(Protocol):
+class RunningKafka(RunningServer, Protocol):
     """A Kafka that somebody started for a test."""
 
     @property
     def brokers(self) -> str:
         """HOST:PORT, as Kafka's own clients take it."""
 
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
 
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
-
-
-class KafkaInContainer:
+class KafkaInContainer(InContainer):
     """Kafka as Docker runs it, through testcontainers."""
 
-    def __init__(self, container: Any) -> None:
-        self._container = container
-        self.brokers: str = container.get_bootstrap_server()
-
     @property
-    def url(self) -> str:
-        """What `connect` takes."""
-        return f"kafka://{self.brokers}"
-
-    def terminate(self) -> None:
-        """End and remove the container."""
-        self._container.stop()
+    def brokers(self) -> str:
+        """HOST:PORT, as Kafka's own clients take it."""
+        return self.url.removeprefix("kafka://")
 
 
 def start_kafka_container() -> RunningKafka:
@@ -173,22 +153,13 @@ def start_kafka_container() -> RunningKafka:
     Raises:
         ServerUnavailable: There is neither Docker nor what the process needs.
     """
-    if _docker_answers():
-        for name in TESTCONTAINERS:
-            with contextlib.suppress(ModuleNotFoundError):
-                containers = import_module(name)  # an optional package, and a slow one
-                return KafkaInContainer(containers.KafkaContainer(IMAGE).with_kraft().start())
-    return KafkaServer().__enter__()
-
-
-def _docker_answers() -> bool:
-    if shutil.which("docker") is None:
-        return False
-    try:
-        asked = subprocess.run(["docker", "version"], capture_output=True, timeout=10, check=False)  # noqa: S607
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.returncode == 0
+    return container_or_process(
+        "kafka",
+        lambda module: module.KafkaContainer(IMAGE).with_kraft(),
+        lambda container: f"kafka://{container.get_bootstrap_server()}",
+        KafkaServer,
+        KafkaInContainer,
+    )
 
 
 def _installation() -> Path:

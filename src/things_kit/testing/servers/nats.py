@@ -4,9 +4,9 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final
 
-from things_kit.testing.servers.containers import testcontainers
+from things_kit.testing.servers.containers import InContainer, RunningServer, address, container_or_process
 from things_kit.testing.servers.debian import program
 from things_kit.testing.servers.process import ServerProcess
 
@@ -53,36 +53,16 @@ class NATSServer(ServerProcess):
             raise ValueError(f"it greeted with {greeting[:20]!r}")
 
 
-class RunningNATS(Protocol):
-    """A NATS that somebody started for a test."""
-
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
-
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
-
-
-class NATSInContainer:
-    """NATS as Docker runs it, through testcontainers."""
-
-    def __init__(self, container: Any) -> None:
-        self._container = container
-        self.url = f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
-
-    def terminate(self) -> None:
-        """End and remove the container."""
-        self._container.stop()
-
-
-def start_nats_container() -> RunningNATS:
+def start_nats_container() -> RunningServer:
     """A NATS with JetStream of the caller's own: in a container where Docker and testcontainers are, else as a process.
 
     Raises:
         ServerUnavailable: There is neither Docker nor a `nats-server`.
     """
-    nats = testcontainers("testcontainers.nats")
-    if nats is not None:
-        return NATSInContainer(nats.NatsContainer(IMAGE, jetstream=True).start())
-    return NATSServer().__enter__()
+    return container_or_process(
+        "nats",
+        lambda module: module.NatsContainer(IMAGE, jetstream=True),
+        lambda container: f"nats://{address(container, 4222)}",
+        NATSServer,
+        InContainer,
+    )

@@ -1,15 +1,13 @@
 """A real RabbitMQ: one node, without its management plugin."""
 
-import contextlib
 import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final
 
-from things_kit.testing.servers.containers import docker_answers
+from things_kit.testing.servers.containers import InContainer, RunningServer, address, container_or_process
 from things_kit.testing.servers.debian import program
 from things_kit.testing.servers.process import ServerProcess, run
 
@@ -114,41 +112,19 @@ class RabbitMQServer(ServerProcess):
         self.control("close_all_connections", "--global", "as the test wanted")
 
 
-class RunningRabbitMQ(Protocol):
-    """A RabbitMQ that somebody started for a test."""
-
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
-
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
-
-
-class RabbitMQInContainer:
-    """RabbitMQ as Docker runs it, through testcontainers."""
-
-    def __init__(self, container: Any) -> None:
-        self._container = container
-        address = f"{container.get_container_host_ip()}:{container.get_exposed_port(5672)}"
-        self.url = f"amqp://guest:guest@{address}/"
-
-    def terminate(self) -> None:
-        """End and remove the container."""
-        self._container.stop()
-
-
-def start_rabbitmq_container() -> RunningRabbitMQ:
+def start_rabbitmq_container() -> RunningServer:
     """A RabbitMQ of the caller's own: in a container where Docker and testcontainers are, else as a local process.
 
     Raises:
         ServerUnavailable: There is neither Docker nor what the process needs.
     """
-    if docker_answers():
-        with contextlib.suppress(ModuleNotFoundError):
-            containers = import_module("testcontainers.rabbitmq")  # an optional package, and a slow one
-            return RabbitMQInContainer(containers.RabbitMqContainer(IMAGE).start())
-    return RabbitMQServer().__enter__()
+    return container_or_process(
+        "rabbitmq",
+        lambda module: module.RabbitMqContainer(IMAGE),
+        lambda container: f"amqp://guest:guest@{address(container, 5672)}/",
+        RabbitMQServer,
+        InContainer,
+    )
 
 
 def _method(of: int, number: int, arguments: bytes) -> bytes:

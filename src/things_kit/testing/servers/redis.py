@@ -3,9 +3,10 @@
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final, Protocol
+from typing import BinaryIO, ClassVar, Final
 
-from things_kit.testing.servers import containers, debian
+from things_kit.testing.servers import debian
+from things_kit.testing.servers.containers import InContainer, RunningServer, address, container_or_process
 from things_kit.testing.servers.process import ServerProcess
 
 IMAGE: Final = "redis:7.2"
@@ -95,36 +96,16 @@ def _whole(file: BinaryIO) -> list[bytes]:
     return [line]
 
 
-class RunningRedis(Protocol):
-    """A Redis that somebody started for a test."""
-
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
-
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
-
-
-class RedisInContainer:
-    """Redis as Docker runs it, through testcontainers."""
-
-    def __init__(self, container: Any) -> None:
-        self._container = container
-        self.url = f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
-
-    def terminate(self) -> None:
-        """End and remove the container."""
-        self._container.stop()
-
-
-def start_redis_container() -> RunningRedis:
+def start_redis_container() -> RunningServer:
     """A Redis of the caller's own: in a container where Docker and testcontainers are, else as a local process.
 
     Raises:
         ServerUnavailable: There is neither Docker nor redis-server.
     """
-    module = containers.testcontainers("testcontainers.redis")
-    if module is not None:
-        return RedisInContainer(module.RedisContainer(IMAGE).start())
-    return RedisServer().__enter__()
+    return container_or_process(
+        "redis",
+        lambda module: module.RedisContainer(IMAGE),
+        lambda container: f"redis://{address(container, 6379)}/0",
+        RedisServer,
+        InContainer,
+    )
