@@ -17,13 +17,19 @@ from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.fidelity import same
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.kafka import KafkaServer
+from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+from things_kit.testing.servers.redis import RedisServer
 
-BROKERS = ["memory", "sqlite", "kafka"]
+BROKERS = ["memory", "sqlite", "kafka", "nats", "rabbitmq", "redis"]
 
 PATIENCE = 60
 KEYS = 5
 
 kafka = shared(KafkaServer, "kafka")
+nats = shared(NATSServer, "nats")
+rabbitmq = shared(RabbitMQServer, "rabbitmq")
+redis = shared(RedisServer, "redis")
 
 
 @pytest.fixture
@@ -115,5 +121,5 @@ async def test_a_topic_that_is_not_there_is_refused_with_a_sentence(
 ) -> None:
     found = request.getfixturevalue(name)
     async with connect(getattr(found, "url", found)) as source, connect("memory://") as target:
-        with pytest.raises(ConfigError, match="topic 'not-there-"):
+        with pytest.raises(ConfigError, match="'not-there-"):
             await Bridge(source, target, [f"not-there-{uuid4().hex}"]).start()

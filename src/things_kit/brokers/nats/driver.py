@@ -258,6 +258,8 @@ class NATSDriver:
         if subscription.create:
             start = self._past.places.get((topic, group), subscription.start)
             stream, info = await streams.join(topic, group, start, ephemeral=subscription.ephemeral)
+        elif subscription.ephemeral:
+            stream, info = await streams.join_existing(topic, group)
         else:
             stream, info = await streams.existing(topic, group)
         receiver = NATSReceiver(connection, self._settings, subscription, stream, info, self._past)

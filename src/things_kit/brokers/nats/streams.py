@@ -154,8 +154,16 @@ class Streams:
     async def join(
         self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False
     ) -> tuple[str, Info]:
-        """The group of this topic's stream, created if it is missing, with this URL's lease."""
-        stream = await self.declare(topic)
+        """The group of this topic's stream, both created if they are missing, with this URL's lease."""
+        return await self._join(await self.declare(topic), topic, group, start, ephemeral)
+
+    async def join_existing(self, topic: str, group: str) -> tuple[str, Info]:
+        """An ephemeral group of a topic that is there. Raises ConfigError if it is not."""
+        return await self._join(await self._stream_of(topic), topic, group, "latest", ephemeral=True)
+
+    async def _join(
+        self, stream: str, topic: str, group: str, start: Start | Place, ephemeral: bool
+    ) -> tuple[str, Info]:
         found = await self.group(stream, group)
         if found is None:
             found = await self._found(
@@ -165,13 +173,17 @@ class Streams:
 
     async def existing(self, topic: str, group: str) -> tuple[str, Info]:
         """The group of this topic's stream. Raises ConfigError if either is missing."""
-        stream = await self.find(topic)
-        if stream is None:
-            raise ConfigError(f"there is no stream that takes {topic!r}: declare it first")
+        stream = await self._stream_of(topic)
         found = await self.group(stream, group)
         if found is None:
             raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
         return stream, await self.checked(stream, topic, group, found)
+
+    async def _stream_of(self, topic: str) -> str:
+        stream = await self.find(topic)
+        if stream is None:
+            raise ConfigError(f"there is no stream that takes {topic!r}: declare it first")
+        return stream
 
     async def _begin(self, stream: str, topic: str, group: str, start: Start | Place) -> dict[str, Any]:
         """Where a group begins that is created now."""
