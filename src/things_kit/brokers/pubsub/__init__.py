@@ -1,0 +1,1 @@
+"""Google Pub/Sub, through the official client: its asynchronous gRPC API, without threads."""

@@ -1,0 +1,155 @@
+"""The client of one driver: two channels, and the login for them."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import google.auth
+import grpc
+from google.api_core import exceptions, grpc_helpers_async
+from google.api_core.retry import AsyncRetry, if_exception_type
+from google.auth.credentials import Credentials
+from google.auth.exceptions import GoogleAuthError
+from google.oauth2 import service_account
+from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
+
+from things_kit.brokers.pubsub.options import Settings
+from things_kit.messaging.errors import ConfigError
+
+ResultT = TypeVar("ResultT")
+
+CHANNEL: Final = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),  # finds a connection that is dead without having been closed
+    # A channel of our own connection: those of others in this process may be waiting after a failure
+    ("grpc.use_local_subchannel_pool", 1),
+    # By default a second at first, then up to two minutes; the engine waits by itself
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+BRIEFLY: Final = AsyncRetry(
+    predicate=if_exception_type(
+        exceptions.Aborted, exceptions.InternalServerError, exceptions.ServiceUnavailable
+    ),
+    initial=0.05,
+    maximum=0.5,
+    timeout=2.0,
+)
+"""For calls that may be repeated: the service closes a connection now and then, and takes the next one."""
+
+
+class Connection:
+    """Calls go over one channel, streams over another, so that many streams leave room for acknowledgements.
+
+    Google's high-level client has a thread for each subscription and one for each message; the clients used here are
+    the same package's own for asyncio.
+    """
+
+    publisher: PublisherAsyncClient
+    subscriber: SubscriberAsyncClient
+    streams: SubscriberAsyncClient
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._channels: list[grpc.aio.Channel] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are channels."""
+        return bool(self._channels)
+
+    async def open(self) -> None:
+        """Log in and make the channels; nothing is called yet.
+
+        Raises:
+            ConfigError: There are no credentials, or their file is none.
+        """
+        if self._channels:
+            return
+        credentials = None
+        if not self._settings.plain:
+            credentials = await _in_thread(self._credentials)
+        calls, streams = self._channel(credentials), self._channel(credentials)
+        self._channels = [calls, streams]
+        self.publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=calls))
+        self.subscriber = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=calls))
+        self.streams = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=streams))
+
+    async def close(self) -> None:
+        """Close both, and forget the clients: gRPC ends its thread with the last channel."""
+        channels, self._channels = self._channels, []
+        for channel in channels:
+            await channel.close()
+        if channels:
+            del self.publisher, self.subscriber, self.streams
+
+    def _channel(self, credentials: Credentials | None) -> grpc.aio.Channel:
+        settings = self._settings
+        if settings.plain:
+            return grpc.aio.insecure_channel(settings.host, options=CHANNEL)
+        tls = grpc.ssl_channel_credentials(self._ca())
+        if credentials is None:
+            return grpc.aio.secure_channel(settings.host, tls, options=CHANNEL)
+        return grpc_helpers_async.create_channel(
+            settings.host, credentials=credentials, ssl_credentials=tls, options=CHANNEL
+        )
+
+    def _ca(self) -> bytes | None:
+        path = self._settings.options.ca
+        try:
+            return Path(path).read_bytes() if path else None
+        except OSError as error:
+            raise ConfigError(
+                f"{self._settings.url.display}: option 'ca': cannot read {path}: {error.strerror}"
+            ) from error
+
+    def _credentials(self) -> Credentials | None:
+        """What signs our calls; None for an endpoint with TLS alone. Blocks, perhaps for seconds."""
+        settings, scopes = self._settings, PublisherGrpcAsyncIOTransport.AUTH_SCOPES
+        path = settings.options.credentials
+        if path is None and settings.options.endpoint:
+            return None
+        if path is not None:
+            return _service_account(settings, path, scopes)
+        try:
+            found: Any = google.auth.default(scopes=scopes)[0]
+        except GoogleAuthError as error:
+            raise ConfigError(
+                f"{settings.url.display}: no Google credentials were found: give ?credentials=FILE, set "
+                "GOOGLE_APPLICATION_CREDENTIALS, or give ?endpoint=HOST:PORT for an emulator"
+            ) from error
+        return _signing_itself(found)
+
+
+def _service_account(settings: Settings, path: str, scopes: Any) -> Credentials:
+    what = f"{settings.url.display}: option 'credentials'"
+    try:
+        made: Any = service_account.Credentials.from_service_account_file(path, scopes=scopes)
+    except OSError as error:
+        raise ConfigError(f"{what}: cannot read {path}: {error.strerror}") from error
+    except (ValueError, GoogleAuthError):  # whose text may have parts of the key
+        raise ConfigError(f"{what}: {path} is not the JSON key file of a service account") from None
+    return _signing_itself(made)
+
+
+def _signing_itself(credentials: Any) -> Credentials:
+    """A service account's key signs its tokens here, so there is no server to ask for one."""
+    if isinstance(credentials, service_account.Credentials):
+        credentials = credentials.with_always_use_jwt_access(True)
+    return credentials  # type: ignore[no-any-return] # google-auth's functions have no annotations
+
+
+async def _in_thread(call: Callable[[], ResultT]) -> ResultT:
+    """Call what blocks in a thread that ends afterwards; the loop would keep its own."""
+    threads = ThreadPoolExecutor(1, thread_name_prefix="things_kit pubsub login")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(threads, call)
+    finally:
+        threads.shutdown(wait=False)

@@ -1,0 +1,139 @@
+"""`pubsub://`: Google Pub/Sub, through the official client.
+
+    pubsub://my-project                                  the service, with the environment's credentials
+    pubsub://my-project?credentials=key.json             with the key of a service account
+    pubsub://my-project?endpoint=127.0.0.1:8085          an emulator
+
+A topic is a topic, and a group a subscription of its own to it, named `topic+group`. The service keeps the order of
+messages with the same ordering key, and hands out those that are not acknowledged to one subscriber at a time. What is
+held has a lease (the ack deadline), which the engine has extended; a message in back-off waits in this process.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+from google.api_core import exceptions
+
+from things_kit.brokers.pubsub.connection import Connection
+from things_kit.brokers.pubsub.errors import ERRORS, translated
+from things_kit.brokers.pubsub.names import subscription_id, topic_id
+from things_kit.brokers.pubsub.options import Settings
+from things_kit.brokers.pubsub.publisher import Publication
+from things_kit.brokers.pubsub.receiver import PubSubReceiver
+from things_kit.brokers.pubsub.resources import Resources
+from things_kit.engine.driver import Capabilities, Receiver, Subscription
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError, UnsupportedError
+from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.engine.diagnosis import Finding, Question
+
+
+class PubSubDriver:
+    """The clients of Pub/Sub on asyncio: no thread of ours, and a task for each open stream."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.capabilities = Capabilities(
+            lease=float(settings.options.lease),
+            retained=settings.options.retain > 0,
+            lag=False,
+            max_message_bytes=settings.options.max_message_bytes,
+        )
+        self._settings = settings
+        self._connection = Connection(settings)
+        self._resources = Resources(self._connection, settings)
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """A driver for `pubsub://PROJECT?OPTION=VALUE`."""
+        return cls(Settings.from_url(url))
+
+    async def open(self) -> None:
+        """Log in, and ask for the project, so that a wrong name or login shows at once."""
+        await self._connection.open()
+        await self.ping()
+
+    async def close(self) -> None:
+        """Close the channels."""
+        await self._connection.close()
+
+    async def ping(self) -> None:
+        """Ask for a topic. That we may not see any is an answer too: whoever only publishes has no such right."""
+        self._check_open()
+        doing = f"asking for the project {self._settings.project!r}"
+        try:
+            await self._connection.publisher.list_topics(
+                {"project": f"projects/{self._settings.project}", "page_size": 1},
+                retry=None,
+                timeout=self._settings.patience,
+            )
+        except exceptions.PermissionDenied:
+            pass
+        except ERRORS as error:
+            raise translated(error, doing) from error
+
+    def _check_open(self) -> None:
+        if not self._connection.is_open:
+            raise ConfigError(f"{self._settings.url.display} is not open")
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create the topic and the subscriptions that are missing."""
+        self._check_open()
+        topic_id(topic)
+        for group in groups:
+            subscription_id(topic, group)
+        await self._resources.declare_topic(topic)
+        for group in groups:
+            await self._resources.declare_group(topic, group)
+
+    async def remove(self, topic: str) -> None:
+        """Delete the topic and its groups; subscriptions that are named otherwise keep what they have."""
+        self._check_open()
+        try:
+            topic_id(topic)
+        except ConfigError:
+            return
+        await self._resources.remove_topic(topic)
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Publish in as few requests as the service's bounds allow."""
+        self._check_open()
+        publication = Publication(self._connection, self._settings, messages)
+        await publication.send()
+        return publication.results
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Have the subscription; the stream is opened by the first `receive`."""
+        self._check_open()
+        order = self._settings.options.ordering
+        if order == "none" and subscription.ordering != "none":
+            raise UnsupportedError(
+                f'?ordering=none keeps no order: it goes with ordering="none", not {subscription.ordering!r}'
+            )
+        if order == "key" and subscription.ordering == "partition":
+            raise UnsupportedError(
+                'Pub/Sub keeps the order of a key, not of a topic: use ordering="key", or connect with '
+                "?ordering=topic, which publishes a whole topic in one order"
+            )
+        exactly_once = await self._resources.join(subscription)
+        path = self._resources.subscription_path(subscription.topic, subscription.group)
+
+        async def closed() -> None:
+            if subscription.ephemeral:
+                await self._resources.remove_subscription(path)
+
+        return PubSubReceiver(
+            self._connection, self._settings, subscription, path, exactly_once=exactly_once, closed=closed
+        )
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """The API does not say; Cloud Monitoring does, minutes later."""
+        self._check_open()
+        return None
+
+    async def examine(self, question: "Question") -> "Sequence[Finding]":
+        """What `things-kit doctor` has to say of the topic and the group."""
+        from things_kit.brokers.pubsub.doctor import examine  # noqa: PLC0415 - nobody else needs it
+
+        return await examine(self._resources, self._settings, question)

@@ -1,0 +1,272 @@
+"""Receiving: a stream that brings messages, and calls that settle them."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from google.api_core import exceptions
+from google.pubsub_v1 import types
+
+from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
+from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures, translated
+from things_kit.brokers.pubsub.messages import Unpacker
+from things_kit.brokers.pubsub.options import Settings
+from things_kit.engine.backoff import Backoff
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+
+ACK_IDS: Final = 2500
+"""The most of them in a request, as in Google's own client: 512 KiB are allowed."""
+
+BYTES: Final = 100 * 1024 * 1024
+"""Of messages that the service hands out before some are settled, as in Google's own client."""
+
+FAREWELL: Final = 1.0
+"""Seconds for what is on its way when a stream ends, and for giving it back."""
+
+SHORT: Final = 1.0
+"""A stream that lived no longer than that, and brought nothing, is no sign that the service is there."""
+
+
+class Token(msgspec.Struct, eq=False, gc=False):
+    """What settles a delivery. A message that comes again while it is still held here gives it a new `ack_id`."""
+
+    ack_id: str
+    message_id: str
+
+
+class PubSubReceiver:
+    """A stream while somebody receives, and what it brought and was not settled yet.
+
+    What is given back would come straight back over our own stream, so that is ended first, and opened anew by the next
+    `receive`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        subscription: Subscription,
+        path: str,
+        *,
+        exactly_once: bool,
+        closed: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._lease = settings.options.lease
+        self._path = path
+        self._exactly_once = exactly_once
+        self._most = subscription.max_in_flight
+        self._name = f"{subscription.topic} as {subscription.group}"
+        self._unpacker = Unpacker(subscription.topic)
+        self._buffer: deque[Delivery] = deque()
+        self._held: dict[str, Token] = {}
+        self._arrived = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        self._closed = closed
+
+    # --- receiving
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """What has come over the stream, or comes within `wait`."""
+        ends = asyncio.get_running_loop().time() + wait
+        while not self._buffer:
+            if self._failure is not None:
+                raise self._failure
+            self._begin()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(ends):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return ()
+        buffer = self._buffer
+        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+
+    def _begin(self) -> None:
+        if self._reading is None:
+            self._ending = asyncio.Event()
+            self._reading = asyncio.create_task(self._read(self._ending), name=f"{self._name} stream")
+
+    async def _read(self, ending: asyncio.Event) -> None:
+        """Read one stream after the other: the service closes each after a while."""
+        backoff, loop = Backoff(), asyncio.get_running_loop()
+        while not ending.is_set():
+            began, brought = loop.time(), len(self._held)
+            try:
+                await self._read_stream(ending)
+                error: Exception = exceptions.ServiceUnavailable("the stream ended")
+            except ERRORS as raised:
+                error = raised
+            except ConnectionLost as lost:
+                self._fail(lost)
+                return
+            if ending.is_set():
+                return
+            if not isinstance(error, AWAY) or (
+                loop.time() - began < SHORT and len(self._held) == brought
+            ):
+                self._fail(self._lost(error, f"receiving {self._name}"))
+                return
+            await backoff.wait()
+
+    async def _read_stream(self, ending: asyncio.Event) -> None:
+        async def requests() -> AsyncIterator[types.StreamingPullRequest]:
+            yield types.StreamingPullRequest(
+                subscription=self._path,
+                stream_ack_deadline_seconds=self._lease,
+                max_outstanding_messages=self._most,
+                max_outstanding_bytes=BYTES,
+            )
+            await ending.wait()
+
+        stream = await self._connection.streams.streaming_pull(
+            requests=requests(),
+            retry=None,
+            timeout=None,
+            metadata=[("x-goog-request-params", f"subscription={self._path}")],
+        )
+        async for response in stream:
+            received: Any = types.StreamingPullResponse.pb(response).received_messages
+            if self._exactly_once:
+                received = await self._still_ours(received)
+            self._take(received)
+
+    def _take(self, received: Iterable[Any]) -> None:
+        held, buffer, unpack = self._held, self._buffer, self._unpacker.unpack
+        for each in received:
+            message = each.message
+            token = held.get(message.message_id)
+            if token is not None:
+                token.ack_id = each.ack_id  # it is being handled, or waits here: once is enough
+                continue
+            token = held[message.message_id] = Token(each.ack_id, message.message_id)
+            buffer.append(Delivery(unpack(message, each.delivery_attempt), token))
+        self._arrived.set()
+
+    async def _still_ours(self, received: Iterable[Any]) -> list[Any]:
+        """Under exactly-once delivery what may have expired on its way counts only if its lease can be extended."""
+        by_id = {each.ack_id: each for each in received}
+        gone = await self._modify(list(by_id), self._lease)
+        return [each for ack_id, each in by_id.items() if ack_id not in gone]
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._arrived.set()
+
+    def _lost(self, error: Exception, doing: str) -> Exception:
+        """A subscription that is gone was removed with its topic; the engine makes both anew, if it may."""
+        if isinstance(error, exceptions.NotFound):
+            lost = ConnectionLost(f"{doing}: the subscription was removed")
+            lost.__cause__ = error
+            return lost
+        return translated(error, doing)
+
+    # --- settling
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Acknowledge in one call; what is released goes back at once, with all that came meanwhile."""
+        if acknowledged:
+            tokens = [delivery.token for delivery in acknowledged]
+            await self._acknowledge(tokens)
+            for token in tokens:
+                self._held.pop(token.message_id, None)
+        if released:
+            await self._hush()
+            await self._give_back([*(release.delivery.token for release in released), *self._unbegun()])
+            self._arrived.set()  # whoever waits opens a new stream
+
+    async def _acknowledge(self, tokens: Sequence[Token]) -> None:
+        """Until the service has confirmed all that are still ours."""
+        backoff, loop = Backoff(), asyncio.get_running_loop()
+        ends = loop.time() + self._lease
+        while tokens:
+            sent = [token.ack_id for token in tokens]
+            failed = await self._call(self._ask_acknowledge, sent)
+            tokens = [
+                token
+                for token, ack_id in zip(tokens, sent, strict=True)
+                if token.ack_id != ack_id or failed.get(ack_id, "").startswith("TRANSIENT")
+            ]
+            if failed and tokens:
+                if loop.time() > ends:
+                    raise ConnectionLost(f"acknowledging {self._name}: the service confirms it not")
+                await backoff.wait()
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Extend these, and what waits here to be handed out."""
+        tokens = [delivery.token for delivery in (*deliveries, *self._buffer)]
+        await self._modify([token.ack_id for token in tokens], self._lease)
+
+    def _unbegun(self) -> list[Token]:
+        """What was not handed out, and will not be."""
+        tokens = [delivery.token for delivery in self._buffer]
+        self._buffer.clear()
+        return tokens
+
+    async def _give_back(self, tokens: Sequence[Token]) -> None:
+        for token in tokens:
+            self._held.pop(token.message_id, None)
+        await self._modify([token.ack_id for token in tokens], 0)
+
+    async def _modify(self, ack_ids: Sequence[str], seconds: int) -> Mapping[str, str]:
+        async def ask(part: Sequence[str]) -> None:
+            await self._connection.subscriber.modify_ack_deadline(
+                subscription=self._path,
+                ack_ids=part,
+                ack_deadline_seconds=seconds,
+                retry=BRIEFLY,
+                timeout=self._settings.patience,
+            )
+
+        return await self._call(ask, ack_ids)
+
+    async def _ask_acknowledge(self, ack_ids: Sequence[str]) -> None:
+        await self._connection.subscriber.acknowledge(
+            subscription=self._path, ack_ids=ack_ids, retry=BRIEFLY, timeout=self._settings.patience
+        )
+
+    async def _call(
+        self, ask: Callable[[Sequence[str]], Awaitable[None]], ack_ids: Sequence[str]
+    ) -> Mapping[str, str]:
+        """Ask in as many requests as it takes; returns why some ack ids were refused. Raises ConnectionLost."""
+        failed: dict[str, str] = {}
+        for start in range(0, len(ack_ids), ACK_IDS):
+            try:
+                await ask(ack_ids[start : start + ACK_IDS])
+            except ERRORS as error:
+                why = failures(error)
+                if not why:
+                    raise self._lost(error, f"settling {self._name}") from error
+                failed.update(why)
+        return failed
+
+    # --- ending
+
+    async def _hush(self) -> None:
+        """End the stream, and take what was on its way."""
+        reading, self._reading = self._reading, None
+        if reading is None:
+            return
+        self._ending.set()
+        try:
+            await asyncio.wait({reading}, timeout=FAREWELL)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End the stream and give back what was not settled; what the service cannot be told it finds out by itself."""
+        try:
+            await self._hush()
+        finally:
+            self._buffer.clear()
+            with contextlib.suppress(ConnectionLost, TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await self._give_back(list(self._held.values()))
+                    await self._closed()

@@ -1,0 +1,218 @@
+"""Topics and subscriptions at the service: looked at, created, removed."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from google.api_core import exceptions
+from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
+from google.pubsub_v1 import types
+
+from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
+from things_kit.brokers.pubsub.errors import ERRORS, translated
+from things_kit.brokers.pubsub.names import BETWEEN, subscription_id, topic_id
+from things_kit.brokers.pubsub.options import DAY, SHORTEST_LEASE, Settings
+from things_kit.engine.driver import Subscription
+from things_kit.messaging.errors import ConfigError
+
+DELETED: Final = "_deleted-topic_"
+"""What the service calls the topic of a subscription whose topic was deleted."""
+
+ORDERED: Final = (
+    "delete the subscription, so that it is created anew, as this cannot be changed afterwards; or "
+    'consume with ordering="none"'
+)
+
+
+class Resources:
+    """What the admin calls of both services are needed for."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._bounds: dict[str, Any] = {"retry": BRIEFLY, "timeout": settings.patience}
+
+    def topic_path(self, topic: str) -> str:
+        """The topic's full name."""
+        return f"projects/{self._settings.project}/topics/{topic_id(topic)}"
+
+    def subscription_path(self, topic: str, group: str) -> str:
+        """The full name of a group's subscription."""
+        return f"projects/{self._settings.project}/subscriptions/{subscription_id(topic, group)}"
+
+    # --- topics
+
+    async def declare_topic(self, topic: str) -> None:
+        """Create the topic if it is missing."""
+        path, doing = self.topic_path(topic), f"declaring {topic!r}"
+        try:
+            await self._connection.publisher.get_topic(topic=path, **self._bounds)
+        except exceptions.NotFound:
+            await self._create_topic(path, doing)
+        except ERRORS as error:
+            raise translated(error, doing) from error
+
+    async def _create_topic(self, path: str, doing: str) -> None:
+        wanted = types.Topic(name=path)
+        if retain := self._settings.options.retain:
+            wanted.message_retention_duration = duration_pb2.Duration(seconds=retain)
+        try:
+            await self._connection.publisher.create_topic(wanted, **self._bounds)
+        except exceptions.AlreadyExists:
+            pass  # somebody else was quicker
+        except ERRORS as error:
+            raise translated(error, doing) from error
+
+    async def find_topic(self, topic: str) -> types.Topic | None:
+        """The topic as it is; None if it is missing."""
+        try:
+            return await self._connection.publisher.get_topic(topic=self.topic_path(topic), **self._bounds)
+        except exceptions.NotFound:
+            return None
+        except ERRORS as error:
+            raise translated(error, f"looking for the topic {topic!r}") from error
+
+    async def remove_topic(self, topic: str) -> None:
+        """Delete the topic and its groups, whether created by us or by others under these names."""
+        path, doing = self.topic_path(topic), f"removing {topic!r}"
+        try:
+            async for subscription in self._groups(path):
+                await self.remove_subscription(subscription)
+            await self._connection.publisher.delete_topic(topic=path, **self._bounds)
+        except exceptions.NotFound:
+            pass
+        except ERRORS as error:
+            raise translated(error, doing) from error
+
+    async def _groups(self, path: str) -> AsyncIterator[str]:
+        prefix = path.replace("/topics/", "/subscriptions/") + BETWEEN
+        listed = await self._connection.publisher.list_topic_subscriptions(topic=path, **self._bounds)
+        async for name in listed:
+            if name.startswith(prefix):
+                yield name
+
+    # --- subscriptions
+
+    async def remove_subscription(self, path: str) -> None:
+        """Delete a subscription with what it has."""
+        try:
+            await self._connection.subscriber.delete_subscription(subscription=path, **self._bounds)
+        except exceptions.NotFound:
+            pass
+        except ERRORS as error:
+            raise translated(error, f"removing {path}") from error
+
+    async def find(self, topic: str, group: str) -> types.Subscription | None:
+        """The group's subscription as it is; None if it is missing, or left over from a topic that was deleted."""
+        path = self.subscription_path(topic, group)
+        try:
+            found = await self._connection.subscriber.get_subscription(subscription=path, **self._bounds)
+        except exceptions.NotFound:
+            return None
+        except ERRORS as error:
+            raise translated(error, f"looking for the group {group!r} of {topic!r}") from error
+        if found.topic == DELETED:
+            return None
+        if found.topic != self.topic_path(topic):
+            raise ConfigError(f"{path} is a subscription of another topic: {found.topic}")
+        return found
+
+    async def declare_group(
+        self, topic: str, group: str, *, ephemeral: bool = False, earliest: bool = True
+    ) -> types.Subscription:
+        """The group's subscription, created where it is missing, with its topic."""
+        found = await self.find(topic, group)
+        if found is None:
+            found = await self._create(self._wanted(topic, group, ephemeral=ephemeral), topic, group)
+            if earliest and self._settings.options.retain:
+                await self._rewind(found.name)
+        elif self._settings.options.exactly_once and not found.enable_exactly_once_delivery:
+            found = await self._make_exactly_once(found)
+        return found
+
+    def _wanted(self, topic: str, group: str, *, ephemeral: bool) -> types.Subscription:
+        options = self._settings.options
+        wanted = types.Subscription(
+            name=self.subscription_path(topic, group),
+            topic=self.topic_path(topic),
+            ack_deadline_seconds=max(options.lease, SHORTEST_LEASE),
+            enable_message_ordering=options.ordering != "none",
+            enable_exactly_once_delivery=options.exactly_once,
+            message_retention_duration=duration_pb2.Duration(seconds=options.expire),
+            # Without a time to live it stays, else it goes after 31 days without a consumer
+            expiration_policy=types.ExpirationPolicy(),
+        )
+        if ephemeral:  # a day is the least that the service takes
+            wanted.expiration_policy = types.ExpirationPolicy(ttl=duration_pb2.Duration(seconds=DAY))
+            wanted.message_retention_duration = duration_pb2.Duration(seconds=min(options.expire, DAY))
+        return wanted
+
+    async def _create(self, wanted: types.Subscription, topic: str, group: str) -> types.Subscription:
+        doing = f"declaring the group {group!r} of {topic!r}"
+        for _ in range(3):
+            try:
+                return await self._connection.subscriber.create_subscription(wanted, **self._bounds)
+            except exceptions.AlreadyExists:
+                found = await self.find(topic, group)
+                if found is not None:
+                    return found  # somebody else was quicker
+                await self.remove_subscription(wanted.name)  # left over, and never to get a message again
+            except exceptions.NotFound:
+                await self._create_topic(wanted.topic, doing)
+            except ERRORS as error:
+                raise translated(error, doing) from error
+        raise ConfigError(f"{doing}: somebody else removes it again and again")
+
+    async def _rewind(self, path: str) -> None:
+        """Back to the earliest message that the topic has kept."""
+        since = timestamp_pb2.Timestamp(seconds=int(time.time()) - self._settings.options.retain)
+        request = types.SeekRequest(subscription=path, time=since)
+        try:
+            await self._connection.subscriber.seek(request, **self._bounds)
+        except ERRORS as error:
+            raise translated(error, f"going back to the earliest message of {path}") from error
+
+    async def _make_exactly_once(self, found: types.Subscription) -> types.Subscription:
+        found.enable_exactly_once_delivery = True
+        mask = field_mask_pb2.FieldMask(paths=["enable_exactly_once_delivery"])
+        try:
+            return await self._connection.subscriber.update_subscription(
+                subscription=found, update_mask=mask, **self._bounds
+            )
+        except ERRORS as error:
+            raise translated(error, f"changing {found.name} to exactly-once delivery") from error
+
+    async def join(self, subscription: Subscription) -> bool:
+        """Have a subscription that can be received from as asked; returns whether its delivery is exactly-once.
+
+        Raises:
+            ConfigError: It is missing and may not be created, or is not what was asked for.
+        """
+        topic, group = subscription.topic, subscription.group
+        if subscription.create:
+            earliest = subscription.start == "earliest" and not subscription.ephemeral
+            found = await self.declare_group(
+                topic, group, ephemeral=subscription.ephemeral, earliest=earliest
+            )
+        else:
+            looked = await self._find_if_allowed(topic, group)
+            if looked is None:
+                return self._settings.options.exactly_once
+            found = looked
+        if subscription.ordering != "none" and not found.enable_message_ordering:
+            raise ConfigError(f"{found.name} was created without message ordering: {ORDERED}")
+        if found.push_config.push_endpoint or found.bigquery_config.table or found.cloud_storage_config.bucket:
+            raise ConfigError(f"{found.name} delivers to somewhere else by itself, so nothing can be pulled from it")
+        return found.enable_exactly_once_delivery
+
+    async def _find_if_allowed(self, topic: str, group: str) -> types.Subscription | None:
+        """None if we may not look: the right to consume (Pub/Sub Subscriber) does not include that."""
+        try:
+            found = await self.find(topic, group)
+        except ConfigError as error:
+            if isinstance(error.__cause__, exceptions.PermissionDenied):
+                return None
+            raise
+        if found is None:
+            raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
+        return found

@@ -1,0 +1,69 @@
+"""Pub/Sub for tests: a stand-in for Google's service, as a process that survives being killed."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from things_kit.testing.servers.process import ServerProcess, ServerUnavailable
+
+
+class PubSubServer(ServerProcess):
+    """The stand-in of `pubsub_service` on 127.0.0.1. Google's own emulator is no package that could be installed.
+
+    `certificate` (a certificate's file, and its key's) has it serve TLS; `login` is the id of the key with which
+    callers must have signed their tokens.
+    """
+
+    name: ClassVar[str] = "pubsub"
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        ports: Sequence[int] | None = None,
+        certificate: tuple[Path, Path] | None = None,
+        login: str | None = None,
+    ) -> None:
+        super().__init__(folder, ports)
+        self._certificate = certificate
+        self._login = login
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT, as Google's clients take it ($PUBSUB_EMULATOR_HOST)."""
+        return f"127.0.0.1:{self.ports[0]}"
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+        return f"pubsub://things-kit?endpoint={self.endpoint}"
+
+    def prepare(self) -> None:
+        """There is nothing to fill the folder with, but the client's package is needed for its types."""
+        if find_spec("google.pubsub_v1") is None:
+            raise ServerUnavailable('Pub/Sub for tests needs its client: pip install "things-kit[pubsub]"')
+
+    def command(self) -> Sequence[str | Path]:
+        """The service, in the foreground."""
+        command: list[str | Path] = [sys.executable, "-m", "things_kit.testing.servers.pubsub_service"]
+        command += [str(self.ports[0]), "--journal", self.folder / "journal"]
+        if self._certificate is not None:
+            command += ["--cert", self._certificate[0], "--key", self._certificate[1]]
+        return [*command, "--login", self._login] if self._login else command
+
+    def check(self) -> None:
+        """HTTP/2 settings are the first that a gRPC server says, but over TLS."""
+        with socket.create_connection(("127.0.0.1", self.ports[0]), timeout=5) as connection:
+            if self._certificate is None:
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+                if not connection.recv(9):
+                    raise ConnectionError("it hung up")
+
+    def cut(self) -> None:
+        """Break all connections there are."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGUSR1)

@@ -1,0 +1,163 @@
+"""Pub/Sub keeps every promise: on a stand-in for the service that all tests share, and on one of their own that goes away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.pubsub_v1")
+
+import grpc
+from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient, types
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
+
+from things_kit import UnsupportedError
+from things_kit.testing.conformance import (
+    ConformanceSuite,
+    DeliverySuite,
+    LoadSuite,
+    OperationsSuite,
+    OrderSuite,
+    SurvivalSuite,
+    Target,
+)
+from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.stage import Stage
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.pubsub import PubSubServer
+
+pubsub = shared(PubSubServer, "pubsub")
+own_pubsub = own(PubSubServer)
+
+SHORT_LEASE = "2"
+
+
+class Foreign:
+    """Another client of Pub/Sub: Google's, alone."""
+
+    def __init__(self, server: PubSubServer) -> None:
+        self._endpoint = server.endpoint
+
+    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, str]) -> None:
+        async with grpc.aio.insecure_channel(self._endpoint) as channel:
+            publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+            message = types.PubsubMessage(
+                data=value, attributes=dict(headers), ordering_key=(key or b"").decode()
+            )
+            await publisher.publish(topic=f"projects/things-kit/topics/{topic}", messages=[message])
+
+    async def read(self, topic: str) -> Sequence[tuple[bytes | None, bytes, dict[str, str]]]:
+        async with grpc.aio.insecure_channel(self._endpoint) as channel:
+            publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
+            subscriber = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=channel))
+            listed = await publisher.list_topic_subscriptions(topic=f"projects/things-kit/topics/{topic}")
+            [name] = [name async for name in listed]
+            pulled = await subscriber.pull(subscription=name, max_messages=10)
+        return [
+            (each.message.ordering_key.encode() or None, each.message.data, dict(each.message.attributes))
+            for each in pulled.received_messages
+        ]
+
+
+class TestPubSub(ConformanceSuite):
+    @pytest.fixture
+    def target(self, pubsub: PubSubServer) -> Target:
+        foreign = Foreign(pubsub)
+        return Target(
+            url=pubsub.url,
+            lease_options={"lease": SHORT_LEASE},
+            size_options={"max_message_bytes": "4096"},
+            absent="pubsub://things-kit?endpoint=127.0.0.1:1",
+            foreign_publish=foreign.publish,
+            foreign_read=foreign.read,
+        )
+
+    async def test_a_partition_is_handled_in_strict_order_through_retries(self, stage: Stage) -> None:
+        """Line 26: the service orders keys, so this is refused, with what to do instead."""
+        with pytest.raises(UnsupportedError, match="ordering=topic"):
+            await stage.consume(stage.topic(), stage.group(), ordering="partition", handler=print)
+
+
+class TestPubSubInOneOrder(Suite):
+    """Every topic in one order, whatever the keys of its messages are."""
+
+    @pytest.fixture
+    def target(self, pubsub: PubSubServer) -> Target:
+        return Target(url=f"{pubsub.url}&ordering=topic")
+
+    test_strict_order = OrderSuite.test_a_partition_is_handled_in_strict_order_through_retries
+    test_order_of_keys = OrderSuite.test_a_dead_message_lets_its_key_go_on_in_order
+
+
+class TestPubSubExactlyOnce(Suite):
+    """What depends on how things are settled, where the service confirms each settlement."""
+
+    @pytest.fixture
+    def target(self, pubsub: PubSubServer) -> Target:
+        return Target(url=f"{pubsub.url}&exactly_once=true", lease_options={"lease": SHORT_LEASE})
+
+    test_all_are_handled_once = (
+        DeliverySuite.test_every_confirmed_message_of_many_publishers_is_handled_once
+    )
+    test_reopened = DeliverySuite.test_nothing_is_lost_when_everything_is_closed_and_reopened_twenty_times
+    test_joining_and_leaving = SurvivalSuite.test_consumers_that_join_and_leave_lose_and_repeat_nothing
+    _finds_nothing_old = SurvivalSuite._finds_nothing_old
+    test_the_lease_is_kept = LoadSuite.test_a_handler_longer_than_the_lease_keeps_its_message
+    _two_of_a_group = LoadSuite._two_of_a_group
+
+
+class TestPubSubThatRetains(Suite):
+    """Topics that keep what was acknowledged, for groups yet to come."""
+
+    @pytest.fixture
+    def target(self, pubsub: PubSubServer) -> Target:
+        return Target(url=f"{pubsub.url}&retain=600")
+
+    test_from_the_earliest = DeliverySuite.test_a_new_group_starts_at_the_earliest_message
+    test_from_the_latest = DeliverySuite.test_a_new_group_starts_at_the_latest_message
+
+
+def _outages(server: PubSubServer) -> Mapping[str, Mapping[str, Callable[[], Awaitable[None]]]]:
+    def hook(action: Callable[[], Any]) -> Callable[[], Awaitable[None]]:
+        async def call() -> None:
+            await asyncio.to_thread(action)
+
+        return call
+
+    return {
+        "paused": {"pause": hook(server.pause), "resume": hook(server.resume)},
+        "killed": {"kill": hook(server.kill), "restart": hook(server.start)},
+    }
+
+
+class TestPubSubThatGoesAway(Suite):
+    """What the suite has about outages, on a server of its own: standing still, and killed."""
+
+    @pytest.fixture(params=["paused", "killed"])
+    async def target(self, request: pytest.FixtureRequest, own_pubsub: PubSubServer) -> AsyncIterator[Target]:
+        hooks = _outages(own_pubsub)[request.param]
+        yield Target(url=f"{own_pubsub.url}&lease={SHORT_LEASE}", patience=30.0, **hooks)
+        own_pubsub.resume()
+        await asyncio.to_thread(own_pubsub.start)
+
+    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
+    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
+    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
+    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
+    _ill = OperationsSuite._ill
+    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+
+
+class TestPubSubThatIsCut(Suite):
+    """All connections are broken, while the server stays."""
+
+    @pytest.fixture
+    def target(self, own_pubsub: PubSubServer) -> Target:
+        async def cut() -> None:
+            own_pubsub.cut()
+
+        return Target(url=own_pubsub.url, cut=cut)
+
+    test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
