@@ -18,7 +18,7 @@ time is the service's, and the id is made of topic and message id.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeAlias
 
@@ -49,6 +49,10 @@ MOST: Final = 90
 
 NAME_BYTES: Final = 256
 TEXT_BYTES: Final = 1024
+SHORT_NAME: Final = NAME_BYTES // 4
+SHORT_TEXT: Final = TEXT_BYTES // 4
+"""Characters that fit in any case: one has up to four bytes."""
+
 PIECES: Final = 60
 
 PUBSUB_MESSAGE: Final[Any] = types.PubsubMessage.pb()
@@ -70,19 +74,28 @@ class Packer:
         self._last: datetime | None = None
         self._stamp = ""
 
-    def pack(self, message: Message) -> Proto:
-        """Raises MessageTooLarge if what does not fit is too much for all attributes."""
-        moment, key = message.timestamp, message.key
+    def pack(self, message: Message, make: Callable[..., Proto] = PUBSUB_MESSAGE) -> Proto:
+        """Runs once for each message. `make` is what takes the fields.
+
+        Raises:
+            MessageTooLarge: There is more that does not fit than all attributes together take.
+        """
+        moment, key, headers = message.timestamp, message.key, message.headers
         if moment is not self._last and moment is not None:
             self._last, self._stamp = moment, moment.isoformat(timespec="microseconds")
         identity: str = message.id  # type: ignore[assignment] # the engine gives one
-        attributes = {**message.headers, ID: identity, TIME: self._stamp}
+        attributes = {**headers, ID: identity, TIME: self._stamp}
         ordering_key = ""
         if self._order == "key" and key is not None and len(key) <= TEXT_BYTES:
             ordering_key = _text(key) or ""
-        if (key is not None and not ordering_key) or self._order == "topic" or not _fits(attributes):
+        if (
+            (key is not None and not ordering_key)
+            or self._order == "topic"
+            or len(identity) > SHORT_TEXT
+            or not _fits(headers)
+        ):
             ordering_key = self._pack_rest(message, attributes, ordering_key)
-        return PUBSUB_MESSAGE(data=message.value, attributes=attributes, ordering_key=ordering_key)
+        return make(data=message.value, attributes=attributes, ordering_key=ordering_key)
 
     def _pack_rest(self, message: Message, attributes: dict[str, str], ordering_key: str) -> str:
         """Move what does not fit to where it does; returns the ordering key."""
@@ -127,19 +140,23 @@ def _text(key: bytes) -> str | None:
     return None if not text or text.startswith(HASHED) else text
 
 
-def _fits(attributes: Mapping[str, str]) -> bool:
+def _fits(headers: Mapping[str, str]) -> bool:
     """Every published message pays for this; what is not plainly right is looked at again."""
-    if len(attributes) > MOST:
+    if len(headers) > MOST:
         return False
-    return all(_fits_one(name, text) for name, text in attributes.items())
+    for name, text in headers.items():
+        if (
+            len(name) > SHORT_NAME or len(text) > SHORT_TEXT or name[:1] in {"", "g", "G"}
+        ) and not _fits_one(name, text):
+            return False
+    return True
 
 
 def _fits_one(name: str, text: str) -> bool:
-    if not name or name[:4].lower() == "goog":
-        return False
-    # A character has up to four bytes
-    return (len(name) * 4 <= NAME_BYTES or len(name.encode()) <= NAME_BYTES) and (
-        len(text) * 4 <= TEXT_BYTES or len(text.encode()) <= TEXT_BYTES
+    return (
+        0 < len(name.encode()) <= NAME_BYTES
+        and name[:4].lower() != "goog"
+        and len(text.encode()) <= TEXT_BYTES
     )
 
 
@@ -152,7 +169,8 @@ class Unpacker:
 
     def unpack(self, message: Proto, attempt: int) -> Message:
         """`attempt` is the service's count of deliveries, 0 where it does not count."""
-        headers = dict(message.attributes)
+        attributes = message.attributes
+        headers = {name: attributes[name] for name in attributes}  # three times as fast as dict()
         ordering_key: str = message.ordering_key
         identity = headers.pop(ID, None)
         if identity is None or KEY in headers or FIRST_PIECE in headers or ordering_key == WHOLE_TOPIC:
@@ -176,9 +194,7 @@ class Unpacker:
             identity = rest.id if rest.id is not None else identity
             key = rest.key if rest.key is not None else key
         when = self._time(headers.get(TIME, ""), message)
-        headers = {
-            name: text for name, text in headers.items() if not name.startswith(RESERVED_PREFIX)
-        }
+        headers = {name: text for name, text in headers.items() if not name.startswith(RESERVED_PREFIX)}
         if rest is not None:
             headers |= rest.headers
         if identity is None:
@@ -199,7 +215,7 @@ class Unpacker:
 
 def _joined(headers: Mapping[str, str]) -> Packed | None:
     """What is in the pieces; None if there are none, or somebody else's."""
-    pieces = []
+    pieces: list[str] = []
     while (piece := headers.get(f"{PACKED}{len(pieces)}")) is not None:
         pieces.append(piece)
     try:

@@ -22,10 +22,7 @@ MESSAGES: Final = 1000
 SIDE_BY_SIDE: Final = 4
 """Requests of one topic under way at once: one takes the service some ten milliseconds."""
 
-FRAMING: Final = 8
-"""Bytes around each message in a request, at most."""
-
-Numbered: TypeAlias = tuple[int, Proto]
+Numbered: TypeAlias = tuple[int, Message]
 """A message, and its index in the batch."""
 
 PUBLISH_REQUEST: Final[Any] = types.PublishRequest.pb()
@@ -38,89 +35,93 @@ class Publication:
         self.results: list[Exception | None] = [None] * len(messages)
         self._connection = connection
         self._settings = settings
-        self._messages = messages
+        self._packer = Packer(settings.options.ordering)
+        self._topics: dict[str, list[Numbered]] = {}
+        for number, message in enumerate(messages):
+            self._topics.setdefault(message.topic, []).append((number, message))
 
     async def send(self) -> None:
         """Publish all; what was refused is in `results`. Raises ConnectionLost."""
         chains = [
             self._send_chain(topic, chain)
-            for topic, packed in self._packed().items()
-            for chain in _chains(packed)
+            for topic, messages in self._topics.items()
+            for chain in self._chains(messages)
         ]
         ended = await asyncio.gather(*chains, return_exceptions=True)
         for error in ended:
             if isinstance(error, BaseException):
                 raise error
 
-    def _packed(self) -> dict[str, list[Numbered]]:
-        packer = Packer(self._settings.options.ordering)
-        topics: dict[str, list[Numbered]] = {}
-        for index, message in enumerate(self._messages):
-            try:
-                packed = packer.pack(message)
-            except MessageTooLarge as error:
-                self.results[index] = error
-                continue
-            topics.setdefault(message.topic, []).append((index, packed))
-        return topics
+    def _chains(self, messages: Sequence[Numbered]) -> Sequence[Sequence[Numbered]]:
+        """Parts of a topic's messages that may be sent at once, as none has a key of another."""
+        ordering = self._settings.options.ordering
+        if len(messages) <= MESSAGES or ordering == "topic":
+            return [messages]
+        chains: list[list[Numbered]] = [[] for _ in range(min(SIDE_BY_SIDE, -(-len(messages) // MESSAGES)))]
+        for each in messages:
+            key = each[1].key
+            chains[(each[0] if key is None else hash(key)) % len(chains)].append(each)
+        return chains
 
     async def _send_chain(self, topic: str, chain: Sequence[Numbered]) -> None:
         """One request after the other. What follows a lost one is not sent: it may have the same key."""
         try:
             path = f"projects/{self._settings.project}/topics/{topic_id(topic)}"
         except ConfigError as error:
-            self._refuse(chain, PublishError(str(error)))
+            self._refuse([number for number, _ in chain], PublishError(str(error)))
             return
-        for request in self._requests(topic, chain):
-            await self._send_request(topic, path, request)
+        for part in _parts(chain):
+            await self._send_part(topic, path, part)
 
-    def _requests(self, topic: str, chain: Sequence[Numbered]) -> Iterator[list[Numbered]]:
-        request: list[Numbered] = []
-        room = limit = REQUEST_BYTES - 1000  # for the topic's name
-        for index, message in chain:
-            size = message.ByteSize() + FRAMING
-            if size > limit:
-                self.results[index] = MessageTooLarge(
-                    f"a message for {topic!r} has {size} bytes as Pub/Sub has it; it takes {limit}"
-                )
-                continue
-            if size > room or len(request) == MESSAGES:
-                yield request
-                request, room = [], limit
-            request.append((index, message))
-            room -= size
-        if request:
-            yield request
+    async def _send_part(self, topic: str, path: str, part: Sequence[Numbered]) -> None:
+        request = PUBLISH_REQUEST(topic=path)
+        numbers, pack, make = [], self._packer.pack, request.messages.add
+        for number, message in part:
+            try:
+                pack(message, make)
+            except MessageTooLarge as error:
+                self.results[number] = error
+            else:
+                numbers.append(number)
+        if numbers:
+            await self._send_request(topic, request, numbers)
 
-    async def _send_request(self, topic: str, path: str, request: Sequence[Numbered]) -> None:
-        asked = PUBLISH_REQUEST(topic=path, messages=[message for _, message in request])
-        try:
-            await self._connection.publisher.publish(
-                types.PublishRequest.wrap(asked), retry=None, timeout=self._settings.patience
+    async def _send_request(self, topic: str, request: Proto, numbers: Sequence[int]) -> None:
+        if (size := request.ByteSize()) > REQUEST_BYTES:
+            error: Exception = MessageTooLarge(
+                f"a message for {topic!r} has {size} bytes as Pub/Sub has it; it takes {REQUEST_BYTES}"
             )
-        except ERRORS as error:
-            if isinstance(error, exceptions.InvalidArgument) and len(request) > 1:
-                # The service refuses a request for a single message in it, and does not say which
-                middle = len(request) // 2
-                await self._send_request(topic, path, request[:middle])
-                await self._send_request(topic, path, request[middle:])
+        else:
+            try:
+                await self._connection.publisher.publish(
+                    types.PublishRequest.wrap(request), retry=None, timeout=self._settings.patience
+                )
+            except ERRORS as raised:
+                error = raised
+            else:
                 return
-            ours = refused(error, topic)
-            if isinstance(ours, ConnectionLost):
-                raise ours from error
-            self._refuse(request, ours)
+        if len(numbers) > 1 and isinstance(error, MessageTooLarge | exceptions.InvalidArgument):
+            # The service refuses a request for a single message in it, and does not say which
+            middle = len(numbers) // 2
+            for half in (slice(middle), slice(middle, None)):
+                again = PUBLISH_REQUEST(topic=request.topic, messages=request.messages[half])
+                await self._send_request(topic, again, numbers[half])
+            return
+        self._refuse(numbers, error if isinstance(error, MessageTooLarge) else refused(error, topic))
 
-    def _refuse(self, request: Sequence[Numbered], error: Exception) -> None:
-        for index, _ in request:
-            self.results[index] = error
+    def _refuse(self, numbers: Sequence[int], error: Exception) -> None:
+        if isinstance(error, ConnectionLost):
+            raise error
+        for number in numbers:
+            self.results[number] = error
 
 
-def _chains(packed: Sequence[Numbered]) -> Sequence[Sequence[Numbered]]:
-    """Parts of a topic's messages that may be sent at once, as none has a key of another."""
-    if len(packed) <= MESSAGES:
-        return [packed]
-    chains: list[list[Numbered]] = [[] for _ in range(min(SIDE_BY_SIDE, -(-len(packed) // MESSAGES)))]
-    for number, each in enumerate(packed):
-        key = each[1].ordering_key
-        chains[(hash(key) if key else number) % len(chains)].append(each)
-    return chains
+def _parts(chain: Sequence[Numbered]) -> Iterator[Sequence[Numbered]]:
+    """As many messages as about fill a request."""
+    start, size = 0, 0
+    for index, (_, message) in enumerate(chain):
+        size += len(message.value)
+        if index > start and (size > REQUEST_BYTES or index - start == MESSAGES):
+            yield chain[start:index]
+            start, size = index, len(message.value)
+    yield chain[start:]

@@ -29,6 +29,9 @@ FAREWELL: Final = 1.0
 SHORT: Final = 1.0
 """A stream that lived no longer than that, and brought nothing, is no sign that the service is there."""
 
+ACKNOWLEDGE_REQUEST: Final[Any] = types.AcknowledgeRequest.pb()
+MODIFY_REQUEST: Final[Any] = types.ModifyAckDeadlineRequest.pb()
+
 
 class Token(msgspec.Struct, eq=False, gc=False):
     """What settles a delivery. A message that comes again while it is still held here gives it a new `ack_id`."""
@@ -108,9 +111,7 @@ class PubSubReceiver:
                 return
             if ending.is_set():
                 return
-            if not isinstance(error, AWAY) or (
-                loop.time() - began < SHORT and len(self._held) == brought
-            ):
+            if not isinstance(error, AWAY) or (loop.time() - began < SHORT and len(self._held) == brought):
                 self._fail(self._lost(error, f"receiving {self._name}"))
                 return
             await backoff.wait()
@@ -216,19 +217,17 @@ class PubSubReceiver:
 
     async def _modify(self, ack_ids: Sequence[str], seconds: int) -> Mapping[str, str]:
         async def ask(part: Sequence[str]) -> None:
+            request = MODIFY_REQUEST(subscription=self._path, ack_ids=part, ack_deadline_seconds=seconds)
             await self._connection.subscriber.modify_ack_deadline(
-                subscription=self._path,
-                ack_ids=part,
-                ack_deadline_seconds=seconds,
-                retry=BRIEFLY,
-                timeout=self._settings.patience,
+                types.ModifyAckDeadlineRequest.wrap(request), retry=BRIEFLY, timeout=self._settings.patience
             )
 
         return await self._call(ask, ack_ids)
 
     async def _ask_acknowledge(self, ack_ids: Sequence[str]) -> None:
+        request = ACKNOWLEDGE_REQUEST(subscription=self._path, ack_ids=ack_ids)
         await self._connection.subscriber.acknowledge(
-            subscription=self._path, ack_ids=ack_ids, retry=BRIEFLY, timeout=self._settings.patience
+            types.AcknowledgeRequest.wrap(request), retry=BRIEFLY, timeout=self._settings.patience
         )
 
     async def _call(

@@ -201,8 +201,14 @@ class Resources:
             found = looked
         if subscription.ordering != "none" and not found.enable_message_ordering:
             raise ConfigError(f"{found.name} was created without message ordering: {ORDERED}")
-        if found.push_config.push_endpoint or found.bigquery_config.table or found.cloud_storage_config.bucket:
-            raise ConfigError(f"{found.name} delivers to somewhere else by itself, so nothing can be pulled from it")
+        if (
+            found.push_config.push_endpoint
+            or found.bigquery_config.table
+            or found.cloud_storage_config.bucket
+        ):
+            raise ConfigError(
+                f"{found.name} delivers to somewhere else by itself, so nothing can be pulled from it"
+            )
         return found.enable_exactly_once_delivery
 
     async def _find_if_allowed(self, topic: str, group: str) -> types.Subscription | None:

@@ -156,9 +156,7 @@ class Subscribed:
         self.by_ack_id[entry.ack_id] = entry
         taker.holding += 1
         counted = entry.attempt if self.settings.dead_letter_policy.dead_letter_topic else 0
-        taker.taken.append(
-            RECEIVED(ack_id=entry.ack_id, message=entry.message, delivery_attempt=counted)
-        )
+        taker.taken.append(RECEIVED(ack_id=entry.ack_id, message=entry.message, delivery_attempt=counted))
         taker.woken.set()
 
     def _take_back(self, entry: Entry) -> None:
@@ -344,9 +342,7 @@ class Service:
     async def list_topic_subscriptions(self, request: Proto) -> Proto:
         """As the service's ListTopicSubscriptions, in one page."""
         self._topic(request.topic)
-        names = [
-            name for name, each in self.subscriptions.items() if each.settings.topic == request.topic
-        ]
+        names = [name for name, each in self.subscriptions.items() if each.settings.topic == request.topic]
         return TOPIC_SUBSCRIPTIONS(subscriptions=names)
 
     async def delete_topic(self, request: Proto) -> Proto:

@@ -1,0 +1,137 @@
+"""Google Pub/Sub: the driver against the official client doing the same batch calls on asyncio, side by side on one server.
+
+The server is a stand-in for the service, in a process of its own, and bounds the absolute figures.
+"""
+
+import asyncio
+import statistics
+from collections.abc import AsyncIterator
+from importlib import import_module
+from typing import Any
+from uuid import uuid4
+
+from benchmarks.common import consume, messages
+from benchmarks.result import Result, rate
+from things_kit import Message, connect
+from things_kit.engine.broker import Broker
+from things_kit.testing.servers.process import ServerUnavailable
+from things_kit.testing.servers.pubsub import PubSubServer
+
+COUNT = 30_000
+BATCH = 1000
+RUNS = 5
+PROJECT = "projects/things-kit"
+
+
+class Raw:
+    """The official client alone. Its messages are protocol buffers themselves, which are faster than its wrappers."""
+
+    def __init__(self, endpoint: str) -> None:
+        services = "google.pubsub_v1.services"
+        self.types: Any = import_module("google.pubsub_v1").types
+        client: Any = import_module("google.pubsub_v1")
+        self._channel: Any = import_module("grpc").aio.insecure_channel(
+            endpoint, options=[("grpc.max_receive_message_length", -1)]
+        )
+        publishing: Any = import_module(f"{services}.publisher.transports").PublisherGrpcAsyncIOTransport
+        receiving: Any = import_module(f"{services}.subscriber.transports").SubscriberGrpcAsyncIOTransport
+        self._publisher = client.PublisherAsyncClient(transport=publishing(channel=self._channel))
+        self._subscriber = client.SubscriberAsyncClient(transport=receiving(channel=self._channel))
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def publish(self, topic: str, rows: list[Message]) -> None:
+        """A request for each thousand, with what ours have."""
+        request, message = self.types.PublishRequest.pb(), self.types.PubsubMessage.pb()
+        for start in range(0, len(rows), BATCH):
+            packed = [
+                message(
+                    data=row.value,
+                    ordering_key=(row.key or b"").decode(),
+                    attributes={**row.headers, "id": str(number), "time": "2026-11-23T18:40:07.369139+00:00"},
+                )
+                for number, row in enumerate(rows[start : start + BATCH], start)
+            ]
+            asked = request(topic=f"{PROJECT}/topics/{topic}", messages=packed)
+            await self._publisher.publish(self.types.PublishRequest.wrap(asked), retry=None, timeout=30)
+
+    async def consume(self, subscription: str, count: int) -> None:
+        """One acknowledgement for each response of the stream; every field is read."""
+        path, ended = f"{PROJECT}/subscriptions/{subscription}", asyncio.Event()
+
+        async def requests() -> AsyncIterator[Any]:
+            yield self.types.StreamingPullRequest(
+                subscription=path, stream_ack_deadline_seconds=60, max_outstanding_messages=BATCH
+            )
+            await ended.wait()
+
+        seen = 0
+        stream = await self._subscriber.streaming_pull(requests=requests(), retry=None, timeout=None)
+        async for response in stream:
+            received = self.types.StreamingPullResponse.pb(response).received_messages
+            ack_ids = []
+            for each in received:
+                message = each.message
+                _ = message.data, message.ordering_key, dict(message.attributes), message.message_id
+                ack_ids.append(each.ack_id)
+            await self._subscriber.acknowledge(subscription=path, ack_ids=ack_ids, retry=None, timeout=30)
+            seen += len(ack_ids)
+            if seen == count:
+                ended.set()
+
+
+async def consume_ours(broker: Broker, topic: str, group: str) -> None:
+    """Until all are handled; the broker cannot say what is acknowledged."""
+    await consume(broker, COUNT, topic=topic, group=group)
+
+
+async def measure(broker: Broker, raw: Raw, rates: dict[str, list[float]]) -> None:
+    """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
+    topic, raw_topic = f"bench-{uuid4().hex[:8]}", f"raw-{uuid4().hex[:8]}"
+    rows, producer = messages(COUNT, topic), broker.producer()
+    await broker.declare(topic, groups=["bench"])
+    await broker.declare(raw_topic, groups=["bench"])
+    rates["raw published"].append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
+    rates["published"].append(await rate(COUNT, lambda: producer.publish_batch(rows)))
+    rates["raw consumed"].append(await rate(COUNT, lambda: raw.consume(f"{raw_topic}+bench", COUNT)))
+    rates["consumed"].append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
+    await broker.remove(topic)
+    await broker.remove(raw_topic)
+
+
+def compared(rates: dict[str, list[float]]) -> list[Result]:
+    """A row for each bound: the median of the rounds' ratios."""
+    rows = []
+    for name, what in (
+        ("consumed", "pubsub: consume at least once, key order, concurrency 8, against a raw stream"),
+        ("published", "pubsub: publish_batch, against raw publish requests of 1,000"),
+    ):
+        ours, theirs = rates[name], rates[f"raw {name}"]
+        ratio = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
+        notes = (
+            f"{statistics.median(ours):,.0f} and {statistics.median(theirs):,.0f} messages/s, medians of "
+            f"{len(ours)} rounds; a stand-in for the service bounds both"
+        )
+        rows.append(Result(what, f"{ratio:.2f} of raw", "at least 0.85", ratio >= 0.85, notes))
+    return rows
+
+
+async def run() -> list[Result]:
+    """Several rounds on one server; a row that says why where there can be none."""
+    server = PubSubServer()
+    try:
+        await asyncio.to_thread(server.start)
+        rates: dict[str, list[float]] = {
+            name: [] for name in ("published", "raw published", "consumed", "raw consumed")
+        }
+        raw = Raw(server.endpoint)
+        async with connect(server.url) as broker:
+            for _ in range(RUNS):
+                await measure(broker, raw, rates)
+        await raw.close()
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return [Result("pubsub", "not measured", "", True, str(reason))]
+    finally:
+        await asyncio.to_thread(server.terminate)
+    return compared(rates)
