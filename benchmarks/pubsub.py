@@ -24,7 +24,7 @@ PROJECT = "projects/things-kit"
 
 
 class Raw:
-    """The official client alone. Its messages are protocol buffers themselves, which are faster than its wrappers."""
+    """The official client alone, as its documentation uses it."""
 
     def __init__(self, endpoint: str) -> None:
         services = "google.pubsub_v1.services"
@@ -43,18 +43,16 @@ class Raw:
 
     async def publish(self, topic: str, rows: list[Message]) -> None:
         """A request for each thousand, with what ours have."""
-        request, message = self.types.PublishRequest.pb(), self.types.PubsubMessage.pb()
         for start in range(0, len(rows), BATCH):
             packed = [
-                message(
+                self.types.PubsubMessage(
                     data=row.value,
                     ordering_key=(row.key or b"").decode(),
                     attributes={**row.headers, "id": str(number), "time": "2026-11-23T18:40:07.369139+00:00"},
                 )
                 for number, row in enumerate(rows[start : start + BATCH], start)
             ]
-            asked = request(topic=f"{PROJECT}/topics/{topic}", messages=packed)
-            await self._publisher.publish(self.types.PublishRequest.wrap(asked), retry=None, timeout=30)
+            await self._publisher.publish(topic=f"{PROJECT}/topics/{topic}", messages=packed)
 
     async def consume(self, subscription: str, count: int) -> None:
         """One acknowledgement for each response of the stream; every field is read."""
@@ -67,23 +65,16 @@ class Raw:
             await ended.wait()
 
         seen = 0
-        stream = await self._subscriber.streaming_pull(requests=requests(), retry=None, timeout=None)
-        async for response in stream:
-            received = self.types.StreamingPullResponse.pb(response).received_messages
+        async for response in await self._subscriber.streaming_pull(requests=requests()):
             ack_ids = []
-            for each in received:
+            for each in response.received_messages:
                 message = each.message
                 _ = message.data, message.ordering_key, dict(message.attributes), message.message_id
                 ack_ids.append(each.ack_id)
-            await self._subscriber.acknowledge(subscription=path, ack_ids=ack_ids, retry=None, timeout=30)
+            await self._subscriber.acknowledge(subscription=path, ack_ids=ack_ids)
             seen += len(ack_ids)
             if seen == count:
                 ended.set()
-
-
-async def consume_ours(broker: Broker, topic: str, group: str) -> None:
-    """Until all are handled; the broker cannot say what is acknowledged."""
-    await consume(broker, COUNT, topic=topic, group=group)
 
 
 async def measure(broker: Broker, raw: Raw, rates: dict[str, list[float]]) -> None:

@@ -1,7 +1,7 @@
 """Pub/Sub keeps every promise: on a stand-in for the service that all tests share, and on one of their own that goes away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -117,25 +117,19 @@ class TestPubSubThatRetains(Suite):
     test_from_the_latest = DeliverySuite.test_a_new_group_starts_at_the_latest_message
 
 
-def _outages(server: PubSubServer) -> Mapping[str, Mapping[str, Callable[[], Awaitable[None]]]]:
-    def hook(action: Callable[[], Any]) -> Callable[[], Awaitable[None]]:
-        async def call() -> None:
-            await asyncio.to_thread(action)
-
-        return call
-
-    return {
-        "paused": {"pause": hook(server.pause), "resume": hook(server.resume)},
-        "killed": {"kill": hook(server.kill), "restart": hook(server.start)},
-    }
-
-
 class TestPubSubThatGoesAway(Suite):
     """What the suite has about outages, on a server of its own: standing still, and killed."""
 
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_pubsub: PubSubServer) -> AsyncIterator[Target]:
-        hooks = _outages(own_pubsub)[request.param]
+        async def call(action: Any) -> None:
+            await asyncio.to_thread(action)
+
+        hooks: dict[str, Any]
+        if request.param == "paused":
+            hooks = {"pause": lambda: call(own_pubsub.pause), "resume": lambda: call(own_pubsub.resume)}
+        else:
+            hooks = {"kill": lambda: call(own_pubsub.kill), "restart": lambda: call(own_pubsub.start)}
         yield Target(url=f"{own_pubsub.url}&lease={SHORT_LEASE}", patience=30.0, **hooks)
         own_pubsub.resume()
         await asyncio.to_thread(own_pubsub.start)

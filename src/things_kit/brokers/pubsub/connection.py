@@ -34,6 +34,8 @@ CHANNEL: Final = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
+_ServiceAccount: Final[Any] = service_account.Credentials
+
 BRIEFLY: Final = AsyncRetry(
     predicate=if_exception_type(
         exceptions.Aborted, exceptions.InternalServerError, exceptions.ServiceUnavailable
@@ -131,7 +133,7 @@ class Connection:
 def _service_account(settings: Settings, path: str, scopes: Any) -> Credentials:
     what = f"{settings.url.display}: option 'credentials'"
     try:
-        made: Any = service_account.Credentials.from_service_account_file(path, scopes=scopes)
+        made: Any = _ServiceAccount.from_service_account_file(path, scopes=scopes)
     except OSError as error:
         raise ConfigError(f"{what}: cannot read {path}: {error.strerror}") from error
     except (ValueError, GoogleAuthError):  # whose text may have parts of the key
@@ -141,7 +143,7 @@ def _service_account(settings: Settings, path: str, scopes: Any) -> Credentials:
 
 def _signing_itself(credentials: Any) -> Credentials:
     """A service account's key signs its tokens here, so there is no server to ask for one."""
-    if isinstance(credentials, service_account.Credentials):
+    if isinstance(credentials, _ServiceAccount):
         credentials = credentials.with_always_use_jwt_access(True)
     return credentials  # type: ignore[no-any-return] # google-auth's functions have no annotations
 

@@ -119,8 +119,10 @@ class PubSubDriver:
         exactly_once = await self._resources.join(subscription)
         path = self._resources.subscription_path(subscription.topic, subscription.group)
 
-        async def closed() -> None:
-            if subscription.ephemeral:
+        async def closed(lost: bool) -> None:
+            if (
+                subscription.ephemeral and not lost
+            ):  # else the engine is back soon, and what comes meanwhile is kept
                 await self._resources.remove_subscription(path)
 
         return PubSubReceiver(

@@ -66,8 +66,10 @@ def refused(error: Exception, topic: str) -> Exception:
     return ours
 
 
-def sentence(error: Exception, doing: str) -> str:
-    """What the service said, and what to do about it."""
+def sentence(error: Exception | None, doing: str) -> str:
+    """What the service said, and what to do about it. Without an error it ended the stream politely."""
+    if error is None:
+        return f"{doing}: the service ended the stream"
     said = getattr(error, "message", None) or str(error) or type(error).__name__
     remedy = next((text for kind, text in _REMEDY.items() if isinstance(error, kind)), None)
     return f"{doing}: {said}" + (f" ({remedy})" if remedy else "")
@@ -78,4 +80,5 @@ def failures(error: Exception) -> Mapping[str, str]:
 
     All others of that request are settled (cloud.google.com/pubsub/docs/exactly-once-delivery).
     """
-    return getattr(error, "metadata", None) or {}
+    said: Mapping[str, str] = getattr(error, "metadata", None) or {}
+    return {ack_id: why for ack_id, why in said.items() if why.startswith(("PERMANENT_F", "TRANSIENT_F"))}

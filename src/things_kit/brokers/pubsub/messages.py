@@ -145,9 +145,9 @@ def _fits(headers: Mapping[str, str]) -> bool:
     if len(headers) > MOST:
         return False
     for name, text in headers.items():
-        if (
-            len(name) > SHORT_NAME or len(text) > SHORT_TEXT or name[:1] in {"", "g", "G"}
-        ) and not _fits_one(name, text):
+        if (len(name) > SHORT_NAME or len(text) > SHORT_TEXT or name[:1] in {"", "g", "G"}) and not _fits_one(
+            name, text
+        ):
             return False
     return True
 

@@ -11,11 +11,12 @@ from google.api_core import exceptions
 from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
-from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures, translated
+from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures, sentence, translated
 from things_kit.brokers.pubsub.messages import Unpacker
 from things_kit.brokers.pubsub.options import Settings
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.messaging.errors import ConfigError
 
 ACK_IDS: Final = 2500
 """The most of them in a request, as in Google's own client: 512 KiB are allowed."""
@@ -44,7 +45,7 @@ class PubSubReceiver:
     """A stream while somebody receives, and what it brought and was not settled yet.
 
     What is given back would come straight back over our own stream, so that is ended first, and opened anew by the next
-    `receive`.
+    `receive`. `closed` is called last, with whether the connection was lost before.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class PubSubReceiver:
         path: str,
         *,
         exactly_once: bool,
-        closed: Callable[[], Awaitable[None]],
+        closed: Callable[[bool], Awaitable[None]],
     ) -> None:
         self._connection = connection
         self._settings = settings
@@ -70,6 +71,7 @@ class PubSubReceiver:
         self._arrived = asyncio.Event()
         self._ending = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._answered = False
         self._failure: Exception | None = None
         self._closed = closed
 
@@ -97,23 +99,29 @@ class PubSubReceiver:
             self._reading = asyncio.create_task(self._read(self._ending), name=f"{self._name} stream")
 
     async def _read(self, ending: asyncio.Event) -> None:
+        try:
+            await self._read_streams(ending)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
+            self._failure = error
+        finally:
+            self._arrived.set()
+
+    async def _read_streams(self, ending: asyncio.Event) -> None:
         """Read one stream after the other: the service closes each after a while."""
         backoff, loop = Backoff(), asyncio.get_running_loop()
         while not ending.is_set():
-            began, brought = loop.time(), len(self._held)
+            began, self._answered = loop.time(), False
+            error: Exception | None = None
             try:
                 await self._read_stream(ending)
-                error: Exception = exceptions.ServiceUnavailable("the stream ended")
             except ERRORS as raised:
                 error = raised
-            except ConnectionLost as lost:
-                self._fail(lost)
-                return
             if ending.is_set():
                 return
-            if not isinstance(error, AWAY) or (loop.time() - began < SHORT and len(self._held) == brought):
-                self._fail(self._lost(error, f"receiving {self._name}"))
-                return
+            if error is not None and not isinstance(error, AWAY):
+                raise self._lost(error, f"receiving {self._name}") from error
+            if not self._answered and loop.time() - began < SHORT:
+                raise ConnectionLost(sentence(error, f"receiving {self._name}")) from error
             await backoff.wait()
 
     async def _read_stream(self, ending: asyncio.Event) -> None:
@@ -140,6 +148,7 @@ class PubSubReceiver:
 
     def _take(self, received: Iterable[Any]) -> None:
         held, buffer, unpack = self._held, self._buffer, self._unpacker.unpack
+        self._answered = True
         for each in received:
             message = each.message
             token = held.get(message.message_id)
@@ -155,10 +164,6 @@ class PubSubReceiver:
         by_id = {each.ack_id: each for each in received}
         gone = await self._modify(list(by_id), self._lease)
         return [each for ack_id, each in by_id.items() if ack_id not in gone]
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = error
-        self._arrived.set()
 
     def _lost(self, error: Exception, doing: str) -> Exception:
         """A subscription that is gone was removed with its topic; the engine makes both anew, if it may."""
@@ -241,7 +246,8 @@ class PubSubReceiver:
             except ERRORS as error:
                 why = failures(error)
                 if not why:
-                    raise self._lost(error, f"settling {self._name}") from error
+                    self._failure = self._lost(error, f"settling {self._name}")
+                    raise self._failure from error
                 failed.update(why)
         return failed
 
@@ -261,11 +267,12 @@ class PubSubReceiver:
 
     async def close(self) -> None:
         """End the stream and give back what was not settled; what the service cannot be told it finds out by itself."""
+        away = self._failure is not None
         try:
             await self._hush()
         finally:
             self._buffer.clear()
-            with contextlib.suppress(ConnectionLost, TimeoutError):
+            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self._give_back(list(self._held.values()))
-                    await self._closed()
+                    await self._closed(away)

@@ -76,7 +76,7 @@ class Resources:
         """Delete the topic and its groups, whether created by us or by others under these names."""
         path, doing = self.topic_path(topic), f"removing {topic!r}"
         try:
-            async for subscription in self._groups(path):
+            for subscription in [name async for name in self._groups(path)]:
                 await self.remove_subscription(subscription)
             await self._connection.publisher.delete_topic(topic=path, **self._bounds)
         except exceptions.NotFound:
@@ -90,6 +90,17 @@ class Resources:
         async for name in listed:
             if name.startswith(prefix):
                 yield name
+
+    async def subscriptions(self, topic: str) -> AsyncIterator[str]:
+        """The full names of all subscriptions of a topic, of groups and others."""
+        path = self.topic_path(topic)
+        try:
+            async for name in await self._connection.publisher.list_topic_subscriptions(
+                topic=path, **self._bounds
+            ):
+                yield name
+        except ERRORS as error:
+            raise translated(error, f"looking for the groups of {topic!r}") from error
 
     # --- subscriptions
 
