@@ -7,9 +7,17 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Final, Protocol
 
+from things_kit.testing.servers.containers import testcontainers
 from things_kit.testing.servers.process import ServerProcess, ServerUnavailable
+
+PROJECT: Final = "things-kit"
+
+
+def pubsub_url(endpoint: str) -> str:
+    """What `connect` takes."""
+    return f"pubsub://{PROJECT}?endpoint={endpoint}"
 
 
 class PubSubServer(ServerProcess):
@@ -40,7 +48,7 @@ class PubSubServer(ServerProcess):
     @property
     def url(self) -> str:
         """What `connect` takes."""
-        return f"pubsub://things-kit?endpoint={self.endpoint}"
+        return pubsub_url(self.endpoint)
 
     def prepare(self) -> None:
         """There is nothing to fill the folder with, but the client's package is needed for its types."""
@@ -67,3 +75,47 @@ class PubSubServer(ServerProcess):
         """Break all connections there are."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGUSR1)
+
+
+class RunningPubSub(Protocol):
+    """A Pub/Sub that somebody started for a test."""
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT, as Google's clients take it ($PUBSUB_EMULATOR_HOST)."""
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+
+    def terminate(self) -> None:
+        """End it, with all that was in it."""
+
+
+class PubSubInContainer:
+    """Google's emulator as Docker runs it, through testcontainers."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+        self.endpoint: str = container.get_pubsub_emulator_host()
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+        return pubsub_url(self.endpoint)
+
+    def terminate(self) -> None:
+        """End and remove the container."""
+        self._container.stop()
+
+
+def start_pubsub_container() -> RunningPubSub:
+    """A Pub/Sub of the caller's own: Google's emulator where Docker and testcontainers are, else a stand-in as a process.
+
+    Raises:
+        ServerUnavailable: There is neither Docker nor what the process needs.
+    """
+    containers = testcontainers("testcontainers.google")
+    if containers is not None:
+        return PubSubInContainer(containers.PubSubContainer(project=PROJECT).start())
+    return PubSubServer().__enter__()
