@@ -1,4 +1,7 @@
-"""Publishing: batches as the service takes them, several at once, without disturbing the order of a key."""
+"""Publishing: in requests as the service takes them, many at once, without disturbing the order of a key.
+
+All messages of a request have the same ordering key or none: the service refuses others.
+"""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -19,8 +22,11 @@ from things_kit.messaging.message import Message
 MESSAGES: Final = 1000
 """The most messages that a request may have."""
 
-SIDE_BY_SIDE: Final = 4
-"""Requests of one topic under way at once: one takes the service some ten milliseconds."""
+SIDE_BY_SIDE: Final = 50
+"""Requests under way at once: one takes the service some ten milliseconds, and a connection has room for a hundred."""
+
+UNORDERED: Final = 4
+"""Of these, the most of one topic whose messages have no ordering key."""
 
 Numbered: TypeAlias = tuple[int, Message]
 """A message, and its index in the batch."""
@@ -36,35 +42,43 @@ class Publication:
         self._connection = connection
         self._settings = settings
         self._packer = Packer(settings.options.ordering)
-        self._topics: dict[str, list[Numbered]] = {}
-        for number, message in enumerate(messages):
-            self._topics.setdefault(message.topic, []).append((number, message))
+        self._messages = messages
+        self._lost = False
 
     async def send(self) -> None:
         """Publish all; what was refused is in `results`. Raises ConnectionLost."""
-        chains = [
-            self._send_chain(topic, chain)
-            for topic, messages in self._topics.items()
-            for chain in self._chains(messages)
-        ]
-        ended = await asyncio.gather(*chains, return_exceptions=True)
-        for error in ended:
+        chains = self._chains()
+        waiting = iter(chains)
+
+        async def work() -> None:
+            for chain in waiting:
+                if not self._lost:
+                    await self._send_chain(chain)
+
+        workers = (work() for _ in range(min(SIDE_BY_SIDE, len(chains))))
+        for error in await asyncio.gather(*workers, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
 
-    def _chains(self, messages: Sequence[Numbered]) -> Sequence[Sequence[Numbered]]:
-        """Parts of a topic's messages that may be sent at once, as none has a key of another."""
+    def _chains(self) -> Sequence[Sequence[Numbered]]:
+        """What is to be sent one after the other: the messages of an ordering key, and parts of those without."""
         ordering = self._settings.options.ordering
-        if len(messages) <= MESSAGES or ordering == "topic":
-            return [messages]
-        chains: list[list[Numbered]] = [[] for _ in range(min(SIDE_BY_SIDE, -(-len(messages) // MESSAGES)))]
-        for each in messages:
-            key = each[1].key
-            chains[(each[0] if key is None else hash(key)) % len(chains)].append(each)
-        return chains
+        keyed: dict[tuple[str, bytes | None], list[Numbered]] = {}
+        free: dict[str, list[Numbered]] = {}
+        for each in enumerate(self._messages):
+            message = each[1]
+            if ordering == "topic":
+                keyed.setdefault((message.topic, None), []).append(each)
+            elif ordering == "key" and message.key is not None:
+                keyed.setdefault((message.topic, message.key), []).append(each)
+            else:
+                free.setdefault(message.topic, []).append(each)
+        parts = ((each, min(UNORDERED, -(-len(each) // MESSAGES))) for each in free.values())
+        return [*keyed.values(), *(each[start::step] for each, step in parts for start in range(step))]
 
-    async def _send_chain(self, topic: str, chain: Sequence[Numbered]) -> None:
-        """One request after the other. What follows a lost one is not sent: it may have the same key."""
+    async def _send_chain(self, chain: Sequence[Numbered]) -> None:
+        """One request after the other. What follows a lost one is not sent."""
+        topic = chain[0][1].topic
         try:
             path = f"projects/{self._settings.project}/topics/{topic_id(topic)}"
         except ConfigError as error:
@@ -111,6 +125,7 @@ class Publication:
 
     def _refuse(self, numbers: Sequence[int], error: Exception) -> None:
         if isinstance(error, ConnectionLost):
+            self._lost = True
             raise error
         for number in numbers:
             self.results[number] = error

@@ -5,6 +5,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 import msgspec
 from google.api_core import exceptions
@@ -66,6 +67,8 @@ class PubSubReceiver:
         self._most = subscription.max_in_flight
         self._name = f"{subscription.topic} as {subscription.group}"
         self._unpacker = Unpacker(subscription.topic)
+        # By which the service knows us again when a stream follows another
+        self._client_id = uuid4().hex
         self._buffer: deque[Delivery] = deque()
         self._held: dict[str, Token] = {}
         self._arrived = asyncio.Event()
@@ -131,6 +134,7 @@ class PubSubReceiver:
                 stream_ack_deadline_seconds=self._lease,
                 max_outstanding_messages=self._most,
                 max_outstanding_bytes=BYTES,
+                client_id=self._client_id,
             )
             await ending.wait()
 

@@ -360,6 +360,8 @@ class Service:
             raise Refusal(Code.INVALID_ARGUMENT, "The value for message_count is too large.")
         if request.ByteSize() > 10_000_000:
             raise Refusal(Code.INVALID_ARGUMENT, "Request payload size exceeds the limit: 10000000 bytes.")
+        if len({message.ordering_key for message in request.messages}) > 1:
+            raise Refusal(Code.FAILED_PRECONDITION, "All messages must have the same ordering key, or none.")
         refused = topic.labels.get("schema", "\0").encode()
         for message in request.messages:
             _check_message(message)
