@@ -37,6 +37,9 @@ Proto = Any
 NAME: Final = re.compile(r"projects/[^/]+/(topics|subscriptions)/(?!goog)[A-Za-z][\w.~+%-]{2,254}", re.ASCII)
 DELETED: Final = "_deleted-topic_"
 DAY: Final = 86_400
+PULL: Final = 0.2
+"""Seconds that a pull waits for a first message; how many the service waits it does not say."""
+
 INVALID: Final = "PERMANENT_FAILURE_INVALID_ACK_ID"
 TRANSIENT: Final = "TRANSIENT_FAILURE_UNORDERED_ACK_ID"
 
@@ -474,7 +477,7 @@ class Service:
         try:
             subscribed.deliver()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0 if request.return_immediately else 5.0):
+                async with asyncio.timeout(PULL):
                     await taker.woken.wait()
         finally:
             subscribed.takers.remove(taker)
