@@ -262,6 +262,7 @@ def test_times_of_other_zones_are_in_utc() -> None:
 # --- errors
 
 _exceptions: Any = exceptions  # which has no annotations
+_RefreshError: Any = RefreshError
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ _exceptions: Any = exceptions  # which has no annotations
         (_exceptions.ServiceUnavailable("x"), ConnectionLost, "doing: x"),
         (_exceptions.ResourceExhausted("x"), ConnectionLost, "quota"),
         (_exceptions.DeadlineExceeded("x"), ConnectionLost, "x"),
-        (RefreshError("invalid_grant: hunter2"), ConnectionLost, "no token"),
+        (_RefreshError("invalid_grant: hunter2"), ConnectionLost, "no token"),
         (_exceptions.ServiceUnavailable("Getting metadata from plugin failed with error: hunter2"), ConnectionLost, "no token"),
         (_exceptions.PermissionDenied("x"), ConfigError, "declare=false"),
         (_exceptions.Unauthenticated("x"), ConfigError, "does not accept these credentials"),

@@ -28,6 +28,9 @@ ERRORS: Final = (exceptions.GoogleAPIError, GoogleAuthError)
 LOGIN_FAILED: Final = "Getting metadata from plugin failed"
 """How gRPC begins to say that google-auth got no token."""
 
+UNTRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
+"""What OpenSSL calls a certificate that nobody whom we trust has signed."""
+
 _REMEDY: Final[Mapping[type[Exception], str]] = {
     exceptions.Unauthenticated: "it does not accept these credentials: they are wrong, expired or of another service",
     exceptions.PermissionDenied: "these credentials may not do that: they need a role for it, such as Pub/Sub Editor; "
@@ -43,6 +46,10 @@ def translated(error: Exception, doing: str) -> Exception:
         ours: Exception = ConnectionLost(
             f"{doing}: Google gave no token for these credentials ({type(error).__name__}): they may be expired, or "
             "the network away"
+        )
+    elif UNTRUSTED in str(error):
+        ours = ConfigError(
+            f"{sentence(error, doing)} (check the option ca: it signs the endpoint's certificate)"
         )
     elif isinstance(error, AWAY):
         ours = ConnectionLost(sentence(error, doing))
