@@ -29,7 +29,7 @@ from things_kit import (
 )
 from things_kit.engine.broker import Broker
 from things_kit.engine.diagnosis import Finding, Question, diagnose
-from things_kit.engine.driver import Delivery, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.testing.conformance.history import History, assert_lanes
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -172,6 +172,20 @@ async def test_an_ephemeral_group_is_gone_after_its_consumer(
     await consumer.stop()
     with pytest.raises(exceptions.NotFound):
         await admin.subscriber.get_subscription(subscription=name)
+
+
+async def test_an_ephemeral_group_outlives_a_lost_connection(
+    broker: Broker, admin: Admin, topic: str
+) -> None:
+    """The engine comes back for it, and what is published meanwhile is kept."""
+    await broker.declare(topic, groups=["mine"])
+    await admin.label_group(topic, "mine", fault="unavailable")
+    subscription = Subscription(topic=topic, group="mine", ephemeral=True)
+    receiver = await broker.transmission.driver.subscribe(subscription)
+    with pytest.raises(ConnectionLost):
+        await receiver.receive(1, 5.0)
+    await receiver.close()
+    assert await admin.subscription(topic, "mine")
 
 
 async def test_removing_leaves_subscriptions_of_others(broker: Broker, admin: Admin, topic: str) -> None:
@@ -401,8 +415,25 @@ async def test_acknowledgements_are_repeated_until_exactly_once_delivery_confirm
         await admin.label_group(topic, "billing", fault="transient_ack")
         await publish(broker, topic, *(b"%d" % n for n in range(20)))
         async with receiving(broker, topic) as receiver:
-            await receiver.settle(await receive(receiver, 20), [])
-    assert await admin.pull(topic, "billing") == []
+            held = await receive(receiver, 20)
+            await receiver.settle(held, [])
+    with pytest.raises(exceptions.FailedPrecondition) as raised:  # nothing is left to be acknowledged
+        await admin.subscriber.acknowledge(
+            subscription=path_of(topic, "billing"), ack_ids=[each.token.ack_id for each in held]
+        )
+    assert len(raised.value.metadata) == 20
+
+
+async def test_what_expired_on_its_way_is_not_handed_out_under_exactly_once_delivery(
+    pubsub: PubSubServer, admin: Admin, topic: str
+) -> None:
+    async with connect(f"{pubsub.url}&exactly_once=true") as broker:
+        await broker.declare(topic, groups=["billing"])
+        await admin.label_group(topic, "billing", fault="stale")
+        await publish(broker, topic, b"x")
+        async with receiving(broker, topic) as receiver:
+            [held] = await receive(receiver, 1)
+            assert held.token.ack_id.endswith(":2"), "the first delivery was not ours any more"
 
 
 async def test_a_lost_lease_is_passed_over_under_exactly_once_delivery(
