@@ -34,7 +34,7 @@ from things_kit.testing.conformance.history import History, assert_lanes
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
-from things_kit.testing.servers.pubsub import PubSubServer
+from things_kit.testing.servers.pubsub import PubSubServer, RunningPubSub
 
 pubsub = shared(PubSubServer, "pubsub")
 own_pubsub = own(PubSubServer)
@@ -380,6 +380,19 @@ async def test_what_is_given_back_comes_again_in_order_to_whoever_receives_next(
         assert values(await receive(receiver, 4)) == [b"1", b"2", b"3", b"4"]
 
 
+async def test_while_something_is_given_back_nothing_behind_it_is_handed_out(
+    broker: Broker, topic: str
+) -> None:
+    await broker.declare(topic, groups=["billing"])
+    await publish(broker, topic, *(b"%d" % n for n in range(20)), key=b"k")
+    async with receiving(broker, topic) as receiver:
+        held = await receive(receiver, 5)
+        settling = asyncio.create_task(receiver.settle([], [Release(delivery) for delivery in held]))
+        await asyncio.sleep(0)  # it has begun, and waits for the stream to end
+        assert values(await receive(receiver, 20)) == [b"%d" % n for n in range(20)]
+        await settling
+
+
 async def test_closing_gives_back_what_was_taken_but_not_handed_out(
     broker: Broker, admin: Admin, topic: str
 ) -> None:
@@ -612,3 +625,13 @@ async def test_doctor_says_that_nobody_is_there() -> None:
     [finding] = await findings(broker)
     await broker.close()
     assert finding.level == "error"
+
+
+async def test_a_pub_sub_for_tests_of_users_can_be_had(pubsub_container: RunningPubSub, topic: str) -> None:
+    recorder = Recorder()
+    async with (
+        connect(pubsub_container.url) as broker,
+        broker.consumer(topic, group="billing", handler=recorder),
+    ):
+        await publish(broker, topic, b"x")
+        await recorder.until_done(1, 10)

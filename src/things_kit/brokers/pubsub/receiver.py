@@ -75,6 +75,7 @@ class PubSubReceiver:
         self._ending = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._answered = False
+        self._giving_back = False
         self._failure: Exception | None = None
         self._closed = closed
 
@@ -83,10 +84,11 @@ class PubSubReceiver:
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         """What has come over the stream, or comes within `wait`."""
         ends = asyncio.get_running_loop().time() + wait
-        while not self._buffer:
+        while self._giving_back or not self._buffer:
             if self._failure is not None:
                 raise self._failure
-            self._begin()
+            if not self._giving_back:
+                self._begin()
             self._arrived.clear()
             try:
                 async with asyncio.timeout_at(ends):
@@ -187,9 +189,13 @@ class PubSubReceiver:
             for token in tokens:
                 self._held.pop(token.message_id, None)
         if released:
-            await self._hush()
-            await self._give_back([*(release.delivery.token for release in released), *self._unbegun()])
-            self._arrived.set()  # whoever waits opens a new stream
+            self._giving_back = True  # what came after it in its key must not be handed out now
+            try:
+                await self._hush()
+                await self._give_back([*(release.delivery.token for release in released), *self._unbegun()])
+            finally:
+                self._giving_back = False
+                self._arrived.set()  # whoever waits opens a new stream
 
     async def _acknowledge(self, tokens: Sequence[Token]) -> None:
         """Until the service has confirmed all that are still ours."""
