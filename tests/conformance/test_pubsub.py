@@ -98,7 +98,6 @@ class TestPubSubExactlyOnce(Suite):
     def target(self, pubsub: PubSubServer) -> Target:
         return Target(url=f"{pubsub.url}&exactly_once=true", lease_options={"lease": SHORT_LEASE})
 
-    test_all_are_handled_once = DeliverySuite.test_every_confirmed_message_of_many_publishers_is_handled_once
     test_reopened = DeliverySuite.test_nothing_is_lost_when_everything_is_closed_and_reopened_twenty_times
     test_joining_and_leaving = SurvivalSuite.test_consumers_that_join_and_leave_lose_and_repeat_nothing
     _finds_nothing_old = SurvivalSuite._finds_nothing_old
