@@ -44,6 +44,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         delay: A `Release` with a delay comes again only after it. Otherwise the engine holds the message meanwhile.
+        delay_from: The shortest delay that it keeps, in seconds; the engine holds a message for less.
         lanes: The broker keeps the order asked for by `Subscription.ordering` across all receivers of a group: it
             hands out messages of one lane in order and to one receiver at a time, and a released message holds back
             the later ones of its lane until it is settled, unless released aside. A lane in back-off then waits in
@@ -61,6 +62,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     delay: bool = False
+    delay_from: float = 0.0
     lanes: bool = False
     lease: float | None = None
     retained: bool = False
@@ -81,7 +83,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """A message on loan from the broker, until it is settled.
 
     `token` is whatever the driver needs to settle it, and all that it may ask of a delivery once it was handed out: the
-    engine may have replaced the message by then. A token must not refer back to its delivery.
+    engine may have replaced the message by then, by a smaller one, unless it releases it with a higher attempt or with a
+    delay. A token must not refer back to its delivery.
     `loan` is the engine's note of where it belongs; drivers leave it alone.
     """
 

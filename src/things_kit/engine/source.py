@@ -283,7 +283,7 @@ class Source:
             buried = {other for other in self._burials.values() if self._lanes.lane_of(other) == lane}
             self._loose |= buried - {delivery}
             delivery.loan.park(again)
-        elif (native.delay and native.attempts and lane is None) or self._stopping:
+        elif (self._waits_in_broker(wait) and native.attempts and lane is None) or self._stopping:
             again.delay = wait if native.delay else 0.0
             delivery.loan.release(again)
         elif self._lanes.has_several_heads(lane) and any(
@@ -295,9 +295,12 @@ class Source:
         else:
             self._hold(again)
 
+    def _waits_in_broker(self, wait: float) -> bool:
+        return self._capabilities.delay and wait >= self._capabilities.delay_from
+
     def _put_aside(self, again: Release) -> None:
         delivery = again.delivery
-        if self._capabilities.delay:
+        if self._waits_in_broker(again.delay):
             again.aside = True
             delivery.loan.release(again)
         elif again.delay <= SHORT or not self._treatment.retry_topics:

@@ -1,0 +1,191 @@
+"""`sqs://`: Amazon SQS and SNS, through aiobotocore.
+
+    sqs://us-east-1                                        the region; credentials come by AWS's own chain
+    sqs://us-east-1?endpoint=http://127.0.0.1:4566         an emulator
+    sqs://eu-west-1?mode=queue                             queues alone, without SNS
+
+The options are those of `SQSOptions`; `?queue.NAME=VALUE` and `?topic.NAME=VALUE` are attributes of what is created.
+
+A topic is an SNS topic, and a group an SQS queue that is subscribed to it: what is published reaches the groups that
+there are. A topic whose name ends in `.fifo` keeps the order of each key at the broker, across processes; others as far
+as AWS does, which is roughly. SQS counts in seconds: shorter waits are the engine's.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from botocore.exceptions import ClientError
+
+from things_kit.brokers.sqs.clients import Clients
+from things_kit.brokers.sqs.errors import MISSING, bare, code_of, translated
+from things_kit.brokers.sqs.options import Settings
+from things_kit.brokers.sqs.publisher import Publisher
+from things_kit.brokers.sqs.receiver import SQSReceiver
+from things_kit.brokers.sqs.topology import Topology
+from things_kit.engine.driver import Capabilities, Receiver, Subscription
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.engine.diagnosis import Finding, Question
+
+GRACE: Final = 5.0
+"""Seconds that closing waits for polls that are under way; they rarely last so long, see `SQSReceiver`."""
+
+COUNTS: Final = (
+    "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed",
+)  # fmt: skip
+"""The attributes of a queue that together are its lag."""
+
+ALLOWED: Final = frozenset({"AccessDenied", "AccessDeniedException", "AuthorizationError"})
+
+
+class SQSDriver:
+    """Clients of SQS and SNS, what they know of topics and queues, and polls that outlive their receivers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.capabilities = Capabilities(
+            delay=True,
+            delay_from=1.0,
+            lease=float(settings.options.lease),
+            attempts=True,
+            targeted=True,
+            max_message_bytes=settings.max_message_bytes,
+        )
+        self._settings = settings
+        self._clients = Clients(settings)
+        self._topology = Topology(settings, self._clients)
+        self._publisher = Publisher(settings, self._clients, self._topology, self._held)
+        self._receivers: set[SQSReceiver] = set()
+        self._lingering: dict[asyncio.Task[None], str] = {}
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """A driver for `sqs://REGION?OPTION=VALUE`."""
+        return cls(Settings.from_url(url))
+
+    async def open(self) -> None:
+        """Make the clients, and ask SQS for an answer, so that a wrong endpoint or key shows at once."""
+        if not self._clients.is_open:
+            await self._clients.open()
+        await self.ping()
+
+    async def close(self) -> None:
+        """Wait a moment for polls that are under way, and close the clients with their connections."""
+        if self._lingering:
+            await asyncio.wait(self._lingering, timeout=GRACE)
+        for task in self._lingering:
+            task.cancel()
+        await asyncio.gather(*self._lingering, return_exceptions=True)
+        await self._clients.close()
+
+    async def ping(self) -> None:
+        """Ask for a list of queues; not to be allowed that is an answer too."""
+        self._check_open()
+        doing = f"asking {self._settings.url.display} for an answer"
+        try:
+            await bare(self._clients.sqs.list_queues(MaxResults=1), doing)
+        except ClientError as error:
+            if code_of(error) not in ALLOWED:
+                raise translated(error, doing) from error
+
+    def _check_open(self) -> None:
+        if not self._clients.is_open:
+            raise ConfigError(f"{self._settings.url.display} is not open")
+
+    # --- topics
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create the topic, and a subscribed queue for each group."""
+        await self._topology.declare_topic(topic)
+        for group in groups:
+            await self._topology.declare_group(topic, group)
+
+    async def remove(self, topic: str) -> None:
+        """Delete the topic, its groups' subscriptions, and their queues."""
+        await self._topology.remove(topic)
+
+    # --- sending and receiving
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Publish in batches; what is replayed for one group goes to its queue alone."""
+        self._check_open()
+        return await self._publisher.send(messages)
+
+    def _held(self, identity: str) -> str | None:
+        found = (receiver.held.get(identity) for receiver in self._receivers if receiver.held)
+        return next((receipt for receipt in found if receipt is not None), None)
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Make sure of the group's queue, and begin to poll it with the first `receive`."""
+        self._check_open()
+        url = await self._queue_for(subscription)
+        before = [task for task, queue in self._lingering.items() if queue == url]
+        if before:  # a poll from before would take messages from this receiver, and their order with them
+            await asyncio.wait(before, timeout=GRACE)
+        receiver = SQSReceiver(
+            self._settings,
+            self._clients,
+            self._topology,
+            subscription,
+            url,
+            self._linger,
+            self._receivers.discard,
+        )
+        self._receivers.add(receiver)
+        return receiver
+
+    async def _queue_for(self, subscription: Subscription) -> str:
+        topic, group = subscription.topic, subscription.group
+        if subscription.ephemeral:
+            return await self._topology.declare_ephemeral(topic)
+        if subscription.create:
+            return await self._topology.declare_group(topic, group)
+        url = await self._topology.queue_url(topic, group)
+        if url is None:
+            raise ConfigError(
+                f"there is no queue {self._topology.queue_of(topic, group)!r} for the group {group!r} of {topic!r}: "
+                "declare it first"
+            )
+        if self._settings.by_queue:
+            await self._topology.check_only_group(topic, group, url, note=False)
+        return url
+
+    def _linger(self, url: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="things_kit sqs farewell")
+        self._lingering[task] = url
+        task.add_done_callback(lambda done: self._lingering.pop(done, None))
+
+    # --- lag
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """What is in the group's queue: ready, handed out, or delayed. AWS counts approximately."""
+        self._check_open()
+        try:
+            url = await self._topology.queue_url(topic, group)
+        except ConfigError:
+            return 0  # what cannot be has nothing
+        if url is None:
+            return 0
+        doing = f"asking for the lag of {topic!r}"
+        try:
+            found = await bare(
+                self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(COUNTS)), doing
+            )
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                self._topology.forget(topic)
+                return 0
+            raise translated(error, doing) from error
+        attributes = found.get("Attributes") or {}
+        return sum(int(attributes.get(name, 0)) for name in COUNTS)
+
+    # --- findings
+
+    async def examine(self, question: "Question") -> "Sequence[Finding]":
+        """What `things-kit doctor` has to say of the topic, its queues and subscriptions."""
+        from things_kit.brokers.sqs.doctor import examine  # noqa: PLC0415 - nobody else needs it
+
+        return await examine(self._settings, self._clients, self._topology, question)

@@ -1,0 +1,240 @@
+"""Publishing: requests of up to ten messages, several at once, with the order of each key kept."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from botocore.exceptions import ClientError
+
+from things_kit.brokers.sqs import names
+from things_kit.brokers.sqs.clients import Clients
+from things_kit.brokers.sqs.errors import MISSING, bare, code_of, refused, translated
+from things_kit.brokers.sqs.options import Settings
+from things_kit.brokers.sqs.packing import Entry, pack
+from things_kit.brokers.sqs.topology import Topology
+from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+
+MOST: Final = 10
+"""Messages that a request may have."""
+
+IN_ORDER: Final = 100
+"""Messages beyond which a publish takes several requests at once: fewer arrive in the order in which they were published."""
+
+TRIES: Final = 3
+"""How often a message is sent that AWS itself failed to take, while it took others of the same request."""
+
+PAUSE: Final = 0.1
+"""Seconds between these."""
+
+Held = Callable[[str], str | None]
+"""By the id of a message, the receipt of the delivery with this id that a receiver of ours has in hand."""
+
+
+class Item(msgspec.Struct, eq=False, gc=False):
+    """A message on its way: its place in the batch, what it is in a request, its size, and who comes in order with it."""
+
+    index: int
+    entry: Entry
+    size: int
+    order: str | bytes | None
+
+
+class Destination(msgspec.Struct, eq=False):
+    """Where messages go: an SNS topic, or a queue; with what else every request says."""
+
+    topic: str
+    arn: str | None
+    url: str | None
+    items: list[Item]
+
+    @property
+    def body(self) -> str:
+        """What an entry calls its body."""
+        return "Message" if self.url is None else "MessageBody"
+
+
+class Publisher:
+    """Sends the messages of one call."""
+
+    def __init__(self, settings: Settings, clients: Clients, topology: Topology, held: Held) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._topology = topology
+        self._held = held
+
+    async def send(self, messages: Sequence[Message]) -> list[Exception | None]:
+        """One result a message. Raises ConnectionLost."""
+        results: list[Exception | None] = [None] * len(messages)
+        destinations = await self._sorted(messages, results)
+        most = self._settings.options.publishers
+        await together(
+            [
+                self._send_stream(destination, stream, results)
+                for destination in destinations
+                for stream in streams(destination.items, min(most, -(-len(destination.items) // IN_ORDER)))
+            ]
+        )
+        return results
+
+    async def _sorted(
+        self, messages: Sequence[Message], results: list[Exception | None]
+    ) -> list[Destination]:
+        """The messages by where they go; those that cannot be sent have their result."""
+        destinations: dict[tuple[str, str | None], Destination | Exception] = {}
+        limit = self._settings.bytes_at_once
+        for index, message in enumerate(messages):
+            group = message.headers.get(REPLAY_GROUP) if message.headers else None
+            where = destinations.get((message.topic, group))
+            if where is None:
+                where = destinations[message.topic, group] = await self._destination(message.topic, group)
+            if isinstance(where, Exception):
+                results[index] = where
+                continue
+            try:
+                packed = pack(message, limit)
+            except MessageTooLarge as error:
+                results[index] = error
+                continue
+            entry: Entry = {where.body: packed.body, "MessageAttributes": packed.attributes}
+            order: str | bytes | None = message.key
+            if names.is_fifo(message.topic):
+                order = self._keep_order(message, entry)
+            where.items.append(Item(index, entry, packed.size, order))
+        return [each for each in destinations.values() if isinstance(each, Destination)]
+
+    def _keep_order(self, message: Message, entry: Entry) -> str:
+        identity = message.id or ""
+        entry["MessageGroupId"] = group = names.message_group(message.key, identity)
+        entry["MessageDeduplicationId"] = names.deduplication_id(identity, self._held(identity))
+        return group
+
+    async def _destination(self, topic: str, group: str | None) -> Destination | Exception:
+        """Where messages of a topic go; those that are replayed go to their group's queue alone."""
+        try:
+            if group is None and not self._settings.by_queue:
+                arn = await self._topology.topic_arn(topic)
+                return UnknownTopic(topic) if arn is None else Destination(topic, arn, None, [])
+            url = await self._topology.queue_url(topic, group or "")
+        except ConfigError as error:
+            return PublishError(str(error))
+        if url is not None:
+            return Destination(topic, None, url, [])
+        if self._settings.by_queue:
+            return UnknownTopic(topic)
+        return PublishError(
+            f"the group {group!r} of {topic!r} has no queue, so nothing can be replayed to it: declare it"
+        )
+
+    async def _send_stream(
+        self, destination: Destination, stream: Sequence[Item], results: list[Exception | None]
+    ) -> None:
+        for chunk in chunks(stream, self._settings.bytes_at_once):
+            await self._send_chunk(destination, chunk, results)
+
+    async def _send_chunk(
+        self, destination: Destination, chunk: Sequence[Item], results: list[Exception | None]
+    ) -> None:
+        left = chunk
+        for tried in range(1, TRIES + 1):
+            failed = await self._request(destination, left, results)
+            if not failed:
+                return
+            left = [item for item in left if item.index in failed]
+            if tried < TRIES:
+                await asyncio.sleep(PAUSE * tried)
+        raise ConnectionLost(f"publishing to {destination.topic!r}: AWS failed to take {len(left)} messages")
+
+    async def _request(
+        self, destination: Destination, chunk: Sequence[Item], results: list[Exception | None]
+    ) -> set[int]:
+        """Send once; returns the indices of those that may be taken if they are sent again."""
+        topic = destination.topic
+        entries = [{"Id": str(item.index), **item.entry} for item in chunk]
+        try:
+            if destination.url is None:
+                call = self._clients.sns.publish_batch(
+                    TopicArn=destination.arn, PublishBatchRequestEntries=entries
+                )
+            else:
+                call = self._clients.sqs.send_message_batch(QueueUrl=destination.url, Entries=entries)
+            answer = await bare(call, f"publishing to {topic!r}")
+        except ClientError as error:
+            trouble = self._refusal(error, topic)
+            for item in chunk:
+                results[item.index] = trouble
+            return set()
+        again = set()
+        for failure in answer.get("Failed") or ():
+            index = int(failure["Id"])
+            if failure.get("SenderFault"):
+                results[index] = _why(failure, topic)
+            else:
+                again.add(index)
+        return again
+
+    def _refusal(self, error: ClientError, topic: str) -> Exception:
+        """Why a whole request was refused. Raises ConnectionLost if it was not, for good."""
+        if code_of(error) in MISSING:
+            self._topology.forget(topic)
+            return UnknownTopic(topic)
+        trouble = translated(error, f"publishing to {topic!r}")
+        if isinstance(trouble, ConnectionLost):
+            raise trouble
+        final = PublishError(str(trouble))
+        final.__cause__ = error
+        return final
+
+
+def _why(failure: Entry, topic: str) -> Exception:
+    code, said = str(failure.get("Code")), str(failure.get("Message"))
+    if "too long" in said or "shorter than" in said:
+        return MessageTooLarge(f"a message for {topic!r} is too large: {said}")
+    return refused(code, said, topic)
+
+
+def streams(items: Sequence[Item], most: int) -> list[list[Item]]:
+    """Items in up to so many streams of much the same length, those that must stay in order in the same one."""
+    if most <= 1:
+        return [list(items)] if items else []
+    found: list[list[Item]] = [[] for _ in range(most)]
+    turn = 0
+    for item in items:
+        if item.order is None:
+            found[turn % most].append(item)
+            turn += 1
+        else:
+            found[hash(item.order) % most].append(item)
+    return [stream for stream in found if stream]
+
+
+def chunks(items: Iterable[Item], limit: int) -> Iterable[list[Item]]:
+    """Items in order, by what a request may have."""
+    chunk: list[Item] = []
+    size = 0
+    for item in items:
+        if chunk and (len(chunk) == MOST or size + item.size > limit):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += item.size
+    if chunk:
+        yield chunk
+
+
+async def together(jobs: Sequence[Coroutine[Any, Any, Any]]) -> None:
+    """Run them side by side; the first failure ends all, and is raised when all have ended."""
+    if len(jobs) <= 1:
+        for job in jobs:
+            await job
+        return
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

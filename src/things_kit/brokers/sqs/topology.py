@@ -1,0 +1,387 @@
+"""Topics, queues and subscriptions: made, found and removed.
+
+A group's queue lets its topic send to it, and nobody else who could not anyway; its subscription delivers raw, so that a
+message is the same with SNS as without.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from botocore.exceptions import ClientError
+
+from things_kit.brokers.sqs import names
+from things_kit.brokers.sqs.clients import Clients
+from things_kit.brokers.sqs.errors import EXISTS, MISSING, ask, bare, code_of, translated
+from things_kit.brokers.sqs.options import Settings
+from things_kit.engine.driver import ConnectionLost
+from things_kit.messaging.errors import ConfigError, UnsupportedError
+
+GROUP_TAG: Final = "things-kit-group"
+"""Tag of a queue that is a topic by itself: the one group that it has."""
+
+ALIVE_TAG: Final = "things-kit-alive"
+"""Tag of an ephemeral group's queue: when its consumer was last there, in seconds since 1970."""
+
+HEARTBEAT: Final = 300.0
+"""Seconds between two such signs of life."""
+
+DEAD: Final = 6 * HEARTBEAT
+"""Seconds without one after which a queue is left over from a process that died."""
+
+STATEMENT: Final = "things-kit"
+"""The statement of a queue's policy that is ours."""
+
+
+class Topology:
+    """What there is at AWS, as far as this connection has asked."""
+
+    def __init__(self, settings: Settings, clients: Clients) -> None:
+        self._settings = settings
+        self._clients = clients
+        self._topics: dict[str, str] = {}
+        self._queues: dict[tuple[str, str], str] = {}
+        self._groups: dict[str, str] = {}
+
+    # --- topics
+
+    async def declare_topic(self, topic: str) -> str:
+        """Create the topic where it is missing; returns its ARN, or its queue's URL where there is no SNS."""
+        if self._settings.by_queue:
+            return await self._declare_queue(names.only_queue_name(topic), topic)
+        name = names.topic_name(topic)
+        attributes = self._settings.attributes_of_topic(name)
+        try:
+            made = await bare(
+                self._clients.sns.create_topic(Name=name, Attributes=attributes), f"declaring {topic!r}"
+            )
+        except ClientError as error:
+            raise self._other_attributes(error, topic) from error
+        self._topics[topic] = made["TopicArn"]
+        return self._topics[topic]
+
+    def _other_attributes(self, error: ClientError, what: str) -> Exception:
+        if "already exists" in str(error):
+            said = error.response.get("Error", {}).get("Message", "")
+            return ConfigError(
+                f"{what!r} exists, with other attributes than the options topic.NAME and queue.NAME ask for: {said}"
+            )
+        return translated(error, f"declaring {what!r}")
+
+    async def topic_arn(self, topic: str) -> str | None:
+        """The ARN of a topic that exists as far as is known; None if there is none."""
+        if topic not in self._topics:
+            found = await self._look_for(names.topic_name(topic))
+            if found is None:
+                return None
+            self._topics[topic] = found
+        return self._topics[topic]
+
+    async def _look_for(self, name: str) -> str | None:
+        sns, doing = self._clients.sns, f"looking for the topic {name!r}"
+        if self._settings.options.account is not None:
+            region = sns.meta.region_name
+            arn = f"arn:{sns.meta.partition}:sns:{region}:{self._settings.options.account}:{name}"
+            return arn if await self._exists(arn, doing) else None
+        more: dict[str, str] = {}
+        while True:
+            page = await ask(sns.list_topics(**more), doing)
+            for entry in page.get("Topics", ()):
+                if entry["TopicArn"].rpartition(":")[2] == name:
+                    return str(entry["TopicArn"])
+            if not page.get("NextToken"):
+                return None
+            more = {"NextToken": page["NextToken"]}
+
+    async def _exists(self, arn: str, doing: str) -> bool:
+        try:
+            await bare(self._clients.sns.get_topic_attributes(TopicArn=arn), doing)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                return False
+            raise translated(error, doing) from error
+        return True
+
+    def forget(self, topic: str) -> None:
+        """The topic, or a queue of it, turned out to be gone."""
+        self._topics.pop(topic, None)
+        for known in [key for key in self._queues if key[0] == topic]:
+            del self._queues[known]
+
+    # --- groups
+
+    def queue_of(self, topic: str, group: str) -> str:
+        """The name of a group's queue."""
+        if self._settings.by_queue:
+            return names.only_queue_name(topic)
+        return names.queue_name(topic, group)
+
+    async def queue_url(self, topic: str, group: str) -> str | None:
+        """The URL of a group's queue; None if there is none."""
+        known = self._queues.get((topic, group))
+        if known is None:
+            known = await self._url_of(self.queue_of(topic, group))
+            if known is not None:
+                self._queues[topic, group] = known
+        return known
+
+    async def _url_of(self, name: str) -> str | None:
+        doing = f"looking for the queue {name!r}"
+        try:
+            found = await bare(self._clients.sqs.get_queue_url(QueueName=name), doing)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                return None
+            raise translated(error, doing) from error
+        return str(found["QueueUrl"])
+
+    async def declare_group(self, topic: str, group: str) -> str:
+        """Create a group's queue and its subscription where they are missing; returns the queue's URL."""
+        if self._settings.by_queue:
+            url = await self._declare_queue(names.only_queue_name(topic), topic)
+            await self.check_only_group(topic, group, url, note=True)
+        else:
+            url = await self._declare_subscribed(topic, names.queue_name(topic, group), {})
+        self._queues[topic, group] = url
+        return url
+
+    async def declare_ephemeral(self, topic: str) -> str:
+        """A queue for a group without a name, which begins now; those that nobody uses any more are removed."""
+        if self._settings.by_queue:
+            raise UnsupportedError(
+                f"{self._settings.url.display}: with mode=queue a topic has one group, so a consumer needs its name"
+            )
+        url = await self._declare_subscribed(topic, names.ephemeral_queue_name(topic), self.sign_of_life())
+        await self._reap(topic)
+        return url
+
+    async def _declare_subscribed(self, topic: str, queue: str, tags: dict[str, str]) -> str:
+        known = self._topics.get(topic)
+        arn = known or await self.declare_topic(topic)
+        try:
+            return await self._subscribe(topic, arn, queue, tags)
+        except ConnectionLost:
+            self.forget(topic)
+            if known is None:
+                raise
+        return await self._subscribe(topic, await self.declare_topic(topic), queue, tags)
+
+    async def _subscribe(self, topic: str, arn: str, queue: str, tags: dict[str, str]) -> str:
+        queue_arn = _queue_arn(arn, queue)
+        url = await self._declare_queue(queue, topic, policy=(arn, queue_arn), tags=tags)
+        doing = f"subscribing {queue!r} to {topic!r}"
+        try:
+            await bare(
+                self._clients.sns.subscribe(
+                    TopicArn=arn,
+                    Protocol="sqs",
+                    Endpoint=queue_arn,
+                    Attributes={"RawMessageDelivery": "true"},
+                    ReturnSubscriptionArn=True,
+                ),
+                doing,
+            )
+        except ClientError as error:
+            if "already exists" in str(error):
+                raise ConfigError(
+                    f"{queue!r} is subscribed to {topic!r} with other attributes: set its RawMessageDelivery to true, "
+                    "and remove its filter policy"
+                ) from error
+            raise translated(error, doing) from error
+        return url
+
+    async def _declare_queue(
+        self,
+        name: str,
+        what: str,
+        policy: tuple[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> str:
+        attributes = self._settings.attributes_of_queue(name)
+        if policy is not None:
+            attributes["Policy"] = json.dumps(_allowing({}, *policy))
+        try:
+            made = await bare(
+                self._clients.sqs.create_queue(QueueName=name, Attributes=attributes, tags=tags or {}),
+                f"declaring the queue {name!r}",
+            )
+            return str(made["QueueUrl"])
+        except ClientError as error:
+            if code_of(error) not in EXISTS:
+                raise translated(error, f"declaring the queue {name!r} of {what!r}") from error
+        return await self._adopt(name, policy)
+
+    async def _adopt(self, name: str, policy: tuple[str, str] | None) -> str:
+        """A queue with other attributes is as good, if only its topic may send to it."""
+        url = await self._url_of(name)
+        if url is None:
+            raise ConnectionLost(f"the queue {name!r} was removed while it was declared")
+        if policy is not None:
+            doing = f"letting a topic send to the queue {name!r}"
+            found = await ask(
+                self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"]), doing
+            )
+            before = json.loads(found.get("Attributes", {}).get("Policy") or "{}")
+            allowing = _allowing(before, *policy)
+            if allowing != before:
+                setting = {"Policy": json.dumps(allowing)}
+                await ask(self._clients.sqs.set_queue_attributes(QueueUrl=url, Attributes=setting), doing)
+        return url
+
+    async def check_only_group(self, topic: str, group: str, url: str, *, note: bool) -> None:
+        """A queue without SNS has one group, whose name is noted at the queue. Raises UnsupportedError for another."""
+        known = self._groups.get(topic)
+        if known is None:
+            known = await self._noted_group(url)
+        if known is None:
+            known = group
+            if note:
+                doing = f"noting the group of {topic!r}"
+                tags = {GROUP_TAG: names.escaped(group)[:256]}
+                await ask(self._clients.sqs.tag_queue(QueueUrl=url, Tags=tags), doing)
+            known = names.escaped(group)[:256]
+        self._groups[topic] = known
+        if known != names.escaped(group)[:256]:
+            raise UnsupportedError(
+                f"{self._settings.url.display}: with mode=queue a topic has one group; that of {topic!r} is {known!r}, "
+                f"so there can be none {group!r}"
+            )
+
+    async def _noted_group(self, url: str) -> str | None:
+        try:
+            found = await bare(
+                self._clients.sqs.list_queue_tags(QueueUrl=url), "asking for the group of a queue"
+            )
+        except ClientError:
+            return None  # who may not ask has to know
+        return (found.get("Tags") or {}).get(GROUP_TAG)
+
+    # --- ephemeral groups
+
+    def sign_of_life(self) -> dict[str, str]:
+        """The tag of a queue whose consumer is there."""
+        return {ALIVE_TAG: str(int(time.time()))}
+
+    async def _reap(self, topic: str) -> None:
+        """Remove the queues of ephemeral groups whose processes died."""
+        for subscription, queue in [pair async for pair in self.subscriptions(topic)]:
+            if names.is_ephemeral(queue) and names.belongs(queue, topic) and await self.is_dead(queue):
+                await self._unsubscribe(subscription)
+                await self.delete_queue(await self._url_of(queue))
+
+    async def is_dead(self, queue: str) -> bool:
+        """Whether the consumer of an ephemeral group has given no sign of life for long."""
+        url = await self._url_of(queue)
+        if url is None:
+            return True
+        try:
+            found = await bare(
+                self._clients.sqs.list_queue_tags(QueueUrl=url), f"asking for the tags of {queue!r}"
+            )
+        except ClientError:
+            return False
+        alive = (found.get("Tags") or {}).get(ALIVE_TAG, "")
+        return alive.isdecimal() and time.time() - int(alive) > DEAD
+
+    # --- removing
+
+    async def remove(self, topic: str) -> None:
+        """Delete a topic with the queues of its groups."""
+        try:
+            name = names.only_queue_name(topic) if self._settings.by_queue else names.topic_name(topic)
+        except ConfigError:
+            return  # what cannot be is not there
+        self._groups.pop(topic, None)
+        if self._settings.by_queue:
+            await self.delete_queue(await self._url_of(name))
+        else:
+            await self._remove_topic(topic)
+        self.forget(topic)
+
+    async def _remove_topic(self, topic: str) -> None:
+        arn = await self.topic_arn(topic)
+        if arn is None:
+            return
+        found = [pair async for pair in self.subscriptions(topic)]
+        ours = [(subscription, queue) for subscription, queue in found if names.belongs(queue, topic)]
+        await asyncio.gather(*(self._unsubscribe(subscription) for subscription, _ in ours))
+        doing = f"removing {topic!r}"
+        try:
+            await bare(self._clients.sns.delete_topic(TopicArn=arn), doing)
+        except ClientError as error:
+            if code_of(error) not in MISSING:
+                raise translated(error, doing) from error
+        for _, queue in ours:
+            await self.delete_queue(await self._url_of(queue))
+
+    async def subscriptions(self, topic: str) -> AsyncIterator[tuple[str, str]]:
+        """The subscriptions of a topic that are queues: ARN of the subscription, and name of the queue."""
+        arn = await self.topic_arn(topic)
+        doing = f"asking for the subscriptions of {topic!r}"
+        more: dict[str, str] = {}
+        while arn is not None:
+            try:
+                page: Any = await bare(
+                    self._clients.sns.list_subscriptions_by_topic(TopicArn=arn, **more), doing
+                )
+            except ClientError as error:
+                if code_of(error) in MISSING:
+                    return
+                raise translated(error, doing) from error
+            for entry in page.get("Subscriptions", ()):
+                if entry["Protocol"] == "sqs":
+                    yield entry["SubscriptionArn"], entry["Endpoint"].rpartition(":")[2]
+            if not page.get("NextToken"):
+                return
+            more = {"NextToken": page["NextToken"]}
+
+    async def _unsubscribe(self, subscription: str) -> None:
+        try:
+            await bare(self._clients.sns.unsubscribe(SubscriptionArn=subscription), "removing a subscription")
+        except ClientError as error:
+            if code_of(error) not in MISSING:
+                raise translated(error, "removing a subscription") from error
+
+    async def delete_queue(self, url: str | None) -> None:
+        """Delete a queue; one that is missing is fine."""
+        if url is None:
+            return
+        try:
+            await bare(self._clients.sqs.delete_queue(QueueUrl=url), "removing a queue")
+        except ClientError as error:
+            if code_of(error) not in MISSING:
+                raise translated(error, "removing a queue") from error
+
+    async def delete_ephemeral(self, topic: str, url: str) -> None:
+        """Delete the queue of an ephemeral group, and its subscription."""
+        queue = url.rpartition("/")[2]
+        for subscription, name in [pair async for pair in self.subscriptions(topic)]:
+            if name == queue:
+                await self._unsubscribe(subscription)
+        await self.delete_queue(url)
+
+
+def _queue_arn(topic_arn: str, queue: str) -> str:
+    """The ARN of a queue beside a topic: of the same partition, region and account."""
+    _, partition, _, region, account, _ = topic_arn.split(":", 5)
+    return f"arn:{partition}:sqs:{region}:{account}:{queue}"
+
+
+def _allowing(policy: dict[str, Any], topic_arn: str, queue_arn: str) -> dict[str, Any]:
+    """A queue's policy with a statement that lets this topic send, whatever others it has."""
+    statement = {
+        "Sid": STATEMENT,
+        "Effect": "Allow",
+        "Principal": {"Service": "sns.amazonaws.com"},
+        "Action": "sqs:SendMessage",
+        "Resource": queue_arn,
+        "Condition": {"ArnEquals": {"aws:SourceArn": topic_arn}},
+    }
+    others = policy.get("Statement", [])
+    others = [others] if isinstance(others, dict) else others
+    if statement in others:
+        return policy
+    kept = [other for other in others if other.get("Sid") != STATEMENT]
+    return {"Version": "2012-10-17", **policy, "Statement": [*kept, statement]}

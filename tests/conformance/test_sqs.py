@@ -1,0 +1,117 @@
+"""SQS and SNS keep every promise, as far as an emulator of them shows it."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("aiobotocore")
+
+from aiobotocore.session import get_session
+
+from things_kit.brokers.sqs import names
+from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
+from things_kit.testing.conformance.base import Suite
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.sqs import REGION, SQSServer
+
+SECRET = "geheim-7f3a9c"
+
+sqs = shared(SQSServer, "sqs")
+own_sqs = own(SQSServer)
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of nobody, found by AWS's own chain."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+
+class Foreign:
+    """Another client of SNS and SQS: aiobotocore alone."""
+
+    def __init__(self, server: SQSServer) -> None:
+        self._server = server
+
+    def _client(self, service: str) -> Any:
+        return get_session().create_client(service, region_name=REGION, endpoint_url=self._server.endpoint)
+
+    async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, str]) -> None:
+        """Key and bytes that are no text as the documentation has it."""
+        said = {"key": (key or b"").decode(), "body": "base64"}
+        attributes = {**headers, "tk-message": json.dumps(said)}
+        async with self._client("sns") as sns:
+            arn = (await sns.create_topic(Name=names.topic_name(topic)))["TopicArn"]
+            await sns.publish(
+                TopicArn=arn,
+                Message=base64.b64encode(value).decode(),
+                MessageAttributes={
+                    name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()
+                },
+            )
+
+    async def read(self, topic: str) -> Sequence[tuple[bytes | None, bytes, dict[str, str]]]:
+        """All that is in the one queue of the topic."""
+        async with self._client("sqs") as client:
+            found = await client.list_queues(QueueNamePrefix=f"{names.topic_name(topic)}{names.BETWEEN}")
+            [url] = found["QueueUrls"]
+            answer = await client.receive_message(
+                QueueUrl=url, MaxNumberOfMessages=10, MessageAttributeNames=["All"], WaitTimeSeconds=1
+            )
+        return [_read(entry) for entry in answer["Messages"]]
+
+
+def _read(entry: Mapping[str, Any]) -> tuple[bytes | None, bytes, dict[str, str]]:
+    attributes = {name: value["StringValue"] for name, value in entry["MessageAttributes"].items()}
+    said = json.loads(attributes.pop("tk-message"))
+    body = entry["Body"]
+    value = base64.b64decode(body) if said.get("body") == "base64" else body.encode()
+    return said["key"].encode() if "key" in said else None, value, attributes
+
+
+class TestSQS(ConformanceSuite):
+    @pytest.fixture
+    def target(self, sqs: SQSServer) -> Target:
+        foreign = Foreign(sqs)
+        return Target(
+            url=sqs.url,
+            lease_options={"lease": "2"},
+            size_options={"max_message_bytes": "4096"},
+            secret=SECRET,
+            absent=f"sqs://{REGION}?endpoint=http://127.0.0.1:1",
+            foreign_publish=foreign.publish,
+            foreign_read=foreign.read,
+        )
+
+
+class TestSQSThatGoesAway(Suite):
+    """What the suite has about outages, on a server of its own: standing still, and stopped.
+
+    It is not killed: then it would have lost all that it had, which SQS does not.
+    """
+
+    @pytest.fixture(params=["paused", "stopped"])
+    async def target(self, request: pytest.FixtureRequest, own_sqs: SQSServer) -> AsyncIterator[Target]:
+        async def call(action: Any) -> None:
+            await asyncio.to_thread(action)
+
+        hooks: dict[str, Any]
+        if request.param == "paused":
+            hooks = {"pause": lambda: call(own_sqs.pause), "resume": lambda: call(own_sqs.resume)}
+        else:
+            hooks = {"kill": lambda: call(own_sqs.stop), "restart": lambda: call(own_sqs.start)}
+        yield Target(url=f"{own_sqs.url}&lease=5", patience=30.0, **hooks)
+        own_sqs.resume()
+        await call(own_sqs.start)
+
+    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
+    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
+    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
+    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
+    _ill = OperationsSuite._ill
+
+    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
