@@ -73,12 +73,22 @@ def _read(entry: Mapping[str, Any]) -> tuple[bytes | None, bytes, dict[str, str]
     return said["key"].encode() if "key" in said else None, value, attributes
 
 
+REOPENING = {
+    "test_nothing_is_lost_when_everything_is_closed_and_reopened_twenty_times",
+    "test_a_consumer_stops_and_a_broker_closes_while_the_connection_is_lost",
+    "test_a_closed_broker_leaves_what_it_had_not_finished",
+    "test_closing_leaves_nothing_behind",
+}
+"""Tests that receive as a group again whose broker they have closed: closing waits there for polls under way, as by
+default. To all others it matters as little what becomes of such a poll as it does of their topic."""
+
+
 class TestSQS(ConformanceSuite):
     @pytest.fixture
-    def target(self, sqs: SQSServer) -> Target:
+    def target(self, sqs: SQSServer, request: pytest.FixtureRequest) -> Target:
         foreign = Foreign(sqs)
         return Target(
-            url=sqs.url,
+            url=sqs.url if request.function.__name__ in REOPENING else f"{sqs.url}&grace=0",
             lease_options={"lease": "2"},
             size_options={"max_message_bytes": "4096"},
             secret=SECRET,

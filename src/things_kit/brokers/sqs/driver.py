@@ -31,8 +31,8 @@ from things_kit.messaging.message import Message
 if TYPE_CHECKING:
     from things_kit.engine.diagnosis import Finding, Question
 
-GRACE: Final = 5.0
-"""Seconds that closing waits for polls that are under way; they rarely last so long, see `SQSReceiver`."""
+PATIENCE: Final = 5.0
+"""Seconds that a new receiver of a queue waits for polls of the one before; they rarely last so long."""
 
 COUNTS: Final = (
     "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed",
@@ -75,10 +75,11 @@ class SQSDriver:
     async def close(self) -> None:
         """Wait a moment for polls that are under way, and close the clients with their connections."""
         if self._lingering:
-            await asyncio.wait(self._lingering, timeout=GRACE)
-        for task in self._lingering:
+            await asyncio.wait(self._lingering, timeout=self._settings.options.grace)
+        lingering = list(self._lingering)
+        for task in lingering:
             task.cancel()
-        await asyncio.gather(*self._lingering, return_exceptions=True)
+        await asyncio.gather(*lingering, return_exceptions=True)
         await self._clients.close()
 
     async def ping(self) -> None:
@@ -124,7 +125,7 @@ class SQSDriver:
         url = await self._queue_for(subscription)
         before = [task for task, queue in self._lingering.items() if queue == url]
         if before:  # a poll from before would take messages from this receiver, and their order with them
-            await asyncio.wait(before, timeout=GRACE)
+            await asyncio.wait(before, timeout=PATIENCE)
         receiver = SQSReceiver(
             self._settings,
             self._clients,

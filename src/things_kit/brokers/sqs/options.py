@@ -50,6 +50,8 @@ class SQSOptions(msgspec.Struct, frozen=True):
         lease: Seconds, the visibility timeout: after so long what a dead process held goes to others.
         poll: The most seconds that one request waits for messages. A consumer begins with one second, and
             waits longer the longer nothing comes.
+        grace: The most seconds that closing waits for such requests that are under way. What one takes that nobody waits
+            for is hidden from others until its lease ends.
         pollers: The most requests for messages that a consumer has under way at once.
         publishers: The most requests that one publish has under way at once.
         retries: How often the client asks, the first time included, when AWS throttles or fails.
@@ -64,6 +66,7 @@ class SQSOptions(msgspec.Struct, frozen=True):
     account: str | None = None
     lease: int = 30
     poll: int = 20
+    grace: float = 5.0
     pollers: int = 8
     publishers: int = 8
     retries: int = 4
@@ -75,6 +78,8 @@ class SQSOptions(msgspec.Struct, frozen=True):
             raise ValueError(f"lease must be from 1 to {MOST_EXTENDED} whole seconds")
         if not 1 <= self.poll <= 20:
             raise ValueError("poll must be from 1 to 20 whole seconds")
+        if not self.grace >= 0:
+            raise ValueError("grace must be from 0 seconds")
         if self.pollers < 1 or self.publishers < 1 or self.retries < 1:
             raise ValueError("pollers, publishers and retries must be from 1")
         if self.account is not None and not (self.account.isdecimal() and len(self.account) == 12):

@@ -74,6 +74,11 @@ def _lent(found: Unpacked, receipt: str) -> Lent:
     return Lent(receipt, message.id or "", message.attempt, message.key is not None)
 
 
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 def _hidden_for(delay: float) -> int:
     """Whole seconds: never less than asked for, unless that is more than SQS can."""
     return min(LONGEST_HIDDEN, math.ceil(delay))
@@ -369,15 +374,14 @@ class SQSReceiver:
             deliveries = await wave
             await self._hide([(delivery.token.receipt, 0) for delivery in deliveries])
         except asyncio.CancelledError:
-            wave.cancel()
+            await _cancelled(wave)
             raise
         except Exception as error:  # noqa: BLE001 - nobody waits for it, and all of it comes again by itself
             log.debug("%s: after closing: %r", self._topic, error)
 
     async def _vanish(self, wave: asyncio.Task[list[Delivery]] | None) -> None:
         if wave is not None:
-            wave.cancel()
-            await asyncio.gather(wave, return_exceptions=True)
+            await _cancelled(wave)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL):
                 await self._topology.delete_ephemeral(self._topic, self.url)
