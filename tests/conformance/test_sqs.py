@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("aiobotocore")
@@ -13,8 +14,16 @@ pytest.importorskip("aiobotocore")
 from aiobotocore.session import get_session
 
 from things_kit.brokers.sqs import names
-from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
+from things_kit.engine.driver import Capabilities
+from things_kit.testing.conformance import (
+    ConformanceSuite,
+    OperationsSuite,
+    OrderSuite,
+    SurvivalSuite,
+    Target,
+)
 from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.sqs import REGION, SQSServer
 
@@ -125,3 +134,33 @@ class TestSQSThatGoesAway(Suite):
     _ill = OperationsSuite._ill
 
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+
+
+class FifoStage(Stage):
+    """Topics that keep an order at the broker, across processes: what other brokers do for all of theirs."""
+
+    def topic(self, word: str = "orders") -> str:
+        name = self.name(word)
+        self.sweep(f"{name}.fifo", f"{name}-dlq.fifo")
+        return f"{name}.fifo"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return msgspec.structs.replace(super().capabilities, lanes=True)
+
+
+class TestSQSInOrder(Suite):
+    """What the suite has about order across processes, on topics whose names end in `.fifo`."""
+
+    @pytest.fixture
+    def target(self, sqs: SQSServer) -> Target:
+        return Target(url=f"{sqs.url}&grace=0", lease_options={"lease": "2"})
+
+    @pytest.fixture
+    async def stage(self, target: Target) -> AsyncIterator[Stage]:
+        async with FifoStage(target) as stage:
+            yield stage
+
+    test_across_consumers = OrderSuite.test_keys_keep_their_order_across_the_consumers_of_a_group
+    test_publishes_at_once = OrderSuite.test_concurrent_publishes_of_one_producer_keep_the_order_of_a_key
+    test_a_killed_process = SurvivalSuite.test_a_killed_process_leaves_what_it_had_begun_to_others

@@ -1,5 +1,6 @@
 """The clients of SQS and SNS, and where they have their credentials from."""
 
+import functools
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -14,8 +15,21 @@ from things_kit.messaging.errors import ConfigError
 NOBODY: Final = "things-kit"
 """The access key for an emulator on this machine, if nobody has set one: emulators want some, and ask no more."""
 
-_loaders: list[Loader] = []
-"""What botocore has read of its descriptions of services: half a second, which a process need not spend twice."""
+DESCRIPTIONS: Final = (
+    ("sqs", "service-2"), ("sqs", "endpoint-rule-set-1"), ("sns", "service-2"), ("sns", "endpoint-rule-set-1"),
+)  # fmt: skip
+"""What botocore reads before it makes our clients."""
+
+
+@functools.cache
+def _descriptions() -> Loader:
+    """Read once in a process, and before a broker is opened: it takes longer than some wait for a broker."""
+    loader = create_loader(AioSession().get_config_variable("data_path"))
+    for service, kind in DESCRIPTIONS:
+        loader.load_service_model(service, kind)
+    for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+        loader.load_data(name)
+    return loader
 
 
 class Clients:
@@ -26,6 +40,7 @@ class Clients:
         self._stack: AsyncExitStack | None = None
         self.sqs: Any = None
         self.sns: Any = None
+        self._loader = _descriptions()
 
     @property
     def is_open(self) -> bool:
@@ -62,9 +77,7 @@ class Clients:
     def _session(self) -> AioSession:
         session = get_session()
         session.set_config_variable("profile", self._settings.options.profile)
-        if not _loaders:
-            _loaders.append(create_loader(session.get_config_variable("data_path")))
-        session.register_component("data_loader", _loaders[0])
+        session.register_component("data_loader", self._loader)
         if self._settings.local:  # no virtual machine of AWS speaks to an emulator: do not look for its role
             session.set_config_variable("metadata_service_timeout", 0.1)
         return session

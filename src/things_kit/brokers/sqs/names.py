@@ -79,7 +79,8 @@ def queue_name(topic: str, group: str) -> str:
     """The name of a group's queue. Raises ConfigError if the topic cannot be."""
     topic_name(topic)
     stem, ending = _stem(topic)
-    whole = f"{stem}{BETWEEN}{escaped(group)}"
+    first = "_-2D-" if group.startswith("-") else ""  # else it would look like a mark, behind BETWEEN
+    whole = f"{stem}{BETWEEN}{first}{escaped(group[1:] if first else group)}"
     if len(whole) + len(ending) <= LONGEST_QUEUE:
         return whole + ending
     return _front(stem, HASHED, ending) + HASHED + _hash(whole) + ending

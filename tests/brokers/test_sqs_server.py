@@ -1,0 +1,448 @@
+"""What the driver for SQS and SNS does beyond the conformance suite, on an emulator of them."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("aiobotocore")
+
+from things_kit import (
+    Broker,
+    ConfigError,
+    Message,
+    PublishError,
+    Retry,
+    RetryPolicy,
+    UnsupportedError,
+    connect,
+)
+from things_kit.brokers.sqs import receiver as receiver_module
+from things_kit.brokers.sqs import topology as topology_module
+from things_kit.engine.diagnosis import Question, diagnose
+from things_kit.engine.driver import Delivery, Release, Subscription
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.sqs import SQSServer
+
+sqs = shared(SQSServer, "sqs")
+own_sqs = own(SQSServer)
+
+ONCE = RetryPolicy(attempts=1)
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+
+
+@pytest.fixture
+async def broker(sqs: SQSServer) -> AsyncIterator[Broker]:
+    async with connect(f"{sqs.url}&grace=0") as broker:
+        yield broker
+
+
+@pytest.fixture
+async def topic(broker: Broker) -> AsyncIterator[str]:
+    name = f"orders-{uuid4().hex[:10]}"
+    yield name
+    for each in (name, f"{name}-dlq", f"{name}.fifo", f"{name}-dlq.fifo"):
+        await broker.remove(each)
+
+
+def driver(broker: Broker) -> Any:
+    return broker._driver
+
+
+async def queue(broker: Broker, topic: str, group: str = "billing") -> Any:
+    return await driver(broker)._topology.queue_url(topic, group)
+
+
+@asynccontextmanager
+async def receiving(
+    broker: Broker, topic: str, **options: Any
+) -> AsyncIterator[tuple[Any, Callable[[], Awaitable[list[Delivery]]]]]:
+    receiver = await driver(broker).subscribe(Subscription(topic=topic, group="billing", **options))
+
+    async def some() -> list[Delivery]:
+        return list(await receiver.receive(100, 10.0))
+
+    try:
+        yield receiver, some
+    finally:
+        await receiver.close()
+
+
+class Handled:
+    def __init__(self, fails: int = 0) -> None:
+        self.messages: list[Message] = []
+        self.fails = fails
+
+    async def handle(self, message: Message) -> None:
+        self.messages.append(message)
+        if len(self.messages) <= self.fails:
+            raise ValueError("as planned")
+
+    async def until(self, count: int) -> list[Message]:
+        await eventually(lambda: len(self.messages) >= count, 15, f"{count} are handled")
+        return self.messages
+
+
+class TestFifo:
+    async def test_the_same_id_is_handled_once(self, broker: Broker, topic: str) -> None:
+        topic += ".fifo"
+        handled = Handled()
+        async with broker.consumer(topic, group="billing", handler=handled):
+            twice = Message(topic, b"x", key=b"k", id="o-1")
+            producer = broker.producer()
+            for message in (twice, twice, Message(topic, b"y", key=b"k", id="o-2")):
+                await producer.publish(message)
+            assert [m.id for m in await handled.until(2)] == ["o-1", "o-2"]
+
+    async def test_a_replay_and_a_second_dead_letter_are_no_duplicates(
+        self, broker: Broker, topic: str
+    ) -> None:
+        topic += ".fifo"
+        dead = topic.replace(".fifo", "-dlq.fifo")
+        handled = Handled(fails=2)
+        async with broker.consumer(topic, group="billing", handler=handled, retry=ONCE):
+            await broker.producer().publish(Message(topic, b"x", key=b"k", id="o-1"))
+            for count in (1, 2):
+                await handled.until(count)
+                await _until_lag(broker, dead, "dead-letters", 1)
+                assert await broker.replay(dead) == 1
+            assert [m.id for m in await handled.until(3)] == ["o-1"] * 3
+            await _until_lag(broker, topic, "billing", 0)
+
+    async def test_a_replay_to_another_topic_gets_there(self, broker: Broker, topic: str) -> None:
+        topic += ".fifo"
+        dead = topic.replace(".fifo", "-dlq.fifo")
+        handled = Handled(fails=1)
+        async with broker.consumer(topic, group="billing", handler=handled, retry=ONCE):
+            await broker.producer().publish(Message(topic, b"x", key=b"k", id="o-1"))
+            await _until_lag(broker, dead, "dead-letters", 1)
+            assert await broker.replay(dead, to=topic) == 1
+            await handled.until(2)
+
+    async def test_messages_without_a_key_wait_for_nobody(self, broker: Broker, topic: str) -> None:
+        topic += ".fifo"
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
+        async with receiving(broker, topic) as (_, some):
+            got = await some()
+            assert len({delivery.message.id for delivery in got}) == len(got)
+            assert all(delivery.message.key is None for delivery in got)
+            got += await some()
+            assert len(got) == 20
+
+    async def test_a_message_put_aside_lets_its_key_go_on(self, broker: Broker, topic: str) -> None:
+        topic += ".fifo"
+        seen: list[tuple[bytes, int]] = []
+
+        async def handle(message: Message) -> None:
+            seen.append((message.value, message.attempt))
+            if message.value == b"1" and message.attempt == 1:
+                raise Retry(after=1.2)
+
+        policy = RetryPolicy(attempts=3, mode="delayed")
+        async with broker.consumer(topic, group="billing", handler=handle, retry=policy):
+            producer = broker.producer()
+            for value in (b"1", b"2"):
+                await producer.publish(Message(topic, value, key=b"k"))
+            await eventually(lambda: len(seen) == 3, 15)
+        assert seen == [(b"1", 1), (b"2", 1), (b"1", 2)]
+
+
+class TestQueues:
+    async def test_a_topic_is_a_queue(self, sqs: SQSServer, topic: str) -> None:
+        handled = Handled(fails=1)
+        async with connect(f"{sqs.url}&mode=queue&grace=0") as broker:
+            await broker.declare(topic, groups=["billing"])
+            await broker.producer().publish(Message(topic, b"x", key=b"k", headers={"type": "order"}))
+            assert await broker.lag(topic, group="billing") == 1
+            async with broker.consumer(topic, group="billing", handler=handled, retry=ONCE):
+                await _until_lag(broker, f"{topic}-dlq", "dead-letters", 1)
+                assert await broker.replay(f"{topic}-dlq") == 1
+                [first, second] = await handled.until(2)
+                await _until_lag(broker, topic, "billing", 0)
+            assert (second.value, second.key, second.id) == (b"x", b"k", first.id)
+            await broker.remove(topic)
+            await broker.remove(f"{topic}-dlq")
+
+    async def test_a_queue_has_one_group(self, sqs: SQSServer, topic: str) -> None:
+        async with (
+            connect(f"{sqs.url}&mode=queue&grace=0") as first,
+            connect(f"{sqs.url}&mode=queue&grace=0") as second,
+        ):
+            await first.declare(topic, groups=["billing"])
+            for broker in (first, second):
+                with pytest.raises(UnsupportedError, match=r"has one group; that of .* is 'billing'"):
+                    await broker.declare(topic, groups=["shipping"])
+            with pytest.raises(UnsupportedError, match="a consumer needs its name"):
+                await second.consumer(topic, group=None, handler=Handled()).start()
+            await first.remove(topic)
+
+
+class TestWaiting:
+    async def test_a_delay_is_kept_by_the_broker_with_the_attempt(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish(Message(topic, b"x", id="o-1", headers={"a": "b"}))
+        async with receiving(broker, topic) as (receiver, some):
+            [delivery] = await some()
+            began = time.monotonic()
+            await receiver.settle([], [Release(delivery, delay=1.0, attempt=2)])
+            assert await broker.lag(topic, group="billing") == 1
+            [again] = await some() or await some()
+            assert time.monotonic() - began >= 0.9
+            assert (again.message.id, again.message.attempt, again.message.headers) == ("o-1", 2, {"a": "b"})
+            await receiver.settle([again], [])
+        assert await broker.lag(topic, group="billing") == 0
+
+    async def test_what_waits_longer_than_sqs_can_is_hidden_again_and_again(
+        self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(receiver_module, "MOST_DELAYED", 1)
+        monkeypatch.setattr(receiver_module, "LONGEST_HIDDEN", 1)
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish(Message(topic, b"x", key=b"k", id="o-1"))
+        async with receiving(broker, topic) as (receiver, some):
+            [delivery] = await some()
+            began = time.monotonic()
+            await receiver.settle([], [Release(delivery, delay=2.5, attempt=5)])
+            found: list[Delivery] = []
+            while not found:
+                found = await some()
+            assert time.monotonic() - began >= 2.4
+            assert (found[0].message.id, found[0].message.attempt, found[0].message.key) == ("o-1", 5, b"k")
+
+    async def test_what_waits_for_long_is_sent_anew_before_its_retention_ends(
+        self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(receiver_module, "MOST_DELAYED", 1)
+        monkeypatch.setattr(receiver_module, "FRESH", 0)
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish(Message(topic, b"x", id="o-1"))
+        async with receiving(broker, topic) as (receiver, some):
+            [delivery] = await some()
+            await receiver.settle([], [Release(delivery, delay=2.5, attempt=2)])
+            found: list[Delivery] = []
+            while not found:
+                found = await some()
+            assert (found[0].message.id, found[0].message.attempt) == ("o-1", 2)
+
+    async def test_what_cannot_be_sent_again_is_hidden(
+        self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish(Message(topic, b"x"))
+        async with receiving(broker, topic) as (receiver, some):
+            [delivery] = await some()
+            large = Message(topic, b"\xff" * 300_000, timestamp=delivery.message.timestamp, id="large")
+            delivery.message = large
+            await receiver.settle([], [Release(delivery, delay=0.0, attempt=2)])
+            [again] = await some()
+            assert again.message.attempt == 1
+
+
+class TestReceiving:
+    async def test_what_comes_after_a_call_was_cancelled_is_handed_out_by_the_next(
+        self, broker: Broker, topic: str
+    ) -> None:
+        await broker.declare(topic, groups=["billing"])
+        async with receiving(broker, topic) as (receiver, some):
+            waiting = asyncio.create_task(some())
+            await eventually(lambda: receiver._wave is not None, 5)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await broker.producer().publish(Message(topic, b"x"))
+            [delivery] = await some()
+            assert delivery.message.value == b"x"
+
+    async def test_what_comes_after_a_receiver_closed_goes_to_the_next(
+        self, broker: Broker, topic: str
+    ) -> None:
+        await broker.declare(topic, groups=["billing"])
+        async with receiving(broker, topic) as (receiver, some):
+            waiting = asyncio.create_task(some())
+            await eventually(lambda: receiver._wave is not None, 5)
+            waiting.cancel()
+        await broker.producer().publish(Message(topic, b"x"))
+        async with receiving(broker, topic) as (_, some):
+            [delivery] = await some() or await some()
+            assert delivery.message.value == b"x"
+
+    async def test_what_was_not_settled_goes_back_on_close(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish(Message(topic, b"x"))
+        for _ in range(2):
+            async with receiving(broker, topic) as (_, some):
+                [delivery] = await some() or await some()
+                assert (delivery.message.value, delivery.message.attempt) == (b"x", 1)
+
+    async def test_a_removed_queue_is_made_anew(self, broker: Broker, topic: str) -> None:
+        handled = Handled()
+        async with broker.consumer(topic, group="billing", handler=handled) as consumer:
+            await driver(broker)._topology.delete_queue(await queue(broker, topic))
+            await eventually(lambda: consumer.health().reason is not None, 15, "the loss is noticed")
+            await eventually(lambda: consumer.health().reason is None, 15, "it receives again")
+            await broker.producer().publish(Message(topic, b"x"))
+            await handled.until(1)
+
+    async def test_an_ephemeral_queue_is_removed_with_its_consumer(self, broker: Broker, topic: str) -> None:
+        async with broker.consumer(topic, group=None, handler=Handled()):
+            assert len([each async for each in driver(broker)._topology.subscriptions(topic)]) == 1
+        assert [each async for each in driver(broker)._topology.subscriptions(topic)] == []
+
+    async def test_what_a_dead_consumer_left_is_removed_by_the_next(
+        self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(topology_module, "DEAD", -1.0)
+        topology = driver(broker)._topology
+        left = await topology.declare_ephemeral(topic)  # and nobody receives
+        await broker.declare(topic, groups=["billing"])
+        monkeypatch.setattr(topology_module, "DEAD", 0.0)
+        monkeypatch.setattr(topology_module.Topology, "is_dead", _dead_is(left.rpartition("/")[2]))
+        async with broker.consumer(topic, group=None, handler=Handled()):
+            queues = {name async for _, name in topology.subscriptions(topic)}
+            assert left.rpartition("/")[2] not in queues
+            assert f"{topic}_-_billing" in queues
+            assert len(queues) == 2
+
+
+def _dead_is(dead: str) -> Callable[[Any, str], Awaitable[bool]]:
+    async def is_dead(_: Any, queue: str) -> bool:
+        return queue == dead
+
+    return is_dead
+
+
+class TestDeclaring:
+    async def test_a_queue_lets_its_topic_send(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing"])
+        asked = driver(broker)._clients.sqs.get_queue_attributes(
+            QueueUrl=await queue(broker, topic), AttributeNames=["All"]
+        )
+        attributes = (await asked)["Attributes"]
+        [statement] = json.loads(attributes["Policy"])["Statement"]
+        arn = await driver(broker)._topology.topic_arn(topic)
+        assert statement["Condition"] == {"ArnEquals": {"aws:SourceArn": arn}}
+        assert attributes["MessageRetentionPeriod"] == "1209600"
+
+    async def test_a_queue_of_others_is_adopted(self, broker: Broker, topic: str) -> None:
+        client = driver(broker)._clients.sqs
+        made = await client.create_queue(
+            QueueName=f"{topic}_-_billing",
+            Attributes={"MessageRetentionPeriod": "60", "VisibilityTimeout": "1"},
+        )
+        await broker.declare(topic, groups=["billing"])
+        await broker.declare(topic, groups=["billing"])
+        asked = await client.get_queue_attributes(QueueUrl=made["QueueUrl"], AttributeNames=["All"])
+        assert asked["Attributes"]["MessageRetentionPeriod"] == "60"
+        assert len(json.loads(asked["Attributes"]["Policy"])["Statement"]) == 1
+
+    async def test_options_are_attributes_of_what_is_created(self, sqs: SQSServer, topic: str) -> None:
+        async with connect(f"{sqs.url}&queue.MessageRetentionPeriod=3600&topic.DisplayName=Orders") as broker:
+            await broker.declare(topic, groups=["billing"])
+            asked = driver(broker)._clients.sqs.get_queue_attributes(
+                QueueUrl=await queue(broker, topic), AttributeNames=["All"]
+            )
+            assert (await asked)["Attributes"]["MessageRetentionPeriod"] == "3600"
+            arn = await driver(broker)._topology.topic_arn(topic)
+            found = await driver(broker)._clients.sns.get_topic_attributes(TopicArn=arn)
+            assert found["Attributes"]["DisplayName"] == "Orders"
+
+    @pytest.mark.parametrize("account", ["", "&account=000000000000"])
+    async def test_without_declaring_topics_and_queues_are_found(
+        self, sqs: SQSServer, broker: Broker, topic: str, account: str
+    ) -> None:
+        async with connect(f"{sqs.url}&declare=false&grace=0{account}") as careful:
+            with pytest.raises(PublishError, match="declare it first"):
+                await careful.producer().publish(Message(topic, b"x"))
+            with pytest.raises(ConfigError, match="declare it first"):
+                await careful.consumer(topic, group="billing", handler=Handled(), dead_letter=None).start()
+            await broker.declare(topic, groups=["billing"])
+            handled = Handled()
+            async with careful.consumer(topic, group="billing", handler=handled, dead_letter=None):
+                await careful.producer().publish(Message(topic, b"x"))
+                await handled.until(1)
+
+    async def test_removing_leaves_the_queues_of_others(self, broker: Broker, topic: str) -> None:
+        clients, topology = driver(broker)._clients, driver(broker)._topology
+        await broker.declare(topic, groups=["billing", "x" * 100])
+        arn = await topology.topic_arn(topic)
+        other = (await clients.sqs.create_queue(QueueName=f"{topic}-audit"))["QueueUrl"]
+        await clients.sns.subscribe(
+            TopicArn=arn, Protocol="sqs", Endpoint=arn.replace(":sns:", ":sqs:") + "-audit"
+        )
+        await broker.remove(topic)
+        assert await topology.topic_arn(topic) is None
+        left = (await clients.sqs.list_queues(QueueNamePrefix=topic[:40])).get("QueueUrls", [])
+        assert left == [other]
+        await clients.sqs.delete_queue(QueueUrl=other)
+
+    async def test_a_replay_for_a_group_that_is_gone_says_so(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic)
+        with pytest.raises(PublishError, match=r"'billing' .* has no queue"):
+            await broker.producer().publish(Message(topic, b"x", headers={"replay-group": "billing"}))
+
+
+class TestDoctor:
+    async def test_all_is_well(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing"])
+        await broker.declare(f"{topic}-dlq", groups=["dead-letters"])
+        found = await diagnose(broker, Question(topic=topic, group="billing"))
+        assert {finding.level for finding in found} == {"ok"}, found
+
+    async def test_a_topic_without_groups_keeps_nothing(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic)
+        found = await diagnose(broker, Question(topic=topic, group="billing"))
+        said = {(finding.level, finding.subject) for finding in found}
+        assert ("warning", f"topic {topic}") in said
+        assert ("error", "group billing") in said
+
+    async def test_a_missing_topic_is_told(self, broker: Broker, topic: str) -> None:
+        found = await diagnose(broker, Question(topic=topic))
+        assert any("There is no such topic" in finding.what for finding in found)
+
+    async def test_a_subscription_that_wraps_messages_is_an_error(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing"])
+        [(subscription, _)] = [pair async for pair in driver(broker)._topology.subscriptions(topic)]
+        await driver(broker)._clients.sns.set_subscription_attributes(
+            SubscriptionArn=subscription, AttributeName="RawMessageDelivery", AttributeValue="false"
+        )
+        found = await diagnose(broker, Question(topic=topic, group="billing"))
+        assert any(finding.level == "error" and "not raw" in finding.what for finding in found)
+
+
+async def test_a_killed_server_is_made_anew(own_sqs: SQSServer, topic: str) -> None:
+    """The emulator forgets all that it had; consumers and producers go on with topics and queues made anew."""
+    handled = Handled()
+    async with (
+        connect(f"{own_sqs.url}&grace=0") as broker,
+        broker.consumer(topic, group="billing", handler=handled),
+    ):
+        producer = broker.producer()
+        await producer.publish(Message(topic, b"before"))
+        await handled.until(1)
+        await asyncio.to_thread(own_sqs.kill)
+        await asyncio.to_thread(own_sqs.start)
+
+        async def subscribed() -> bool:
+            return bool([each async for each in driver(broker)._topology.subscriptions(topic)])
+
+        await eventually(subscribed, 30, "the consumer has made its queue anew")
+        await producer.publish(Message(topic, b"after"))
+        await handled.until(2)
+
+
+async def _until_lag(broker: Broker, topic: str, group: str, expected: int) -> None:
+    async def reached() -> bool:
+        return await broker.lag(topic, group=group) == expected
+
+    await eventually(reached, 15, f"the lag of {topic} is {expected}")
