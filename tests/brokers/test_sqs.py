@@ -33,7 +33,7 @@ def settings(query: str = "") -> Settings:
 def refusal(code: str, said: str = "no", status: int = 400) -> ClientError:
     return ClientError(
         {"Error": {"Code": code, "Message": said}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Publish"
-    )  # type: ignore[arg-type]
+    )
 
 
 class TestNames:

@@ -256,7 +256,7 @@ class TestReceiving:
     ) -> None:
         await broker.declare(topic, groups=["billing"])
         async with receiving(broker, topic) as (receiver, some):
-            waiting = asyncio.create_task(some())
+            waiting = asyncio.ensure_future(some())
             await eventually(lambda: receiver._wave is not None, 5)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
@@ -269,7 +269,7 @@ class TestReceiving:
     ) -> None:
         await broker.declare(topic, groups=["billing"])
         async with receiving(broker, topic) as (receiver, some):
-            waiting = asyncio.create_task(some())
+            waiting = asyncio.ensure_future(some())
             await eventually(lambda: receiver._wave is not None, 5)
             waiting.cancel()
         await broker.producer().publish(Message(topic, b"x"))

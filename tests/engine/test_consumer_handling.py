@@ -202,6 +202,22 @@ async def test_a_message_without_key_waits_its_back_off_in_a_broker_that_can() -
     assert [(r.delay, r.attempt) for r in driver.released] == [(77, 2)]
 
 
+@pytest.mark.parametrize("mode", ["in_place", "delayed"])
+@virtual
+async def test_a_wait_that_is_too_short_for_the_broker_is_waited_out_here(mode: Any) -> None:
+    async def answer(message: Message) -> None:
+        if message.attempt < 3:
+            raise Retry(after=0.5 * message.attempt)
+
+    coarse = Capabilities(delay=True, delay_from=1.0, attempts=True)
+    driver, recorder = StubDriver(coarse), Recorder(answer)
+    driver.put(message("x"))
+    policy = steady(mode=mode)
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder, retry=policy):
+        await until(lambda: len(driver.acknowledged) == 1)
+    assert [(r.delay, r.attempt) for r in driver.released] == [(1.0, 3)]
+
+
 @virtual
 async def test_a_retry_of_a_broker_that_cannot_wait_keeps_its_message() -> None:
     async def answer(message: Message) -> None:

@@ -70,7 +70,11 @@ class SQSDriver:
         """Make the clients, and ask SQS for an answer, so that a wrong endpoint or key shows at once."""
         if not self._clients.is_open:
             await self._clients.open()
-        await self.ping()
+        try:
+            await self.ping()
+        except BaseException:
+            await self._clients.close()  # who was not let in has nothing to close
+            raise
 
     async def close(self) -> None:
         """Wait a moment for polls that are under way, and close the clients with their connections."""
