@@ -90,7 +90,9 @@ class Clients:
             "endpoint_url": settings.options.endpoint,
             "config": settings.client(),
         }
-        if settings.options.ca is not None:
+        if settings.plain:
+            common["verify"] = False  # without TLS the client need not read all certificates of the system, in a thread
+        elif settings.options.ca is not None:
             common["verify"] = settings.options.ca
         if await self._session().get_credentials() is None:
             if not settings.local:

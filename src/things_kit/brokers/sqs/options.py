@@ -140,6 +140,11 @@ class Settings(msgspec.Struct, frozen=True):
         return self.options.mode == "queue"
 
     @property
+    def plain(self) -> bool:
+        """Whether the endpoint is reached without TLS."""
+        return (self.options.endpoint or "").startswith("http://")
+
+    @property
     def local(self) -> bool:
         """Whether the endpoint is on this machine, where only emulators are."""
         host = urlsplit(self.options.endpoint or "").hostname or ""
