@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError, connect
 from things_kit.brokers.sqs import names, packing
+from things_kit.brokers.sqs import receiver as receiver_module
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import bare, translated
 from things_kit.brokers.sqs.options import SNS_BYTES, SQS_BYTES, Settings
 from things_kit.brokers.sqs.publisher import Item, Publisher, chunks, streams
+from things_kit.brokers.sqs.receiver import Lent, SQSReceiver
 from things_kit.brokers.sqs.topology import Topology, _allowing
-from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -356,6 +358,133 @@ class TestPublishing:
     def test_chunks_keep_the_order(self) -> None:
         items = [Item(n, {}, 30, None) for n in range(7)]
         assert [[item.index for item in chunk] for chunk in chunks(items, 100)] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+class FakeSQS:
+    """Answers requests as it was told, by operation; keeps them."""
+
+    def __init__(self, **answers: list[Any]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, Any]] = []
+
+    def __getattr__(self, operation: str) -> Any:
+        async def ask(**request: Any) -> Any:
+            self.asked.append((operation, request.get("Entries")))
+            left = self.answers.get(operation) or [{}]
+            answer = left.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return ask
+
+
+def receiver(sqs: FakeSQS, topic: str = "orders") -> SQSReceiver:
+    asked = settings()
+    clients = Clients(asked)
+    clients.sqs = sqs
+    subscription = Subscription(topic=topic, group="billing")
+    return SQSReceiver(
+        asked,
+        clients,
+        Topology(asked, clients),
+        subscription,
+        "url",
+        lambda _, work: work.close(),
+        lambda _: None,
+    )
+
+
+def found(value: str, sent: int, number: int = 0) -> dict[str, Any]:
+    said = {"DataType": "String", "StringValue": json.dumps({"n": number})}
+    return {
+        "MessageId": value,
+        "ReceiptHandle": f"receipt of {value}",
+        "Body": value,
+        "Attributes": {"SentTimestamp": str(sent)},
+        "MessageAttributes": {"tk-message": said},
+    }
+
+
+def lent(value: str) -> Delivery:
+    return Delivery(Message("orders", b"x", id=value), Lent(f"receipt of {value}", value, 1, keyed=False))
+
+
+class TestReceiving:
+    async def test_what_comes_at_once_is_sorted_by_when_it_was_sent(self) -> None:
+        first, second = [found("c", 5, 9), found("a", 1)], [found("d", 5, 10), found("b", 5, 2)]
+        polled = receiver(FakeSQS(receive_message=[{"Messages": first}, {"Messages": second}]))
+        polled._width = 2
+        assert [delivery.message.id for delivery in await polled.receive(20, 1.0)] == ["a", "b", "c", "d"]
+
+    async def test_a_fifo_queue_is_not_sorted(self) -> None:
+        polled = receiver(
+            FakeSQS(receive_message=[{"Messages": [found("b", 5), found("a", 1)]}]), "orders.fifo"
+        )
+        assert [delivery.message.id for delivery in await polled.receive(20, 1.0)] == ["b", "a"]
+
+    async def test_one_request_that_fails_does_not_lose_what_the_others_bring(self) -> None:
+        polled = receiver(FakeSQS(receive_message=[refusal("Throttling"), {"Messages": [found("a", 1)]}]))
+        polled._width = 2
+        assert [delivery.message.id for delivery in await polled.receive(20, 1.0)] == ["a"]
+
+    async def test_more_polls_are_made_while_much_comes_and_one_when_little_does(self) -> None:
+        full = {"Messages": [found(str(n), 1) for n in range(10)]}
+        sqs = FakeSQS(receive_message=[full, full, full, {}])
+        polled = receiver(sqs)
+        counts = []
+        for _ in range(3):
+            before = len(sqs.asked)
+            await polled.receive(100, 1.0)
+            counts.append(len(sqs.asked) - before)
+            polled._buffer.clear()
+        assert counts == [1, 2, 4]
+
+    async def test_too_much_in_flight_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(receiver_module, "PAUSE", 0.0)
+        assert await receiver(FakeSQS(receive_message=[refusal("OverLimit")])).receive(10, 5.0) == []
+
+    async def test_a_queue_that_is_gone_is_a_lost_connection(self) -> None:
+        with pytest.raises(ConnectionLost, match="its queue was removed"):
+            await receiver(FakeSQS(receive_message=[refusal("QueueDoesNotExist")])).receive(10, 5.0)
+
+    async def test_who_may_not_receive_is_told(self) -> None:
+        with pytest.raises(ConfigError, match="permission"):
+            await receiver(FakeSQS(receive_message=[refusal("AccessDenied")])).receive(10, 5.0)
+
+    async def test_what_aws_failed_to_delete_is_deleted_again_alone(self) -> None:
+        failure = {"Id": "1", "Code": "InternalError", "SenderFault": False}
+        sqs = FakeSQS(delete_message_batch=[{"Failed": [failure]}, {}])
+        await receiver(sqs).settle([lent("a"), lent("b")], [])
+        assert sqs.asked[1] == ("delete_message_batch", [{"Id": "0", "ReceiptHandle": "receipt of b"}])
+
+    async def test_what_aws_goes_on_failing_to_delete_is_a_lost_connection(self) -> None:
+        failure = {"Id": "0", "Code": "InternalError", "SenderFault": False}
+        with pytest.raises(ConnectionLost):
+            await receiver(FakeSQS(delete_message_batch=[{"Failed": [failure]}] * 3)).settle([lent("a")], [])
+
+    async def test_a_lease_that_was_lost_is_passed_over(self) -> None:
+        failure = {"Id": "0", "Code": "ReceiptHandleIsInvalid", "SenderFault": True}
+        sqs = FakeSQS(delete_message_batch=[{"Failed": [failure]}])
+        await receiver(sqs).settle([lent("a")], [])
+        assert len(sqs.asked) == 1
+
+    async def test_requests_have_ten_messages(self) -> None:
+        sqs = FakeSQS()
+        await receiver(sqs).extend([lent(str(n)) for n in range(25)])
+        assert sorted(len(entries) for _, entries in sqs.asked) == [5, 10, 10]
+
+    async def test_a_copy_that_sqs_does_not_take_leaves_the_original(self) -> None:
+        failure = {"Id": "0", "Code": "InvalidParameterValue", "SenderFault": True}
+        sqs = FakeSQS(send_message_batch=[{"Failed": [failure]}])
+        await receiver(sqs).settle([], [Release(lent("a"), delay=30.0, attempt=2)])
+        hidden = {"Id": "0", "ReceiptHandle": "receipt of a", "VisibilityTimeout": 30}
+        assert sqs.asked[1:] == [("change_message_visibility_batch", [hidden])]
+
+    async def test_who_may_not_send_has_messages_hidden(self) -> None:
+        sqs = FakeSQS(send_message_batch=[refusal("AccessDenied")])
+        await receiver(sqs).settle([], [Release(lent("a"), delay=30.0, attempt=2)])
+        assert [operation for operation, _ in sqs.asked][1:] == ["change_message_visibility_batch"]
 
 
 def test_a_policy_keeps_the_statements_of_others() -> None:
