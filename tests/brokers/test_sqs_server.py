@@ -272,7 +272,10 @@ class TestReceiving:
             waiting = asyncio.ensure_future(some())
             await eventually(lambda: receiver._wave is not None, 5)
             waiting.cancel()
+        under_way = list(driver(broker)._lingering)
         await broker.producer().publish(Message(topic, b"x"))
+        assert len(under_way) == 1, "nobody waits for what the poll brings"
+        await asyncio.wait(under_way)
         async with receiving(broker, topic) as (_, some):
             [delivery] = await some() or await some()
             assert delivery.message.value == b"x"
