@@ -91,7 +91,7 @@ class Clients:
             "config": settings.client(),
         }
         if settings.plain:
-            common["verify"] = False  # without TLS the client need not read all certificates of the system, in a thread
+            common["verify"] = False  # else the client reads all certificates of the system, in a thread
         elif settings.options.ca is not None:
             common["verify"] = settings.options.ca
         if await self._session().get_credentials() is None:

@@ -131,7 +131,7 @@ def _sentence(error: Exception) -> str:
 
 
 async def ask(call: Awaitable[Any], doing: str, within: float = ANSWER) -> Any:
-    """Await a call of the client, and translate its errors; those that say something are left as they are by `bare`."""
+    """Await a call of the client, and translate its errors: for who does not look at what AWS answered."""
     try:
         return await bare(call, doing, within)
     except ClientError as error:
