@@ -12,17 +12,18 @@ from things_kit.testing import (
     RunningServer,
     start_kafka_container,
     start_nats_container,
+    start_pubsub_container,
     start_rabbitmq_container,
     start_redis_container,
 )
-from things_kit.testing.servers import kafka, nats, rabbitmq, redis
+from things_kit.testing.servers import kafka, nats, pubsub, rabbitmq, redis
 from things_kit.testing.servers.containers import ROOMS
 
 
 class Container:
     """What is used of testcontainers' containers, in the order in which it may be used."""
 
-    def __init__(self, image: str, **options: Any) -> None:
+    def __init__(self, image: str = "google", **options: Any) -> None:
         self.calls = [f"image {image}", *(f"{name} {value}" for name, value in options.items())]
 
     def with_kraft(self) -> Self:
@@ -35,6 +36,8 @@ class Container:
 
     def get_bootstrap_server(self) -> str:
         return f"{self.get_container_host_ip()}:{self.get_exposed_port(9092)}"
+
+    get_pubsub_emulator_host = get_bootstrap_server
 
     def get_container_host_ip(self) -> str:
         assert self.calls[-1] == "started", "it has an address only once it runs"
@@ -53,6 +56,12 @@ Start = Callable[[], RunningServer]
 STARTS: Mapping[str, tuple[Start, str, str, list[str]]] = {
     "kafka": (start_kafka_container, "KafkaContainer", "kafka://localhost:49092", [kafka.IMAGE, "kraft"]),
     "nats": (start_nats_container, "NatsContainer", "nats://localhost:44222", [nats.IMAGE, "jetstream True"]),
+    "google": (
+        start_pubsub_container,
+        "PubSubContainer",
+        "pubsub://things-kit?endpoint=localhost:49092",
+        ["google", "project things-kit"],
+    ),
     "rabbitmq": (
         start_rabbitmq_container,
         "RabbitMqContainer",
@@ -80,7 +89,9 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
 
 @pytest.fixture(autouse=True)
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for server in (kafka.KafkaServer, nats.NATSServer, rabbitmq.RabbitMQServer, redis.RedisServer):
+    for server in (
+        kafka.KafkaServer, nats.NATSServer, pubsub.PubSubServer, rabbitmq.RabbitMQServer, redis.RedisServer,
+    ):  # fmt: skip
         monkeypatch.setattr(server, "__enter__", lambda _: "a local process")
 
 

@@ -12,8 +12,10 @@ from things_kit.testing.mocks import ANYTHING, MockConsumer, MockHandler, MockPr
 from things_kit.testing.servers.containers import RunningServer
 from things_kit.testing.servers.kafka import RunningKafka, start_kafka_container
 from things_kit.testing.servers.nats import start_nats_container
+from things_kit.testing.servers.pubsub import RunningPubSub, start_pubsub_container
 from things_kit.testing.servers.rabbitmq import start_rabbitmq_container
 from things_kit.testing.servers.redis import start_redis_container
+from things_kit.testing.servers.sqs import RunningSQS, start_sqs_container
 
 __all__ = [
     "ANYTHING",
@@ -22,12 +24,16 @@ __all__ = [
     "MockProducer",
     "NothingCanHappen",
     "RunningKafka",
+    "RunningPubSub",
+    "RunningSQS",
     "RunningServer",
     "VirtualTimeLoop",
     "run_virtual",
     "start_kafka_container",
     "start_nats_container",
+    "start_pubsub_container",
     "start_rabbitmq_container",
     "start_redis_container",
+    "start_sqs_container",
     "virtual_time",
 ]

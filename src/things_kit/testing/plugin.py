@@ -62,7 +62,9 @@ def _container(broker: str, name: str) -> Any:
 
 kafka_container = _container("kafka", "A real Apache Kafka, also with `.brokers`,")
 nats_container = _container("nats", "A real NATS with JetStream,")
+pubsub_container = _container("pubsub", "Google Pub/Sub, or what stands in for it, also with `.endpoint`,")
 rabbitmq_container = _container("rabbitmq", "A real RabbitMQ,")
 redis_container = _container("redis", "A real Redis,")
+sqs_container = _container("sqs", "An emulator of SQS and SNS, also with `.endpoint`,")
 
 pytest.register_assert_rewrite("things_kit.testing.conformance")

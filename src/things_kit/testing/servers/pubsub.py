@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 
-from things_kit.testing.servers.containers import testcontainers
+from things_kit.testing.servers.containers import InContainer, RunningServer, container_or_process
 from things_kit.testing.servers.process import ServerProcess, ServerUnavailable
 
 PROJECT: Final = "things-kit"
@@ -77,36 +77,21 @@ class PubSubServer(ServerProcess):
             os.kill(self.pid, signal.SIGUSR1)
 
 
-class RunningPubSub(Protocol):
+class RunningPubSub(RunningServer, Protocol):
     """A Pub/Sub that somebody started for a test."""
 
     @property
     def endpoint(self) -> str:
         """HOST:PORT, as Google's clients take it ($PUBSUB_EMULATOR_HOST)."""
 
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
 
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
-
-
-class PubSubInContainer:
+class PubSubInContainer(InContainer):
     """Google's emulator as Docker runs it, through testcontainers."""
 
-    def __init__(self, container: Any) -> None:
-        self._container = container
-        self.endpoint: str = container.get_pubsub_emulator_host()
-
     @property
-    def url(self) -> str:
-        """What `connect` takes."""
-        return pubsub_url(self.endpoint)
-
-    def terminate(self) -> None:
-        """End and remove the container."""
-        self._container.stop()
+    def endpoint(self) -> str:
+        """HOST:PORT, as Google's clients take it ($PUBSUB_EMULATOR_HOST)."""
+        return str(self._container.get_pubsub_emulator_host())
 
 
 def start_pubsub_container() -> RunningPubSub:
@@ -115,7 +100,10 @@ def start_pubsub_container() -> RunningPubSub:
     Raises:
         ServerUnavailable: There is neither Docker nor what the process needs.
     """
-    containers = testcontainers("testcontainers.google")
-    if containers is not None:
-        return PubSubInContainer(containers.PubSubContainer(project=PROJECT).start())
-    return PubSubServer().__enter__()
+    return container_or_process(
+        "google",
+        lambda module: module.PubSubContainer(project=PROJECT),
+        lambda container: pubsub_url(container.get_pubsub_emulator_host()),
+        PubSubServer,
+        PubSubInContainer,
+    )

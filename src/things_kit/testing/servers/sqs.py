@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self
 from urllib.parse import quote, urlsplit
 
-from things_kit.testing.servers.containers import testcontainers
+from things_kit.testing.servers.containers import InContainer, RunningServer, address, container_or_process
 from things_kit.testing.servers.process import ServerProcess, cached, run
 
 VERSION: Final = "1.5.33"
@@ -103,33 +103,21 @@ def sqs_url(endpoint: str) -> str:
     return f"sqs://{REGION}?endpoint={quote(endpoint, safe=':/')}"
 
 
-class RunningSQS(Protocol):
+class RunningSQS(RunningServer, Protocol):
     """An SQS and SNS that somebody started for a test."""
 
     @property
     def endpoint(self) -> str:
         """What AWS's own clients take (`endpoint_url`)."""
 
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
 
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
-
-
-class SQSInContainer:
+class SQSInContainer(InContainer):
     """The same emulator as Docker runs it, through testcontainers."""
 
-    def __init__(self, container: Any) -> None:
-        self._container = container
-        host, port = container.get_container_host_ip(), container.get_exposed_port(PORT)
-        self.endpoint = f"http://{host}:{port}"
-
     @property
-    def url(self) -> str:
-        """What `connect` takes."""
-        return sqs_url(self.endpoint)
+    def endpoint(self) -> str:
+        """What AWS's own clients take (`endpoint_url`)."""
+        return f"http://{address(self._container, PORT)}"
 
     def wait(self, patience: float = 60.0) -> Self:
         """Until it answers. Raises OSError or ValueError if it does not in time, and then it is ended."""
@@ -145,10 +133,6 @@ class SQSInContainer:
             else:
                 return self
 
-    def terminate(self) -> None:
-        """End and remove the container."""
-        self._container.stop()
-
 
 def start_sqs_container() -> RunningSQS:
     """SQS and SNS of the caller's own: in a container where Docker and testcontainers are, else as a local process.
@@ -156,11 +140,13 @@ def start_sqs_container() -> RunningSQS:
     Raises:
         ServerUnavailable: There is neither Docker nor what the process needs.
     """
-    containers = testcontainers("testcontainers.core.container")
-    if containers is not None:
-        emulator = containers.DockerContainer(IMAGE).with_exposed_ports(PORT).with_env("SERVICES", "sqs,sns")
-        return SQSInContainer(emulator.start()).wait()
-    return SQSServer().__enter__()
+    return container_or_process(
+        "core.container",
+        lambda module: module.DockerContainer(IMAGE).with_exposed_ports(PORT).with_env("SERVICES", "sqs,sns"),
+        lambda container: sqs_url(f"http://{address(container, PORT)}"),
+        SQSServer,
+        lambda container, url: SQSInContainer(container, url).wait(),
+    )
 
 
 def _installation() -> Path:
