@@ -18,10 +18,12 @@ from things_kit.testing.conformance.fidelity import same
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.pubsub import PubSubServer
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.sqs import SQSServer
 
-BROKERS = ["memory", "sqlite", "kafka", "nats", "rabbitmq", "redis"]
+BROKERS = ["memory", "sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub"]
 
 PATIENCE = 60
 KEYS = 5
@@ -30,6 +32,8 @@ kafka = shared(KafkaServer, "kafka")
 nats = shared(NATSServer, "nats")
 rabbitmq = shared(RabbitMQServer, "rabbitmq")
 redis = shared(RedisServer, "redis")
+sqs = shared(SQSServer, "sqs")
+pubsub = shared(PubSubServer, "pubsub")
 
 
 @pytest.fixture
@@ -82,6 +86,12 @@ class Pair:
         async with self.target.consumer(self.new, group="reader", handler=handle), asyncio.timeout(PATIENCE):
             await done.wait()
         return messages
+
+
+@pytest.fixture(autouse=True)
+def soon_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that cannot say how much is left counts as empty sooner than for users."""
+    monkeypatch.setattr("things_kit.patterns.bridge.QUIET", 1.0)
 
 
 @pytest.fixture(params=product(BROKERS, repeat=2), ids=" to ".join)

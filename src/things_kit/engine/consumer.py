@@ -275,7 +275,7 @@ class BrokerConsumer:
             start=options.start if options.group is not None else "latest",
             ordering=options.ordering,
             max_in_flight=share - waiting * len(topics),
-            create=self._transmission.url.engine.declare or options.group is None,
+            create=self._transmission.url.engine.declare,
         )
         treatment = Treatment(
             retry=options.retry,

@@ -200,7 +200,9 @@ class Resources:
             ConfigError: It is missing and may not be created, or is not what was asked for.
         """
         topic, group = subscription.topic, subscription.group
-        if subscription.create:
+        if subscription.ephemeral and not subscription.create and await self.find_topic(topic) is None:
+            raise ConfigError(f"there is no topic {topic!r}: declare it first")
+        if subscription.create or subscription.ephemeral:
             earliest = subscription.start == "earliest" and not subscription.ephemeral
             found = await self.declare_group(
                 topic, group, ephemeral=subscription.ephemeral, earliest=earliest

@@ -145,6 +145,8 @@ class SQSDriver:
     async def _queue_for(self, subscription: Subscription) -> str:
         topic, group = subscription.topic, subscription.group
         if subscription.ephemeral:
+            if not subscription.create and await self._topology.topic_arn(topic) is None:
+                raise ConfigError(f"there is no topic {topic!r}: declare it first")
             return await self._topology.declare_ephemeral(topic)
         if subscription.create:
             return await self._topology.declare_group(topic, group)

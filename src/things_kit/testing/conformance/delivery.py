@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from things_kit import Broker, Message
+from things_kit import Broker, ConfigError, Message
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.history import History
 from things_kit.testing.conformance.recorder import Gate, Recorder
@@ -169,6 +169,24 @@ class DeliverySuite(Suite):
         assert first.values == [b"one"]
         assert second.values == [b"one", b"missed", b"two"]
         assert again.values == [b"two"]
+
+    async def test_where_nothing_may_be_created_what_is_missing_is_said_and_what_is_there_serves(
+        self, stage: Stage
+    ) -> None:
+        """Lines 5 and 6: with ?declare=false; a consumer without a group needs but the topic."""
+        topic, group, missing = stage.topic(), stage.group(), stage.topic("missing")
+        await stage.broker.declare(topic, groups=[group])
+        broker = await stage.open(declare="false")
+        recorder = Recorder()
+        with pytest.raises(ConfigError):
+            await stage.consume(missing, group, recorder, broker=broker, dead_letter=None)
+        with pytest.raises(ConfigError):
+            await stage.consume(missing, None, recorder, broker=broker, dead_letter=None)
+        await stage.consume(topic, group, recorder, broker=broker, dead_letter=None)
+        await stage.consume(topic, None, recorder, broker=broker, dead_letter=None)
+        await stage.publish(topic, b"both", broker=broker)
+        await recorder.until_done(2, stage.patience)
+        assert recorder.values == [b"both", b"both"]
 
     async def test_nothing_is_lost_when_everything_is_closed_and_reopened_twenty_times(
         self, stage: Stage
