@@ -779,10 +779,11 @@ async def test_retention_keeps_what_is_young_or_lent(connect: Open, monkeypatch:
     monkeypatch.setattr(sqlite_store, "SWEPT", 2)
     broker = await connect("?retain=1")
     receiver = await join(broker)
+    young = time.time()
     await publish(broker, *(f"{chr(97 + number)}" for number in range(7)))
     page = await take(receiver)
     await receiver.settle(page[:3] + page[4:], [])
-    await run_in_thread(broker, lambda store: store.sweep(time.time()))
+    await run_in_thread(broker, lambda store: store.sweep(young))
     assert await broker.lag("t", "new") == 7
     await sweep(broker)
     assert await broker.lag("t", "new") == 1
