@@ -1,0 +1,1 @@
+"""`servicebus://`: see `driver`."""

@@ -1,0 +1,161 @@
+"""What the URL says: where Service Bus is, as whom, and how."""
+
+import re
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import msgspec
+from azure.core.credentials import AzureNamedKeyCredential
+from azure.servicebus import TransportType
+
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError
+
+SECURE_PORT: Final = 5671
+
+_HOST: Final = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]+)?")
+
+
+class ServiceBusOptions(msgspec.Struct, frozen=True):
+    """The options of `servicebus://`.
+
+    Attributes:
+        key_name: The name of a shared access key; without one, azure-identity finds credentials.
+        key: The key itself.
+        emulator: It is an emulator: without TLS, at the port that the URL says.
+        admin_port: Where an emulator has its management API; without it nothing can be declared there.
+        mode: "topic": a topic, and a subscription for each group. "queue": a queue, which one group has to itself.
+        sessions: Keys are sessions, whose order holds across processes.
+        session_receivers: The most sessions that one consumer has at once.
+        lease: Seconds for which a message is locked, in entities that are created.
+        dedup: Seconds within which topics that are created drop a message whose id they have had; 0 for not at all.
+        ttl: Seconds after which messages expire, in entities that are created; 0 for never.
+        max_message_bytes: The largest value, key and headers together. Standard takes 256 KiB with all that is around.
+        endpoint: HOST:PORT to connect to in place of the namespace's own, such as a private endpoint.
+        ca: A file of the certificates that sign the server's.
+        websockets: Speak through port 443.
+    """
+
+    key_name: str | None = None
+    key: str | None = None
+    emulator: bool = False
+    admin_port: int | None = None
+    mode: Literal["topic", "queue"] = "topic"
+    sessions: bool = False
+    session_receivers: int = 8
+    lease: int = 30
+    dedup: int = 0
+    ttl: int = 0
+    max_message_bytes: int = 255_000
+    endpoint: str | None = None
+    ca: str | None = None
+    websockets: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.key_name is None) != (self.key is None):
+            raise ValueError("key_name and key go together: give both, or neither to have azure-identity find some")
+        if ";" in f"{self.key_name}{self.key}":
+            raise ValueError("key_name and key have no ';'")
+        if not 5 <= self.lease <= 300:
+            raise ValueError("lease must be from 5 to 300 seconds: Service Bus locks a message for no longer")
+        if self.dedup and not 20 <= self.dedup <= 7 * 86_400:
+            raise ValueError("dedup must be from 20 seconds to 7 days, or 0")
+        if self.ttl < 0:
+            raise ValueError("ttl must be 0 or more seconds")
+        if not 1 <= self.session_receivers <= 100:
+            raise ValueError("session_receivers must be from 1 to 100")
+        if self.max_message_bytes < 1:
+            raise ValueError("max_message_bytes must be 1 or more")
+        if self.admin_port is not None and not self.emulator:
+            raise ValueError("admin_port is an emulator's; Service Bus has its management API at the namespace's own")
+        if self.emulator and self.key is None:
+            raise ValueError("an emulator wants some key_name and key")
+        if self.endpoint is not None and not _HOST.fullmatch(self.endpoint):
+            raise ValueError("endpoint is HOST or HOST:PORT")
+        if self.ca is not None and not Path(self.ca).is_file():
+            raise ValueError(f"ca: there is no file {self.ca!r}")
+
+
+class Settings:
+    """A URL and its options, as the clients of Azure's package take them."""
+
+    def __init__(self, url: BrokerURL, options: ServiceBusOptions) -> None:
+        self.url = url
+        self.options = options
+        self.namespace = url.hosts[0]
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """Read a URL. Raises ConfigError."""
+        options = url.options(ServiceBusOptions)
+        if len(url.hosts) != 1:
+            raise ConfigError(
+                f"{url.display}: expected one namespace, such as servicebus://NAME.servicebus.windows.net?key_name=…&key=…"
+            )
+        if url.path.strip("/"):
+            raise ConfigError(f"{url.display}: a namespace has no path; topics are named when they are used")
+        if url.username or url.password:
+            raise ConfigError(f"{url.display}: the login is ?key_name=…&key=…, not part of the host")
+        if ":" in url.hosts[0] and not options.emulator:
+            raise ConfigError(
+                f"{url.display}: a namespace has no port; for an emulator say emulator=true, "
+                "for another address ?endpoint=HOST:PORT"
+            )
+        return cls(url, options)
+
+    @property
+    def display(self) -> str:
+        """The URL without what is secret."""
+        return self.url.display
+
+    @property
+    def by_queue(self) -> bool:
+        """Whether topics are plain queues."""
+        return self.options.mode == "queue"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where AMQP is spoken."""
+        host, _, port = (self.options.endpoint or self.namespace).partition(":")
+        default = 5672 if self.options.emulator else 443 if self.options.websockets else SECURE_PORT
+        return host, int(port or default)
+
+    @property
+    def lease(self) -> timedelta:
+        """How long messages are locked in entities that are created."""
+        return timedelta(seconds=self.options.lease)
+
+    def credential(self) -> Any:
+        """The key, or whatever azure-identity finds; the latter is closed by its owner.
+
+        Raises:
+            ConfigError: There is no key, and azure-identity is not installed.
+        """
+        if self.options.key_name is not None and self.options.key is not None:
+            return AzureNamedKeyCredential(self.options.key_name, self.options.key)
+        try:
+            identity = import_module("azure.identity.aio")
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{self.display}: give ?key_name=…&key=…, or install what finds other credentials: "
+                "pip install azure-identity"
+            ) from error
+        return identity.DefaultAzureCredential()
+
+    def client(self) -> dict[str, Any]:
+        """What a ServiceBusClient is made with, beside namespace and credential."""
+        options = self.options
+        made: dict[str, Any] = {
+            "use_tls": not options.emulator,
+            "retry_total": 1,  # the engine retries; the client mends a link that the service has closed for being idle
+            "retry_mode": "fixed",
+            "retry_backoff_factor": 0.2,
+            "transport_type": TransportType.AmqpOverWebsocket if options.websockets else TransportType.Amqp,
+        }
+        if options.endpoint is not None:
+            made["custom_endpoint_address"] = f"sb://{options.endpoint}"
+        if options.ca is not None:
+            made["connection_verify"] = options.ca
+        return made

@@ -1,0 +1,85 @@
+"""Service Bus for tests: a stand-in for Azure's service, as a process that survives being killed."""
+
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Final, Protocol
+from urllib.parse import quote
+
+from things_kit.testing.servers.process import ServerProcess, ServerUnavailable
+
+KEY_NAME: Final = "Root"
+KEY: Final = "c2VjcmV0LW9mLXRoaW5ncy1raXQ="
+
+SASL: Final = b"AMQP\x03\x01\x00\x00"
+
+
+class ServiceBusServer(ServerProcess):
+    """The stand-in of `servicebus_emulator` on 127.0.0.1, without TLS. Needs python-qpid-proton.
+
+    Microsoft's own emulator is a container, which needs a second one for its database.
+    """
+
+    name: ClassVar[str] = "servicebus"
+    port_count: ClassVar[int] = 2
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+        port, admin = self.ports
+        login = f"key_name={KEY_NAME}&key={quote(KEY, safe='')}"
+        return f"servicebus://127.0.0.1:{port}?{login}&emulator=true&admin_port={admin}"
+
+    @property
+    def connection_string(self) -> str:
+        """What Azure's own clients take."""
+        login = f"SharedAccessKeyName={KEY_NAME};SharedAccessKey={KEY}"
+        return f"Endpoint=sb://127.0.0.1:{self.ports[0]};{login};UseDevelopmentEmulator=true"
+
+    def prepare(self) -> None:
+        """There is nothing to fill the folder with, but what speaks AMQP is needed."""
+        if find_spec("proton") is None:
+            raise ServerUnavailable("Service Bus for tests needs Qpid Proton: pip install python-qpid-proton")
+
+    def command(self) -> Sequence[str | Path]:
+        """The stand-in, in the foreground."""
+        module = "things_kit.testing.servers.servicebus_emulator"
+        ports = [str(port) for port in self.ports]
+        return [sys.executable, "-m", module, *ports, "--journal", self.folder / "journal", "--login", f"{KEY_NAME}:{KEY}"]
+
+    def check(self) -> None:
+        """It speaks AMQP, and HTTP."""
+        with socket.create_connection(("127.0.0.1", self.ports[0]), timeout=5) as connection:
+            connection.sendall(SASL)
+            if not connection.recv(len(SASL)):
+                raise ConnectionError("it hung up")
+        socket.create_connection(("127.0.0.1", self.ports[1]), timeout=5).close()
+
+
+class RunningServiceBus(Protocol):
+    """A Service Bus that somebody started for a test."""
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+
+    @property
+    def connection_string(self) -> str:
+        """What Azure's own clients take."""
+
+    def terminate(self) -> None:
+        """End it, with all that was in it."""
+
+
+def start_servicebus_container() -> RunningServiceBus:
+    """A Service Bus of the caller's own: the stand-in, as a local process, also where there is Docker.
+
+    Microsoft's emulator in a container takes its entities from a file, and asks for a licence to be accepted: that is for
+    its user to do.
+
+    Raises:
+        ServerUnavailable: What the process needs is missing.
+    """
+    return ServiceBusServer().__enter__()
