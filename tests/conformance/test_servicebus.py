@@ -11,16 +11,20 @@ pytest.importorskip("azure.servicebus")
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
 
+from things_kit import Message
 from things_kit.testing.conformance import (
     ConformanceSuite,
     DeliverySuite,
     OperationsSuite,
     OrderSuite,
-    OutcomeSuite,
     SurvivalSuite,
     Target,
 )
 from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.history import History, assert_lanes
+from things_kit.testing.conformance.recorder import Recorder, failing
+from things_kit.testing.conformance.stage import Stage
+from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.servicebus import KEY, ServiceBusServer
 
@@ -42,7 +46,7 @@ class Foreign:
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, str]) -> None:
         message = ServiceBusMessage(
             value,
-            application_properties=dict(headers),
+            application_properties={str(name): text for name, text in headers.items()},
             partition_key=None if key is None else key.decode(),
         )
         async with self._client() as client, client.get_topic_sender(topic) as sender:
@@ -77,3 +81,96 @@ class TestServiceBus(ConformanceSuite):
             foreign_publish=foreign.publish,
             foreign_read=foreign.read,
         )
+
+
+class TestServiceBusQueues(Suite):
+    """What depends on where messages are, where a topic is a plain queue."""
+
+    @pytest.fixture
+    def target(self, servicebus: ServiceBusServer) -> Target:
+        return Target(url=f"{servicebus.url}&mode=queue", lease_options={"lease": SHORT_LEASE}, patience=30.0)
+
+    test_all_are_handled_once = DeliverySuite.test_every_confirmed_message_of_many_publishers_is_handled_once
+    test_joining_and_leaving = SurvivalSuite.test_consumers_that_join_and_leave_lose_and_repeat_nothing
+    _finds_nothing_old = SurvivalSuite._finds_nothing_old
+    test_lag = OperationsSuite.test_lag_is_what_is_not_acknowledged
+    test_removed = OperationsSuite.test_a_removed_topic_is_gone
+
+
+class TestServiceBusSessions(Suite):
+    """Where keys are sessions, their order holds across consumers."""
+
+    @pytest.fixture
+    def target(self, servicebus: ServiceBusServer) -> Target:
+        return Target(
+            url=f"{servicebus.url}&sessions=true", lease_options={"lease": SHORT_LEASE}, patience=30.0
+        )
+
+    test_concurrent_publishes = OrderSuite.test_concurrent_publishes_of_one_producer_keep_the_order_of_a_key
+    test_dead_letters = OrderSuite.test_a_dead_message_lets_its_key_go_on_in_order
+    test_full_buffer = SurvivalSuite.test_stopping_with_a_full_buffer_gives_it_back_unharmed
+
+    async def test_two_consumers_keep_the_order_of_each_key(self, stage: Stage) -> None:
+        """Line 27: across connections, with failures in between."""
+        topic, group = stage.topic(), stage.group()
+        await stage.broker.declare(topic, groups=[group])
+        history, fail = History(), failing(1)
+        messages = [Message(topic, b"x", key=b"k%d" % (n % 6), id=f"{n}-{topic}") for n in range(120)]
+        lanes: dict[object, list[str]] = {}
+        for message in messages:
+            lanes.setdefault(message.key, []).append(message.id or "")
+
+        async def act(message: Message) -> None:
+            if int((message.id or "").partition("-")[0]) % 7 == 0:
+                await fail(message)
+
+        for name, broker in (("first", stage.broker), ("second", await stage.open())):
+            recorder = Recorder(act, history=history, name=name)
+            await stage.consume(topic, group, recorder, broker=broker, concurrency=8)
+        for start in range(0, 120, 40):
+            await stage.publish_all(messages[start : start + 40])
+        await eventually(lambda: len(set(history.ids("done"))) == 120, 2 * stage.patience, "all are handled")
+        await stage.until_lag(topic, group, 0)
+        assert_lanes(history, lanes, attempts=3)
+        assert history.duplicates() == {}
+
+
+class TestServiceBusThatGoesAway(Suite):
+    """What the suite has about outages, on a server of its own: standing still, and killed."""
+
+    @pytest.fixture(params=["paused", "killed"])
+    async def target(
+        self, request: pytest.FixtureRequest, own_servicebus: ServiceBusServer
+    ) -> AsyncIterator[Target]:
+        async def call(action: Any) -> None:
+            await asyncio.to_thread(action)
+
+        server = own_servicebus
+        hooks: dict[str, Any]
+        if request.param == "paused":
+            hooks = {"pause": lambda: call(server.pause), "resume": lambda: call(server.resume)}
+        else:
+            hooks = {"kill": lambda: call(server.kill), "restart": lambda: call(server.start)}
+        yield Target(url=f"{server.url}&lease={SHORT_LEASE}", patience=30.0, **hooks)
+        server.resume()
+        await asyncio.to_thread(server.start)
+
+    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
+    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
+    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
+    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
+    _ill = OperationsSuite._ill
+    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+
+
+class TestServiceBusThatIsCut(Suite):
+    """All connections are broken, while the server stays."""
+
+    @pytest.fixture
+    def target(self, own_servicebus: ServiceBusServer) -> Target:
+        async def cut() -> None:
+            own_servicebus.cut()
+
+        return Target(url=f"{own_servicebus.url}&lease={SHORT_LEASE}", cut=cut, patience=30.0)
+
+    test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once

@@ -88,7 +88,9 @@ class Admin:
             credential = self._links.credential
             return ServiceBusAdministrationClient(host, credential, transport=transport, retry_total=0)
         login = f"Endpoint=sb://{host};SharedAccessKeyName={settings.options.key_name};SharedAccessKey={settings.options.key}"
-        return ServiceBusAdministrationClient.from_connection_string(login, transport=transport, retry_total=0)
+        return ServiceBusAdministrationClient.from_connection_string(
+            login, transport=transport, retry_total=0
+        )
 
     async def close(self) -> None:
         """Close the client, if it was needed."""
@@ -130,7 +132,9 @@ class Admin:
         found = await self.ask(self.client.get_topic(name), doing)
         if found is None:
             await self._create(
-                self.client.create_topic(name, user_metadata=_note(topic, None), **self._kept(), **self._deduplicating()),
+                self.client.create_topic(
+                    name, user_metadata=_note(topic, None), **self._kept(), **self._deduplicating()
+                ),
                 doing,
             )
             found = await self.ask(self.client.get_topic(name), doing)
@@ -171,12 +175,17 @@ class Admin:
         if self._settings.by_queue:
             await self.declare_topic(topic, group)
             return
-        entity, name, doing = entity_of(topic), subscription_of(group), f"declaring the group {group!r} of {topic!r}"
+        entity, name, doing = (
+            entity_of(topic),
+            subscription_of(group),
+            f"declaring the group {group!r} of {topic!r}",
+        )
         found = await self.ask(self.client.get_subscription(entity, name), doing)
         if found is None:
             options = self._receiving() | ({"auto_delete_on_idle": IDLE} if ephemeral else {})
             await self._create(
-                self.client.create_subscription(entity, name, user_metadata=_note(topic, group), **options), doing
+                self.client.create_subscription(entity, name, user_metadata=_note(topic, group), **options),
+                doing,
             )
             found = await self.ask(self.client.get_subscription(entity, name), doing)
         if found is None:
@@ -203,7 +212,9 @@ class Admin:
         sessions = self._settings.options.sessions
         if bool(found.requires_session) is not sessions:
             has, say = ("has", "true") if found.requires_session else ("has no", "false")
-            raise ConfigError(f"{doing}: it {has} sessions, which cannot be changed: connect with ?sessions={say}")
+            raise ConfigError(
+                f"{doing}: it {has} sessions, which cannot be changed: connect with ?sessions={say}"
+            )
         lock = found.lock_duration
         if isinstance(lock, timedelta) and lock < self._settings.lease / 2:
             raise ConfigError(
@@ -276,7 +287,11 @@ async def _raising(error: BaseException) -> Any:
 def _note(topic: str, group: str | None) -> str:
     """What we write beside an entity: whose it is, as names that only differ in case are one to Service Bus."""
     note = json.dumps({NOTE: [topic, group]})
-    return note if len(note) <= NOTE_LENGTH else json.dumps({NOTE: [entity_of(topic), group and subscription_of(group)]})
+    return (
+        note
+        if len(note) <= NOTE_LENGTH
+        else json.dumps({NOTE: [entity_of(topic), group and subscription_of(group)]})
+    )
 
 
 def _read_note(found: Any) -> list[str | None] | None:

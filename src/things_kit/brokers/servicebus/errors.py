@@ -26,7 +26,16 @@ from azure.servicebus.exceptions import (
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
-CLIENT: Final = (AzureError, OSError, TimeoutError, ValueError, RuntimeError, AttributeError, KeyError, TypeError)
+CLIENT: Final = (
+    AzureError,
+    OSError,
+    TimeoutError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    KeyError,
+    TypeError,
+)
 """What the client raises. The last ones come out of it where its connection goes while it is in use."""
 
 GONE: Final = (MessageLockLostError, SessionLockLostError)
@@ -45,12 +54,16 @@ _SIGNATURE: Final = re.compile(r"(?i)(SharedAccessSignature\s|sig=|SharedAccessK
 def translated(error: BaseException, doing: str) -> Exception:
     """What the engine is told when the client failed at something."""
     said = sentence(error)
-    if isinstance(error, DENIED) or (isinstance(error, HttpResponseError) and error.status_code in {401, 403}):
+    if isinstance(error, DENIED) or (
+        isinstance(error, HttpResponseError) and error.status_code in {401, 403}
+    ):
         return ConfigError(f"{doing}: Service Bus refuses this key or identity: {said}")
     if isinstance(error, MessagingEntityDisabledError):
         return ConnectionLost(f"{doing}: it is disabled; enable it again in the portal")
     if isinstance(error, ServiceBusQuotaExceededError):
-        return ConnectionLost(f"{doing}: a quota is used up, so there is no room until messages are taken: {said}")
+        return ConnectionLost(
+            f"{doing}: a quota is used up, so there is no room until messages are taken: {said}"
+        )
     if isinstance(error, UNKNOWN):
         return ConfigError(f"{doing}: there is no such entity: declare it first")
     if isinstance(error, HttpResponseError) and not isinstance(error, AWAY):
@@ -66,7 +79,7 @@ def is_too_large(error: BaseException) -> bool:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether the service has answered, for good, that it does not take this; sending it again is no use."""
-    if isinstance(error, ServiceBusQuotaExceededError | GONE | UNKNOWN):
+    if isinstance(error, (ServiceBusQuotaExceededError, *GONE, *UNKNOWN)):
         return False
     return isinstance(error, ServiceBusError) and not getattr(error, "_retryable", True)
 

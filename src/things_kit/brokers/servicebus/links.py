@@ -83,7 +83,9 @@ class Links:
                 writer.write(SASL)
                 await reader.readexactly(len(SASL))
         except (OSError, EOFError) as error:
-            raise ConnectionLost(f"{self._settings.display} does not speak AMQP: {sentence(error)}") from error
+            raise ConnectionLost(
+                f"{self._settings.display} does not speak AMQP: {sentence(error)}"
+            ) from error
         finally:
             writer.transport.abort()
             with contextlib.suppress(OSError):
@@ -117,7 +119,9 @@ class Links:
 
     # --- receivers
 
-    async def receiver(self, entity: str, subscription: str, credit: int, **options: Any) -> ServiceBusReceiver:
+    async def receiver(
+        self, entity: str, subscription: str, credit: int, **options: Any
+    ) -> ServiceBusReceiver:
         """An open receiver, which asks for so many messages at a time. Raises ConnectionLost, ConfigError."""
         options |= _LINK | {"prefetch_count": credit - 1}
         if self._settings.by_queue:

@@ -57,7 +57,9 @@ def pack(message: Message, *, sessions: bool) -> ServiceBusMessage:
     return _made(message, properties, native, sessions=sessions)
 
 
-def copy(message: Message, group: str, attempt: int, due: datetime | None, *, sessions: bool) -> ServiceBusMessage:
+def copy(
+    message: Message, group: str, attempt: int, due: datetime | None, *, sessions: bool
+) -> ServiceBusMessage:
     """The same message once more, for one subscription alone, from `due` on."""
     properties = _properties(message)
     properties[GROUP] = group
@@ -176,7 +178,11 @@ def _foreign(
         if not (name := _text(raw)).startswith(RESERVED_PREFIX):
             headers[name] = _text(value)
     key = next(
-        (each for each in (found.get(_KEY.encode()), received.session_id, received.partition_key) if each is not None),
+        (
+            each
+            for each in (found.get(_KEY.encode()), received.session_id, received.partition_key)
+            if each is not None
+        ),
         None,
     )
     identity = received.message_id

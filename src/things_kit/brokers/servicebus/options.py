@@ -55,7 +55,9 @@ class ServiceBusOptions(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if (self.key_name is None) != (self.key is None):
-            raise ValueError("key_name and key go together: give both, or neither to have azure-identity find some")
+            raise ValueError(
+                "key_name and key go together: give both, or neither to have azure-identity find some"
+            )
         if ";" in f"{self.key_name}{self.key}":
             raise ValueError("key_name and key have no ';'")
         if not 5 <= self.lease <= 300:
@@ -69,7 +71,9 @@ class ServiceBusOptions(msgspec.Struct, frozen=True):
         if self.max_message_bytes < 1:
             raise ValueError("max_message_bytes must be 1 or more")
         if self.admin_port is not None and not self.emulator:
-            raise ValueError("admin_port is an emulator's; Service Bus has its management API at the namespace's own")
+            raise ValueError(
+                "admin_port is an emulator's; Service Bus has its management API at the namespace's own"
+            )
         if self.emulator and self.key is None:
             raise ValueError("an emulator wants some key_name and key")
         if self.endpoint is not None and not _HOST.fullmatch(self.endpoint):

@@ -9,7 +9,14 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusSender
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from things_kit.brokers.servicebus.errors import CLIENT, UNKNOWN, is_refusal, is_too_large, sentence, translated
+from things_kit.brokers.servicebus.errors import (
+    CLIENT,
+    UNKNOWN,
+    is_refusal,
+    is_too_large,
+    sentence,
+    translated,
+)
 from things_kit.brokers.servicebus.links import Links
 from things_kit.brokers.servicebus.messages import pack
 from things_kit.brokers.servicebus.names import entity_of

@@ -134,14 +134,11 @@ async def let_go(taken: Taken) -> None:
     received, link = taken.received, taken.link
     try:
         settle = link._handler.settle_messages_async  # noqa: SLF001 - see above
-        await settle(received._delivery_id, received._delivery_tag, "released")  # type: ignore[attr-defined]  # noqa: SLF001
+        await settle(received._delivery_id, received._delivery_tag, "released")  # noqa: SLF001
     except AttributeError:
         await _quietly(abandon, taken)
-    except CLIENT:
+    except Exception:  # noqa: BLE001 - also of the client's protocol library, which has errors of its own
         return  # its lock runs out, and it comes again
-    except Exception as error:  # noqa: BLE001 - the client's protocol library has errors of its own
-        if isinstance(error, asyncio.CancelledError):
-            raise
 
 
 async def _quietly(settle: Callable[[Taken], Awaitable[None]], taken: Taken) -> None:

@@ -1,5 +1,7 @@
 """Service Bus for tests: a stand-in for Azure's service, as a process that survives being killed."""
 
+import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -47,7 +49,16 @@ class ServiceBusServer(ServerProcess):
         """The stand-in, in the foreground."""
         module = "things_kit.testing.servers.servicebus_emulator"
         ports = [str(port) for port in self.ports]
-        return [sys.executable, "-m", module, *ports, "--journal", self.folder / "journal", "--login", f"{KEY_NAME}:{KEY}"]
+        return [
+            sys.executable,
+            "-m",
+            module,
+            *ports,
+            "--journal",
+            self.folder / "journal",
+            "--login",
+            f"{KEY_NAME}:{KEY}",
+        ]
 
     def check(self) -> None:
         """It speaks AMQP, and HTTP."""
@@ -56,6 +67,11 @@ class ServiceBusServer(ServerProcess):
             if not connection.recv(len(SASL)):
                 raise ConnectionError("it hung up")
         socket.create_connection(("127.0.0.1", self.ports[1]), timeout=5).close()
+
+    def cut(self) -> None:
+        """Break all connections there are."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGUSR1)
 
 
 class RunningServiceBus(Protocol):

@@ -1,6 +1,7 @@
-"""Serve until killed."""
+"""Serve until killed; at SIGUSR1 all connections are broken."""
 
 import argparse
+import signal
 from pathlib import Path
 
 from proton.reactor import Container
@@ -26,6 +27,7 @@ def main() -> None:
     management = Management(namespace, door)
     restore(namespace, management)
     serve(management, door, options.admin, login)
+    signal.signal(signal.SIGUSR1, lambda *_: door.calls.put(door.cut))
     Container(door).run()
 
 

@@ -4,10 +4,22 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlparse
 
-from proton import UNDESCRIBED, Array, Condition, Data, Delivery, Endpoint, Link, Message, int32, symbol, timestamp
+from proton import (
+    UNDESCRIBED,
+    Array,
+    Condition,
+    Data,
+    Delivery,
+    Endpoint,
+    Link,
+    Message,
+    int32,
+    symbol,
+    timestamp,
+)
 from proton.handlers import Handshaker
 from proton.reactor import Handler
 
@@ -51,6 +63,7 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         self._answers: dict[tuple[int, str], Any] = {}
         self._deliveries: dict[bytes, tuple[Queue, Entry, uuid.UUID]] = {}
         self._let_in: set[int] = set()
+        self._transports: dict[int, Any] = {}
 
     def on_reactor_init(self, event: Any) -> None:
         """Listen."""
@@ -75,8 +88,15 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         event.transport.max_frame_size = 65536
         event.transport.idle_timeout = 120
 
+    def cut(self) -> None:
+        """Break all connections there are, without a word."""
+        for transport in list(self._transports.values()):
+            transport.close_tail()
+            transport.close_head()
+
     def on_connection_remote_open(self, event: Any) -> None:
         """Open as well."""
+        self._transports[identity(event.connection)] = event.transport
         event.connection.container = "service-bus-stand-in"
         event.connection.open()
 
@@ -100,7 +120,11 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         if path == "$cbs" or path.endswith("$management"):
             self._open_request_link(link, path)
         elif identity(link.connection) not in self._let_in:
-            self._refuse(link, "amqp:unauthorized-access", "Unauthorized access. 'Send' or 'Listen' claim(s) are required.")
+            self._refuse(
+                link,
+                "amqp:unauthorized-access",
+                "Unauthorized access. 'Send' or 'Listen' claim(s) are required.",
+            )
         elif link.is_receiver:
             self._open_sender(link, path)
         else:
@@ -131,7 +155,9 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
             return
         filters = link.remote_source.filter.get_object() if link.remote_source.filter.next() else {}
         if source.settings.sessions != (SESSION in (filters or {})):
-            self._refuse(link, "amqp:not-allowed", "The entity and the receiver differ in whether there are sessions.")
+            self._refuse(
+                link, "amqp:not-allowed", "The entity and the receiver differ in whether there are sessions."
+            )
         elif source.settings.sessions:
             wait = (link.remote_properties or {}).get(symbol("com.microsoft:timeout"))
             self._accept(link, source, filters[SESSION], time.time() + (wait / 1000 if wait else 60))
@@ -201,6 +227,7 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         """All links of a connection end."""
         if event.connection is not None:
             self._let_in.discard(identity(event.connection))
+            self._transports.pop(identity(event.connection), None)
             link = event.connection.link_head(0)
             while link:
                 self._gone(link)
@@ -263,7 +290,9 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
             self._refuse_missing(link, path)
             return
         elif len(raw) > LARGEST:
-            delivery.local.condition = Condition("amqp:link:message-size-exceeded", "The message is too large.")
+            delivery.local.condition = Condition(
+                "amqp:link:message-size-exceeded", "The message is too large."
+            )
             delivery.update(Delivery.REJECTED)
             delivery.settle()
             return
@@ -309,7 +338,9 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
             source = self._namespace.queues.get(path.removesuffix("/$management"))
             answer = _requested(operation, source, request.body)
             code, description, condition, body = answer
-        names = ("status-code", "status-description") if path == "$cbs" else ("statusCode", "statusDescription")
+        names = (
+            ("status-code", "status-description") if path == "$cbs" else ("statusCode", "statusDescription")
+        )
         properties = {names[0]: int32(code), names[1]: description}
         if condition is not None:
             properties["errorCondition"] = symbol(condition)
@@ -344,7 +375,9 @@ def _settled(source: Queue, entry: Entry, token: uuid.UUID, how: str) -> bool:
     return True
 
 
-def _requested(operation: str, source: Queue | None, body: Any) -> tuple[int, str, str | None, Any]:
+def _requested(  # noqa: PLR0911 - an answer for each kind of request
+    operation: str, source: Queue | None, body: Any
+) -> tuple[int, str, str | None, Any]:
     if source is None:
         return 404, "The messaging entity could not be found.", "amqp:not-found", None
     if operation == "renew-lock":
@@ -355,12 +388,14 @@ def _requested(operation: str, source: Queue | None, body: Any) -> tuple[int, st
         for entry in entries:
             entry.until = until  # type: ignore[union-attr]
         times = [timestamp(int(until * 1000))] * len(entries)
-        return 200, "OK", None, {"expirations": Array(UNDESCRIBED, Data.TIMESTAMP, *times)}
+        expirations: Any = Array(*cast("Any", [UNDESCRIBED, Data.TIMESTAMP, *times]))
+        return 200, "OK", None, {"expirations": expirations}
     if operation == "update-disposition":
         tokens = list(_elements(body["lock-tokens"]))
         found = [(token, source.locked.get(token)) for token in tokens]
         if any(
-            entry is None or not _settled(source, entry, token, body["disposition-status"]) for token, entry in found
+            entry is None or not _settled(source, entry, token, body["disposition-status"])
+            for token, entry in found
         ):
             return *LOST, None
         return 200, "OK", None, None

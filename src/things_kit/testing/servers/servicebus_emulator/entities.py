@@ -191,7 +191,9 @@ class Namespace:
         for each in [each for each in self.queues if each == path or each.startswith(f"{path}/")]:
             del self.queues[each]
 
-    def publish(self, topic: str, content: Any, about: "Envelope", now: float, *, replayed: bool = False) -> None:
+    def publish(
+        self, topic: str, content: Any, about: "Envelope", now: float, *, replayed: bool = False
+    ) -> None:
         """Take a message in: drop it if its id was there, keep it until it is due, or hand it to the subscriptions."""
         there = self.topics[topic]
         if there.settings.dedup and about.id is not None:
@@ -225,8 +227,10 @@ class Namespace:
 class Envelope:
     """What the service must know of a message."""
 
-    def __init__(self, id: str | None, session: str | None, due: float, properties: dict[str, Any]) -> None:
-        self.id, self.session, self.due, self.properties = id, session, due, properties
+    def __init__(
+        self, identity: str | None, session: str | None, due: float, properties: dict[str, Any]
+    ) -> None:
+        self.id, self.session, self.due, self.properties = identity, session, due, properties
 
     def as_list(self) -> list[Any]:
         """For the journal."""

@@ -34,4 +34,3 @@ class Journal:
         """Keep a record; it is with the operating system when this returns."""
         if self._file is not None:
             self._file.write(pickle.dumps(list(record)))
-

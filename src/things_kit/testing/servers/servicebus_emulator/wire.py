@@ -38,7 +38,7 @@ def decoded(raw: bytes) -> Message:
 
 def envelope(raw: bytes) -> Envelope:
     """What the service looks at."""
-    message = decoded(raw)
+    message: Any = decoded(raw)
     due = (message.annotations or {}).get(DUE)
     properties = {str(name): value for name, value in (message.properties or {}).items()}
     identity = None if message.id is None else str(message.id)
@@ -110,7 +110,9 @@ class Login:
 
     def allows(self, token: str) -> bool:
         """Whether a token was signed with it."""
-        said = {name: values[0] for name, values in parse_qs(token.partition(" ")[2].replace("+", "%2B")).items()}
+        said = {
+            name: values[0] for name, values in parse_qs(token.partition(" ")[2].replace("+", "%2B")).items()
+        }
         quoted = dict(part.partition("=")[::2] for part in token.partition(" ")[2].split("&")).get("sr", "")
         signed = hmac.new(self._key.encode(), f"{quoted}\n{said.get('se')}".encode(), hashlib.sha256).digest()
         return said.get("skn") == self._name and hmac.compare_digest(

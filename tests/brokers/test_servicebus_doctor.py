@@ -1,0 +1,80 @@
+"""What the doctor says of Service Bus."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("azure.servicebus")
+
+from azure.servicebus.aio.management import ServiceBusAdministrationClient
+
+from things_kit import Broker, connect
+from things_kit.brokers.servicebus.driver import ServiceBusDriver
+from things_kit.engine.diagnosis import Finding, Question, diagnose
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.servicebus import ServiceBusServer
+
+servicebus = shared(ServiceBusServer, "servicebus")
+
+
+@pytest.fixture
+async def broker(servicebus: ServiceBusServer) -> AsyncIterator[Broker]:
+    async with connect(servicebus.url) as broker:
+        yield broker
+
+
+@pytest.fixture
+async def topic(broker: Broker) -> AsyncIterator[str]:
+    name = f"orders-{uuid4().hex[:10]}"
+    yield name
+    await broker.remove(name)
+
+
+def admin(broker: Broker) -> ServiceBusAdministrationClient:
+    driver = broker.transmission.driver
+    assert isinstance(driver, ServiceBusDriver)
+    return driver._admin.client
+
+
+async def findings(broker: Broker, topic: str, group: str | None = None) -> list[Finding]:
+    return [f for f in await diagnose(broker, Question(topic, group, retry_span=3600)) if f.level != "ok"]
+
+
+async def test_what_we_declared_is_well(broker: Broker, topic: str) -> None:
+    await broker.declare(topic, groups=["billing"])
+    assert await findings(broker, topic, "billing") == []
+
+
+async def test_a_topic_that_is_missing_or_has_no_group_is_an_error(broker: Broker, topic: str) -> None:
+    assert "does not exist" in (await findings(broker, topic))[0].what
+    await broker.declare(topic)
+    assert ["is lost" in each.what for each in await findings(broker, topic)] == [True]
+
+
+async def test_a_group_that_is_missing_is_a_warning(broker: Broker, topic: str) -> None:
+    await broker.declare(topic, groups=["billing"])
+    [finding] = await findings(broker, topic, "shipping")
+    assert finding.subject == "group shipping"
+
+
+async def test_a_subscription_of_somebody_else_is_looked_at_closely(broker: Broker, topic: str) -> None:
+    await broker.declare(topic)
+    await admin(broker).create_subscription(
+        topic,
+        "billing",
+        max_delivery_count=3,
+        default_message_time_to_live=timedelta(seconds=60),
+        auto_delete_on_idle=timedelta(hours=1),
+    )
+    found = {each.what.split(" ")[0]: each for each in await findings(broker, topic, "billing")}
+    assert set(found) == {"After", "Messages", "It", "Its"}
+    assert found["Messages"].level == "error"
+    assert all(each.remedy for each in found.values())
+
+
+async def test_without_a_management_api_it_says_so(servicebus: ServiceBusServer) -> None:
+    bare = servicebus.url.partition("&admin_port")[0]
+    async with connect(bare) as broker:
+        assert "management API is not known" in (await findings(broker, "orders"))[-1].what
