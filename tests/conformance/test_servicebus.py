@@ -72,8 +72,7 @@ class TestServiceBus(ConformanceSuite):
     def target(self, servicebus: ServiceBusServer) -> Target:
         foreign = Foreign(servicebus)
         return Target(
-            url=servicebus.url,
-            lease_options={"lease": SHORT_LEASE},
+            url=f"{servicebus.url}&lease={SHORT_LEASE}",
             size_options={"max_message_bytes": "4096"},
             secret=KEY,
             absent="servicebus://127.0.0.1:1?key_name=a&key=b&emulator=true&admin_port=1",
@@ -88,12 +87,11 @@ class TestServiceBusQueues(Suite):
 
     @pytest.fixture
     def target(self, servicebus: ServiceBusServer) -> Target:
-        return Target(url=f"{servicebus.url}&mode=queue", lease_options={"lease": SHORT_LEASE}, patience=30.0)
+        return Target(url=f"{servicebus.url}&mode=queue&lease={SHORT_LEASE}", patience=30.0)
 
     test_all_are_handled_once = DeliverySuite.test_every_confirmed_message_of_many_publishers_is_handled_once
     test_joining_and_leaving = SurvivalSuite.test_consumers_that_join_and_leave_lose_and_repeat_nothing
     _finds_nothing_old = SurvivalSuite._finds_nothing_old
-    test_lag = OperationsSuite.test_lag_is_what_is_not_acknowledged
     test_removed = OperationsSuite.test_a_removed_topic_is_gone
 
 
@@ -102,9 +100,7 @@ class TestServiceBusSessions(Suite):
 
     @pytest.fixture
     def target(self, servicebus: ServiceBusServer) -> Target:
-        return Target(
-            url=f"{servicebus.url}&sessions=true", lease_options={"lease": SHORT_LEASE}, patience=30.0
-        )
+        return Target(url=f"{servicebus.url}&sessions=true&lease={SHORT_LEASE}", patience=30.0)
 
     test_concurrent_publishes = OrderSuite.test_concurrent_publishes_of_one_producer_keep_the_order_of_a_key
     test_dead_letters = OrderSuite.test_a_dead_message_lets_its_key_go_on_in_order

@@ -36,7 +36,7 @@ class ServiceBusDriver:
         self._settings = settings
         self._links = Links(settings)
         self._admin = Admin(settings, self._links)
-        self._publisher = Publisher(settings, self._links)
+        self._publisher = Publisher(settings, self._links, self._admin)
         self.capabilities = Capabilities(
             delay=True,
             delay_from=1.0,  # Service Bus looks for what is due about once a second

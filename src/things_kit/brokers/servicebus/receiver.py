@@ -25,6 +25,9 @@ CREDIT: Final = 250
 LINGER: Final = 0.003
 """Seconds in which nothing more may arrive before what has arrived is handed out: few at a time cost as much as many."""
 
+ANSWER: Final = 0.3
+"""Seconds within which the service says that there is no such subscription."""
+
 WAIT: Final = 60.0
 """Seconds that one call to the client waits."""
 
@@ -48,6 +51,7 @@ class LinkReceiver:
         self._group = subscription_of(subscription.group)
         self._credit = max(1, min(CREDIT, subscription.max_in_flight))
         self._buffer: deque[Taken] = deque()
+        self._held: set[Taken] = set()
         self._arrived = asyncio.Event()
         self._emptied = asyncio.Event()
         self._trouble: Exception | None = None
@@ -58,6 +62,12 @@ class LinkReceiver:
         """Open the link. Raises ConnectionLost, ConfigError."""
         self._link = await self._links.receiver(self._entity, self._group, self._credit)
         self._reading = asyncio.create_task(self._read(self._link), name="things_kit servicebus reader")
+        if not self._subscription.create:
+            # A link to what does not exist opens, and is closed by the service right after that
+            await asyncio.wait({self._reading}, timeout=ANSWER)
+            if self._trouble is not None:
+                await self.close()
+                raise self._trouble
 
     async def _read(self, link: ServiceBusReceiver) -> None:
         try:
@@ -97,6 +107,7 @@ class LinkReceiver:
         taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
         if not self._buffer:
             self._emptied.set()
+        self._held.update(taken)
         return [Delivery(each.message, each) for each in taken]
 
     async def _wait(self, seconds: float) -> None:
@@ -109,6 +120,8 @@ class LinkReceiver:
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Complete, give back or copy."""
         await self._settlement.settle(acknowledged, released)
+        self._held.difference_update([delivery.token for delivery in acknowledged])
+        self._held.difference_update([release.delivery.token for release in released])
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Lock for longer what is held, and what is still here."""
@@ -118,14 +131,20 @@ class LinkReceiver:
                 self._buffer.remove(lost)
 
     async def close(self) -> None:
-        """Give back what was not handed out, close the link, and remove an ephemeral group."""
+        """Give back what was not settled, close the link, and remove an ephemeral group."""
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
-        while self._buffer:
-            await let_go(self._buffer.popleft())
+        for taken in sorted([*self._held, *self._buffer], key=_number):
+            await let_go(taken)
+        self._buffer.clear()
+        self._held.clear()
         if self._link is not None:
             await close_link(self._link)
         if self._subscription.ephemeral:
             with contextlib.suppress(ConnectionLost, ThingsKitError):
                 await self._admin.remove_group(self._subscription.topic, self._subscription.group)
+
+
+def _number(taken: Taken) -> int:
+    return taken.received.sequence_number or 0

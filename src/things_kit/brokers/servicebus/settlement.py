@@ -23,6 +23,10 @@ AT_ONCE: Final = 100
 """Messages that are settled, or locked for longer, at once: each is a frame of its own, and an answer, for which
 each waits by itself: many more keep one another from getting on."""
 
+RENEWED_AT_ONCE: Final = 20
+"""Messages that are locked for longer at once: the client sends requests without asking whether there is credit for them,
+and the service closes the connection if there is none."""
+
 
 class Taken(msgspec.Struct, eq=False, gc=False):
     """A message that is locked for us: as it came, as we made it, and over which link."""
@@ -57,11 +61,13 @@ class Settlement:
             counts = release.attempt > taken.message.attempt
             await self.all([taken], abandon) if counts else await let_go(taken)
 
-    async def all(self, taken: Sequence[Taken], settle: Callable[[Taken], Awaitable[None]]) -> None:
+    async def all(
+        self, taken: Sequence[Taken], settle: Callable[[Taken], Awaitable[None]], at_once: int = AT_ONCE
+    ) -> None:
         """Do the same with each; what somebody else has by now is passed over. Raises ConnectionLost."""
-        for start in range(0, len(taken), AT_ONCE):
+        for start in range(0, len(taken), at_once):
             outcomes = await asyncio.gather(
-                *map(settle, taken[start : start + AT_ONCE]), return_exceptions=True
+                *map(settle, taken[start : start + at_once]), return_exceptions=True
             )
             for outcome in outcomes:
                 if isinstance(outcome, CLIENT) and not isinstance(outcome, (*GONE, MessageAlreadySettled)):
@@ -79,7 +85,7 @@ class Settlement:
             except GONE:
                 lost.append(each)
 
-        await self.all(taken, renew)
+        await self.all(taken, renew, RENEWED_AT_ONCE)
         return lost
 
     def _needs_copy(self, release: Release) -> bool:

@@ -137,7 +137,7 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
             self._senders[identity(link)] = path
         link.open()
         if link.is_receiver:
-            link.flow(100)
+            link.flow(1000)
 
     def _open_sender(self, link: Any, path: str) -> None:
         if path not in self._namespace.topics:
