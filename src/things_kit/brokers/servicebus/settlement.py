@@ -23,9 +23,11 @@ AT_ONCE: Final = 100
 """Messages that are settled, or locked for longer, at once: each is a frame of its own, and an answer, for which
 each waits by itself: many more keep one another from getting on."""
 
-RENEWED_AT_ONCE: Final = 20
-"""Messages that are locked for longer at once: the client sends requests without asking whether there is credit for them,
-and the service closes the connection if there is none."""
+RENEWED_AT_ONCE: Final = 100
+"""Messages whose locks one request renews."""
+
+RENEWING: Final = 10.0
+"""Seconds that such a request may take."""
 
 
 class Taken(msgspec.Struct, eq=False, gc=False):
@@ -61,13 +63,11 @@ class Settlement:
             counts = release.attempt > taken.message.attempt
             await self.all([taken], abandon) if counts else await let_go(taken)
 
-    async def all(
-        self, taken: Sequence[Taken], settle: Callable[[Taken], Awaitable[None]], at_once: int = AT_ONCE
-    ) -> None:
+    async def all(self, taken: Sequence[Taken], settle: Callable[[Taken], Awaitable[None]]) -> None:
         """Do the same with each; what somebody else has by now is passed over. Raises ConnectionLost."""
-        for start in range(0, len(taken), at_once):
+        for start in range(0, len(taken), AT_ONCE):
             outcomes = await asyncio.gather(
-                *map(settle, taken[start : start + at_once]), return_exceptions=True
+                *map(settle, taken[start : start + AT_ONCE]), return_exceptions=True
             )
             for outcome in outcomes:
                 if isinstance(outcome, CLIENT) and not isinstance(outcome, (*GONE, MessageAlreadySettled)):
@@ -78,14 +78,28 @@ class Settlement:
     async def extend(self, taken: Sequence[Taken]) -> list[Taken]:
         """Lock them for longer; returns what was lost. Raises ConnectionLost."""
         lost: list[Taken] = []
-
-        async def renew(each: Taken) -> None:
+        for start in range(0, len(taken), RENEWED_AT_ONCE):
+            chunk = taken[start : start + RENEWED_AT_ONCE]
             try:
-                await each.link.renew_message_lock(each.received)
+                await renew(chunk)
+            except GONE:
+                lost += await self._extend_each(chunk)
+            except CLIENT as error:
+                raise _lost(error, self._doing) from error
+        return lost
+
+    async def _extend_each(self, taken: Sequence[Taken]) -> list[Taken]:
+        """One after the other, where one of them is lost: the service then renews none."""
+        lost: list[Taken] = []
+        for each in taken:
+            try:
+                await renew([each])
             except GONE:
                 lost.append(each)
-
-        await self.all(taken, renew, RENEWED_AT_ONCE)
+            except (MessageAlreadySettled, ValueError):
+                continue  # settled meanwhile
+            except CLIENT as error:
+                raise _lost(error, self._doing) from error
         return lost
 
     def _needs_copy(self, release: Release) -> bool:
@@ -129,6 +143,19 @@ async def complete(taken: Taken) -> None:
 async def abandon(taken: Taken) -> None:
     """It comes again, as one more delivery."""
     await taken.link.abandon_message(taken.received)
+
+
+async def renew(taken: Sequence[Taken]) -> None:
+    """Lock messages of one link for longer, by one request.
+
+    The client has a public method for one message alone; called for several at once, it gives their requests the same
+    number, and the service closes the connection; one after the other takes longer than the locks last.
+    """
+    link = taken[0].link
+    tokens = [each.received.lock_token for each in taken]
+    answer = await link._renew_locks(*tokens, timeout=RENEWING)  # type: ignore[arg-type]  # noqa: SLF001
+    for each, expiry in zip(taken, answer[b"expirations"], strict=True):
+        each.received._expiry = datetime.fromtimestamp(expiry / 1000, UTC)  # noqa: SLF001
 
 
 async def let_go(taken: Taken) -> None:
