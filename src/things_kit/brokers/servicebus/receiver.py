@@ -25,6 +25,9 @@ CREDIT: Final = 250
 LINGER: Final = 0.003
 """Seconds in which nothing more may arrive before what has arrived is handed out: few at a time cost as much as many."""
 
+GRACE: Final = 2.0
+"""Seconds for which closing waits for what is being settled."""
+
 ANSWER: Final = 0.3
 """Seconds within which the service says that there is no such subscription."""
 
@@ -55,6 +58,7 @@ class LinkReceiver:
         self._arrived = asyncio.Event()
         self._emptied = asyncio.Event()
         self._trouble: Exception | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._link: ServiceBusReceiver | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -118,7 +122,13 @@ class LinkReceiver:
                     await self._arrived.wait()
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
-        """Complete, give back or copy."""
+        """Complete, give back or copy; once begun it goes on, also if nobody waits for it any more."""
+        self._settling = asyncio.create_task(
+            self._settle(acknowledged, released), name="things_kit servicebus settling"
+        )
+        await asyncio.shield(self._settling)
+
+    async def _settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         await self._settlement.settle(acknowledged, released)
         self._held.difference_update([delivery.token for delivery in acknowledged])
         self._held.difference_update([release.delivery.token for release in released])
@@ -135,6 +145,10 @@ class LinkReceiver:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
+        if self._settling is not None:
+            await asyncio.wait({self._settling}, timeout=GRACE)
+            self._settling.cancel()
+            await asyncio.gather(self._settling, return_exceptions=True)
         for taken in sorted([*self._held, *self._buffer], key=_number):
             await let_go(taken)
         self._buffer.clear()
