@@ -25,6 +25,7 @@ from things_kit import (
     Retry,
     connect,
 )
+from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
 from things_kit.brokers.nats.records import ID, KEY, PACKED, raw_headers
 from things_kit.engine.url import BrokerURL
@@ -34,6 +35,11 @@ from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.nats import NATSServer
 
 nats_server = shared(NATSServer, "nats")
+
+RESTRICTED = """authorization { users: [
+  { user: admin, password: x }
+  { user: app, password: x, permissions: { publish: { deny: ["$JS.API.STREAM.CREATE.>", "$JS.API.STREAM.UPDATE.>"] } } }
+] }"""
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 DEAD = dict.fromkeys(
@@ -398,15 +404,113 @@ async def test_another_process_goes_on_counting_attempts(
     assert seen.attempts == [len(failing.attempts) + 1]
 
 
-async def test_the_lease_of_a_group_is_that_of_who_joined_last(
+async def lease_of(stream: JetStreamContext, topic: str) -> float | None:
+    return (await stream.consumer_info(topic, "g")).config.ack_wait
+
+
+async def test_an_idle_group_takes_the_lease_of_who_joins(
     nats_server: NATSServer, broker: Broker, stream: JetStreamContext, topic: str
 ) -> None:
     await broker.declare(topic, ["g"])
+    for lease in (7, 3):
+        async with (
+            connect(f"{nats_server.url}?lease={lease}") as other,
+            other.consumer(topic, group="g", handler=Recorder(), dead_letter=None),
+        ):
+            assert await lease_of(stream, topic) == lease
+
+
+async def test_a_shorter_lease_takes_nothing_from_who_holds_for_a_longer_one(
+    nats_server: NATSServer, stream: JetStreamContext, topic: str
+) -> None:
+    gate = Gate()
+    held, others = Recorder(gate), Recorder(gate)
     async with (
-        connect(f"{nats_server.url}?lease=7") as other,
-        other.consumer(topic, group="g", handler=Recorder(), dead_letter=None),
+        connect(f"{nats_server.url}?lease=60") as slow,
+        connect(f"{nats_server.url}?lease=0.3") as quick,
+        slow.consumer(topic, group="g", handler=held, dead_letter=None),
     ):
-        assert (await stream.consumer_info(topic, "g")).config.ack_wait == 7
+        await slow.producer().publish(Message(topic, b"x"))
+        await held.until_began(1, 10)
+        async with quick.consumer(topic, group="g", handler=others, dead_letter=None):
+            assert await lease_of(stream, topic) == 60
+            gate.open()
+            await held.until_done(1, 10)
+    assert not others.began
+
+
+async def test_a_longer_lease_makes_that_of_the_group_longer(
+    nats_server: NATSServer, stream: JetStreamContext, topic: str
+) -> None:
+    gate = Gate()
+    held = Recorder(gate)
+    async with (
+        connect(f"{nats_server.url}?lease=0.5") as quick,
+        connect(f"{nats_server.url}?lease=60") as slow,
+        quick.consumer(topic, group="g", handler=held, dead_letter=None),
+    ):
+        await quick.producer().publish(Message(topic, b"x"))
+        await held.until_began(1, 10)
+        async with slow.consumer(topic, group="g", handler=held, dead_letter=None):
+            assert await lease_of(stream, topic) == 60
+            gate.open()
+            await held.until_done(1, 10)
+
+
+async def test_a_lease_that_an_operator_made_shorter_is_mended(
+    nats_server: NATSServer, stream: JetStreamContext, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "LOOK", 0.0)
+    async with connect(f"{nats_server.url}?lease=1.5") as broker:
+        held = Recorder(Gate())
+        async with broker.consumer(topic, group="g", handler=held, dead_letter=None, drain_timeout=0.05):
+            await broker.producer().publish(Message(topic, b"x"))
+            await held.until_began(1, 10)
+            info = await stream.consumer_info(topic, "g")
+            await stream.add_consumer(topic, info.config.evolve(ack_wait=1.0))
+
+            async def mended() -> bool:
+                return await lease_of(stream, topic) == 1.5
+
+            await eventually(mended, 10)
+
+
+async def test_a_lease_that_is_too_short_and_may_not_be_changed_is_said(
+    nats_server: NATSServer, broker: Broker, stream: JetStreamContext, topic: str
+) -> None:
+    await broker.declare(topic, ["g"])
+    async with connect(f"{nats_server.url}?declare=false&lease=10") as strict:
+        with pytest.raises(ConfigError, match="hands messages out again after 2 s"):
+            await strict.consumer(topic, group="g", handler=Recorder(), dead_letter=None).start()
+    async with (
+        connect(f"{nats_server.url}?declare=false&lease=1") as strict,
+        strict.consumer(topic, group="g", handler=Recorder(), dead_letter=None),
+    ):
+        assert await lease_of(stream, topic) == 2
+
+
+async def test_without_a_stream_for_notes_a_stop_counts_as_an_attempt_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As for a user who may create no streams; nothing else changes."""
+    with NATSServer(settings=RESTRICTED) as server:
+        async with connect(server.url.replace("//", "//admin:x@")) as admin:
+            await admin.declare("orders", ["g"])
+            await admin.declare("orders-dlq", ["dead-letters"])
+        for option in ("", "&declare=false"):
+            async with connect(f"{server.url.replace('//', '//app:x@')}?lease=10{option}") as broker:
+                held = Recorder(Gate())
+                consumer = broker.consumer("orders", group="g", handler=held, drain_timeout=0.05)
+                await consumer.start()
+                await broker.producer().publish(Message("orders", b"x"))
+                await held.until_began(1, 10)
+                await consumer.stop()
+                assert "no notes can be kept" in caplog.text
+                caplog.clear()
+                seen = Recorder()
+                async with broker.consumer("orders", group="g", handler=seen):
+                    await seen.until_done(1, 10)
+                assert seen.attempts == [2]
 
 
 async def test_the_group_of_a_consumer_without_one_vanishes_with_it(

@@ -42,11 +42,12 @@ _note: Final = msgspec.json.Decoder(Note).decode
 
 
 class Attempts:
-    """Notes and recalls attempts, through one connection. Without the right to do so it goes on without notes."""
+    """Notes and recalls attempts, through one connection. Without the right to do so it says so, and goes on without."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
         self._settings = settings
+        self._complained = False
 
     async def note(self, released: Sequence[tuple[Coordinates, int]]) -> None:
         """Keep the next attempts of these, before they are given back. Raises ConnectionLost."""
@@ -59,10 +60,21 @@ class Attempts:
             page = due[start : start + AT_ONCE]
             came = await self._connection.exchange(page)
             if any(isinstance(each, NoResponders) for each in came) and await self._create():
-                await self._connection.exchange(page)
+                came = await self._connection.exchange(page)
+            if refused := next((each for each in came if isinstance(each, Exception)), None):
+                self._complain(refused)
+                return
+
+    def _complain(self, why: Exception) -> None:
+        if not self._complained:
+            log.warning("what is given back unhandled counts as an attempt, as no notes can be kept: %s", why)
+        self._complained = True
 
     async def _create(self) -> bool:
         options = self._settings.options
+        if not self._settings.url.engine.declare:
+            self._complain(ConfigError(f"there is no stream {STREAM}, and the URL says declare=false"))
+            return False
         try:
             await self._connection.ask(
                 f"STREAM.CREATE.{STREAM}",
@@ -77,7 +89,7 @@ class Attempts:
                 description="Attempts of messages that were given back to their group",
             )
         except (Refused, NoResponders, ConfigError) as error:
-            log.debug("attempts are not kept: %s", error)
+            self._complain(error)
             return False
         return True
 

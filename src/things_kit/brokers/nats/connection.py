@@ -117,7 +117,7 @@ class Connection:
             "error_cb": self._on_error,
             "closed_cb": self._on_closed,
             "tls": settings.tls(),
-            "user_credentials": settings.credentials(),
+            **settings.credentials(),
         }
 
     def _said_safely(self, text: str) -> str:

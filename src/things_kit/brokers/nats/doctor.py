@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Final
 
+from things_kit.brokers.nats.attempts import STREAM as ATTEMPTS
+from things_kit.brokers.nats.attempts import SUBJECT
 from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.streams import SECOND, Info, Streams, wrong_kind
@@ -45,6 +47,10 @@ async def examine(connection: Connection, settings: Settings, question: Question
     if question.group is not None:
         group = await streams.group(name, question.group)
         findings += judge_group(f"group {question.group}", group, question, created=create)
+        if not create and await streams.stream(ATTEMPTS) is None:
+            said = f"There is no stream {ATTEMPTS}, and the URL forbids creating one: what a stop gives back counts as an attempt."
+            remedy = f"Create it, with the subjects '{SUBJECT}.>' and max_msgs_per_subject 1, or do without."
+            findings.append(Finding("warning", f"group {question.group}", said, remedy))
     return findings
 
 

@@ -14,6 +14,9 @@ from things_kit.messaging.errors import ConfigError
 
 PORT: Final = 4222
 
+SEED: Final = b"SU"
+"""How the seed of a user's nkey begins. A file with a JWT begins with dashes."""
+
 _PORTED: Final = re.compile(r":\d+$")
 
 
@@ -32,7 +35,7 @@ class NATSOptions(msgspec.Struct, frozen=True):
         lease: Seconds after which what a dead process held is handed to another (the consumer's `ack_wait`).
         max_message_bytes: The largest value, key and headers together; by default what the server takes.
         domain: The JetStream domain, for leaf nodes.
-        credentials: File with a user's JWT and nkey seed; needs the package nkeys.
+        credentials: File with a user's JWT and nkey seed, or with the seed alone.
         ca: File of the certificates that sign the server's; the system's by default.
         cert: File of this client's certificate.
         key: File of its private key.
@@ -124,18 +127,22 @@ class Settings(msgspec.Struct, frozen=True):
             ) from error
         return context
 
-    def credentials(self) -> str | None:
-        """The file of a user's JWT and seed. Raises ConfigError if it or the package nkeys is missing."""
+    def credentials(self) -> dict[str, str]:
+        """How nats-py is told of the file. Raises ConfigError if it or the package nkeys is missing."""
         path = self.options.credentials
         if path is None:
-            return None
+            return {}
         if find_spec("nkeys") is None:
             raise ConfigError(
                 f"{self.url.display}: the option 'credentials' needs a package that is not installed: pip install nkeys"
             )
-        if not Path(path).is_file():
-            raise ConfigError(f"{self.url.display}: the option 'credentials' names no file: {path}")
-        return path
+        try:
+            begins = Path(path).read_bytes()[:2]
+        except OSError as error:
+            raise ConfigError(
+                f"{self.url.display}: the file of credentials cannot be read: {error}"
+            ) from error
+        return {"nkeys_seed" if begins == SEED else "user_credentials": path}
 
 
 # --- names

@@ -255,10 +255,19 @@ class NATSReceiver:
         if stream is None or group is None:
             self._failure = ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
             raise self._failure
+        await self._keep_lease(group)
         done = group["ack_floor"]["stream_seq"]
         if not group["num_ack_pending"]:  # then it has no floor yet, or all that was handed out is done
             done = max(done, group["delivered"]["stream_seq"])
         self._past.places[self._known] = Place(stream["created"], done + 1)
+
+    async def _keep_lease(self, group: Info) -> None:
+        """Somebody may have made it shorter than we extend it."""
+        name, change = self._subscription.group, self._subscription.create
+        try:
+            await self._streams.leased(self._stream, name, group, change=change)
+        except ConfigError as error:
+            log.warning("%s as %s: messages may be handled twice: %s", self._subscription.topic, name, error)
 
     # --- settling
 

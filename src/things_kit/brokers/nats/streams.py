@@ -154,7 +154,7 @@ class Streams:
     async def join(
         self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False
     ) -> tuple[str, Info]:
-        """The group of this topic's stream, both created if they are missing, with this URL's lease."""
+        """The group of this topic's stream, both created if they are missing."""
         return await self._join(await self.declare(topic), topic, group, start, ephemeral)
 
     async def join_existing(self, topic: str, group: str) -> tuple[str, Info]:
@@ -169,7 +169,7 @@ class Streams:
             found = await self._found(
                 stream, topic, group, await self._begin(stream, topic, group, start), ephemeral
             )
-        return stream, await self.checked(stream, topic, group, found)
+        return stream, await self.checked(stream, topic, group, found, change=True)
 
     async def existing(self, topic: str, group: str) -> tuple[str, Info]:
         """The group of this topic's stream. Raises ConfigError if either is missing."""
@@ -177,7 +177,7 @@ class Streams:
         found = await self.group(stream, group)
         if found is None:
             raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
-        return stream, await self.checked(stream, topic, group, found)
+        return stream, await self.checked(stream, topic, group, found, change=False)
 
     async def _stream_of(self, topic: str) -> str:
         stream = await self.find(topic)
@@ -231,8 +231,8 @@ class Streams:
         doing = f"creating the group {group!r}"
         return await self._ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
 
-    async def checked(self, stream: str, topic: str, group: str, info: Info) -> Info:
-        """A group that we can receive as, with this URL's lease. Raises ConfigError if it is of another kind."""
+    async def checked(self, stream: str, topic: str, group: str, info: Info, *, change: bool) -> Info:
+        """A group that we can receive as, with a lease no shorter than this URL's. Raises ConfigError for any other."""
         config = info["config"]
         trouble = wrong_kind(config, topic)
         if trouble is None and not filters_of(config):
@@ -242,9 +242,27 @@ class Streams:
             trouble = f"receives {', '.join(others)} as well" if others else None
         if trouble:
             raise ConfigError(f"the consumer {escaped(group)!r} of the stream {stream!r} {trouble}")
-        lease = int(self._options.lease * SECOND)
-        if config.get("ack_wait") != lease and not config.get("backoff"):
-            return await self._put(stream, group, {**config, "ack_wait": lease}, "update") or info
+        return await self.leased(stream, group, info, change=change)
+
+    async def leased(self, stream: str, group: str, info: Info, *, change: bool) -> Info:
+        """The group with this URL's lease, or a longer one: who extends more often than needed takes nothing from anybody.
+
+        It becomes shorter only while nobody is at work: others extend as seldom as the longer one allows. Raises
+        ConfigError if it is too short and stays so.
+        """
+        lease, there = self._options.lease, lease_of(info["config"])
+        idle = not (info["num_ack_pending"] or info["num_waiting"])
+        if change and not info["config"].get("backoff") and (there < lease or (there > lease and idle)):
+            try:
+                config = {**info["config"], "ack_wait": int(lease * SECOND)}
+                info = await self._put(stream, group, config, "update") or info
+            except ConfigError as error:  # without the right to do so
+                log.debug("the lease of %s stays %g s: %s", group, there, error)
+        if lease_of(info["config"]) < lease:
+            raise ConfigError(
+                f"the consumer {escaped(group)!r} of the stream {stream!r} hands messages out again after "
+                f"{lease_of(info['config']):g} s, and that could not be changed: give the URL a lease no longer than that"
+            )
         return info
 
     async def leave(self, stream: str, group: str) -> None:
@@ -276,6 +294,12 @@ def wrong_kind(config: Info, topic: str) -> str | None:
     if filters and filters != [topic]:
         return f"receives {', '.join(filters)}, not {topic}"
     return None
+
+
+def lease_of(config: Info) -> float:
+    """Seconds after which a consumer hands out again what was not acknowledged."""
+    waits: Sequence[int] = config.get("backoff") or [config["ack_wait"]]
+    return min(waits) / SECOND
 
 
 def filters_of(config: Info) -> list[str]:
