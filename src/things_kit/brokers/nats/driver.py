@@ -10,6 +10,7 @@ as long as the stream keeps them.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from base64 import b64decode
@@ -163,6 +164,7 @@ class NATSDriver:
                 came = await connection.exchange([each for _, each in page])
                 for (index, sent), each in zip(page, came, strict=True):
                     results[index] = await self._judge(connection, messages[index], sent, each)
+            await self._check_unknown(result for result in results if isinstance(result, UnknownTopic))
             if lost := next((result for result in results if isinstance(result, ConnectionLost)), None):
                 raise lost
         except BaseException:  # all of them are sent again, also those that were confirmed
@@ -202,7 +204,7 @@ class NATSDriver:
     ) -> Exception | None:
         """The result for one message."""
         if isinstance(came, NoResponders):
-            return UnknownTopic(message.topic)
+            return UnknownTopic(message.topic)  # see _check_unknown
         if isinstance(came, Exception):
             return came
         try:
@@ -216,6 +218,13 @@ class NATSDriver:
         if confirmed.duplicate and not self._was_ours(message):
             return await self._again(connection, message, sent, confirmed.stream, confirmed.seq)
         return None
+
+    async def _check_unknown(self, unknown: Iterable[UnknownTopic]) -> None:
+        """Nobody answers for a stream either while a cluster chooses its leader. Raises ConnectionLost then."""
+        for topic in {topic for each in unknown for topic in each.args}:
+            with contextlib.suppress(ConfigError):  # without the right to ask
+                if await (await self._streams()).find(topic) is not None:
+                    raise ConnectionLost(f"the stream of {topic!r} has no leader at the moment")
 
     def _doubt(self, messages: Sequence[Message]) -> None:
         if len(self._doubtful) > 100_000:
