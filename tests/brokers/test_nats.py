@@ -28,6 +28,7 @@ from things_kit import (
 from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
 from things_kit.brokers.nats.records import ID, KEY, PACKED, raw_headers
+from things_kit.engine.driver import Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -405,7 +406,8 @@ async def test_another_process_goes_on_counting_attempts(
 
 
 async def lease_of(stream: JetStreamContext, topic: str) -> float | None:
-    return (await stream.consumer_info(topic, "g")).config.ack_wait
+    lease: float | None = (await stream.consumer_info(topic, "g")).config.ack_wait
+    return lease
 
 
 async def test_an_idle_group_takes_the_lease_of_who_joins(
@@ -511,6 +513,26 @@ async def test_without_a_stream_for_notes_a_stop_counts_as_an_attempt_and_says_s
                 async with broker.consumer("orders", group="g", handler=seen):
                     await seen.until_done(1, 10)
                 assert seen.attempts == [2]
+
+
+async def test_what_a_closed_receiver_had_not_settled_comes_at_once_and_counts_for_nobody(
+    nats_server: NATSServer, topic: str
+) -> None:
+    """Handed out or still in its buffer: without waiting for the lease."""
+    async with connect(f"{nats_server.url}?lease=3600") as broker:
+        driver, subscription = broker._driver, Subscription(topic=topic, group="g")
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
+        for _ in range(2):
+            closing = await driver.subscribe(subscription)
+            assert await closing.receive(20, 10)
+            await closing.close()
+        last, came = await driver.subscribe(subscription), []
+        while len(came) < 20:
+            came += await last.receive(20, 10)
+        assert {delivery.message.attempt for delivery in came} == {1}
+        assert {delivery.message.offset for delivery in came} == set(range(1, 21))
+        await last.settle(came, [])
+        await last.close()
 
 
 async def test_the_group_of_a_consumer_without_one_vanishes_with_it(

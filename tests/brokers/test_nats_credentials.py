@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("nats")
 pytest.importorskip("nkeys")
 
-import nkeys
+import nkeys  # type: ignore[import-untyped]
 
 from things_kit import ConfigError, Message, connect
 from things_kit.testing.servers import ServerUnavailable
