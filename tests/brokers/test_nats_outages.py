@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("nats")
 
 from things_kit import Message, connect
+from things_kit.engine.driver import Subscription
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -34,6 +35,21 @@ async def test_a_server_killed_in_the_middle_of_a_batch_has_each_message_once(ow
         await asyncio.to_thread(own_nats.start)
         await asyncio.wait_for(publishing, 30)
         assert await broker.lag("orders", "g") == 5000
+
+
+async def test_a_settlement_ends_only_when_the_server_has_taken_it(own_nats: NATSServer) -> None:
+    async with connect(own_nats.url) as broker:
+        await broker.producer().publish(Message("settled", b"x"))
+        receiver = await broker._driver.subscribe(Subscription(topic="settled", group="g"))
+        deliveries = await receiver.receive(10, 10)
+        await asyncio.to_thread(own_nats.pause)
+        settling = asyncio.create_task(receiver.settle(deliveries, []))
+        done, _ = await asyncio.wait({settling}, timeout=0.3)
+        await asyncio.to_thread(own_nats.resume)
+        await asyncio.wait_for(settling, 10)
+        assert not done
+        assert await broker.lag("settled", "g") == 0
+        await receiver.close()
 
 
 async def test_a_consumer_without_a_group_misses_nothing_while_its_connection_is_cut(
