@@ -140,7 +140,13 @@ class Connection:
         try:
             async with asyncio.timeout(GOODBYE):
                 await self._client.close()
-        except (TimeoutError, OSError, Error, AssertionError):  # the last, where it had not begun
+        except (
+            TimeoutError,
+            OSError,
+            Error,
+            AssertionError,
+            AttributeError,
+        ):  # the last two, where it had not begun
             self._drop()
 
     def _drop(self) -> None:
