@@ -18,7 +18,8 @@ FAREWELL: Final = 2.0
 """Seconds for the broker to answer when we leave."""
 
 ANSWER: Final = 10.0
-"""Seconds to answer a question: a queue whose leader is not there after a restart lets it wait for ever."""
+"""Seconds to answer a question. A quorum queue without a leader never answers: of three nodes two are away, or the only
+one was killed within half a second of the queue's birth, and has forgotten its name."""
 
 _pika = logging.getLogger("pika")
 if _pika.level == logging.NOTSET:
@@ -200,14 +201,19 @@ class Channel:
             async with asyncio.timeout(ANSWER):
                 return (await answered).method
         except TimeoutError as late:
-            error = ConnectionLost(f"it gave no answer within {ANSWER:g} s")
-            self._closed(
-                None, error
-            )  # an answer that comes later must not be taken for that of another question
+            error = ConnectionLost(f"it gave no answer to {question.__name__} within {ANSWER:g} s")
+            self._abandon(error)
             raise error from late
         finally:
             with contextlib.suppress(ValueError):
                 self._listeners.remove(failed)
+
+    def _abandon(self, error: Exception) -> None:
+        """Leave it, once what was asked is answered after all: or a late consumer would keep messages to itself."""
+        self._forget_consumers()
+        with contextlib.suppress(Exception):
+            self.raw.close()
+        self._closed(None, error)
 
     async def close(self) -> None:
         """Close it; what was delivered over it and not settled goes back. Never fails."""

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -107,6 +108,14 @@ class RabbitMQServer(ServerProcess):
         tool = folder / "rabbitmqctl" if folder.exists() else program("rabbitmqctl", "rabbitmq-server")
         return run(tool, *words, env={**os.environ, **self.environment()})
 
+    def kill(self) -> None:
+        """As of any server, once it would know its queues again: the names of new ones reach its disk a moment later."""
+        folders = self.folder / "data" / str(self.environment()["RABBITMQ_NODENAME"]) / "quorum"
+        ends = time.monotonic() + 5
+        while self.pid is not None and time.monotonic() < ends and not _written(folders):
+            time.sleep(0.05)
+        super().kill()
+
     def cut(self) -> None:
         """Close all connections that there are."""
         self.control("close_all_connections", "--global", "as the test wanted")
@@ -125,6 +134,15 @@ def start_rabbitmq_container() -> RunningServer:
         RabbitMQServer,
         InContainer,
     )
+
+
+def _written(folders: Path) -> bool:
+    """Whether each quorum queue that has a folder is in the list by which RabbitMQ finds it again."""
+    for names in folders.glob("*/names.dets"):
+        known = names.read_bytes()
+        if any(each.is_dir() and each.name.encode() not in known for each in names.parent.iterdir()):
+            return False
+    return True
 
 
 def _method(of: int, number: int, arguments: bytes) -> bytes:
