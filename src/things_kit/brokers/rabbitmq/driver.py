@@ -282,7 +282,7 @@ class RabbitMQDriver:
                 queue = (await channel.ask(raw.queue_declare, name, exclusive=True, auto_delete=True)).queue
                 await self._bind(channel, topic, queue)
             receiver = RabbitMQReceiver(channel, queue, subscription, unpacker, put_off, self._members(queue))
-            await receiver.begin()
+            await receiver.begin(self._publisher, self._settings.options.consumer_timeout)
         except asyncio.CancelledError:
             await channel.close()
             raise

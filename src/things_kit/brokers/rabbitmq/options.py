@@ -29,6 +29,8 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
         routing_key: With `exchange`: under which key a topic is published there, and a group's queue is bound.
         queue: A queue that exists, from which groups consume, instead of one of their own; never declared or removed.
         max_message_bytes: The largest value, key and headers together.
+        consumer_timeout: Seconds for which the broker lets a consumer hold a message, its setting of that name: what is
+            held for longer is renewed before.
         heartbeat: Seconds after which a silent connection is asked whether it is still there; 0 never.
         ca: File of the certificates that sign the broker's; the system's by default.
         cert: File of this client's certificate.
@@ -41,6 +43,7 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
     routing_key: str = "{topic}"
     queue: str | None = None
     max_message_bytes: int = 16 * 1024 * 1024
+    consumer_timeout: float = 1800.0
     heartbeat: int = 30
     ca: str | None = None
     cert: str | None = None
@@ -52,6 +55,8 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
             raise ValueError("max_message_bytes must be from 1 to 512 MiB")
         if not 0 <= self.heartbeat <= 65535:
             raise ValueError("heartbeat must be from 0 to 65535 seconds")
+        if not 1 <= self.consumer_timeout <= 1_000_000:
+            raise ValueError("consumer_timeout must be from 1 to 1,000,000 seconds")
         for name in ("routing_key", "queue"):
             if _TEMPLATE.search(getattr(self, name) or ""):
                 raise ValueError(f"{name} may contain {{topic}} and {{group}}, and no other braces")

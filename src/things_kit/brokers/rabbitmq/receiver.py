@@ -13,6 +13,8 @@ from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.errors import lost
 from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.packing import Unpacker
+from things_kit.brokers.rabbitmq.publisher import Publisher
+from things_kit.brokers.rabbitmq.renewal import Renewal
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message
@@ -62,7 +64,13 @@ class RabbitMQReceiver:
         self._waiting: list[
             tuple[float, int, Delivery]
         ] = []  # heap: when due in the loop's time, delivery tag
-        self._out: dict[int, None] = {}  # delivery tags that are not settled, in order
+        self._out: dict[
+            int, Message | None
+        ] = {}  # tags that are not settled, in order; None: not unpacked yet
+        self._young: dict[
+            int, int
+        ] = {}  # by the tag that a delivery's token has: that of the copy in its place
+        self._renewing: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._back: list[int] = []
@@ -70,8 +78,8 @@ class RabbitMQReceiver:
         self._receiving = False
         self._closed = False
 
-    async def begin(self) -> None:
-        """Have the broker send messages."""
+    async def begin(self, publisher: Publisher, consumer_timeout: float) -> None:
+        """Have the broker send messages; what is held for longer than it waits is renewed through the publisher."""
         channel, raw = self._channel, self._channel.raw
         channel.on_lost(lambda _: self._woken.set())
         raw.add_on_cancel_callback(self._on_cancelled)
@@ -82,6 +90,10 @@ class RabbitMQReceiver:
             self._queue,
             self._on_message,
             arguments={"x-consumer-timeout": FOREVER},
+        )
+        renewal = Renewal(channel, publisher, self._queue, consumer_timeout, self._held, self._exchange)
+        self._renewing = asyncio.create_task(
+            renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
         )
 
     def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -130,9 +142,10 @@ class RabbitMQReceiver:
         taken: list[Delivery] = []
         while self._ready and len(taken) < limit:
             taken.append(self._ready.popleft())
-        arrived, unpack = self._arrived, self._unpacker.unpack
+        arrived, unpack, out = self._arrived, self._unpacker.unpack, self._out
         while arrived and len(taken) < limit:
             delivery, due = unpack(*arrived.popleft())
+            out[delivery.token[0]] = delivery.message
             if due is None:
                 taken.append(delivery)
             else:
@@ -167,7 +180,7 @@ class RabbitMQReceiver:
             return
         later, back = [], []
         for release in released:
-            if self._keeps_its_place(release):
+            if release.delivery.token[0] not in self._young and self._keeps_its_place(release):
                 back.append(release.delivery.token[0])
             else:
                 due = datetime.now(UTC) + timedelta(seconds=release.delay)
@@ -215,6 +228,8 @@ class RabbitMQReceiver:
                 self._hold(Delivery(again, (tag, again)), now + max(0.0, wait))
 
     def _acknowledge(self, tags: Sequence[int]) -> None:
+        if self._young:
+            tags = [self._young.pop(tag, tag) for tag in tags]
         self._settle(tags, self._channel.raw.basic_ack)
 
     def _settle(self, tags: Sequence[int], tell: Callable[[int, bool], None]) -> None:
@@ -234,13 +249,40 @@ class RabbitMQReceiver:
             meant.difference_update(prefix)
             tell(last, True)
         for tag in sorted(meant):
-            if out.pop(tag, -1) is None:
+            if tag in out:
+                del out[tag]
                 tell(tag, False)
 
     def _give_back(self) -> None:
         """Have the broker hand out again what was released: to us as well, as we go on."""
         back, self._back = self._back, []
         self._settle(back, lambda tag, multiple: self._channel.raw.basic_nack(tag, multiple, requeue=True))
+
+    # --- what the broker would take back, as it waits no longer
+
+    def _held(self, latest: int) -> list[tuple[int, Message]]:
+        """What is held up to a delivery tag. What was not handed out yet goes back, and comes anew in its place."""
+        if self._arrived and self._arrived[0][0].delivery_tag <= latest:
+            self._back += [method.delivery_tag for method, _, _ in self._arrived]
+            self._arrived.clear()
+            self._give_back()
+        back = set(self._back)
+        return [
+            (tag, message)
+            for tag, message in self._out.items()
+            if tag <= latest and message is not None and tag not in back
+        ]
+
+    def _exchange(self, old: int, young: int) -> bool:
+        """Let a copy take the place of the delivery that it was made of, if that is still held."""
+        message = self._out.get(old)
+        if message is None or old in self._back:
+            return False
+        self._out[young] = message
+        original = next((first for first, tag in self._young.items() if tag == old), old)
+        self._young[original] = young
+        self._settle([old], self._channel.raw.basic_ack)
+        return True
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """There are no leases: a delivery is bound to the connection."""
@@ -250,9 +292,10 @@ class RabbitMQReceiver:
         if self._closed:
             return
         self._closed = True
-        for task in self._leaving:
+        tasks = [*self._leaving, *([] if self._renewing is None else [self._renewing])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if not self._out or self._channel.error is not None:
             await self._channel.close()
             return
