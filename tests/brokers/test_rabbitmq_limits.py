@@ -162,7 +162,8 @@ async def test_a_user_without_rights_is_told_what_is_refused(
     await asyncio.to_thread(limited.control, "set_permissions", "alice", "^$", "^$", ".*")
     async with connect(limited.url) as broker:
         await broker.declare(topic, groups=["g"])
-    async with connect(f"amqp://alice:{SECRET}@127.0.0.1:{limited.ports[0]}/") as broker:
+    alice = f"amqp://alice:{SECRET}@127.0.0.1:{limited.ports[0]}/?declare=false"
+    async with connect(alice) as broker:
         with pytest.raises(ConfigError, match="RabbitMQ refuses it: ACCESS_REFUSED") as declaring:
             await broker.declare(f"{topic}-new")
         with pytest.raises(PublishError, match="ACCESS_REFUSED") as publishing:
@@ -176,10 +177,10 @@ async def test_a_broker_that_blocks_publishers_is_waited_for_while_consumers_go_
 ) -> None:
     recorder = Recorder()
     async with connect(limited.url) as broker, connect(f"{limited.url}?publish_timeout=2") as hasty:
-        async with broker.consumer(topic, group="g", handler=recorder):
+        async with broker.consumer(topic, group="g", handler=recorder):  # noqa: SIM117
             await broker.producer().publish(Message(topic, b"before"))
             await hasty.producer().publish(Message(topic, b"before"))
-            await asyncio.to_thread(limited.control, "set_vm_memory_high_watermark", "absolute", "1KB")
+            await asyncio.to_thread(limited.control, "set_vm_memory_high_watermark", "absolute", "1000")
             try:
                 await eventually(lambda: alarmed(limited), 20)
                 publishing = asyncio.create_task(broker.producer().publish(Message(topic, b"during")))

@@ -114,6 +114,14 @@ def missing_exchange(error: BaseException | None) -> str | None:
     return found[1] if found else None
 
 
+def refused_exchange(error: BaseException | None) -> str | None:
+    """The exchange to which this user may not publish."""
+    if not isinstance(error, exceptions.ChannelClosedByBroker) or error.reply_code != REFUSED:
+        return None
+    found = re.search(r"access to exchange '(.*)' in vhost", str(error.reply_text), re.DOTALL)
+    return {"amq.default": ""}.get(found[1], found[1]) if found else None
+
+
 def size_limit(error: BaseException | None) -> int | None:
     """How many bytes the broker takes, if it has closed a channel over a larger message."""
     if not isinstance(error, exceptions.ChannelClosedByBroker):

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+from pika import frame
 from pika.spec import Basic
 
-from things_kit.brokers.rabbitmq.errors import lost, missing_exchange, size_limit
+from things_kit.brokers.rabbitmq.errors import lost, missing_exchange, reason, refused_exchange, size_limit
 from things_kit.brokers.rabbitmq.link import Channel, Link
 from things_kit.brokers.rabbitmq.packing import Letter
 from things_kit.engine.driver import UnknownTopic
@@ -54,6 +55,26 @@ class Batch:
         self.left -= 1
         if not self.left:
             self.settled.set()
+
+
+class Marshal:
+    """Letters as pika's frames: `basic_publish` would make the same ones, but one by one."""
+
+    def __init__(self, channel: int, most: int) -> None:
+        self._channel = channel
+        self._most = most
+        self._methods: dict[tuple[str, str], bytes] = {}
+
+    def letter(self, letter: Letter, frames: list[bytes]) -> None:
+        """Append a letter's frames."""
+        exchange, routing_key, properties, body = letter
+        method = self._methods.get((exchange, routing_key))
+        if method is None:
+            publish = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+            method = self._methods[exchange, routing_key] = frame.Method(self._channel, publish).marshal()
+        frames += (method, frame.Header(self._channel, len(body), properties).marshal())
+        for start in range(0, len(body), self._most):
+            frames.append(frame.Body(self._channel, body[start : start + self._most]).marshal())
 
 
 class Publisher:
@@ -117,7 +138,8 @@ class Publisher:
             return self._channel
 
     async def _write(self, channel: Channel, batch: Batch, pending: Sequence[int]) -> None:
-        letters, publish = batch.letters, channel.raw.basic_publish
+        letters, connection = batch.letters, channel.connection
+        marshal = Marshal(channel.raw.channel_number, connection.most)
         for start in range(0, len(pending), AT_ONCE):
             while channel.error is None and (
                 len(self._open) >= UNCONFIRMED or self._bytes >= UNCONFIRMED_BYTES
@@ -130,42 +152,38 @@ class Publisher:
                     batch.unsent.append(index)
                     batch.done()
                 return
+            frames: list[bytes] = []
             for index in part:
-                exchange, routing_key, properties, body = letters[index]
+                marshal.letter(letters[index], frames)
                 self._tag += 1
                 self._open[self._tag] = batch, index
-                self._bytes += len(body)
-                publish(exchange, routing_key, body, properties, True)
+                self._bytes += len(letters[index].body)
+            connection.emit(b"".join(frames))
             await asyncio.sleep(0)
 
     def _sort_out(self, batch: Batch, unsent: list[int], error: Exception | None) -> list[int]:
         """What is to be sent again on a new channel, after the broker has closed one over some message."""
-        exchange, limit = missing_exchange(error), size_limit(error)
-        if exchange is None and limit is None:
+        missing, refused, limit = missing_exchange(error), refused_exchange(error), size_limit(error)
+        if missing is None and refused is None and limit is None:
             raise lost(error)
-        if limit is not None:
-            self._limit = limit
+        self._limit = limit if limit is not None else self._limit
         again = []
         for index in unsent:
             letter = batch.letters[index]
-            if exchange is not None and letter.exchange == exchange:
-                batch.results[index] = UnknownTopic(exchange)
+            if letter.exchange == missing:
+                batch.results[index] = UnknownTopic(missing)
+            elif letter.exchange == refused:
+                batch.results[index] = PublishError(f"RabbitMQ refuses it: {reason(error)}")
             elif limit is not None and len(letter.body) > limit:
                 batch.results[index] = too_large(len(letter.body), limit)
             else:
                 again.append(index)
-        if len(again) == len(unsent) and not self._blameless(error):
-            raise lost(error)
         return again
-
-    def _blameless(self, error: Exception | None) -> bool:
-        """Whether a message of another batch was to blame."""
-        return missing_exchange(error) is not None or size_limit(error) is not None
 
     # --- what the broker says
 
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
+    def _on_confirm(self, told: Any) -> None:
+        method = told.method
         tag, refused = method.delivery_tag, isinstance(method, Basic.Nack)
         for each in range(self._confirmed + 1, tag + 1) if method.multiple else (tag,):
             entry = self._open.pop(each, None)
