@@ -15,6 +15,7 @@ from pika.exceptions import ChannelClosedByBroker
 from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, RetryPolicy, connect
 from things_kit.brokers.rabbitmq.packing import Packer
 from things_kit.engine.diagnosis import Question, diagnose
+from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import shared
@@ -290,3 +291,44 @@ async def test_lag_counts_what_another_process_holds(
         await broker.producer().publish_batch([Message(topic, b"x") for _ in range(5)])
         assert await broker.lag(topic, "g") == 5
         gate.set()
+
+
+async def test_a_message_that_kills_its_process_gets_older_each_time(
+    rabbitmq: RabbitMQServer, broker: Broker, topic: str
+) -> None:
+    await broker.declare(topic, groups=["g"])
+    await broker.producer().publish(Message(topic, b"poison", key=b"k"))
+    for _ in range(2):
+        worker = await WorkerProcess.start(rabbitmq.url, topic, "g", hang_after=0)
+        await eventually(lambda: worker.history.ids("began"), 20)  # noqa: B023
+        await worker.kill()
+    recorder = Recorder()
+    async with broker.consumer(topic, group="g", handler=recorder):
+        [message] = await recorder.until_done(1, 20)
+    assert message.attempt == 3
+
+
+async def test_what_a_consumer_gives_back_unbegun_is_no_attempt_for_the_others(
+    rabbitmq: RabbitMQServer, broker: Broker, topic: str
+) -> None:
+    await broker.declare(topic, groups=["g"])
+    hang = asyncio.Event()
+
+    async def wait(_: Message) -> None:
+        await hang.wait()
+
+    other = Recorder()
+    async with connect(rabbitmq.url) as second:
+        leaving = broker.consumer(topic, group="g", handler=wait, max_in_flight=50, drain_timeout=0.1)
+        await leaving.start()
+        await broker.producer().publish_batch([Message(topic, b"%d" % n, key=b"k") for n in range(20)])
+        await eventually(lambda: lag_is(broker, topic, 20), 10)
+        async with second.consumer(topic, group="g", handler=other):
+            await leaving.stop()
+            await other.until_done(20, 20)
+    assert set(other.attempts) == {1}
+    assert other.values == [b"%d" % n for n in range(20)]
+
+
+async def lag_is(broker: Broker, topic: str, expected: int) -> bool:
+    return await broker.lag(topic, "g") == expected

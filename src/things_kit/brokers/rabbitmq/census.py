@@ -5,7 +5,7 @@ settled. As the broker tells how many consumers a queue has, whoever asks knows 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pika.spec import BasicProperties
@@ -16,22 +16,35 @@ from things_kit.brokers.rabbitmq.names import CENSUS
 PATIENCE: Final = 1.0
 """Seconds for a consumer to answer: one that is not ours never does."""
 
+RETURNED: Final = "returned"
+"""The type of messages that tell what comes back."""
+
 REPLIES: Final = "amq.rabbitmq.reply-to"
 """RabbitMQ's own queue for answers to whoever asks on the same channel."""
 
 
-async def take_part(channel: Channel, queue: str, held: Callable[[], int]) -> None:
-    """Answer questions about a queue over the channel of its receiver."""
+async def take_part(
+    channel: Channel, queue: str, held: Callable[[], int], hear: Callable[[bytes], None]
+) -> None:
+    """Answer questions about a queue over the channel of its receiver, and hear what others tell."""
     raw = channel.raw
     await channel.ask(raw.exchange_declare, CENSUS, exchange_type="direct", durable=True)
     own = (await channel.ask(raw.queue_declare, "", exclusive=True, auto_delete=True)).queue
     await channel.ask(raw.queue_bind, own, CENSUS, routing_key=queue)
 
-    def answer(_: Any, __: Any, properties: Any, ___: bytes) -> None:
-        if properties.reply_to and channel.error is None:
+    def answer(_: Any, __: Any, properties: Any, body: bytes) -> None:
+        if properties.type == RETURNED:
+            hear(body)
+        elif properties.reply_to and channel.error is None:
             raw.basic_publish("", properties.reply_to, b"%d" % held())
 
     await channel.ask(raw.basic_consume, own, answer, auto_ack=True)
+
+
+def tell(channel: Channel, queue: str, notes: Sequence[bytes]) -> None:
+    """Tell all receivers of a queue what is about to come back, before it does."""
+    for note in notes:
+        channel.raw.basic_publish(CENSUS, queue, note, BasicProperties(type=RETURNED))
 
 
 async def held(channel: Channel, queue: str, consumers: int) -> int | None:

@@ -24,6 +24,7 @@ from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter, Packer, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
+from things_kit.brokers.rabbitmq.returned import Returned
 from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -60,6 +61,7 @@ class RabbitMQDriver:
         self._admin: Channel | None = None
         self._delays = Delays(self._ask)
         self._exchanges: set[str] = set()  # that were seen: a publish to a missing one closes the channel
+        self._returned = Returned()
         self._open = False
 
     @classmethod
@@ -281,7 +283,9 @@ class RabbitMQDriver:
                 raw = channel.raw
                 queue = (await channel.ask(raw.queue_declare, name, exclusive=True, auto_delete=True)).queue
                 await self._bind(channel, topic, queue)
-            receiver = RabbitMQReceiver(channel, queue, subscription, unpacker, put_off, self._members(queue))
+            receiver = RabbitMQReceiver(
+                channel, queue, subscription, unpacker, put_off, self._members(queue), self._returned
+            )
             await receiver.begin(self._publisher, self._settings.options.consumer_timeout)
         except asyncio.CancelledError:
             await channel.close()

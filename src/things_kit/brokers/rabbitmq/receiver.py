@@ -5,8 +5,9 @@ import contextlib
 import heapq
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from things_kit.brokers.rabbitmq import census
@@ -15,6 +16,7 @@ from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.packing import Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
+from things_kit.brokers.rabbitmq.returned import Note, Returned, told
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message
@@ -52,6 +54,7 @@ class RabbitMQReceiver:
         unpacker: Unpacker,
         put_off: PutOff | None,
         members: Callable[[], Awaitable[int]],
+        returned: Returned,
     ) -> None:
         self._channel = channel
         self._queue = queue
@@ -59,6 +62,8 @@ class RabbitMQReceiver:
         self._unpacker = unpacker
         self._put_off = put_off
         self._members = members
+        self._returned = returned
+        self._counts: dict[int, int] = {}  # by delivery tag: how often it had come back, if ever
         self._arrived: deque[tuple[Any, Any, bytes]] = deque()
         self._ready: deque[Delivery] = deque()
         self._waiting: list[
@@ -73,7 +78,7 @@ class RabbitMQReceiver:
         self._renewing: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
-        self._back: list[int] = []
+        self._back: dict[int, int] = {}  # tags of what is to go back, with the attempt that comes next
         self._cancelled: str | None = None
         self._receiving = False
         self._closed = False
@@ -83,7 +88,8 @@ class RabbitMQReceiver:
         channel, raw = self._channel, self._channel.raw
         channel.on_lost(lambda _: self._woken.set())
         raw.add_on_cancel_callback(self._on_cancelled)
-        await census.take_part(channel, self._queue, lambda: len(self._out))
+        hear = partial(self._returned.hear, self._queue)
+        await census.take_part(channel, self._queue, lambda: len(self._out), hear)
         await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
         await channel.ask(
             raw.basic_consume,
@@ -144,13 +150,27 @@ class RabbitMQReceiver:
             taken.append(self._ready.popleft())
         arrived, unpack, out = self._arrived, self._unpacker.unpack, self._out
         while arrived and len(taken) < limit:
-            delivery, due = unpack(*arrived.popleft())
+            method, properties, body = arrived.popleft()
+            delivery, due = unpack(method, properties, body)
+            if method.redelivered:
+                delivery = self._redelivered(delivery, properties)
             out[delivery.token[0]] = delivery.message
             if due is None:
                 taken.append(delivery)
             else:
                 self._not_before(due, delivery, taken, now)
         return taken
+
+    def _redelivered(self, delivery: Delivery, properties: Any) -> Delivery:
+        """With the attempt that it is."""
+        tag, message = delivery.token
+        count = (properties.headers or {}).get("x-delivery-count", 0)
+        if not isinstance(count, int) or count <= 0:
+            return delivery
+        self._counts[tag] = count = int(count)  # pika has a kind of its own
+        attempt = self._returned.attempt(self._queue, message.id, count, message.attempt)
+        message = message.replace(attempt=attempt)
+        return Delivery(message, (tag, message))
 
     def _not_before(self, due: datetime, delivery: Delivery, taken: list[Delivery], now: float) -> None:
         wait = (due - datetime.now(UTC)).total_seconds()
@@ -178,10 +198,10 @@ class RabbitMQReceiver:
         self._acknowledge([delivery.token[0] for delivery in acknowledged])
         if not released:
             return
-        later, back = [], []
+        later, back = [], dict[int, int]()
         for release in released:
             if release.delivery.token[0] not in self._young and self._keeps_its_place(release):
-                back.append(release.delivery.token[0])
+                back[release.delivery.token[0]] = release.attempt
             else:
                 due = datetime.now(UTC) + timedelta(seconds=release.delay)
                 later.append((release.delivery, due, release.attempt))
@@ -189,7 +209,7 @@ class RabbitMQReceiver:
             await self._postpone(later)
         # Whoever stops releases all that he holds, and then closes. Until then the broker would send it straight back,
         # behind what comes meanwhile; when the channel closes, it goes back at once and in order.
-        self._back += back
+        self._back |= back
         if self._receiving:
             self._give_back()
 
@@ -255,22 +275,45 @@ class RabbitMQReceiver:
 
     def _give_back(self) -> None:
         """Have the broker hand out again what was released: to us as well, as we go on."""
-        back, self._back = self._back, []
-        self._settle(back, lambda tag, multiple: self._channel.raw.basic_nack(tag, multiple, requeue=True))
+        back, self._back = self._back, {}
+        self._note(back)
+        self._settle(list(back), self._nack)
+
+    def _nack(self, tag: int, multiple: bool) -> None:
+        self._channel.raw.basic_nack(tag, multiple, requeue=True)
+
+    def _note(self, back: Mapping[int, int]) -> None:
+        """Remember the attempts of what goes back, and have the group's others remember them."""
+        notes: dict[str, Note] = {}
+        for tag, attempt in back.items():
+            message = self._out.get(tag)
+            if message is not None:
+                notes[message.id or ""] = self._counts.pop(tag, 0) + 1, attempt
+        self._returned.note(self._queue, notes)
+        if self._channel.error is None:
+            census.tell(self._channel, self._queue, told(notes))
+
+    def _note_all(self) -> None:
+        """The same of all that is held, as the channel closes."""
+        while self._arrived:
+            method, properties, body = self._arrived.popleft()
+            delivery = self._unpacker.unpack(method, properties, body).delivery
+            self._out[method.delivery_tag] = self._redelivered(delivery, properties).message
+        held = {tag: message.attempt for tag, message in self._out.items() if message is not None}
+        self._note(held | self._back)
 
     # --- what the broker would take back, as it waits no longer
 
     def _held(self, latest: int) -> list[tuple[int, Message]]:
         """What is held up to a delivery tag. What was not handed out yet goes back, and comes anew in its place."""
         if self._arrived and self._arrived[0][0].delivery_tag <= latest:
-            self._back += [method.delivery_tag for method, _, _ in self._arrived]
-            self._arrived.clear()
-            self._give_back()
-        back = set(self._back)
+            tags = [method.delivery_tag for method, _, _ in self._arrived]
+            self._note_all()
+            self._settle(tags, self._nack)
         return [
             (tag, message)
             for tag, message in self._out.items()
-            if tag <= latest and message is not None and tag not in back
+            if tag <= latest and message is not None and tag not in self._back
         ]
 
     def _exchange(self, old: int, young: int) -> bool:
@@ -299,6 +342,7 @@ class RabbitMQReceiver:
         if not self._out or self._channel.error is not None:
             await self._channel.close()
             return
+        self._note_all()
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
                 before = await self._members()
