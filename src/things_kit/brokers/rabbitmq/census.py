@@ -1,7 +1,8 @@
 """How much the consumers of a queue hold: AMQP tells what is ready in a queue, and not what was handed out.
 
 Every receiver of ours listens on its own channel to questions with the name of its queue, and answers how much it has not
-settled. As the broker tells how many consumers a queue has, whoever asks knows whether all have answered.
+settled. Questions and answers go over the connection that publishes: one that publishes may be blocked, and consumers are
+not to be. As the broker tells how many consumers a queue has, whoever asks knows whether all have answered.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ from pika.spec import BasicProperties
 
 from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.names import CENSUS
+from things_kit.brokers.rabbitmq.packing import Letter
 
 PATIENCE: Final = 1.0
 """Seconds for a consumer to answer: one that is not ours never does."""
@@ -24,7 +26,11 @@ REPLIES: Final = "amq.rabbitmq.reply-to"
 
 
 async def take_part(
-    channel: Channel, queue: str, held: Callable[[], int], hear: Callable[[bytes], None]
+    channel: Channel,
+    queue: str,
+    held: Callable[[], int],
+    hear: Callable[[bytes], None],
+    say: Callable[[Sequence[Letter]], object],
 ) -> None:
     """Answer questions about a queue over the channel of its receiver, and hear what others tell."""
     raw = channel.raw
@@ -35,16 +41,16 @@ async def take_part(
     def answer(_: Any, __: Any, properties: Any, body: bytes) -> None:
         if properties.type == RETURNED:
             hear(body)
-        elif properties.reply_to and channel.error is None:
-            raw.basic_publish("", properties.reply_to, b"%d" % held())
+        elif properties.reply_to:
+            say([Letter("", properties.reply_to, BasicProperties(headers={}), b"%d" % held())])
 
     await channel.ask(raw.basic_consume, own, answer, auto_ack=True)
 
 
-def tell(channel: Channel, queue: str, notes: Sequence[bytes]) -> None:
-    """Tell all receivers of a queue what is about to come back, before it does."""
-    for note in notes:
-        channel.raw.basic_publish(CENSUS, queue, note, BasicProperties(type=RETURNED))
+def news(queue: str, notes: Sequence[bytes]) -> list[Letter]:
+    """Letters that tell all receivers of a queue what is about to come back."""
+    properties = BasicProperties(headers={}, type=RETURNED)
+    return [Letter(CENSUS, queue, properties, note) for note in notes]
 
 
 async def held(channel: Channel, queue: str, consumers: int) -> int | None:

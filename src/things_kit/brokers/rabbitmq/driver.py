@@ -355,7 +355,9 @@ class RabbitMQDriver:
         return found.message_count, found.consumer_count
 
     async def _held(self, queue: str, consumers: int) -> int | None:
-        channel = await self._link.channel()
+        if self._sending.blocked is not None:  # whoever cannot publish cannot ask
+            return None
+        channel = await self._sending.channel()
         try:
             return await census.held(channel, queue, consumers)
         except asyncio.CancelledError:

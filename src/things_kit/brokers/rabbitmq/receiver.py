@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.errors import lost
 from things_kit.brokers.rabbitmq.link import Channel
-from things_kit.brokers.rabbitmq.packing import Unpacker
+from things_kit.brokers.rabbitmq.packing import Letter, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
 from things_kit.brokers.rabbitmq.returned import Note, Returned, told
@@ -75,6 +75,7 @@ class RabbitMQReceiver:
         self._young: dict[
             int, int
         ] = {}  # by the tag that a delivery's token has: that of the copy in its place
+        self._publisher: Publisher | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
@@ -89,7 +90,9 @@ class RabbitMQReceiver:
         channel.on_lost(lambda _: self._woken.set())
         raw.add_on_cancel_callback(self._on_cancelled)
         hear = partial(self._returned.hear, self._queue)
-        await census.take_part(channel, self._queue, lambda: len(self._out), hear)
+        self._publisher = publisher
+        say = self._say_in_background
+        await census.take_part(channel, self._queue, lambda: len(self._out), hear, say)
         await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
         await channel.ask(
             raw.basic_consume,
@@ -276,31 +279,40 @@ class RabbitMQReceiver:
     def _give_back(self) -> None:
         """Have the broker hand out again what was released: to us as well, as we go on."""
         back, self._back = self._back, {}
-        self._note(back)
+        self._say_in_background(self._note(back))
         self._settle(list(back), self._nack)
 
     def _nack(self, tag: int, multiple: bool) -> None:
         self._channel.raw.basic_nack(tag, multiple, requeue=True)
 
-    def _note(self, back: Mapping[int, int]) -> None:
-        """Remember the attempts of what goes back, and have the group's others remember them."""
+    def _note(self, back: Mapping[int, int]) -> list[Letter]:
+        """Remember the attempts of what goes back; returns what the group's others are to be told."""
         notes: dict[str, Note] = {}
         for tag, attempt in back.items():
             message = self._out.get(tag)
             if message is not None:
                 notes[message.id or ""] = self._counts.pop(tag, 0) + 1, attempt
         self._returned.note(self._queue, notes)
-        if self._channel.error is None:
-            census.tell(self._channel, self._queue, told(notes))
+        return census.news(self._queue, told(notes))
 
-    def _note_all(self) -> None:
+    def _say_in_background(self, letters: Sequence[Letter]) -> None:
+        if letters:
+            self._in_background(self._say(letters))
+
+    async def _say(self, letters: Sequence[Letter]) -> None:
+        """Tell others; they can do without."""
+        if letters and self._publisher is not None:
+            with contextlib.suppress(ConnectionLost, ConfigError):
+                await self._publisher.publish(letters)
+
+    def _note_all(self) -> list[Letter]:
         """The same of all that is held, as the channel closes."""
         while self._arrived:
             method, properties, body = self._arrived.popleft()
             delivery = self._unpacker.unpack(method, properties, body).delivery
             self._out[method.delivery_tag] = self._redelivered(delivery, properties).message
         held = {tag: message.attempt for tag, message in self._out.items() if message is not None}
-        self._note(held | self._back)
+        return self._note(held | self._back)
 
     # --- what the broker would take back, as it waits no longer
 
@@ -308,7 +320,7 @@ class RabbitMQReceiver:
         """What is held up to a delivery tag. What was not handed out yet goes back, and comes anew in its place."""
         if self._arrived and self._arrived[0][0].delivery_tag <= latest:
             tags = [method.delivery_tag for method, _, _ in self._arrived]
-            self._note_all()
+            self._say_in_background(self._note_all())
             self._settle(tags, self._nack)
         return [
             (tag, message)
@@ -342,9 +354,10 @@ class RabbitMQReceiver:
         if not self._out or self._channel.error is not None:
             await self._channel.close()
             return
-        self._note_all()
+        news = self._note_all()
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
+                await self._say(news)
                 before = await self._members()
                 await self._channel.close()
                 # Not with the answer, but a moment later the queue has back what we held. Who consumes before that gets
