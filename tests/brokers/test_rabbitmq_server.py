@@ -15,6 +15,7 @@ from pika.exceptions import ChannelClosedByBroker
 from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, RetryPolicy, connect
 from things_kit.brokers.rabbitmq.packing import Packer
 from things_kit.engine.diagnosis import Question, diagnose
+from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.waiting import eventually
@@ -332,3 +333,46 @@ async def test_what_a_consumer_gives_back_unbegun_is_no_attempt_for_the_others(
 
 async def lag_is(broker: Broker, topic: str, expected: int) -> bool:
     return await broker.lag(topic, "g") == expected
+
+
+async def test_group_queues_have_the_arguments_that_the_url_asks_for(
+    rabbitmq: RabbitMQServer, topic: str
+) -> None:
+    arguments = "x-max-length=1,x-overflow=reject-publish"
+    async with connect(f"{rabbitmq.url}?arguments={arguments}") as small:
+        await small.declare(topic, groups=["g"])
+        producer = small.producer()
+        with pytest.raises(PublishError, match="full"):  # noqa: PT012 - the queue lets a few more in
+            for _ in range(50):
+                await producer.publish(Message(topic, b"x"))
+
+
+def test_arguments_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match="x-max-length=1000"):
+        connect("amqp://localhost/?arguments=x-max-length")
+
+
+async def test_exclusive_groups_keep_order_across_processes_though_one_is_killed(
+    rabbitmq: RabbitMQServer, topic: str
+) -> None:
+    url = f"{rabbitmq.url}?exclusive=true"
+    async with connect(url) as broker:
+        await broker.declare(topic, groups=["g"])
+        messages = [Message(topic, b"x", key=b"k%d" % (n % 5), id=f"m{n}") for n in range(200)]
+        await broker.producer().publish_batch(messages)
+        workers = [
+            await WorkerProcess.start(url, topic, "g", delay=0.002, max_in_flight=20) for _ in range(2)
+        ]
+        await eventually(lambda: len(workers[0].history.ids("done")) >= 30, 20)
+        assert workers[1].history.events == []
+        await workers[0].kill()
+
+        def handled() -> set[str]:
+            return {identity for worker in workers for identity in worker.history.ids("done")}
+
+        await eventually(lambda: len(handled()) == 200, 30)
+        await workers[1].stop()
+    lanes: dict[object, list[str]] = {}
+    for message in messages:
+        lanes.setdefault(message.key, []).append(message.id or "")
+    assert_lanes(merged(worker.history for worker in workers), lanes)

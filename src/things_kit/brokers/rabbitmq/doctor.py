@@ -17,9 +17,6 @@ Ask: TypeAlias = Callable[[Callable[[Channel], Awaitable[Any]]], Awaitable[Any]]
 OLDEST: Final = (3, 10)
 """Quorum queues hand on what expired without a loss, and limit the life of messages, from here on."""
 
-LONG_HANDLERS: Final = (3, 12)
-"""A consumer says itself how long it may take, from here on."""
-
 
 async def examine(
     link: Link, ask: Ask, names: Names, settings: Settings, question: Question
@@ -49,13 +46,6 @@ def _version(link: Link, settings: Settings) -> list[Finding]:
     if numbers < OLDEST:
         what = f"It is RabbitMQ {told}: delayed retries can be lost when they are due."
         return [Finding("error", subject, what, "Use RabbitMQ 3.10 or newer.")]
-    if numbers < LONG_HANDLERS:
-        what = (
-            f"It is RabbitMQ {told}, which closes the channel of a consumer that takes longer than the setting "
-            "consumer_timeout (30 minutes) for a message, handling or waiting in its memory."
-        )
-        remedy = "Raise consumer_timeout in rabbitmq.conf above your longest handler and back-off, or use 3.12 or newer."
-        return [Finding("warning", subject, what, remedy)]
     return [Finding("ok", subject, f"It is RabbitMQ {told}.")]
 
 

@@ -11,15 +11,13 @@ reaches no queue is refused. Publishing has a connection of its own, as the brok
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
-
-from pika.spec import Basic
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
 from things_kit.brokers.rabbitmq.errors import missing, translated
-from things_kit.brokers.rabbitmq.link import Channel, Link, answer, fail
-from things_kit.brokers.rabbitmq.names import Names, possible, registry
+from things_kit.brokers.rabbitmq.link import Channel, Link, get
+from things_kit.brokers.rabbitmq.names import Names, notes_queue, possible, registry
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter, Packer, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
@@ -36,10 +34,6 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-UNLIMITED: Final = 2**31 - 1
-"""Deliveries after which a quorum queue drops a message. Since 4.0 that is 20 by default; -1 lifts it there, and drops
-every message that comes back on 3.10."""
-
 
 class RabbitMQDriver:
     """Two connections: one that publishes, and one for all else."""
@@ -53,7 +47,6 @@ class RabbitMQDriver:
         )
         self._settings = settings
         self._names = Names(settings.options)
-        self._exclusive = settings.options.exclusive
         self._sending = Link(settings)
         self._link = Link(settings)
         self._publisher = Publisher(self._sending)
@@ -150,9 +143,7 @@ class RabbitMQDriver:
             return
         if not exists:
             await self._register(topic, queue)
-        arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
-        if self._exclusive:
-            arguments["x-single-active-consumer"] = True
+        arguments = self._settings.options.queue_arguments()
 
         async def declare(channel: Channel) -> None:
             await channel.ask(channel.raw.queue_declare, queue, durable=True, arguments=arguments)
@@ -187,10 +178,10 @@ class RabbitMQDriver:
         async def read(channel: Channel) -> list[str]:
             raw = channel.raw
             noted = []
-            while (body := await _get(channel, registry(topic))) is not None:
+            while (body := await get(channel, registry(topic))) is not None:
                 noted.append(body.decode())
             for queue in noted:
-                for name in (*(delay_queue(queue, tier) for tier in TIERS), queue):
+                for name in (*(delay_queue(queue, tier) for tier in TIERS), notes_queue(queue), queue):
                     await channel.ask(raw.queue_delete, name)
             if self._names.own_exchanges:
                 await channel.ask(raw.exchange_delete, topic)
@@ -374,14 +365,3 @@ class RabbitMQDriver:
         from things_kit.brokers.rabbitmq.doctor import examine  # noqa: PLC0415 - nobody else needs it
 
         return await examine(self._link, self._answered, self._names, self._settings, question)
-
-
-async def _get(channel: Channel, queue: str) -> bytes | None:
-    """Take one message out of a queue; None if it is empty."""
-    if channel.error is not None:
-        raise channel.error
-    answered: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-    channel.on_lost(lambda error: fail(answered, error))
-    channel.raw.add_callback(lambda _: answer(answered, None), [Basic.GetEmpty])
-    channel.raw.basic_get(queue, lambda _, __, ___, body: answer(answered, body), auto_ack=True)
-    return await answered

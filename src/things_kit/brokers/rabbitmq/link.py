@@ -283,3 +283,14 @@ class Channel:
         for tag in raw.consumer_tags:
             told = frame.Method(raw.channel_number, spec.Basic.Cancel(tag))
             raw.callbacks.process(raw.channel_number, spec.Basic.Cancel, raw, told)
+
+
+async def get(channel: Channel, queue: str) -> bytes | None:
+    """Take one message out of a queue; None if it is empty."""
+    if channel.error is not None:
+        raise channel.error
+    answered: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+    channel.on_lost(lambda error: fail(answered, error))
+    channel.raw.add_callback(lambda _: answer(answered, None), [spec.Basic.GetEmpty])
+    channel.raw.basic_get(queue, lambda _, __, ___, body: answer(answered, body), auto_ack=True)
+    return await answered

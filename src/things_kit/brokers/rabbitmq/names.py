@@ -66,6 +66,11 @@ def registry(topic: str) -> str:
     return f".things-kit.groups.{topic}"
 
 
+def notes_queue(queue: str) -> str:
+    """The queue in which the last consumer of another leaves what it would tell its successors."""
+    return f".things-kit.returned.{queue}"
+
+
 def possible(topic: str) -> bool:
     """Whether there can be a topic of this name."""
     try:

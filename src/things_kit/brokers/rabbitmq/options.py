@@ -16,6 +16,10 @@ PORTS: Final = {"amqp": 5672, "amqps": 5671}
 PATIENCE: Final = 10.0
 """Seconds for one host to let us in."""
 
+UNLIMITED: Final = 2**31 - 1
+"""Deliveries after which a quorum queue drops a message. Since 4.0 that is 20 by default; -1 lifts it there, and drops
+every message that comes back on 3.10."""
+
 _TEMPLATE: Final = re.compile(r"\{(?!topic\}|group\})")
 
 
@@ -24,6 +28,7 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
 
     Attributes:
         exclusive: Group queues have a single active consumer: order across processes.
+        arguments: More arguments of group queues that are declared: `x-max-length=1000,x-overflow=reject-publish`.
         exchange: An exchange that exists, to which every topic is published and every group is bound, instead of
             one exchange a topic.
         routing_key: With `exchange`: under which key a topic is published there, and a group's queue is bound.
@@ -39,6 +44,7 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
     """
 
     exclusive: bool = False
+    arguments: str = ""
     exchange: str | None = None
     routing_key: str = "{topic}"
     queue: str | None = None
@@ -57,6 +63,8 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
             raise ValueError("heartbeat must be from 0 to 65535 seconds")
         if not 1 <= self.consumer_timeout <= 1_000_000:
             raise ValueError("consumer_timeout must be from 1 to 1,000,000 seconds")
+        if not all(re.fullmatch(r"[^=]+=[^=]+", part) for part in self._arguments()):
+            raise ValueError("arguments must be like x-max-length=1000,x-overflow=reject-publish")
         for name in ("routing_key", "queue"):
             if _TEMPLATE.search(getattr(self, name) or ""):
                 raise ValueError(f"{name} may contain {{topic}} and {{group}}, and no other braces")
@@ -66,6 +74,20 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
             raise ValueError("routing_key goes with exchange")
         if self.exchange == "" or self.queue == "":
             raise ValueError("exchange and queue must be names")
+
+    def _arguments(self) -> list[str]:
+        return self.arguments.split(",") if self.arguments else []
+
+    def queue_arguments(self) -> dict[str, str | int]:
+        """What a group's queue is declared with."""
+        given = dict(part.strip().split("=") for part in self._arguments())
+        found: dict[str, str | int] = {"x-queue-type": "quorum"}
+        found |= {name: int(value) if value.isdigit() else value for name, value in given.items()}
+        if found["x-queue-type"] == "quorum":
+            found.setdefault("x-delivery-limit", UNLIMITED)
+        if self.exclusive:
+            found["x-single-active-consumer"] = True
+        return found
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -10,9 +10,12 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from pika.spec import BasicProperties
+
 from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.errors import lost
-from things_kit.brokers.rabbitmq.link import Channel
+from things_kit.brokers.rabbitmq.link import Channel, get
+from things_kit.brokers.rabbitmq.names import notes_queue
 from things_kit.brokers.rabbitmq.packing import Letter, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
@@ -34,6 +37,9 @@ SHORT: Final = 1.0
 
 FAREWELL: Final = 1.0
 """Seconds for the queue to have back what a receiver held."""
+
+NOTES: Final = {"x-expires": 7 * 24 * 3_600_000}
+"""Arguments of the queue of notes: a week without consumers, and it is gone."""
 
 PutOff: TypeAlias = Callable[[Sequence[tuple[Message, datetime, int]]], Awaitable[Sequence[Exception | None]]]
 """Has copies of messages come to the queue again when they are due, with an attempt."""
@@ -63,6 +69,7 @@ class RabbitMQReceiver:
         self._put_off = put_off
         self._members = members
         self._returned = returned
+        self._noted: set[int] = set()  # tags of which all are told that they go back
         self._counts: dict[int, int] = {}  # by delivery tag: how often it had come back, if ever
         self._arrived: deque[tuple[Any, Any, bytes]] = deque()
         self._ready: deque[Delivery] = deque()
@@ -93,6 +100,7 @@ class RabbitMQReceiver:
         self._publisher = publisher
         say = self._say_in_background
         await census.take_part(channel, self._queue, lambda: len(self._out), hear, say)
+        await self._read_notes()
         await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
         await channel.ask(
             raw.basic_consume,
@@ -104,6 +112,24 @@ class RabbitMQReceiver:
         self._renewing = asyncio.create_task(
             renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
         )
+
+    async def _read_notes(self) -> None:
+        """What the last one left, before anything can arrive; the group's others are told it too."""
+        if self._put_off is None:
+            return
+        channel, name = self._channel, notes_queue(self._queue)
+        await channel.ask(channel.raw.queue_declare, name, durable=True, arguments=NOTES)
+        found = []
+        while (body := await get(channel, name)) is not None:
+            self._returned.hear(self._queue, body)
+            found.append(body)
+        self._say_in_background(census.news(self._queue, found))
+
+    async def _leave_notes(self) -> None:
+        left = told(self._returned.of(self._queue))
+        properties = BasicProperties(headers={}, delivery_mode=2)
+        if self._put_off is not None:
+            await self._say([Letter("", notes_queue(self._queue), properties, note) for note in left])
 
     def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         self._out[method.delivery_tag] = None
@@ -312,7 +338,9 @@ class RabbitMQReceiver:
             delivery = self._unpacker.unpack(method, properties, body).delivery
             self._out[method.delivery_tag] = self._redelivered(delivery, properties).message
         held = {tag: message.attempt for tag, message in self._out.items() if message is not None}
-        return self._note(held | self._back)
+        new = {tag: attempt for tag, attempt in (held | self._back).items() if tag not in self._noted}
+        self._noted.update(new)
+        return self._note(new)
 
     # --- what the broker would take back, as it waits no longer
 
@@ -354,11 +382,13 @@ class RabbitMQReceiver:
         if not self._out or self._channel.error is not None:
             await self._channel.close()
             return
-        news = self._note_all()
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
-                await self._say(news)
                 before = await self._members()
+                while news := self._note_all():  # what was acknowledged last made room for more
+                    await self._say(news)
+                    if before <= 1:
+                        await self._leave_notes()
                 await self._channel.close()
                 # Not with the answer, but a moment later the queue has back what we held. Who consumes before that gets
                 # what is behind it first.

@@ -3,7 +3,7 @@
 A quorum queue counts how often a message came back, in `x-delivery-count`. That is how a message that kills whoever handles
 it becomes older. But what a consumer gives back unbegun, as it stops, counts there too and is no attempt. So whoever gives
 back notes the count and the attempt that go with it, and tells the group's other consumers, through the exchange by which
-they are asked what they hold. Only if nobody is left to hear it does the count stand.
+they are asked what they hold. Who is the last leaves all that it knows in a queue, for who comes next.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,10 @@ class Returned:
             self._notes[queue, identity] = note
         while len(self._notes) > MOST:
             del self._notes[next(iter(self._notes))]
+
+    def of(self, queue: str) -> dict[str, Note]:
+        """What is known of a queue's messages."""
+        return {identity: note for (of, identity), note in self._notes.items() if of == queue}
 
     def hear(self, queue: str, told: bytes) -> None:
         """Keep what another consumer told; what cannot be understood is left."""

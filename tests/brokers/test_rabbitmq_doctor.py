@@ -1,0 +1,87 @@
+"""What the doctor finds at a RabbitMQ, and what it advises."""
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("pika")
+
+from things_kit import Broker, Message, connect
+from things_kit.brokers.rabbitmq.doctor import _version
+from things_kit.brokers.rabbitmq.link import Link
+from things_kit.brokers.rabbitmq.options import Settings
+from things_kit.engine.diagnosis import Question, diagnose
+from things_kit.engine.url import BrokerURL
+from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+
+rabbitmq = shared(RabbitMQServer, "rabbitmq")
+
+
+@pytest.fixture
+async def broker(rabbitmq: RabbitMQServer) -> AsyncIterator[Broker]:
+    async with connect(rabbitmq.url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def topic(broker: Broker) -> AsyncIterator[str]:
+    name = f"orders-{uuid4().hex[:10]}"
+    yield name
+    for each in (name, f"{name}-dlq"):
+        await broker.remove(each)
+
+
+async def test_a_group_that_is_consumed_is_well(broker: Broker, topic: str) -> None:
+    async with broker.consumer(topic, group="g", handler=Recorder()):
+        findings = await diagnose(broker, Question(topic=topic, group="g"))
+    assert {finding.level for finding in findings} == {"ok"}
+    assert any("1 consumers" in finding.what for finding in findings)
+
+
+async def test_a_topic_a_group_and_dead_letters_that_are_missing_have_their_remedies(
+    broker: Broker, topic: str
+) -> None:
+    findings = await diagnose(broker, Question(topic=topic, group="g"))
+    told = {finding.subject: finding for finding in findings if finding.level != "ok"}
+    assert set(told) == {f"topic {topic}", "group g", f"dead letter {topic}-dlq"}
+    assert all(finding.remedy for finding in told.values())
+
+
+async def test_messages_for_which_nobody_comes_are_an_error(broker: Broker, topic: str) -> None:
+    await broker.declare(topic, groups=["g"])
+    await broker.producer().publish(Message(topic, b"x"))
+    findings = await diagnose(broker, Question(topic=topic, group="g"))
+    [stuck] = [finding for finding in findings if finding.level == "error"]
+    assert "1 messages wait" in stuck.what
+    assert "nobody consumes it" in stuck.what
+
+
+async def test_several_consumers_are_told_how_order_is_kept(rabbitmq: RabbitMQServer, topic: str) -> None:
+    async with (
+        connect(rabbitmq.url) as one,
+        connect(rabbitmq.url) as two,
+        one.consumer(topic, group="g", handler=Recorder()),
+        two.consumer(topic, group="g", handler=Recorder()),
+    ):
+        findings = await diagnose(one, Question(topic=topic, group="g"))
+    assert any("exclusive=true" in (finding.remedy or "") for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("properties", "level", "what"),
+    [
+        ({"product": "RabbitMQ", "version": "3.8.9"}, "error", "delayed retries can be lost"),
+        ({"product": "RabbitMQ", "version": "3.10.8"}, "ok", "RabbitMQ 3.10.8"),
+        ({"product": "LavinMQ", "version": "2.0"}, "warning", "only RabbitMQ has been tried"),
+    ],
+)
+def test_the_version_is_judged(properties: dict[str, str], level: str, what: str) -> None:
+    settings = Settings.from_url(BrokerURL.parse("amqp://localhost/"))
+    link = Link(settings)
+    link.properties = properties
+    [finding] = _version(link, settings)
+    assert finding.level == level
+    assert what in finding.what
