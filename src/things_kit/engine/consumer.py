@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from things_kit.engine.batches import BatchWorkers
+from things_kit.engine.cancelling import ended
 from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.driver import Delivery, Subscription
 from things_kit.engine.lanes import Lanes
@@ -332,9 +333,7 @@ class BrokerConsumer:
                 if not done:
                     await self._raise_if_away(timeout)
         finally:
-            for wait in (*waits, stopped):
-                wait.cancel()
-            await asyncio.gather(*waits, stopped, return_exceptions=True)
+            await ended(*waits, stopped)
         self._raise_if_stopped()
 
     async def _raise_if_away(self, timeout: float) -> None:
@@ -379,9 +378,7 @@ class BrokerConsumer:
                 await source.finish(max(0.0, ends - loop.time()))
             if self._runs:
                 _, late = await asyncio.wait(self._runs, timeout=GRACE)
-                for run in late:
-                    run.cancel()
-                await asyncio.gather(*self._runs, return_exceptions=True)
+                await ended(*late, patience=GRACE)
             await self._producer.close()
         finally:
             self._state = "stopped"

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from things_kit.engine.cancelling import cancellable, ended
 from things_kit.engine.dead_letter import failed_at, revive
 from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Release, Subscription
 from things_kit.engine.leases import keep_leases
@@ -17,6 +18,8 @@ from things_kit.messaging.names import DEAD_LETTER_GROUP
 
 if TYPE_CHECKING:
     from things_kit.engine.broker import Broker
+
+ResultT = TypeVar("ResultT")
 
 AT_ONCE: Final = 500
 """Messages that are read, published and acknowledged together."""
@@ -57,15 +60,17 @@ class Reading:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._leases.cancel()
-        with contextlib.suppress(asyncio.CancelledError, ConnectionLost):
-            await self._leases
-        with contextlib.suppress(ConnectionLost):  # then the broker gives them back itself
-            await self._receiver.settle(
-                [], [Release(held, attempt=held.message.attempt) for held in self._held]
-            )
-        with contextlib.suppress(ConnectionLost):
-            await self._receiver.close()
+        try:
+            await ended(self._leases)
+            with contextlib.suppress(asyncio.CancelledError, ConnectionLost):
+                self._leases.result()
+            with contextlib.suppress(ConnectionLost):  # then the broker gives them back itself
+                await self._receiver.settle(
+                    [], [Release(held, attempt=held.message.attempt) for held in self._held]
+                )
+        finally:
+            with contextlib.suppress(ConnectionLost):
+                await self._receiver.close()
 
     async def batches(self, limit: int | None = None) -> AsyncGenerator[list[Delivery], None]:
         """Deliveries until the topic is read to its end, or `limit` were read.
@@ -75,12 +80,7 @@ class Reading:
         """
         left = self._most if limit is None else min(self._most, limit)
         while left > 0:
-            try:
-                deliveries = await self._receiver.receive(min(left, AT_ONCE), QUIET)
-            except ConnectionLost as error:
-                raise BrokerUnavailable(
-                    f"{self._transmission.url.display} was lost while reading: {error}"
-                ) from error
+            deliveries = await self._answer(self._receiver.receive(min(left, AT_ONCE), QUIET))
             if not deliveries:
                 return  # the rest is in somebody else's hands
             self._held.update(dict.fromkeys(deliveries))
@@ -91,14 +91,18 @@ class Reading:
 
     async def acknowledge(self, deliveries: list[Delivery]) -> None:
         """Done with these. Raises BrokerUnavailable; then they may come again."""
+        await self._answer(self._receiver.settle(deliveries, []))
+        for delivery in deliveries:
+            del self._held[delivery]
+
+    async def _answer(self, call: Awaitable[ResultT]) -> ResultT:
         try:
-            await self._receiver.settle(deliveries, [])
+            with cancellable():
+                return await call
         except ConnectionLost as error:
             raise BrokerUnavailable(
                 f"{self._transmission.url.display} was lost while reading: {error}"
             ) from error
-        for delivery in deliveries:
-            del self._held[delivery]
 
 
 async def replay(

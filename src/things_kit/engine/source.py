@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from things_kit.engine.backoff import Backoff
+from things_kit.engine.cancelling import ended
 from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Release, Subscription, Which
@@ -101,6 +102,10 @@ class Source:
             self._outages.ended()
             self.loan = loan = Loan(receiver, self, self._lanes, self._capabilities)
             self.subscribed.set()
+            if (
+                self._stopping
+            ):  # whoever stopped us did not see this loan, and the driver swallowed our cancellation
+                loan.finish()
             try:
                 await self._serve(loan)
             except ConnectionLost as error:
@@ -125,9 +130,7 @@ class Source:
                     if not task.cancelled() and (error := task.exception()) is not None:
                         raise error
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     async def _receive(self, loan: Loan) -> None:
         most = self.subscription.max_in_flight
@@ -396,8 +399,7 @@ class Source:
         leaving = [*self._burials, *self._postponing]
         if leaving:
             await asyncio.wait(leaving, timeout=within)
-        for task in leaving:
-            task.cancel()
+        await ended(*leaving)
         if self.loan is not None:
             self.loan.release_all_but(frozenset())
             self.loan.finish()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from things_kit.engine.backoff import Backoff
+from things_kit.engine.cancelling import cancellable
 from things_kit.engine.driver import ConnectionLost, Driver, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError, ThingsKitError
@@ -49,8 +50,9 @@ class Transmission:
         while True:
             limit = asyncio.timeout_at(deadline)
             try:
-                async with limit:
-                    result = await call()
+                with cancellable():
+                    async with limit:
+                        result = await call()
             except ConnectionLost as error:
                 last = error
             except TimeoutError as error:
@@ -68,8 +70,9 @@ class Transmission:
     async def trouble(self) -> Exception | None:
         """Why the broker is not well; None if it answers."""
         try:
-            async with asyncio.timeout(PING_TIMEOUT):
-                await self.driver.ping()
+            with cancellable():
+                async with asyncio.timeout(PING_TIMEOUT):
+                    await self.driver.ping()
         except TimeoutError:
             return ConnectionLost(f"it did not answer within {PING_TIMEOUT:g} s")
         except (ConnectionLost, ThingsKitError) as error:

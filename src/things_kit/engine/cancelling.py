@@ -1,0 +1,55 @@
+"""Cancellations that get lost on the way, and what the engine does about it.
+
+Before Python 3.12 `asyncio.wait_for` returns as if nothing had been when it is cancelled in the moment in which it is done
+(https://github.com/python/cpython/issues/86296), and many clients send through it. So no driver can promise to be cancelled.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+AGAIN: Final = 1.0
+"""Seconds that a cancelled task may take to clean up before it counts as one that has swallowed its cancellation."""
+
+
+async def ended(*tasks: asyncio.Task[Any], patience: float = AGAIN) -> None:
+    """Cancel tasks, again every `patience` seconds, and return when all have ended, however they did.
+
+    If the caller is cancelled meanwhile, that is raised at the end: no task is left behind.
+    """
+    pending = {task for task in tasks if not task.done()}
+    own: asyncio.CancelledError | None = None
+    while pending:
+        for task in pending:
+            task.cancel()
+        try:
+            await asyncio.wait(pending, timeout=patience)
+        except asyncio.CancelledError as error:
+            own = error
+        pending = {task for task in pending if not task.done()}
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # else it would be reported as one that nobody has asked for
+    if own is not None:
+        raise own
+
+
+@contextlib.contextmanager
+def cancellable() -> Iterator[None]:
+    """For calls of a driver in a user's own task: a cancellation that they swallow arrives at the next `await`.
+
+    It is not raised here, so that what the call has returned, such as a receiver, can still be closed.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    arrived = False
+    try:
+        yield
+    except asyncio.CancelledError:
+        arrived = True
+        raise
+    finally:
+        if task is not None and task.cancelling() > before and not arrived:
+            task.uncancel()
+            task.cancel()
