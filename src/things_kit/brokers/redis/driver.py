@@ -23,7 +23,7 @@ from redis.asyncio import RedisCluster
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.entries import Layout, position
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
-from things_kit.brokers.redis.errors import CLIENT_ERRORS, cancellable, meaning, refusal, says, translated
+from things_kit.brokers.redis.errors import CLIENT_ERRORS, meaning, refusal, says, translated
 from things_kit.brokers.redis.keys import CONSUMER, check_topic, delayed_key
 from things_kit.brokers.redis.options import Settings
 from things_kit.brokers.redis.reading import Reading
@@ -288,8 +288,7 @@ class RedisDriver:
             return
         self._tidied[topic] = now + min(TIDY, max(1.0, retain / 10))
         try:
-            with cancellable():
-                await self._trim(topic, retain)
+            await self._trim(topic, retain)
         except CLIENT_ERRORS as error:  # nothing that was asked for depends on it
             log.debug("trimming %r: %s", topic, error)
 

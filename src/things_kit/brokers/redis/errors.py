@@ -1,6 +1,5 @@
 """The table from redis-py's exceptions to ours."""
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Final
@@ -49,27 +48,12 @@ _FULL_WORDS: Final = ("OOM", "MISCONF")
 
 
 @contextlib.contextmanager
-def cancellable() -> Iterator[None]:
-    """Raise a cancellation that the client swallowed.
-
-    It sends by asyncio.wait_for, which before Python 3.12 returns as if nothing had been if it is cancelled in the
-    moment in which it is done (https://github.com/python/cpython/issues/86296).
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    yield
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
-
-
-@contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Raise what the client's errors mean, with them as the cause."""
-    with cancellable():
-        try:
-            yield
-        except CLIENT_ERRORS as error:
-            raise meaning(error, doing) from error
+    try:
+        yield
+    except CLIENT_ERRORS as error:
+        raise meaning(error, doing) from error
 
 
 def meaning(error: Exception, doing: str) -> Exception:

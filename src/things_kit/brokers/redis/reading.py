@@ -9,6 +9,7 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 
 from things_kit.brokers.redis.errors import CLIENT_ERRORS, translated
+from things_kit.engine.cancelling import ended
 from things_kit.engine.driver import Delivery
 
 
@@ -71,8 +72,7 @@ class Reading:
     async def close(self) -> None:
         """Break off what is running, and disconnect."""
         if self._call is not None:
-            self._call.cancel()
-            await asyncio.gather(self._call, return_exceptions=True)
+            await ended(self._call)
             self._call = None
         connection = self._client.connection
         if connection is not None:
