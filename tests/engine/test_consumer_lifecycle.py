@@ -25,6 +25,7 @@ from things_kit import (
     Message,
     Reject,
     Retry,
+    ThingsKitError,
 )
 from things_kit.engine.driver import Capabilities, ConnectionLost
 
@@ -491,6 +492,19 @@ async def test_a_fatal_error_of_any_call_breaks_the_consumer(call: str) -> None:
             driver.cut()
         with pytest.raises(ConfigError, match="no longer allowed"):
             await consumer.wait()
+
+
+@virtual
+async def test_a_worker_that_is_cancelled_from_outside_is_an_error_like_any_other() -> None:
+    """A bare CancelledError could not be told from the caller's own."""
+    async with broker_of(StubDriver()) as broker:
+        consumer = broker.consumer("t", group="g", handler=Recorder())
+        await consumer.start()
+        [worker] = [task for task in asyncio.all_tasks() if "worker" in task.get_name()]
+        worker.cancel()
+        with pytest.raises(ThingsKitError, match="cancelled from outside"):
+            await consumer.wait()
+        assert not (await broker.health()).ok
 
 
 @virtual

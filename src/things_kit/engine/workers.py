@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from things_kit.engine.driver import Delivery
 from things_kit.engine.threads import HandlerThreads, threads
+from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.handler import Handle
 
 log = logging.getLogger("things_kit.consumer")
@@ -238,7 +239,7 @@ class Workers:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broke(error)
         elif task.cancelled() and not self._stopping:
-            self._broke(asyncio.CancelledError("a worker was cancelled from outside"))
+            self._broke(ThingsKitError("a worker was cancelled from outside"))
 
     def _uncancel(self, worker: Worker) -> None:
         worker.cancelled = None
