@@ -174,6 +174,25 @@ async def test_what_fails_during_the_drain_goes_back_once_as_the_next_attempt(na
     ]
 
 
+@pytest.mark.parametrize("key", ["k", None])
+@virtual
+async def test_a_key_that_fails_during_the_drain_is_not_overtaken_afterwards(key: str | None) -> None:
+    """What has no key waits for its time instead."""
+
+    async def answer(_: Message) -> None:
+        await asyncio.sleep(5)
+        raise Retry(after=60)
+
+    driver, recorder, after = StubDriver(NATIVE_DELAY), Recorder(answer), Recorder()
+    driver.put(message("1", key), message("2", key))
+    async with broker_of(driver) as broker:
+        async with broker.consumer("t", group="g", handler=recorder):
+            await until(lambda: recorder.running)
+        async with broker.consumer("t", group="g", handler=after):
+            await until(lambda: len(after.seen) == 2)
+    assert after.values == ([b"1", b"2"] if key else [b"2", b"1"])
+
+
 @virtual
 async def test_a_dead_letter_on_its_way_is_waited_for_by_the_stop() -> None:
     async def answer(_: Message) -> None:

@@ -287,7 +287,8 @@ class Source:
             self._loose |= buried - {delivery}
             delivery.loan.park(again)
         elif (self._waits_in_broker(wait) and native.attempts and lane is None) or self._stopping:
-            again.delay = wait if native.delay else 0.0
+            # A head that came later than those behind it, which go back now, would be overtaken: order before back-off
+            again.delay = wait if native.delay and lane is None else 0.0
             delivery.loan.release(again)
         elif self._lanes.has_several_heads(lane) and any(
             self._lanes.lane_of(d) == lane for d in self._delays
