@@ -288,6 +288,22 @@ async def test_trimming_spares_what_was_put_back(driver: RedisDriver, client: An
     await receiver.close()
 
 
+async def test_trimming_spares_what_is_being_handled(driver: RedisDriver, client: Any, topic: str) -> None:
+    driver._options = type(driver._options)(retain=0.0)
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
+    taken = await received(receiver, 500)
+    await receiver.settle(taken[1:], [])
+    driver._tidied.clear()
+    await driver.tidy(topic)
+    assert await client.xlen(topic) == 500
+    await receiver.settle(taken[:1], [])
+    driver._tidied.clear()
+    await driver.tidy(topic)
+    assert await client.xlen(topic) < 200
+    await receiver.close()
+
+
 async def test_with_a_limit_the_oldest_go(redis: RedisServer, client: Any, topic: str) -> None:
     async with connect(f"{redis.url}?maxlen=100") as broker:
         await publish(broker, topic, 1000)
