@@ -47,7 +47,8 @@ async def test_a_batch_in_whose_middle_the_server_is_killed_is_there_as_a_whole(
             return length > 0
 
         await eventually(begun, 15)
-        assert length < COUNT and not publishing.done()
+        assert length < COUNT
+        assert not publishing.done()
         await kill_and_restart(own_redis)
         await publishing
         recorder = Recorder()
@@ -66,14 +67,18 @@ async def test_a_killed_server_and_a_killed_process_of_a_group_lose_nothing(
         producer = broker.producer()
         workers = [await WorkerProcess.start(url, topic, "g", delay=0.001) for _ in range(2)]
         try:
-            await producer.publish_batch([Message(topic, b"x", key=id.encode(), id=id) for id in ids[:1000]])
+            await producer.publish_batch(
+                [Message(topic, b"x", key=number.encode(), id=number) for number in ids[:1000]]
+            )
             await eventually(lambda: all(worker.history.ids("done") for worker in workers), 20)
             await kill_and_restart(own_redis)
-            await producer.publish_batch([Message(topic, b"x", key=id.encode(), id=id) for id in ids[1000:]])
+            await producer.publish_batch(
+                [Message(topic, b"x", key=number.encode(), id=number) for number in ids[1000:]]
+            )
             await workers[0].kill()
 
             def handled() -> set[str]:
-                return {id for worker in workers for id in worker.history.ids("done")}
+                return {number for worker in workers for number in worker.history.ids("done")}
 
             await eventually(lambda: handled() >= set(ids), 40, "all are handled")
 
@@ -84,5 +89,5 @@ async def test_a_killed_server_and_a_killed_process_of_a_group_lose_nothing(
         finally:
             for worker in workers:
                 await worker.kill()
-    twice = Counter(id for worker in workers for id in worker.history.ids("done"))
+    twice = Counter(number for worker in workers for number in worker.history.ids("done"))
     assert sum(count - 1 for count in twice.values()) <= 400, "no more than what they had in flight, twice"

@@ -14,6 +14,10 @@ import pytest
 pytest.importorskip("redis")
 
 from things_kit import BrokerUnavailable, ConfigError, Message, PublishError, RetryPolicy, connect
+from things_kit.testing.conformance import Target
+from things_kit.testing.conformance.delivery import DeliverySuite
+from things_kit.testing.conformance.order import OrderSuite
+from things_kit.testing.conformance.outcomes import OutcomeSuite
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers import ServerUnavailable, debian
@@ -101,6 +105,38 @@ async def test_in_a_cluster_one_batch_may_have_topics_of_several_nodes(cluster: 
         await broker.producer().publish_batch([Message(topic, b"x") for topic in topics])
         assert [await broker.lag(topic, "g") for topic in topics] == [1] * 12
         assert (await broker.health()).ok
+
+
+async def test_a_cluster_whose_node_is_killed_under_load_loses_nothing(cluster: list[RedisServer]) -> None:
+    topics = [f"orders-{n}-{uuid4().hex}" for n in range(6)]  # of all nodes, with a high probability
+    messages = [Message(topics[n % 6], b"x", key=b"%d" % (n % 50), id=str(n)) for n in range(3000)]
+    recorder = Recorder()
+    url = at(*cluster, cluster="true", timeout=1, lease=1)
+    async with (
+        connect(url) as broker,
+        broker.consumer(topics, group="g", handler=recorder, concurrency=8, retry=QUICK),
+    ):
+        producer = broker.producer()
+        await producer.publish_batch(messages[:1500])
+        await eventually(lambda: recorder.done, 15)
+        await asyncio.to_thread(cluster[0].kill)
+        publishing = asyncio.create_task(producer.publish_batch(messages[1500:]))
+        await asyncio.to_thread(cluster[0].start)
+        await publishing
+        await eventually(lambda: len({message.id for message in recorder.done}) == 3000, 30)
+
+        async def settled() -> bool:
+            return [await broker.lag(topic, "g") for topic in topics] == [0] * 6
+
+        await eventually(settled, 15)
+
+
+class TestRedisCluster(DeliverySuite, OutcomeSuite, OrderSuite):
+    """What a cluster could do otherwise: it has the same scripts, but its own way to the node of a topic."""
+
+    @pytest.fixture
+    def target(self, cluster: list[RedisServer]) -> Target:
+        return Target(url=at(*cluster, cluster="true"), lease_options={"lease": "0.5"})
 
 
 @pytest.fixture
