@@ -184,6 +184,7 @@ class Settings(msgspec.Struct, frozen=True):
             "username": options.sentinel_username,
             "password": options.sentinel_password,
             "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,  # redis-py before 8 does not understand what sentinels answer in RESP3
         }
         sentinel: Any = Sentinel  # which has no annotations
         return sentinel(self.addresses, sentinel_kwargs=own, **ssl, **self.connection())
