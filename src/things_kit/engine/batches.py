@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 from things_kit.engine.driver import Delivery
-from things_kit.engine.pipeline import HandleBatch
 from things_kit.engine.workers import Cancelled, Worker, Workers
+from things_kit.messaging.handler import HandleBatch
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
 

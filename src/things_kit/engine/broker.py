@@ -16,6 +16,7 @@ from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.health import Health
+from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start
 
@@ -170,6 +171,13 @@ class Broker:
         return None if error is None else f"{self.url.display}: {error}"
 
     # --- producers and consumers
+
+    def instrument(self, *instruments: Instrument) -> None:
+        """Let these, such as tracing and metrics, wrap what is sent and handled, the first outermost.
+
+        It concerns the producers and consumers that are made from now on. Where nothing is said, nothing is paid.
+        """
+        self.transmission.instruments += instruments
 
     def producer(self) -> BrokerProducer:
         """A producer, closed with the broker. Raises ClosedError."""

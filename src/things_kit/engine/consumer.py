@@ -113,10 +113,13 @@ class BrokerConsumer:
         self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
         self._started_hook, self._ended_hook = started, ended
         self._dead_letters = {topic: options.dead_letter_of(topic, self.group) for topic in options.topics}
+        endpoint, instruments = transmission.url.endpoint, transmission.instruments
         if options.batch is None:
-            self._handle = compile_handler(options.handler, options.middleware)
+            outside = [each.handling(endpoint, options.group) for each in instruments]
+            self._handle = compile_handler(options.handler, [*outside, *options.middleware])
         else:
-            self._handle_batch = compile_batch_handler(options.handler)
+            wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
+            self._handle_batch = compile_batch_handler(options.handler, wraps)
         self._state: Literal["new", "running", "stopping", "stopped"] = "new"
         self._sources: list[Source] = []
         self._runs: list[asyncio.Task[None]] = []

@@ -6,12 +6,12 @@ import sys
 import typing
 from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 from things_kit.codecs.payload import payload_decoder
 from things_kit.engine.threads import call_in_thread
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import AnyHandler, Handle, Middleware
+from things_kit.messaging.handler import AnyHandler, Handle, HandleBatch, Middleware
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
 
@@ -19,9 +19,6 @@ if sys.version_info >= (3, 12):
     from inspect import iscoroutinefunction
 else:  # inspect's does not know an AsyncMock before
     from asyncio import iscoroutinefunction
-
-HandleBatch: TypeAlias = Callable[[list[Message]], Awaitable[None]]
-"""Handles a list; raises BatchError for those that failed, anything else if all did."""
 
 
 def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) -> Handle:
@@ -52,8 +49,12 @@ def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) 
     return handle
 
 
-def compile_batch_handler(handler: AnyHandler) -> HandleBatch:
+def compile_batch_handler(
+    handler: AnyHandler, wraps: Sequence[Callable[[HandleBatch], HandleBatch]] = ()
+) -> HandleBatch:
     """One async function of a list of messages, from a handler that takes a list of messages or payloads.
+
+    `wraps` are put around it, outermost first.
 
     Raises:
         ConfigError: The handler is none, or does not take a list.
@@ -71,7 +72,10 @@ def compile_batch_handler(handler: AnyHandler) -> HandleBatch:
         raise ConfigError(
             f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}"
         )
-    return call if element is Message else _decoded_batch(call, _decoder(element))
+    handle: HandleBatch = call if element is Message else _decoded_batch(call, _decoder(element))
+    for wrap in reversed(wraps):
+        handle = wrap(handle)
+    return handle
 
 
 def _decoded_batch(call: Callable[..., Awaitable[Any]], decode: Callable[[Message], Any]) -> HandleBatch:

@@ -10,6 +10,7 @@ import msgspec
 from things_kit.engine.outbound import prepare
 from things_kit.engine.transmission import Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
+from things_kit.messaging.instrument import Send
 from things_kit.messaging.message import Message
 
 GATHER: Final = 1000
@@ -37,6 +38,9 @@ class BrokerProducer:
         self._sender: asyncio.Task[None] | None = None
         self._sending: list[_Waiting] = []
         self._closed = False
+        self._send_in: Send = self._enqueue
+        for instrument in reversed(transmission.instruments):
+            self._send_in = instrument.sending(transmission.url.endpoint)(self._send_in)
 
     async def publish(self, message: Message) -> None:
         """Publish one message; returns when the broker has confirmed it.
@@ -46,7 +50,7 @@ class BrokerProducer:
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
             ClosedError: The producer or its broker was closed before.
         """
-        errors = await self._enqueue((message,))
+        errors = await self._send_in((message,))
         if errors:
             raise errors[0]
 
@@ -60,7 +64,7 @@ class BrokerProducer:
         messages = list(messages)
         if not messages and not self._closed:
             return
-        errors = await self._enqueue(messages)
+        errors = await self._send_in(messages)
         if errors:
             index, first = next(iter(sorted(errors.items())))
             raise PublishError(

@@ -10,6 +10,7 @@ from things_kit.engine.cancelling import cancellable
 from things_kit.engine.driver import ConnectionLost, Driver, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError, ThingsKitError
+from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
 
 log = logging.getLogger("things_kit.broker")
@@ -27,6 +28,7 @@ class Transmission:
         self.driver = driver
         self.url = url
         self.away: Exception | None = None
+        self.instruments: tuple[Instrument, ...] = ()
         self._declared: set[str] = set()
 
     async def declare(self, topic: str, groups: Sequence[str] = (), deadline: float | None = None) -> None:

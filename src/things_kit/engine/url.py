@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.instrument import Endpoint
 
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
@@ -94,6 +95,16 @@ class BrokerURL(msgspec.Struct, frozen=True):
     def display(self) -> str:
         """The URL without login and query, fit for logs and errors."""
         return f"{self.scheme}://{','.join(self.hosts)}{self.path}"
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What telemetry calls the broker."""
+        if len(self.hosts) != 1:
+            return Endpoint(self.scheme)
+        host, _, port = self.hosts[0].rpartition(":")
+        if not host or not port.isdigit():
+            return Endpoint(self.scheme, self.hosts[0].strip("[]"))
+        return Endpoint(self.scheme, host.strip("[]"), int(port))
 
     def __repr__(self) -> str:
         return f"BrokerURL({self.display!r})"

@@ -24,6 +24,9 @@ Handle: TypeAlias = Callable[[Message], Awaitable[None]]
 Middleware: TypeAlias = Callable[[Handle], Handle]
 """Wraps a step into another; called once, at start."""
 
+HandleBatch: TypeAlias = Callable[[list[Message]], Awaitable[None]]
+"""Handles a list; raises BatchError for those that failed, anything else if all did."""
+
 
 class HandlesPayload(Protocol):
     """An object whose `handle` takes what its first parameter says: a payload, a message, or a list of them."""

@@ -1,0 +1,39 @@
+"""The contract of telemetry: what wraps sending and handling, where somebody wants to see them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from things_kit.messaging.handler import HandleBatch, Middleware
+from things_kit.messaging.message import Message
+
+Send: TypeAlias = Callable[[Sequence[Message]], Awaitable[dict[int, Exception]]]
+"""Sends messages; returns when each is confirmed or has failed, with the errors by index."""
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """The broker at the other end; the host where there is just one."""
+
+    scheme: str
+    host: str | None = None
+    port: int | None = None
+
+
+class Instrument(Protocol):
+    """Wraps what a broker's producers and consumers do, once for each of them, when it is made.
+
+    What it wraps must be called once, with as many messages in the same order, and its outcome passed on.
+    """
+
+    def sending(self, endpoint: Endpoint) -> Callable[[Send], Send]:
+        """For a producer, also those that publish dead letters, delayed retries and replays."""
+
+    def handling(self, endpoint: Endpoint, group: str | None) -> Middleware:
+        """For a consumer, outside of its own middleware. The group is None where it is ephemeral.
+
+        What the handler raises is answered in the context in which this leaves the worker.
+        """
+
+    def handling_batches(self, endpoint: Endpoint, group: str | None) -> Callable[[HandleBatch], HandleBatch]:
+        """The same for a consumer of batches."""
