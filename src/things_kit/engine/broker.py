@@ -164,6 +164,11 @@ class Broker:
             reason = next(ill, None)
         return Health(ok=reason is None, reason=reason, consumers=consumers)
 
+    @property
+    def consumers(self) -> tuple[BrokerConsumer, ...]:
+        """Those that have started and not stopped; one that broke is among them until it is stopped."""
+        return tuple(self._consumers)
+
     async def _trouble(self) -> str | None:
         if self._closed or not self._open:
             return f"{self.url.display} is not open"
