@@ -6,7 +6,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 from things_kit.app.lifecycle import STOP_TIMEOUT, Lifecycle
 from things_kit.app.parts import Module, Part, Placed, flatten
@@ -15,6 +15,8 @@ from things_kit.app.wiring import Graph
 log = logging.getLogger("things_kit.app")
 
 T = TypeVar("T")
+
+State: TypeAlias = Literal["stopped", "starting", "running", "stopping"]
 
 
 class App:
@@ -118,6 +120,16 @@ class App:
         found: T = await running.container.get(running.graph.find(asked, owner))
         return found
 
+    def made(self, kind: type[T]) -> list[T]:
+        """All that the running app has made of this type so far, and not yet cleaned up; none where it does not run."""
+        made = self._running.container.made.values() if self._running is not None else ()
+        return [thing for thing in made if isinstance(thing, kind)]
+
+    @property
+    def state(self) -> State:
+        """How far it has come. It is stopping from the moment in which it is asked to."""
+        return "stopped" if self._running is None else self._running.state
+
     async def __aenter__(self) -> "App":
         await self.start()
         return self
@@ -172,6 +184,7 @@ class Running:
         self.lifecycle = lifecycle
         self.container = Container(graph, stop_timeout=stop_timeout)
         self._leave = asyncio.Event()
+        self._up = False
         self._errors: list[Exception] = []
 
     async def begin(self) -> None:
@@ -196,6 +209,13 @@ class Running:
             await asyncio.wait({self._life})
             raise
 
+    @property
+    def state(self) -> State:
+        """How far it has come."""
+        if self._leave.is_set() or self.lifecycle.ending:
+            return "stopping"
+        return "running" if self._up else "starting"
+
     def unclean(self) -> ExceptionGroup[Exception] | None:
         """What failed while everything stopped."""
         return ExceptionGroup("the app did not stop cleanly", self._errors) if self._errors else None
@@ -203,6 +223,7 @@ class Running:
     async def _live(self, started: asyncio.Future[None]) -> None:
         try:
             await self._start()
+            self._up = True
             started.set_result(None)
             await self._leave.wait()
         finally:

@@ -29,6 +29,7 @@ class Container:
     def __init__(self, graph: Graph, *, stop_timeout: float) -> None:
         self._graph = graph
         self._stop_timeout = stop_timeout
+        self.made: dict[Node, Any] = {}
         # A key of its own for each node: which node fills a parameter is decided, and no type is looked up again
         self._keys = {node: type(node.label, (), {}) for node in graph.nodes}
         provider = Provider(scope=Scope.APP)
@@ -77,7 +78,9 @@ class Container:
             opened = _opened(node, positional, named)
             value = await opened.__aenter__()
             _check(node, value)
+            self.made[node] = value
             yield value
+            del self.made[node]
             async with asyncio.timeout(self._stop_timeout):
                 await opened.__aexit__(None, None, None)
 

@@ -74,6 +74,11 @@ class Lifecycle:
         self._hooks.append(hook)
 
     @property
+    def ending(self) -> bool:
+        """Whether it stops, or was asked to."""
+        return self._stopping or self._ended.is_set()
+
+    @property
     def failure(self) -> BaseException | None:
         """What the app was asked to stop for, where that is a failure."""
         return self._failure
