@@ -15,6 +15,7 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handler
 from things_kit.messaging.policy import seconds
 from things_kit.modules.broker_settings import BrokerSettings, ConsumerArguments
+from things_kit.modules.instruments import Instruments
 
 GRACE: Final = 5.0
 """Seconds beside its drain time that a consumer has to stop."""
@@ -109,8 +110,9 @@ def run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:
     )
 
 
-async def _open(settings: BrokerSettings) -> AsyncIterator[Broker]:
+async def _open(settings: BrokerSettings, instruments: Instruments | None) -> AsyncIterator[Broker]:
     async with connect(settings.full_url()) as broker:
+        broker.instrument(*(instruments or ()))
         yield broker
 
 
