@@ -7,7 +7,7 @@ import pytest
 
 from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
 from things_kit import ClosedError, Message, Retry, UnsupportedError
-from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.driver import Capabilities, ConnectionLost
 
 
 def message(value: str, key: str | None = None, topic: str = "t") -> Message:
@@ -215,3 +215,17 @@ async def test_a_closed_broker_gives_nothing() -> None:
         await broker.open()
     with pytest.raises(ClosedError):
         await broker.lag("t", "g")
+
+
+@virtual
+@pytest.mark.parametrize("part", ["pump", "settle", "leases", "source"])
+async def test_a_consumer_of_which_a_part_was_cancelled_breaks_instead_of_waiting_for_ever(part: str) -> None:
+    async with broker_of(StubDriver(Capabilities(lease=5.0))) as broker:
+        consumer = broker.consumer("t", group="g", handler=Recorder())
+        await consumer.start()
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == f"t as g {part}"]
+        task.cancel()
+        with pytest.raises(RuntimeError, match=f"t as g {part} was cancelled from outside"):
+            await consumer.wait()
+        health = await broker.health()
+        assert health.reason == f"t as g: it broke: t as g {part} was cancelled from outside"

@@ -352,7 +352,10 @@ class BrokerConsumer:
             raise ClosedError("the consumer was stopped while it started")
 
     def _run_ended(self, run: asyncio.Task[None]) -> None:
-        if not run.cancelled() and (error := run.exception()) is not None:
+        if run.cancelled():
+            if self._state == "running":
+                self._broke(RuntimeError(f"{run.get_name()} was cancelled from outside"))
+        elif (error := run.exception()) is not None:
             self._broke(error)
 
     def _broke(self, error: BaseException) -> None:

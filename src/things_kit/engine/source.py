@@ -127,10 +127,17 @@ class Source:
             while not settling.done():
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    if not task.cancelled() and (error := task.exception()) is not None:
+                    if task.cancelled():
+                        self._raise_if_cut_off(task)
+                    elif (error := task.exception()) is not None:
                         raise error
         finally:
             await ended(*tasks)
+
+    def _raise_if_cut_off(self, task: asyncio.Task[None]) -> None:
+        """Only we may cancel it, to stop; else, such as by a driver's own future, nothing would ever arrive again."""
+        if not self._stopping:
+            raise RuntimeError(f"{task.get_name()} was cancelled from outside")
 
     async def _receive(self, loan: Loan) -> None:
         most = self.subscription.max_in_flight
