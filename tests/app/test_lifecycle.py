@@ -270,3 +270,24 @@ async def test_a_web_applications_lifespan_runs_the_app() -> None:
     async with hooks(diary.hook("a")).lifespan(object()):
         assert diary == ["start a"]
     assert diary == ["start a", "stop a"]
+
+
+async def test_an_app_says_how_far_it_has_come_and_what_it_has_made() -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Database: ...
+
+    def note(app: App, _: Database, lifecycle: Lifecycle) -> None:
+        def see() -> None:
+            seen.append((app.state, len(app.made(Database))))
+
+        lifecycle.append(Hook(on_start=see, on_stop=see))
+
+    app = App(provide(Database), invoke(note))
+    assert (app.state, app.made(Database)) == ("stopped", [])
+    async with app:
+        assert (app.state, app.made(Database)) == ("running", [await app.get(Database)])
+        app.shutdown()
+        assert app.state == "stopping"
+    assert (app.state, app.made(Database)) == ("stopped", [])
+    assert seen == [("starting", 1), ("stopping", 1)]

@@ -60,12 +60,19 @@ def test_with_an_app_it_prints_its_sections_for_people(cli: Cli, target: str) ->
 def test_the_schema_describes_every_section(cli: Cli) -> None:
     for arguments, sections in (
         (["config", "schema", "some_shop:app"], {"memory", "shop"}),
-        (["config", "schema"], {"logging", "kafka", "memory", "nats", "pubsub", "rabbitmq", "redis",
-                                "servicebus", "sqlite", "sqs"}),
+        (["config", "schema"], {"logging", "kafka", "memory", "nats", "ops", "pubsub", "rabbitmq", "redis",
+                                "servicebus", "sqlite", "sqs", "telemetry"}),
     ):  # fmt: skip
         done = cli(*arguments)
         assert done.exit_code == 0, done.output
         assert set(json.loads(done.output)["properties"]) == sections
+
+
+def test_the_schema_leaves_out_what_is_not_installed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "things_kit.modules.telemetry", None)
+    done = cli("config", "schema")
+    assert done.exit_code == 0, done.output
+    assert not {"telemetry"} & set(json.loads(done.output)["properties"])
 
 
 def test_mistakes_are_said_and_fail(cli: Cli, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from tests.middleware.spans import Spans, identity, parent
 from things_kit import App, Message, Producer, provide
+from things_kit.middleware.tracing import Tracing
 from things_kit.modules import config, memory, ops, telemetry
+from things_kit.modules.instruments import Instruments
 from things_kit.testing import MockHandler
 
 Write = Callable[[str], None]
@@ -103,6 +105,18 @@ async def test_what_is_off_is_not_there(write: Write) -> None:
         assert (await client.get(f"{url}/metrics")).status_code == 404
     assert spans.names() == []
     assert handler.messages[0].headers == {}
+
+
+async def test_an_instrument_of_an_apps_own_serves_in_place_of_the_module(write: Write) -> None:
+    write("memory: {}\n")
+    spans, handler = Spans(), MockHandler()
+    app = App(
+        config.module, memory.module, provide(Instruments([Tracing(spans.provider)])),
+        memory.consume("orders", group="g", handler=handler),
+    )  # fmt: skip
+    async with app:
+        await order(app, handler)
+    assert parent(spans.one("process orders")) == identity(spans.one("send orders"))
 
 
 def run(folder: Path, code: str) -> str:

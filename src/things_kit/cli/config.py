@@ -1,5 +1,6 @@
 """`things-kit config`: what is in force, and what could be."""
 
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -71,7 +72,12 @@ def _built_in() -> dict[str, type]:
     from things_kit.app.app import App  # noqa: PLC0415
     from things_kit.modules.config import BUILT_IN, sections_of  # noqa: PLC0415
 
-    modules = [import_module(f"things_kit.modules.{name}").module for name in BUILT_IN]
+    modules = []
+    for name in BUILT_IN:
+        with suppress(
+            ModuleNotFoundError
+        ):  # of an extra that is not installed, so no app here has this section
+            modules.append(import_module(f"things_kit.modules.{name}").module)
     return sections_of(App(*modules))
 
 

@@ -117,7 +117,9 @@ async def _health(broker: Broker) -> Health:
     try:
         return await broker.health()
     except Exception as error:  # noqa: BLE001 - whatever a driver does, the others are still asked
-        return Health(ok=False, reason=f"{broker.url.display}: {error!r}")
+        return Health(
+            ok=False, reason=f"{broker.url.display}: its health cannot be read: {type(error).__qualname__}"
+        )
 
 
 def _described(broker: Broker) -> dict[str, Any]:
