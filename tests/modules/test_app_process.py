@@ -1,5 +1,6 @@
 """Apps with brokers as processes: drained by signals, ended by what breaks."""
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -113,3 +114,52 @@ App(config.module, logging.module, sqlite.module, provide(Orders), invoke(sqlite
     assert out == "stopped\n"
     assert "a worker was cancelled from outside" in err
     assert "the app broke" in err
+
+
+def test_the_start_imports_no_structlog_and_its_first_line_is_as_configured_all_the_same(
+    folder: Path,
+) -> None:
+    process = start(
+        folder,
+        """
+import sys
+from things_kit import App, Hook, Lifecycle, Message, invoke, provide
+from things_kit.modules import config, logging, sqlite
+
+class Orders:
+    async def handle(self, message: Message) -> None: ...
+
+def look(lifecycle: Lifecycle, app: App) -> None:
+    def up() -> None:
+        print(sorted({"structlog", "rich", "typer"} & sys.modules.keys()), flush=True)
+        import structlog
+        structlog.get_logger("late").info("said", price=5)
+        app.shutdown()
+    lifecycle.append(Hook(on_start=up))
+
+App(config.module, logging.module, sqlite.module, provide(Orders), invoke(sqlite.run_consumer), invoke(look)).run()
+import structlog
+print(structlog.is_configured(), type(structlog.__loader__).__name__)
+""",
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.splitlines() == ["[]", "False SourceFileLoader"]
+    (line,) = map(json.loads, err.splitlines())
+    assert (line["event"], line["price"], line["logger"], line["level"]) == ("said", 5, "late", "info")
+
+
+def test_without_structlog_the_start_says_what_to_install(folder: Path) -> None:
+    process = start(
+        folder,
+        """
+import sys
+sys.modules["structlog"] = None
+from things_kit import App
+from things_kit.modules import config, logging
+App(config.module, logging.module).run()
+""",
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 'pip install "things-kit[app]"' in err

@@ -36,7 +36,8 @@ class Container:
         sound = [node for node in graph.nodes if not any(each.mistakes for each in graph.before(node))]
         for node in sound:
             provider.provide(self._factory(node), provides=self._keys[node])
-        self._container: AsyncContainer = make_async_container(provider)
+        # What it would validate, the graph has
+        self._container: AsyncContainer = make_async_container(provider, skip_validation=True)
 
     async def get(self, node: Node) -> Any:
         """What the node is, made now if it is not there yet, and before it whatever it needs."""

@@ -1,7 +1,6 @@
 """Typed sections of configuration, from `config.yaml` and the environment."""
 
 import dataclasses
-import difflib
 import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -188,6 +187,8 @@ def _names_at(kind: Any, path: Sequence[str | int]) -> list[str]:
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
+    import difflib  # noqa: PLC0415 - for mistakes only
+
     close = difflib.get_close_matches(name, known, n=1)
     said = f"did you mean {close[0]!r}? " if close else ""
     return f"{said}known are {', '.join(known)}" if known else f"{said}none is known here"

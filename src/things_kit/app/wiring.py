@@ -1,6 +1,5 @@
 """Finds what fills each parameter, and every mistake in it before anything is made."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -156,6 +155,8 @@ class Graph:
         return f"nothing provides {asked}{who}{self._hint(need.asked)}"
 
     def _hint(self, asked: Any) -> str:
+        import difflib  # noqa: PLC0415 - for mistakes only
+
         for module in sorted(known_modules, key=lambda module: module.name):
             for placed in flatten([module]):
                 if isinstance(placed.part, Provide) and _would_be(placed.part, asked):

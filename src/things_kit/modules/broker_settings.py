@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypedDict
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, TypedDict
 from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, Field, ImportString, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ImportString, SecretStr, model_validator
 
 from things_kit.messaging.handler import Middleware
 from things_kit.messaging.policy import DISCARD, Batch, Discard, Ordering, RetryPolicy, Seconds, Start
@@ -13,8 +13,14 @@ from things_kit.messaging.policy import DISCARD, Batch, Discard, Ordering, Retry
 Duration: TypeAlias = Annotated[float, Field(ge=0)] | timedelta
 
 
+LATER: Final = ConfigDict(defer_build=True)
+"""What checks a section is built when one is read: an app pays for its own broker, not for all it imports."""
+
+
 class RetrySettings(BaseModel):
     """The fields of `RetryPolicy`."""
+
+    model_config = LATER
 
     attempts: int = Field(default=5, ge=1)
     first: Duration = 0.1
@@ -35,6 +41,8 @@ class RetrySettings(BaseModel):
 
 class BatchSettings(BaseModel):
     """The fields of `Batch`."""
+
+    model_config = LATER
 
     size: int = Field(default=100, ge=1)
     wait: Duration = 0.05
@@ -58,6 +66,8 @@ class ConsumerArguments(TypedDict, total=False):
 
 class ConsumerSettings(BaseModel):
     """Every argument of `broker.consumer` but the handler. `group` is another word for `group_id`."""
+
+    model_config = LATER
 
     topic: str | None = Field(default=None, min_length=1)
     topics: list[Annotated[str, Field(min_length=1)]] = []

@@ -1,11 +1,8 @@
 """The module `logging`: structlog, with the message that is being handled in every line."""
 
 import logging
-from collections.abc import Iterator
-from typing import Any, Final
-
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger
+from collections.abc import Iterator, MutableMapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from things_kit.app.logs import LoggingSettings, logging_as
 from things_kit.app.parts import invoke, provide
@@ -14,15 +11,24 @@ from things_kit.app.settings import section
 from things_kit.engine.driver import Delivery
 from things_kit.engine.workers import handled_here
 
-Logger = FilteringBoundLogger
-"""What to ask for in a constructor: structlog's logger. A `logging.Logger` of the standard library is found too."""
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    Logger = FilteringBoundLogger
+else:
+
+    class Logger(Protocol):
+        """What to ask for in a constructor: structlog's logger, which is imported only for those who ask.
+
+        A `logging.Logger` of the standard library is found too.
+        """
 
 
 class Logs:
     """The logging of this app is set up."""
 
 
-def message_fields(_: Any, __: str, event: EventDict) -> EventDict:
+def message_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Add the fields of the message that is being handled where this line is logged."""
     deliveries = handled_here()
     if len(deliveries) == 1:
@@ -54,6 +60,8 @@ def _set_up(settings: LoggingSettings) -> Iterator[Logs]:
 
 
 def _structlog(_: Logs) -> Any:
+    import structlog  # noqa: PLC0415 - as above
+
     return structlog.get_logger("app")
 
 
@@ -69,7 +77,7 @@ module: Final = make_module(
     "logging",
     section("logging", LoggingSettings),
     provide(_set_up),
-    provide(_structlog, as_=FilteringBoundLogger),
+    provide(_structlog, as_=Logger),
     provide(_standard, as_=logging.Logger),
     invoke(_begin),
 )
