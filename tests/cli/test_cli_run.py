@@ -79,6 +79,14 @@ def test_workers_are_started_again_and_drained(run: Start) -> None:
     assert "ended with code -9; again in 0.5 s" in err
 
 
+def test_workers_drain_and_end_when_their_supervisor_is_killed(run: Start) -> None:
+    running = run("some_app:app", "--workers", "2")
+    first, second = pid(running.line()), pid(running.line())
+    running.process.kill()
+    _, out, _ = running.end()  # they hold its output too, so this waits for both
+    assert sorted(out.splitlines()) == sorted([f"down {first}", f"down {second}"])
+
+
 def test_a_change_of_a_file_starts_it_again(run: Start, tmp_path: Path) -> None:
     pytest.importorskip("watchfiles")
     running = run("some_app:app", "--reload")

@@ -19,6 +19,9 @@ FAILED: Final = 1
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
 """Those that stop an app, where the system has them."""
 
+SUPERVISED: Final = "THINGS_KIT_SUPERVISED"
+"""The variable that gives a worker the number of a pipe whose other end its supervisor holds."""
+
 
 def run(app: App) -> int:
     """Run an app until it is asked to stop or breaks; returns the exit code, after the reason was logged."""
@@ -46,7 +49,8 @@ async def serve(app: App) -> int:
             with suppress(RuntimeError):  # it did not start, or has ended meanwhile
                 app.shutdown()
 
-    with _signals(asyncio.get_running_loop(), ask):
+    loop = asyncio.get_running_loop()
+    with _signals(loop, ask), _supervised(loop, ask):
         code = await starting
         return await _until_the_end(app) if code is None else code
 
@@ -111,3 +115,25 @@ def _signals(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> Iterat
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _supervised(loop: asyncio.AbstractEventLoop, ask: Callable[[], None]) -> Iterator[None]:
+    """Ask to stop when the supervisor is gone, however it ended: nobody would stop this process any more."""
+    number = os.environ.pop(SUPERVISED, None)  # not for processes that the app starts
+    if number is None:
+        yield
+        return
+    pipe = int(number)
+    os.set_inheritable(pipe, False)
+
+    def closed() -> None:
+        loop.remove_reader(pipe)
+        log.warning("the supervisor is gone")
+        ask()
+
+    loop.add_reader(pipe, closed)
+    try:
+        yield
+    finally:
+        loop.remove_reader(pipe)

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import AsyncIterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
+
+from things_kit.app.process import SUPERVISED
 
 log = logging.getLogger("things_kit.app")
 
@@ -22,6 +25,8 @@ class Supervisor:
 
     A worker that dies is started again after a wait that grows from half a second to 30; with `changes`, after the
     next change. Every change stops all workers and starts them again.
+
+    If it is killed itself, the workers drain and end: each has an end of a pipe that then closes (not on Windows).
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._code = 0
+        self._pipe: tuple[int, int] | None = None
 
     async def run(self) -> int:
         """Run; returns the exit code. SIGINT and SIGTERM drain all workers, a second one kills them."""
@@ -43,6 +49,7 @@ class Supervisor:
             for number in numbers:
                 loop.add_signal_handler(number, self._signalled)
         watching = asyncio.create_task(self._watch(self._changes)) if self._changes is not None else None
+        self._pipe = os.pipe() if os.name == "posix" else None
         try:
             await asyncio.gather(*(self._keep(number) for number in range(1, self._count + 1)))
         finally:
@@ -51,6 +58,8 @@ class Supervisor:
             if watching is not None:
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
+            for end in self._pipe or ():
+                os.close(end)
         return self._code
 
     def stop(self, code: int = 0) -> None:
@@ -98,7 +107,11 @@ class Supervisor:
 
     async def _live(self) -> int:
         """One life of a worker, in a session of its own: Ctrl-C is for us to pass on."""
-        process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True)
+        options: dict[str, Any] = {}
+        if self._pipe is not None:
+            theirs = self._pipe[0]
+            options = {"pass_fds": [theirs], "env": {**os.environ, SUPERVISED: str(theirs)}}
+        process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True, **options)
         self._processes.add(process)
         try:
             if self._stopping.is_set():
