@@ -28,7 +28,7 @@ from things_kit import (
 from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
 from things_kit.brokers.nats.records import ID, KEY, PACKED, raw_headers
-from things_kit.engine.driver import Subscription
+from things_kit.engine.driver import Delivery, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -526,7 +526,8 @@ async def test_what_a_closed_receiver_had_not_settled_comes_at_once(
             closing = await driver.subscribe(subscription)
             assert await closing.receive(20, 10)
             await closing.close()
-        last, came = await driver.subscribe(subscription), []
+        last = await driver.subscribe(subscription)
+        came: list[Delivery] = []
         while len(came) < 20:
             came += await last.receive(20, 10)
         assert {delivery.message.offset for delivery in came} == set(range(1, 21))
