@@ -185,6 +185,22 @@ async def test_an_exception_that_cannot_be_printed_is_only_the_handlers_failure(
     assert str(said["error.type"]).endswith("Mute")
 
 
+async def test_a_handler_that_overran_is_a_failure_and_its_dead_letter_belongs_to_it(
+    broker: Broker, spans: Spans
+) -> None:
+    async def never(_: Message) -> None:
+        await asyncio.Event().wait()
+
+    retry = RetryPolicy(attempts=1)
+    async with broker.consumer("orders", group="g", handler=never, retry=retry, timeout=0.05):
+        await broker.producer().publish(Message("orders", b""))
+        await until(lambda: bool(spans.all("send orders-dlq")))
+    process = spans.one("process orders")
+    assert process.attributes is not None
+    assert process.attributes["error.type"] == "asyncio.exceptions.CancelledError"
+    assert parent(spans.one("send orders-dlq")) == identity(process)
+
+
 async def test_a_refused_message_is_a_failed_sending(broker: Broker, spans: Spans) -> None:
     with pytest.raises(PublishError):
         await broker.producer().publish(Message("orders", b"", headers={"tk-x": "ours"}))

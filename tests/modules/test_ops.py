@@ -252,6 +252,19 @@ def test_a_port_in_use_ends_the_app_with_code_1(write: Write, caplog: pytest.Log
     assert "the app did not start: ops.port: the ops endpoints cannot listen" in caplog.text
 
 
+async def test_a_failed_start_ends_the_endpoints_as_well(client: httpx.AsyncClient) -> None:
+    urls: list[str] = []
+
+    def fail(server: ops.OpsServer) -> None:
+        urls.append(server.url)
+        raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        await App(config.module, ops.module, memory.module, invoke(fail)).start()
+    with pytest.raises(httpx.ConnectError):
+        await client.get(f"{urls[0]}/livez")
+
+
 async def test_it_serves_an_app_that_is_the_lifespan_of_a_web_application(client: httpx.AsyncClient) -> None:
     kit = consuming(MockHandler())
     web = Starlette(lifespan=kit.lifespan)
