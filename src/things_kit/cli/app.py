@@ -14,6 +14,7 @@ from things_kit.cli.declare import declare
 from things_kit.cli.demo.command import demo
 from things_kit.cli.doctor import doctor
 from things_kit.cli.lag import lag
+from things_kit.cli.new.command import new
 from things_kit.cli.printing import safe, say, without_login
 from things_kit.cli.publish import publish
 from things_kit.cli.run import run
@@ -66,6 +67,7 @@ app.command()(demo)
 app.command()(publish)
 app.command()(tail)
 app.command()(lag)
+app.command()(new)
 app.command()(declare)
 app.command()(bridge)
 app.command()(config)

@@ -1,0 +1,1 @@
+"""`things-kit new`: a small project to begin with."""

@@ -1,0 +1,98 @@
+"""`things-kit new`: the project that it writes passes its own tests, is clean, and runs."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from things_kit import Message, connect
+from things_kit.cli.new.project import BROKERS
+from things_kit.testing import MockHandler
+
+
+def run(folder: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def make(cli: Cli, tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str = "web-shop", *arguments: str) -> Path:
+        result = cli("new", str(tmp_path / name), *arguments)
+        assert result.exit_code == 0, result.output
+        return tmp_path / name
+
+    return make
+
+
+def test_a_new_project_passes_its_own_tests_and_is_clean(make: Callable[..., Path]) -> None:
+    project = make()
+    assert "4 passed" in run(project, "pytest", "-q", "-W", "error")
+    run(project, "ruff", "check", "--no-cache", ".")
+    run(project, "ruff", "format", "--no-cache", "--check", ".")
+    run(project, "mypy", "--cache-dir", str(project / ".cache"))
+    assert "$" not in (project / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("broker", BROKERS)
+def test_every_broker_has_a_project_whose_configuration_is_right(
+    make: Callable[..., Path], broker: str
+) -> None:
+    project = make("shop", "--broker", broker)
+    shown = run(project, "things_kit.cli", "config", "--json", "shop.main:app")
+    assert '"orders"' in shown
+    run(project, "ruff", "check", "--no-cache", ".")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
+async def test_a_new_project_consumes_and_stops(make: Callable[..., Path]) -> None:
+    project = make()
+    bills = MockHandler()
+    async with connect(f"sqlite:///{project}/events.db") as broker:
+        async with broker.consumer("bills", group="witness", handler=bills):
+            await broker.producer().publish(Message("orders", b'{"id": "o-1", "amount": 5}', key=b"o-1"))
+            app = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "web_shop", cwd=project, stderr=asyncio.subprocess.PIPE
+            )
+            try:
+                await bills.handled(1, timeout=60)
+                app.send_signal(signal.SIGTERM)
+                _, said = await app.communicate()
+            finally:
+                if app.returncode is None:
+                    app.kill()
+                    await app.communicate()
+        assert app.returncode == 0, said
+        assert b'"billed"' in said
+        assert await broker.lag("orders", "web-shop") == 0
+
+
+@pytest.mark.parametrize("name", ["Shop", "1shop", "shop.main", "class", "tests", "shöp"])
+def test_a_bad_name_is_refused_with_a_sentence(cli: Cli, tmp_path: Path, name: str) -> None:
+    result = cli("new", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert "is no name for a project: expected lower-case letters" in result.output
+    assert not (tmp_path / name).exists()
+
+
+def test_an_unknown_broker_is_refused_with_those_there_are(cli: Cli, tmp_path: Path) -> None:
+    result = cli("new", str(tmp_path / "shop"), "--broker", "kafak")
+    assert result.exit_code == 2
+    assert "unknown broker 'kafak'; known are kafka, nats" in result.output
+
+
+def test_a_folder_that_holds_something_is_left_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "mine").write_text("mine")
+    result = cli("new", str(tmp_path / "shop"))
+    assert result.exit_code == 1
+    assert "exists and is not an empty folder" in result.output
+    assert [path.name for path in (tmp_path / "shop").iterdir()] == ["mine"]
