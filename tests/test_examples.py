@@ -1,0 +1,60 @@
+"""Every program of `examples/` runs as it stands, and says what it is to say."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from examples.integration_test import main as integration_test
+
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.kafka import KafkaServer
+
+FOLDER = Path(__file__).parent.parent / "examples"
+
+SAYS = {
+    "simple_handler.py": ['sending {"to": "ada@example.com", "text": "hello"}', "to ada@example.com: hello"],
+    "retries.py": ["first, attempt 1", "first, attempt 2", "first, attempt 3", "second, attempt 1"],
+    "dead_letter.py": ["dead letter of payments: the card was refused", "replayed: 1", "paid p-1"],
+    "router.py": ["order.created: o-1", "order.changed: o-1", "paid: o-1"],
+    "two_brokers.py": ["bill of o-1"],
+    "database.py": ["billed: o-1, o-2"],
+    "mocks.py": ["all as expected"],
+    "web.py": ["202 ordered", "billed o-1"],
+}
+ELSEWHERE = {"integration_test.py"}
+"""Those that a test below runs."""
+
+TAKE_A_URL = ["simple_handler.py", "retries.py", "dead_letter.py", "router.py"]
+
+kafka = shared(KafkaServer, "kafka")
+
+
+def run(*words: str) -> list[str]:
+    command = [sys.executable, "-W", "error", str(FOLDER / words[0]), *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example_runs(name: str) -> None:
+    assert run(name) == sorted(SAYS[name])
+
+
+@pytest.mark.parametrize("name", TAKE_A_URL)
+def test_an_example_runs_on_the_broker_of_a_url(name: str, tmp_path: Path) -> None:
+    assert run(name, f"sqlite:///{tmp_path}/events.db") == sorted(SAYS[name])
+
+
+async def test_the_integration_test_runs_on_a_real_kafka(kafka: KafkaServer) -> None:
+    async with asyncio.timeout(60):
+        await integration_test(kafka.url)
+
+
+def test_every_example_is_run_and_listed() -> None:
+    there = {path.name for path in FOLDER.glob("[!_]*.py")}
+    assert there == {*SAYS, *ELSEWHERE}
+    listed = (FOLDER / "README.md").read_text()
+    assert all(f"]({name})" in listed for name in there)
