@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 
 from things_kit import Broker, ConfigError, Message, PublishError, RetryPolicy, connect
 from things_kit.brokers.redis.driver import RedisDriver
+from things_kit.brokers.redis.errors import translated
 from things_kit.brokers.redis.keys import delayed_key
-from things_kit.engine.driver import Receiver, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
 from things_kit.testing.conformance.waiting import eventually
@@ -351,3 +352,11 @@ def test_options_that_cannot_be_are_refused(query: str, sentence: str) -> None:
 def test_urls_that_cannot_be_are_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         connect(url)
+
+
+def test_a_connection_that_the_client_has_lost_is_no_fault_of_the_program() -> None:
+    lost = compile("None.writelines", "connection.py", "eval")
+    with pytest.raises(ConnectionLost, match="settling: the connection was closed"), translated("settling"):
+        eval(lost, {"__name__": "redis.asyncio.connection"})
+    with pytest.raises(AttributeError), translated("settling"):
+        eval(lost, {"__name__": "things_kit.brokers.redis.driver"})

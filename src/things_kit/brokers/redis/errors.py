@@ -51,9 +51,31 @@ _FULL_WORDS: Final = ("OOM", "MISCONF")
 def translated(doing: str) -> Iterator[None]:
     """Raise what the client's errors mean, with them as the cause."""
     try:
-        yield
+        with closed_meanwhile(doing):
+            yield
     except CLIENT_ERRORS as error:
         raise meaning(error, doing) from error
+
+
+@contextlib.contextmanager
+def closed_meanwhile(doing: str) -> Iterator[None]:
+    """Only that one error which the client does not mean to raise: it wants to write, and has no connection any more."""
+    try:
+        yield
+    except AttributeError as error:
+        if not _is_the_clients(error):
+            raise
+        raise ConnectionLost(f"{doing}: the connection was closed meanwhile") from error
+
+
+def _is_the_clients(error: AttributeError) -> bool:
+    """Whether redis-py raised it: in a cluster one command can close a connection while another is about to write."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return (
+        error.obj is None and trace is not None and trace.tb_frame.f_globals["__name__"].startswith("redis.")
+    )
 
 
 def meaning(error: Exception, doing: str) -> Exception:
