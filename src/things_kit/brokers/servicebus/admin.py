@@ -3,6 +3,7 @@
 It needs the right to manage, which publishing and receiving do not.
 """
 
+import contextlib
 import json
 from collections.abc import Awaitable
 from datetime import timedelta
@@ -18,8 +19,8 @@ from things_kit.brokers.servicebus.links import Links
 from things_kit.brokers.servicebus.messages import GROUP
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
-from things_kit.engine.driver import ConnectionLost
-from things_kit.messaging.errors import ConfigError
+from things_kit.engine.driver import ConnectionLost, Subscription
+from things_kit.messaging.errors import ConfigError, ThingsKitError
 
 ResultT = TypeVar("ResultT")
 
@@ -280,6 +281,13 @@ class Admin:
         if counted is None or whole is None:
             return 0
         return (counted.active_message_count or 0) + _scheduled(whole)
+
+
+async def remove_ephemeral(admin: Admin, subscription: Subscription) -> None:
+    """Delete the subscription of a consumer that stops; one that cannot be deleted now the service deletes later."""
+    if subscription.ephemeral and admin.known:
+        with contextlib.suppress(ConnectionLost, ThingsKitError):
+            await admin.remove_group(subscription.topic, subscription.group)
 
 
 def _scheduled(whole: Any) -> int:

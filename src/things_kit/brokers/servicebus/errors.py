@@ -26,17 +26,8 @@ from azure.servicebus.exceptions import (
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
-CLIENT: Final = (
-    AzureError,
-    OSError,
-    TimeoutError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    KeyError,
-    TypeError,
-)
-"""What the client raises. The last ones come out of it where its connection goes while it is in use."""
+CLIENT: Final = (AzureError, OSError)
+"""What the client raises. What breaks inside of it where its connection goes, it makes a ServiceBusError of."""
 
 GONE: Final = (MessageLockLostError, SessionLockLostError)
 """Somebody else has the message."""

@@ -1,4 +1,4 @@
-"""The client, and its senders: opening one costs half a second, so each is opened once."""
+"""The client, and its senders: each is a connection, and opened once."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver, ServiceBu
 
 from things_kit.brokers.servicebus.errors import CLIENT, sentence, translated
 from things_kit.brokers.servicebus.options import Settings
+from things_kit.brokers.servicebus.transport import install
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
@@ -59,6 +60,7 @@ class Links:
             if not settings.options.emulator:
                 self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=settings.options.ca)
             self._client = ServiceBusClient(settings.namespace, self._credential, **settings.client())
+            install(self._client)
 
     async def close(self) -> None:
         """Close the senders, side by side, and the client."""
@@ -128,6 +130,7 @@ class Links:
             receiver = self.client.get_queue_receiver(entity, **options)
         else:
             receiver = self.client.get_subscription_receiver(entity, subscription, **options)
+        receiver._config.retry_total = 0  # noqa: SLF001 - the engine opens another; this one cannot be opened twice
         try:
             await receiver.__aenter__()
         except CLIENT as error:
@@ -141,6 +144,6 @@ class Links:
 
 async def close_link(link: ServiceBusSender | ServiceBusReceiver) -> None:
     """Close it, whatever the connection says to that."""
-    with contextlib.suppress(*CLIENT):
+    with contextlib.suppress(Exception):  # over a dead connection the client fails in many ways
         async with asyncio.timeout(PATIENCE):
             await link.close()

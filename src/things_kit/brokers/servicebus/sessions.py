@@ -1,8 +1,6 @@
 """Receiving from sessions: several at once, each the consumer's own until it has been empty for a moment."""
 
 import asyncio
-import contextlib
-from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,17 +8,16 @@ from azure.servicebus import NEXT_AVAILABLE_SESSION
 from azure.servicebus.aio import ServiceBusReceiver
 from azure.servicebus.exceptions import OperationTimeoutError, SessionCannotBeLockedError
 
-from things_kit.brokers.servicebus.admin import Admin
+from things_kit.brokers.servicebus.admin import Admin, remove_ephemeral
 from things_kit.brokers.servicebus.errors import CLIENT, GONE, translated
-from things_kit.brokers.servicebus.links import LOOK, Links, close_link
+from things_kit.brokers.servicebus.hand import Hand
+from things_kit.brokers.servicebus.links import Links, close_link
 from things_kit.brokers.servicebus.messages import is_for, unpack
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.brokers.servicebus.publisher import Publisher
-from things_kit.brokers.servicebus.receiver import LINGER
-from things_kit.brokers.servicebus.settlement import Settlement, Taken, complete, let_go
+from things_kit.brokers.servicebus.settlement import Settlement, Taken, complete
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
-from things_kit.messaging.errors import ThingsKitError
 
 ACCEPT: Final = 20.0
 """Seconds for which a link waits for a session with messages."""
@@ -56,12 +53,8 @@ class SessionReceiver:
         self._number = settings.options.session_receivers
         self._credit = max(1, min(CREDIT, subscription.max_in_flight))
         self._asking = asyncio.Semaphore(ASKING)
-        self._buffer: deque[Taken] = deque()
-        self._in_hand: Counter[ServiceBusReceiver] = Counter()
+        self._hand = Hand(self._settlement)
         self._open: set[ServiceBusReceiver] = set()
-        self._arrived = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._trouble: Exception | None = None
         self._slots: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -86,7 +79,7 @@ class SessionReceiver:
             except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
                 if isinstance(error.__cause__, OperationTimeoutError | SessionCannotBeLockedError):
                     continue  # nobody had messages
-                self._fail(error)
+                self._hand.fail(error)
                 return
             await self._serve(link)
 
@@ -99,10 +92,11 @@ class SessionReceiver:
             self._forget(link)
         except CLIENT as error:
             self._forget(link)
-            self._fail(translated(error, f"receiving from {self._subscription.topic!r}"))
-        finally:
-            self._open.discard(link)
-            await close_link(link)
+            self._hand.fail(translated(error, f"receiving from {self._subscription.topic!r}"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
+            self._hand.fail(error)
+        self._open.discard(link)
+        await close_link(link)
 
     async def _read(self, link: ServiceBusReceiver) -> None:
         """Read until nothing more comes, or its turn is over."""
@@ -114,9 +108,7 @@ class SessionReceiver:
                     return
                 taken = Taken(received, unpack(self._subscription.topic, received), link)
                 if is_for(received, self._group):
-                    self._in_hand[link] += 1
-                    self._buffer.append(taken)
-                    self._arrived.set()
+                    self._hand.put(taken)
                 else:
                     await self._settlement.all([taken], complete)
             await self._until_settled(link)
@@ -124,43 +116,22 @@ class SessionReceiver:
                 return
 
     async def _until_settled(self, link: ServiceBusReceiver) -> None:
-        while self._in_hand[link]:
-            self._settled.clear()
-            await self._settled.wait()
+        await self._hand.until(lambda: not self._hand.has_of(link))
 
     def _forget(self, link: ServiceBusReceiver) -> None:
         """Its lock is lost: its messages come to others."""
-        self._buffer = deque(taken for taken in self._buffer if taken.link is not link)
+        self._hand.forget(lambda taken: taken.link is link)
         self._subscription.forget(lambda delivery: delivery.token.link is link)
-        self._in_hand.pop(link, None)
-
-    def _fail(self, error: Exception) -> None:
-        self._trouble = self._trouble or error
-        self._arrived.set()
 
     # --- all of them
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         """What has arrived, after at most `wait` seconds."""
-        if not self._buffer and self._trouble is None:
-            self._arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(wait, LOOK)):
-                    await self._arrived.wait()
-        if self._buffer:
-            await asyncio.sleep(LINGER)
-        elif self._trouble is not None:
-            raise self._trouble
-        taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
-        return [Delivery(each.message, each) for each in taken]
+        return await self._hand.take(limit, wait)
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
-        """Complete, give back or copy."""
-        await self._settlement.settle(acknowledged, released)
-        for delivery in (*acknowledged, *(release.delivery for release in released)):
-            if delivery.token.link in self._in_hand:
-                self._in_hand[delivery.token.link] -= 1
-        self._settled.set()
+        """Complete, give back or copy; once begun it goes on, also if nobody waits for it any more."""
+        await self._hand.settle(acknowledged, released)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Keep the sessions, and with them all of their messages."""
@@ -179,12 +150,11 @@ class SessionReceiver:
                 raise ConnectionLost(str(translated(error, "keeping a session"))) from error
 
     async def close(self) -> None:
-        """Leave all sessions, and remove an ephemeral group."""
-        while self._buffer:
-            await let_go(self._buffer.popleft())
+        """Give back what was not settled, leave all sessions, and remove an ephemeral group."""
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
-        if self._subscription.ephemeral:
-            with contextlib.suppress(ConnectionLost, ThingsKitError):
-                await self._admin.remove_group(self._subscription.topic, self._subscription.group)
+        await self._hand.give_back()
+        await asyncio.gather(*map(close_link, self._open))
+        self._open.clear()
+        await remove_ephemeral(self._admin, self._subscription)

@@ -1,6 +1,7 @@
 """What becomes of messages that were received: completed, given back, copied for later, or locked for longer."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -8,7 +9,7 @@ from typing import Final
 import msgspec
 from azure.servicebus import ServiceBusMessage, ServiceBusReceivedMessage
 from azure.servicebus.aio import ServiceBusReceiver
-from azure.servicebus.exceptions import MessageAlreadySettled
+from azure.servicebus.exceptions import MessageAlreadySettled, ServiceBusConnectionError
 
 from things_kit.brokers.servicebus.errors import CLIENT, GONE, translated
 from things_kit.brokers.servicebus.messages import copy
@@ -70,14 +71,16 @@ class Settlement:
                 *map(settle, taken[start : start + AT_ONCE]), return_exceptions=True
             )
             for outcome in outcomes:
-                if isinstance(outcome, CLIENT) and not isinstance(outcome, (*GONE, MessageAlreadySettled)):
+                if outcome is None or isinstance(outcome, (*GONE, MessageAlreadySettled)):
+                    continue
+                if isinstance(outcome, CLIENT):
                     raise _lost(outcome, self._doing) from outcome
-                if isinstance(outcome, BaseException) and not isinstance(outcome, Exception):
-                    raise outcome
+                raise outcome
 
     async def extend(self, taken: Sequence[Taken]) -> list[Taken]:
         """Lock them for longer; returns what was lost. Raises ConnectionLost."""
         lost: list[Taken] = []
+        taken = [each for each in taken if each.received.lock_token is not None]  # else settled meanwhile
         for start in range(0, len(taken), RENEWED_AT_ONCE):
             chunk = taken[start : start + RENEWED_AT_ONCE]
             try:
@@ -92,12 +95,12 @@ class Settlement:
         """One after the other, where one of them is lost: the service then renews none."""
         lost: list[Taken] = []
         for each in taken:
+            if each.received.lock_token is None:
+                continue
             try:
                 await renew([each])
             except GONE:
                 lost.append(each)
-            except (MessageAlreadySettled, ValueError):
-                continue  # settled meanwhile
             except CLIENT as error:
                 raise _lost(error, self._doing) from error
         return lost
@@ -137,12 +140,23 @@ class Settlement:
 
 async def complete(taken: Taken) -> None:
     """It never comes again."""
-    await taken.link.complete_message(taken.received)
+    await _settled(taken, taken.link.complete_message)
 
 
 async def abandon(taken: Taken) -> None:
     """It comes again, as one more delivery."""
-    await taken.link.abandon_message(taken.received)
+    await _settled(taken, taken.link.abandon_message)
+
+
+async def _settled(taken: Taken, settle: Callable[[ServiceBusReceivedMessage], Awaitable[None]]) -> None:
+    try:
+        await settle(taken.received)
+    except MessageAlreadySettled:
+        raise
+    except ValueError as error:
+        if taken.link._running:  # noqa: SLF001 - the client raises it also where the connection is gone
+            raise
+        raise ServiceBusConnectionError(message=str(error)) from error
 
 
 async def renew(taken: Sequence[Taken]) -> None:
@@ -161,24 +175,13 @@ async def renew(taken: Sequence[Taken]) -> None:
 async def let_go(taken: Taken) -> None:
     """It comes again, and this delivery does not count.
 
-    That is the outcome `released`, which the client itself settles with when it closes, but has no method for. Another
-    version of the client may not let us: then it counts.
+    That is the outcome `released`, which the client itself settles with when it closes, but has no public method for.
     """
-    received, link = taken.received, taken.link
-    try:
-        settle = link._handler.settle_messages_async  # noqa: SLF001 - see above
-        await settle(received._delivery_id, received._delivery_tag, "released")  # noqa: SLF001
-    except AttributeError:
-        await _quietly(abandon, taken)
-    except Exception:  # noqa: BLE001 - also of the client's protocol library, which has errors of its own
-        return  # its lock runs out, and it comes again
-
-
-async def _quietly(settle: Callable[[Taken], Awaitable[None]], taken: Taken) -> None:
-    try:
-        await settle(taken)
-    except CLIENT:
-        return
+    received, handler = taken.received, taken.link._handler  # noqa: SLF001 - see above
+    if handler is None:
+        return  # its connection is gone: its lock runs out, and it comes again
+    with contextlib.suppress(Exception):  # also of the client's protocol library, which has errors of its own
+        await handler.settle_messages_async(received._delivery_id, received._delivery_tag, "released")  # noqa: SLF001
 
 
 def _lost(error: BaseException, doing: str) -> ConnectionLost:

@@ -21,7 +21,7 @@ from proton import (
     timestamp,
 )
 from proton.handlers import Handshaker
-from proton.reactor import Handler
+from proton.reactor import ApplicationEvent, EventInjector, Handler
 
 from things_kit.testing.servers.servicebus_emulator.entities import Entry, Namespace, Queue
 from things_kit.testing.servers.servicebus_emulator.wire import (
@@ -56,6 +56,7 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         super().__init__()
         self.handlers = [Handshaker()]
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waker = EventInjector()
         self._namespace, self._port, self._login = namespace, port, login
         self._takers: dict[int, Taker] = {}
         self._waiting: list[tuple[Any, Queue, str | None, float]] = []
@@ -69,12 +70,22 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         """Listen."""
         self._container = event.container
         self._container.listen(f"127.0.0.1:{self._port}")
+        self._container.selectable(self._waker)
         self._container.schedule(TICK, self)
 
-    def on_timer_task(self, event: Any) -> None:
-        """Do what the management side asks for, and let time pass."""
+    def ask(self, call: Callable[[], None]) -> None:
+        """Have something done in the reactor's thread, at once."""
+        self.calls.put(call)
+        self._waker.trigger(ApplicationEvent("call"))
+
+    def on_call(self, event: Any) -> None:
+        """Do what the management side asks for."""
         while not self.calls.empty():
             self.calls.get()()
+
+    def on_timer_task(self, event: Any) -> None:
+        """Let time pass."""
+        self.on_call(event)
         now = time.time()
         self._namespace.tick(now, self._hand_out)
         waiting, self._waiting = self._waiting, []
@@ -336,7 +347,10 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         else:
             operation = str(said.get("operation", "")).removeprefix("com.microsoft:")
             source = self._namespace.queues.get(path.removesuffix("/$management"))
-            answer = _requested(operation, source, request.body)
+            try:
+                answer = _requested(operation, source, request.body)
+            except (KeyError, TypeError) as error:
+                answer = 400, f"it cannot be read: {error!r}", "amqp:decode-error", None
             code, description, condition, body = answer
         names = (
             ("status-code", "status-description") if path == "$cbs" else ("statusCode", "statusDescription")
@@ -408,4 +422,4 @@ def _requested(  # noqa: PLR0911 - an answer for each kind of request
 
 
 def _elements(array: Any) -> Iterable[Any]:
-    return array.elements if isinstance(array, Array) else array
+    return cast("Iterable[Any]", array.elements if isinstance(array, Array) else array)

@@ -218,7 +218,7 @@ def serve(management: Management, door: Door, port: int, login: Login) -> None:
                 except (ValueError, KeyError) as error:
                     results.put((400, _error(400, str(error))))
 
-            door.calls.put(call)
+            door.ask(call)
             status, answer = results.get()
             text = b"" if answer is None else ET.tostring(answer)
             self.send_response(status)
