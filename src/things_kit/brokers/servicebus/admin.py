@@ -141,16 +141,6 @@ class Admin:
             found = await self.ask(self.client.get_topic(name), doing)
         _check_note("topic", topic, 0, found)
 
-    async def may_exist(self, topic: str) -> bool:
-        """False where we know that a topic, or queue, does not exist. Raises ConnectionLost."""
-        if not self.known:
-            return True
-        get = self.client.get_queue if self._settings.by_queue else self.client.get_topic
-        try:
-            return await self.ask(get(entity_of(topic)), f"looking for the topic {topic!r}") is not None
-        except ConfigError:  # we may not ask
-            return True
-
     def _kept(self) -> dict[str, Any]:
         ttl = self._settings.options.ttl
         return {"default_message_time_to_live": timedelta(seconds=ttl)} if ttl else {}

@@ -36,7 +36,7 @@ class ServiceBusDriver:
         self._settings = settings
         self._links = Links(settings)
         self._admin = Admin(settings, self._links)
-        self._publisher = Publisher(settings, self._links, self._admin)
+        self._publisher = Publisher(settings, self._links)
         self.capabilities = Capabilities(
             delay=True,
             delay_from=1.0,  # Service Bus looks for what is due about once a second
@@ -86,7 +86,7 @@ class ServiceBusDriver:
         topic, group = subscription.topic, subscription.group
         if self._settings.by_queue:
             self._admin.claim(topic, group)
-        if subscription.create:
+        if subscription.create or (subscription.ephemeral and not self._settings.by_queue):
             await self._admin.declare_group(topic, group, ephemeral=subscription.ephemeral)
         kind: Any = SessionReceiver if self._settings.options.sessions else LinkReceiver
         receiver: Receiver = kind(self._settings, self._links, self._admin, self._publisher, subscription)

@@ -9,7 +9,6 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusSender
 from azure.servicebus.exceptions import MessageSizeExceededError
 
-from things_kit.brokers.servicebus.admin import Admin
 from things_kit.brokers.servicebus.errors import (
     CLIENT,
     UNKNOWN,
@@ -29,9 +28,6 @@ from things_kit.messaging.message import Message
 TIMEOUT: Final = 15.0
 """Seconds for which a batch waits for its confirmation before the connection is taken for lost."""
 
-UNCLEAR: Final = "amqp:unknown-error"
-"""What the client says if the service takes a link back at once; most often because the entity does not exist."""
-
 
 class Item(msgspec.Struct, eq=False, gc=False):
     """A packed message, and its place among the results."""
@@ -43,10 +39,9 @@ class Item(msgspec.Struct, eq=False, gc=False):
 class Publisher:
     """Sends the messages of one call."""
 
-    def __init__(self, settings: Settings, links: Links, admin: Admin) -> None:
+    def __init__(self, settings: Settings, links: Links) -> None:
         self._settings = settings
         self._links = links
-        self._admin = admin
 
     async def send(self, messages: Sequence[Message]) -> list[Exception | None]:
         """One result a message. Raises ConnectionLost."""
@@ -80,8 +75,7 @@ class Publisher:
                     rest = await self._send_batch(sender, topic, rest, results)
             except CLIENT as error:
                 await self._links.drop(entity)
-                missing = UNCLEAR in str(error) and not await self._admin.may_exist(topic)
-                trouble = UnknownTopic(topic) if missing else _final(error, topic)
+                trouble = _final(error, topic)
                 for item in rest:
                     results[item.index] = trouble
             except BaseException:  # cancelled in the middle of a frame: the link cannot be used any more

@@ -1,6 +1,6 @@
 """The client's AMQP connections, opened without pauses, and closed for good.
 
-A client makes its connections through a class that can be replaced. Ours does what the client's does, but for three things:
+A client makes its connections through a class that can be replaced. Ours does what the client's does, but for a few things:
 the client sleeps after each frame while it opens a link, about half a second in all; it forgets the socket of a connection
 that broke; and it connects a receiver again whose messages are still in hand.
 """
@@ -10,6 +10,7 @@ import weakref
 from typing import Any, Final
 
 from azure.servicebus._pyamqp.aio import ReceiveClientAsync, SendClientAsync
+from azure.servicebus._pyamqp.error import ErrorCondition
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
 from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
 from azure.servicebus.exceptions import ServiceBusConnectionError
@@ -41,6 +42,15 @@ class _Connected:
 
 class _Sending(_Connected, SendClientAsync):
     """Sends over one link."""
+
+    def _process_send_error(  # type: ignore[override]
+        self, message_delivery: Any, condition: Any, description: Any = None, info: Any = None
+    ) -> None:
+        """Where the service took the link back, it said why, and the client forgot."""
+        said = getattr(self._link, "_error", None)
+        if condition == ErrorCondition.UnknownError and said is not None:
+            condition, description, info = said.condition, said.description, said.info
+        super()._process_send_error(message_delivery, condition, description, info)  # type: ignore[no-untyped-call]
 
 
 class _Receiving(_Connected, ReceiveClientAsync):
