@@ -34,6 +34,11 @@ class Hand:
         """What has arrived and was not handed out."""
         return list(self._buffer)
 
+    @property
+    def count(self) -> int:
+        """How many messages are in hand."""
+        return len(self._buffer) + len(self._held)
+
     def put(self, taken: Taken) -> None:
         """A message has arrived."""
         self._buffer.append(taken)

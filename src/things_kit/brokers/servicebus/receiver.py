@@ -32,7 +32,8 @@ class LinkReceiver:
 
     A task of its own reads what arrives. It asks the client for one message at a time, from what the link has in store:
     asked for more, the client would wait for 0.2 seconds whether there are more, and lose them if it is cancelled
-    meanwhile. It stops reading only where the link has no credit left, as what arrives unread stays locked.
+    meanwhile. It stops reading only where the link has no credit left, as what arrives unread stays
+    locked; and it goes on when what it asks for next has room in the hand, so that the rest is left to others.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class LinkReceiver:
         self._settlement = Settlement(settings, publisher, subscription)
         self._entity = entity_of(subscription.topic)
         self._group = subscription_of(subscription.group)
-        self._credit = max(1, min(CREDIT, subscription.max_in_flight))
+        self._credit = max(1, min(CREDIT, subscription.max_in_flight // 2))
+        self._most = max(subscription.max_in_flight, self._credit) - self._credit
         self._hand = Hand(self._settlement)
         self._link: ServiceBusReceiver | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -65,7 +67,7 @@ class LinkReceiver:
             while True:
                 for _ in range(self._credit):
                     await self._read_one(link)
-                await self._hand.until(lambda: not self._hand.waiting)
+                await self._hand.until(lambda: self._hand.count <= self._most)
         except CLIENT as error:
             trouble = translated(error, f"receiving from {self._subscription.topic!r}")
             trouble.__cause__ = error

@@ -1,5 +1,7 @@
 """The AMQP side: links to entities, deliveries and their settlement, and the request links of Service Bus."""
 
+import contextlib
+import os
 import queue
 import time
 import uuid
@@ -49,6 +51,19 @@ class Taker:
         self.link, self.source, self.session = link, source, session
 
 
+class Waker(EventInjector):  # type: ignore[misc, unused-ignore]
+    """Wakes the reactor from another thread. Proton may say twice that there is something to read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        os.set_blocking(self.pipe[0], False)
+
+    def on_selectable_readable(self, event: Any) -> None:
+        """Dispatch what was triggered."""
+        with contextlib.suppress(BlockingIOError):
+            super().on_selectable_readable(event)
+
+
 class Door(Handler):  # type: ignore[misc, unused-ignore]
     """What Proton calls."""
 
@@ -56,7 +71,7 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
         super().__init__()
         self.handlers = [Handshaker()]
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._waker = EventInjector()
+        self._waker = Waker()
         self._namespace, self._port, self._login = namespace, port, login
         self._takers: dict[int, Taker] = {}
         self._waiting: list[tuple[Any, Queue, str | None, float]] = []
