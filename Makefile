@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BROKER ?=
+# Most tests wait, for servers and for timers: two for each core keep it busy
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
 .PHONY: demo test check bench format clean
 
@@ -11,7 +13,7 @@ demo: $(VENV)/.demo  ## audit this Python environment through a broker: make dem
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
 
 test: $(VENV)/.dev  ## run the whole suite, on the embedded brokers and on all that can be started here
-	@$(BIN)/python -m pytest -n auto --dist loadgroup -q
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q
 
 check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 	@$(BIN)/ruff check .

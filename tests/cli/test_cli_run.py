@@ -20,7 +20,7 @@ from things_kit import App, Hook, Lifecycle, invoke
 
 def speak(lifecycle: Lifecycle) -> None:
     lifecycle.append(Hook(
-        on_start=lambda: print("up", os.getpid(), flush=True), on_stop=lambda: print("down", os.getpid(), flush=True)
+        on_start=lambda: print(f"up {os.getpid()}\\n", end="", flush=True), on_stop=lambda: print(f"down {os.getpid()}\\n", end="", flush=True)
     ))
 
 app = App(invoke(speak))

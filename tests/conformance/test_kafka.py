@@ -80,7 +80,7 @@ class TestKafkaThatGoesAway(Suite):
             hooks = {"pause": lambda: call(own_kafka.pause), "resume": lambda: call(own_kafka.resume)}
         else:
             hooks = {"kill": lambda: call(own_kafka.kill), "restart": lambda: call(own_kafka.start)}
-        yield Target(url=own_kafka.url + SHORT_SESSIONS, patience=30.0, **hooks)
+        yield Target(url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0, **hooks)
         own_kafka.resume()
         await call(own_kafka.start)
 

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlencode
 
 Hook: TypeAlias = Callable[[], Awaitable[None]]
 """Does something to the broker; returns when it is done."""
@@ -51,11 +51,10 @@ class Target:
     foreign_read: Callable[[str], Awaitable[Sequence[ForeignMessage]]] | None = None
 
     def at(self, **options: object) -> str:
-        """The URL with more options in its query."""
-        if not options:
-            return self.url
-        query = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in options.items())
-        return f"{self.url}{'&' if '?' in self.url else '?'}{query}"
+        """The URL with these options in its query, in the place of those of the same names."""
+        base, _, query = self.url.partition("?")
+        found = {**dict(parse_qsl(query, keep_blank_values=True)), **options}
+        return f"{base}?{urlencode(found, quote_via=quote)}" if found else base
 
     @property
     def outage(self) -> tuple[Hook, Hook] | None:
