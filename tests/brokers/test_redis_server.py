@@ -12,9 +12,10 @@ pytest.importorskip("redis")
 from redis.asyncio import Redis
 
 from things_kit import Broker, ConfigError, Message, PublishError, RetryPolicy, connect
+from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.driver import RedisDriver
 from things_kit.brokers.redis.errors import translated
-from things_kit.brokers.redis.keys import delayed_key
+from things_kit.brokers.redis.keys import CONSUMER, delayed_key
 from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
@@ -111,6 +112,39 @@ async def test_what_a_receiver_had_is_there_for_the_next_as_soon_as_it_is_closed
     assert await driver.lag(topic, "g") == 4
 
 
+async def test_what_is_held_when_a_receiver_closes_keeps_its_attempt(driver: RedisDriver, topic: str) -> None:
+    subscription = Subscription(topic=topic, group="g")
+    first = await driver.subscribe(subscription)
+    await driver.send([Message(topic, b"x", id="1")])
+    await first.settle([], [Release((await received(first, 1))[0], attempt=3)])
+    [again] = await received(first, 1)
+    await first.close()
+    second = await driver.subscribe(subscription)
+    [handed_on] = await received(second, 1)
+    assert (again.message.attempt, handed_on.message.attempt) == (3, 3)
+    await second.close()
+
+
+async def test_only_idle_consumers_of_ours_that_have_nothing_are_swept(
+    driver: RedisDriver, client: Any, topic: str
+) -> None:
+    """Redis forgets what is pending with a consumer that is deleted: nobody would get it again."""
+    await driver.declare(topic, ["g"])
+    await driver.send([Message(topic, b"x", id="1")])
+    crashed, empty, foreign = f"{CONSUMER}crashed", f"{CONSUMER}empty", "of-another-program"
+    await client.xreadgroup("g", crashed, {topic: ">"})
+    for name in (empty, foreign):
+        await client.xgroup_createconsumer(topic, "g", name)
+    at_once = -1
+    await scripts.SWEEP(client, (topic, delayed_key(topic, "g")), "g", CONSUMER, at_once)
+    left = {found["name"].decode() for found in await client.xinfo_consumers(topic, "g")}
+    assert left == {crashed, foreign}
+    heir = await driver.subscribe(Subscription(topic=topic, group="g"))
+    [taken] = await received(heir, 1)
+    assert (taken.message.value, taken.message.attempt) == (b"x", 2)
+    await heir.close()
+
+
 async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver, topic: str) -> None:
     subscription = Subscription(topic=topic, group="g")
     slow, quick = await driver.subscribe(subscription), await driver.subscribe(subscription)
@@ -178,6 +212,27 @@ async def test_a_group_that_is_gone_begins_again_where_it_was(
         await eventually(lambda: b"held" in recorder.values, 10)
     assert recorder.values.count(b"done") == 1
     assert "is gone from Redis" in caplog.text
+
+
+async def test_a_group_that_begins_again_gets_what_was_held_and_not_what_was_done(
+    driver: RedisDriver, client: Any, topic: str
+) -> None:
+    """Its receiver may never finish what it held: the new group has it, as if nobody had begun it."""
+    subscription = Subscription(topic=topic, group="g")
+    first = await driver.subscribe(subscription)
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(4)])
+    taken = await received(first, 4)
+    await first.settle([taken[0], taken[2]], [])
+    await client.xgroup_destroy(topic, "g")
+    with pytest.raises(ConnectionLost, match="is gone from Redis"):
+        await first.receive(1, 1)
+    await first.close()
+    second = await driver.subscribe(subscription)
+    assert await driver.lag(topic, "g") == 2
+    again = await received(second, 2)
+    assert [(d.message.value, d.message.attempt) for d in again] == [(b"1", 1), (b"3", 1)]
+    assert await second.receive(10, 0) == []
+    await second.close()
 
 
 async def test_a_topic_that_was_flushed_is_declared_again_by_the_next_publish(
