@@ -218,6 +218,22 @@ async def test_a_message_is_kept_until_its_delayed_copy_is_confirmed(
     await second.close()
 
 
+async def test_a_message_is_kept_where_there_can_be_no_delay_queue(
+    driver: RabbitMQDriver, topic: str, raw: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscription = Subscription(topic=topic, group="g")
+    raw.queue_declare(delay_queue(f"g.{topic}", TIERS[0]))
+    await driver.send([Message(topic, b"x", id="1")])
+    first = await driver.subscribe(subscription)
+    await put_off(first)
+    assert "1 messages wait in memory" in caplog.text
+    await first.close()
+    second = await driver.subscribe(subscription)
+    assert values(await received(second, 1)) == [b"x"]
+    await second.close()
+    raw.queue_delete(delay_queue(f"g.{topic}", TIERS[0]))
+
+
 async def test_delay_queues_lose_nothing_on_the_way_back(
     driver: RabbitMQDriver, topic: str, raw: Any
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from things_kit.brokers.rabbitmq.errors import missing, translated
 from things_kit.brokers.rabbitmq.link import Channel
+from things_kit.messaging.errors import ConfigError
 
 TIERS: Final = tuple(8**power for power in range(6))
 """Seconds; the longest is nine hours, and longer waits take several of those."""
@@ -67,7 +68,12 @@ class Delays:
                         raw.queue_declare, delay_queue(queue, tier), durable=True, arguments=arguments
                     )
 
-            await self._ask(declare)
+            try:
+                await self._ask(declare)
+            except ConfigError:
+                raise
+            except Exception as error:  # whatever closed the channel
+                raise translated(error) from error
             self._made.add(queue)
 
     async def waiting(self, queue: str) -> int:
