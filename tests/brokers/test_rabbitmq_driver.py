@@ -11,15 +11,17 @@ import pytest
 pytest.importorskip("pika")
 
 import pika
+from pika.exceptions import StreamLostError
 from pika.spec import Basic, BasicProperties
 
 from things_kit import Message, PublishError, connect
 from things_kit.brokers.rabbitmq.delays import TIERS, delay_queue
 from things_kit.brokers.rabbitmq.driver import RabbitMQDriver
 from things_kit.brokers.rabbitmq.link import Link
+from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
-from things_kit.engine.driver import Receiver, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
@@ -159,6 +161,26 @@ async def test_of_a_batch_only_what_a_full_queue_refused_has_failed(
     assert failed == list(range(1, 40, 2))
     assert (await driver.lag(topic, "g"), await driver.lag(full, "g")) == (20, stored)
     await driver.remove(full)
+
+
+async def test_a_connection_that_ends_while_a_channel_opens_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not pika's error, over which a consumer would stop instead of connecting again."""
+    closing: list[Callable[[Any, Exception], None]] = []
+    connection = SimpleNamespace(
+        channel=lambda on_open_callback: SimpleNamespace(add_on_close_callback=closing.append)
+    )
+
+    async def ready(_: Link) -> Any:
+        return connection
+
+    monkeypatch.setattr(Link, "ready", ready)
+    link = Link(Settings.from_url(BrokerURL.parse("amqp://localhost/")))
+    opening = asyncio.create_task(link.channel())
+    while not closing:  # noqa: ASYNC110 - the next turns of the loop
+        await asyncio.sleep(0)
+    closing[0](None, StreamLostError("cut"))
+    with pytest.raises(ConnectionLost, match="cut"):
+        await opening
 
 
 # --- receiving and settling

@@ -183,7 +183,10 @@ class Link:
             raise lost(error) from error
         channel = Channel(raw, connection)
         channel.on_lost(lambda error: fail(opened, error))
-        await opened
+        try:
+            await opened
+        except Exception as error:
+            raise lost(error) from error
         return channel
 
     async def close(self) -> None:
