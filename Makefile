@@ -13,7 +13,7 @@ demo: $(VENV)/.demo  ## audit this Python environment through a broker: make dem
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
 
 test: $(VENV)/.dev  ## run the whole suite, on the embedded brokers and on all that can be started here
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -q
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -q
 
 check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 	@$(BIN)/ruff check .

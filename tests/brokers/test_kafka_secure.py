@@ -16,8 +16,6 @@ from things_kit.testing.servers.fixtures import unavailable
 from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.process import free_ports
 
-pytestmark = pytest.mark.xdist_group("kafka-secure")  # one server for all of them
-
 SECRET = "s3cret-geheim"
 
 

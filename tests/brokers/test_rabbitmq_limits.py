@@ -21,8 +21,6 @@ from things_kit.testing.servers.fixtures import unavailable
 from things_kit.testing.servers.process import free_ports
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
-pytestmark = pytest.mark.xdist_group("rabbitmq-limits")  # one server for all of them
-
 SECRET = "s3cret-geheim"
 PATIENCE = 3.0
 

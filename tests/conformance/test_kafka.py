@@ -66,7 +66,6 @@ class TestKafka(ConformanceSuite):
         )
 
 
-@pytest.mark.xdist_group("own-kafka")
 class TestKafkaThatGoesAway(Suite):
     """What the suite has about outages, on a server of its own: standing still, and killed."""
 

@@ -59,7 +59,6 @@ class TestRabbitMQ(ConformanceSuite):
         )
 
 
-@pytest.mark.xdist_group("own-rabbitmq")
 class TestRabbitMQThatGoesAway(Suite):
     """What the suite has about outages, on a server of its own: standing still, killed, and connections that it cuts."""
 
@@ -85,7 +84,6 @@ class TestRabbitMQThatGoesAway(Suite):
     test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
 
 
-@pytest.mark.xdist_group("own-rabbitmq")
 class TestRabbitMQThatStandsStill(Suite):
     """What shows the same whether the node is dead or only silent: a start takes long."""
 
@@ -108,7 +106,6 @@ class TestRabbitMQThatStandsStill(Suite):
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
 
 
-@pytest.mark.xdist_group("own-rabbitmq")
 class TestRabbitMQThatCutsConnections(Suite):
     @pytest.fixture
     def target(self, own_rabbitmq: RabbitMQServer) -> Target:
