@@ -1,6 +1,7 @@
 """A group of its own, gone with its process: a reader of the stream without a consumer group."""
 
 import asyncio
+import contextlib
 import heapq
 from collections.abc import Sequence
 from itertools import count
@@ -88,7 +89,8 @@ class EphemeralReceiver:
                 message = self._held[entry] = self._held[entry].replace(attempt=given.attempt)
                 heapq.heappush(self._back, (now + max(0.0, given.delay), next(self._order), entry, message))
         if self._back and self._back[0][0] < self._block_until:
-            with translated("waking the receiver"):
+            # If that fails, the receiver says so itself, or looks again within a second
+            with contextlib.suppress(ConnectionLost), translated("waking the receiver"):
                 await self._reading.wake()
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:

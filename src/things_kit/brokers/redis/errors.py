@@ -51,21 +51,21 @@ _FULL_WORDS: Final = ("OOM", "MISCONF")
 def translated(doing: str) -> Iterator[None]:
     """Raise what the client's errors mean, with them as the cause."""
     try:
-        with closed_meanwhile(doing):
+        with closed_meanwhile():
             yield
     except CLIENT_ERRORS as error:
         raise meaning(error, doing) from error
 
 
 @contextlib.contextmanager
-def closed_meanwhile(doing: str) -> Iterator[None]:
-    """Only that one error which the client does not mean to raise: it wants to write, and has no connection any more."""
+def closed_meanwhile() -> Iterator[None]:
+    """Make one of the client's errors of what it does not mean to raise: it wants to write, and has no connection any more."""
     try:
         yield
     except AttributeError as error:
         if not _is_the_clients(error):
             raise
-        raise ConnectionLost(f"{doing}: the connection was closed meanwhile") from error
+        raise RedisConnectionError("the connection was closed meanwhile") from error
 
 
 def _is_the_clients(error: AttributeError) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.entries import Layout, position
-from things_kit.brokers.redis.errors import CLIENT_ERRORS, closed_meanwhile, meaning, says, translated
+from things_kit.brokers.redis.errors import CLIENT_ERRORS, meaning, says, translated
 from things_kit.brokers.redis.keys import consumer_name, delayed_key
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
@@ -77,8 +77,7 @@ class RedisReceiver:
     async def _fetch(self, limit: int, ends: float) -> Sequence[Delivery]:
         doing = f"receiving from {self._subscription.topic!r}"
         try:
-            with closed_meanwhile(doing):
-                return await self._look(limit) or await self._read(limit, ends)
+            return await self._look(limit) or await self._read(limit, ends)
         except CLIENT_ERRORS as error:
             if says(error, "NOGROUP") or says(error, "UNBLOCKED") or says(error, "no such key"):
                 raise self._gone() from error
