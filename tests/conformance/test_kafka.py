@@ -11,8 +11,8 @@ pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
-from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance import ConformanceSuite, Target
+from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.kafka import KafkaServer
 
@@ -66,27 +66,12 @@ class TestKafka(ConformanceSuite):
         )
 
 
-class TestKafkaThatGoesAway(Suite):
+class TestKafkaThatGoesAway(OutageSuite):
     """What the suite has about outages, on a server of its own: standing still, and killed."""
 
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_kafka: KafkaServer) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        hooks: dict[str, Any]
-        if request.param == "paused":
-            hooks = {"pause": lambda: call(own_kafka.pause), "resume": lambda: call(own_kafka.resume)}
-        else:
-            hooks = {"kill": lambda: call(own_kafka.kill), "restart": lambda: call(own_kafka.start)}
-        yield Target(url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0, **hooks)
-        own_kafka.resume()
-        await call(own_kafka.start)
-
-    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
-    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
-    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
-    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
-    _ill = OperationsSuite._ill
-
-    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+        async with outage(
+            own_kafka, request.param, url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0
+        ) as target:
+            yield target

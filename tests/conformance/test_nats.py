@@ -1,8 +1,6 @@
 """A real NATS JetStream keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
 
 import pytest
 
@@ -11,8 +9,8 @@ pytest.importorskip("nats")
 from nats.errors import TimeoutError as NothingLeft
 
 import nats
-from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
-from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance import ConformanceSuite, Target
+from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.relay import Relay
@@ -68,27 +66,10 @@ class TestNATS(ConformanceSuite):
             )
 
 
-class TestNATSThatGoesAway(Suite):
+class TestNATSThatGoesAway(OutageSuite):
     """What the suite has about outages, on a server of its own: standing still, and killed."""
 
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_nats: NATSServer) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        hooks: dict[str, Any]
-        if request.param == "paused":
-            hooks = {"pause": lambda: call(own_nats.pause), "resume": lambda: call(own_nats.resume)}
-        else:
-            hooks = {"kill": lambda: call(own_nats.kill), "restart": lambda: call(own_nats.start)}
-        yield Target(url=own_nats.url + SHORT_LEASE, patience=30.0, **hooks)
-        own_nats.resume()
-        await call(own_nats.start)
-
-    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
-    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
-    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
-    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
-    _ill = OperationsSuite._ill
-
-    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+        async with outage(own_nats, request.param, url=own_nats.url + SHORT_LEASE) as target:
+            yield target

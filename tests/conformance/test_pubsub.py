@@ -1,8 +1,6 @@
 """Pub/Sub keeps every promise: on a stand-in for the service that all tests share, and on one of their own that goes away."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
 
 import pytest
 
@@ -18,12 +16,12 @@ from things_kit.testing.conformance import (
     ConformanceSuite,
     DeliverySuite,
     LoadSuite,
-    OperationsSuite,
     OrderSuite,
     SurvivalSuite,
     Target,
 )
 from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.pubsub import PubSubServer
@@ -116,29 +114,13 @@ class TestPubSubThatRetains(Suite):
     test_from_the_latest = DeliverySuite.test_a_new_group_starts_at_the_latest_message
 
 
-class TestPubSubThatGoesAway(Suite):
+class TestPubSubThatGoesAway(OutageSuite):
     """What the suite has about outages, on a server of its own: standing still, and killed."""
 
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_pubsub: PubSubServer) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        hooks: dict[str, Any]
-        if request.param == "paused":
-            hooks = {"pause": lambda: call(own_pubsub.pause), "resume": lambda: call(own_pubsub.resume)}
-        else:
-            hooks = {"kill": lambda: call(own_pubsub.kill), "restart": lambda: call(own_pubsub.start)}
-        yield Target(url=f"{own_pubsub.url}&lease={SHORT_LEASE}", patience=30.0, **hooks)
-        own_pubsub.resume()
-        await asyncio.to_thread(own_pubsub.start)
-
-    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
-    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
-    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
-    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
-    _ill = OperationsSuite._ill
-    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+        async with outage(own_pubsub, request.param, url=f"{own_pubsub.url}&lease={SHORT_LEASE}") as target:
+            yield target
 
 
 class TestPubSubThatIsCut(Suite):

@@ -12,6 +12,7 @@ import pika
 
 from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.outages import outage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
@@ -66,18 +67,10 @@ class TestRabbitMQThatGoesAway(Suite):
     async def target(
         self, request: pytest.FixtureRequest, own_rabbitmq: RabbitMQServer
     ) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        hooks: dict[str, Any]
-        if request.param == "paused":
-            hooks = {"pause": lambda: call(own_rabbitmq.pause), "resume": lambda: call(own_rabbitmq.resume)}
-        else:
-            hooks = {"kill": lambda: call(own_rabbitmq.kill), "restart": lambda: call(own_rabbitmq.start)}
         # A node needs up to 20 seconds to start on a busy machine
-        yield Target(url=f"{own_rabbitmq.url}?publish_timeout=90", patience=60.0, **hooks)
-        own_rabbitmq.resume()
-        await call(own_rabbitmq.start)
+        url = f"{own_rabbitmq.url}?publish_timeout=90"
+        async with outage(own_rabbitmq, request.param, url=url, patience=60.0) as target:
+            yield target
 
     test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
     test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
@@ -89,19 +82,10 @@ class TestRabbitMQThatStandsStill(Suite):
 
     @pytest.fixture
     async def target(self, own_rabbitmq: RabbitMQServer) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        yield Target(
-            url=own_rabbitmq.url,
-            patience=60.0,
-            pause=lambda: call(own_rabbitmq.pause),
-            resume=lambda: call(own_rabbitmq.resume),
-        )
-        own_rabbitmq.resume()
+        async with outage(own_rabbitmq, "paused", url=own_rabbitmq.url, patience=60.0) as target:
+            yield target
 
     test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
-    _ill = OperationsSuite._ill
 
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
 

@@ -10,8 +10,9 @@ pytest.importorskip("redis")
 
 from redis.asyncio import Redis
 
-from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
+from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
 
@@ -68,30 +69,13 @@ class TestRedis(ConformanceSuite):
         )
 
 
-class TestRedisThatGoesAway(Suite):
+class TestRedisThatGoesAway(OutageSuite):
     """What the suite has about outages, on a server of its own: standing still, and killed."""
 
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_redis: RedisServer) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        hooks: dict[str, Any]
-        if request.param == "paused":
-            hooks = {"pause": lambda: call(own_redis.pause), "resume": lambda: call(own_redis.resume)}
-        else:
-            hooks = {"kill": lambda: call(own_redis.kill), "restart": lambda: call(own_redis.start)}
-        yield Target(url=own_redis.url + "?timeout=1", patience=30.0, **hooks)
-        own_redis.resume()
-        await call(own_redis.start)
-
-    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
-    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
-    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
-    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
-    _ill = OperationsSuite._ill
-
-    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+        async with outage(own_redis, request.param, url=own_redis.url + "?timeout=1") as target:
+            yield target
 
 
 class TestRedisWithCutConnections(Suite):

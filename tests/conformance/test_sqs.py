@@ -1,6 +1,5 @@
 """SQS and SNS keep every promise, as far as an emulator of them shows it."""
 
-import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,12 +16,12 @@ from things_kit.brokers.sqs import names
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.conformance import (
     ConformanceSuite,
-    OperationsSuite,
     OrderSuite,
     SurvivalSuite,
     Target,
 )
 from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.sqs import REGION, SQSServer
@@ -107,7 +106,7 @@ class TestSQS(ConformanceSuite):
         )
 
 
-class TestSQSThatGoesAway(Suite):
+class TestSQSThatGoesAway(OutageSuite):
     """What the suite has about outages, on a server of its own: standing still, and stopped.
 
     It is not killed: then it would have lost all that it had, which SQS does not.
@@ -115,25 +114,8 @@ class TestSQSThatGoesAway(Suite):
 
     @pytest.fixture(params=["paused", "stopped"])
     async def target(self, request: pytest.FixtureRequest, own_sqs: SQSServer) -> AsyncIterator[Target]:
-        async def call(action: Any) -> None:
-            await asyncio.to_thread(action)
-
-        hooks: dict[str, Any]
-        if request.param == "paused":
-            hooks = {"pause": lambda: call(own_sqs.pause), "resume": lambda: call(own_sqs.resume)}
-        else:
-            hooks = {"kill": lambda: call(own_sqs.stop), "restart": lambda: call(own_sqs.start)}
-        yield Target(url=f"{own_sqs.url}&lease=5", patience=30.0, **hooks)
-        own_sqs.resume()
-        await call(own_sqs.start)
-
-    test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
-    test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
-    test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
-    test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
-    _ill = OperationsSuite._ill
-
-    test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
+        async with outage(own_sqs, request.param, url=f"{own_sqs.url}&lease=5") as target:
+            yield target
 
 
 class FifoStage(Stage):

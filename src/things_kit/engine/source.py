@@ -102,10 +102,8 @@ class Source:
             self._outages.ended()
             self.loan = loan = Loan(receiver, self, self._lanes, self._capabilities)
             self.subscribed.set()
-            if (
-                self._stopping
-            ):  # whoever stopped us did not see this loan, and the driver swallowed our cancellation
-                loan.finish()
+            if self._stopping:
+                loan.finish()  # whoever stopped us did not see this loan, as the driver swallowed our cancellation
             try:
                 await self._serve(loan)
             except ConnectionLost as error:

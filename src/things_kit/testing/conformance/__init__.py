@@ -30,7 +30,8 @@ had, the test asserts the refusal, or skips and says why.
   `python -m things_kit.testing.conformance.worker`, so the driver must be installed: found by its entry point.
 * `durable=False` if messages do not outlive the last connection.
 * `pause` and `resume`, or `kill` and `restart`: to take the broker away and bring it back. `cut`: to break the open
-  connections. They are async functions without parameters.
+  connections. They are async functions without parameters. Where the server is a process of the tests, `outages.outage`
+  makes such targets, and `outages.OutageSuite` is what to run on them, so that all else can share one server.
 * `lease_options={"lease": "0.5"}`: options of the URL that make leases short, where the driver has leases. Without
   them the tests that outwait a lease skip if it is longer than 20 seconds.
 * `size_options={"max_message_bytes": "4096"}`: options that bound a message, so that a too large one is cheap to make.

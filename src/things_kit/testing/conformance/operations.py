@@ -188,17 +188,10 @@ class OperationsSuite(Suite):
         assert await ok()
         async with stage.outage():
             publishing = asyncio.create_task(stage.publish(topic, b"during"))  # somebody notices
-            await eventually(self._ill(stage), stage.patience, "health says that the broker is gone")
+            await eventually(_ill(stage), stage.patience, "health says that the broker is gone")
         await asyncio.wait_for(publishing, 2 * stage.patience)
         await eventually(ok, 2 * stage.patience, "health says that the broker is back")
         await recorder.until_done(1, stage.patience)
-
-    def _ill(self, stage: Stage) -> Callable[[], Awaitable[bool]]:
-        async def ill() -> bool:
-            health = await stage.broker.health()
-            return not health.ok and bool(health.reason)
-
-        return ill
 
     async def test_no_password_is_shown(self, stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
         """Line 43: in no log line at any level, no error and no repr."""
@@ -296,3 +289,11 @@ def _chain(error: BaseException | None) -> str:
         told.append(f"{error} {error!r}")
         error = error.__cause__ or error.__context__
     return " / ".join(told)
+
+
+def _ill(stage: Stage) -> Callable[[], Awaitable[bool]]:
+    async def ill() -> bool:
+        health = await stage.broker.health()
+        return not health.ok and bool(health.reason)
+
+    return ill
