@@ -14,7 +14,7 @@ from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
-COUNT = 10_000
+COUNT = 40_000
 CHUNK = 5_000
 PREFETCH = 1_000
 ACK_EVERY = 100

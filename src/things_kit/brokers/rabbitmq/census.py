@@ -15,8 +15,9 @@ from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.names import CENSUS
 from things_kit.brokers.rabbitmq.packing import Letter
 
-PATIENCE: Final = 1.0
-"""Seconds for a consumer to answer: one that is not ours never does."""
+PATIENCE: Final = (0.02, 0.08, 0.3, 0.8)
+"""Seconds for all consumers to answer, in one try after the other: one that is not ours never does, and one that left is
+counted for a moment longer."""
 
 RETURNED: Final = "returned"
 """The type of messages that tell what comes back."""
@@ -53,7 +54,7 @@ def news(queue: str, notes: Sequence[bytes]) -> list[Letter]:
     return [Letter(CENSUS, queue, properties, note) for note in notes]
 
 
-async def held(channel: Channel, queue: str, consumers: int) -> int | None:
+async def held(channel: Channel, queue: str, consumers: int, patience: float) -> int | None:
     """What so many consumers of a queue hold; None if not all of them say so. The channel is used up by it."""
     counts: list[int] = []
     complete = asyncio.Event()
@@ -69,7 +70,7 @@ async def held(channel: Channel, queue: str, consumers: int) -> int | None:
     raw.basic_publish(CENSUS, queue, b"", BasicProperties(reply_to=REPLIES))
     channel.on_lost(lambda _: complete.set())
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await complete.wait()
     except TimeoutError:
         return None

@@ -313,18 +313,18 @@ class RabbitMQDriver:
             return 0
         queue = self._names.queue(topic, group)
         found = await self._ready(queue)
-        while found is not None and found[1]:
-            ready, consumers = found
-            held = await self._held(queue, consumers)
-            found = await self._ready(queue)
-            if found is None:
+        for patience in census.PATIENCE:
+            if found is None or not found[1]:
                 break
-            if held is not None:
+            ready, consumers = found
+            held = await self._held(queue, consumers, patience)
+            found = await self._ready(queue)
+            if found is not None and held is not None:
                 # Counted on both sides of the question: what goes back or comes out meanwhile is in neither at once
                 return max(ready, found[0]) + held
-            if found[1] >= consumers:  # else one of them had left, and could not answer
-                return None
-        return 0 if found is None else found[0]
+        if found is None:
+            return 0
+        return None if found[1] else found[0]
 
     async def _ready(self, queue: str) -> tuple[int, int] | None:
         """Messages in the queue and its delay queues, and consumers; None if there is no such queue."""
@@ -345,12 +345,12 @@ class RabbitMQDriver:
             raise translated(error) from error
         return found.message_count, found.consumer_count
 
-    async def _held(self, queue: str, consumers: int) -> int | None:
+    async def _held(self, queue: str, consumers: int, patience: float) -> int | None:
         if self._sending.blocked is not None:  # whoever cannot publish cannot ask
             return None
         channel = await self._sending.channel()
         try:
-            return await census.held(channel, queue, consumers)
+            return await census.held(channel, queue, consumers, patience)
         except asyncio.CancelledError:
             raise
         except Exception as error:

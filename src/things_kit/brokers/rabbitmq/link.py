@@ -55,20 +55,20 @@ class _Connection(AsyncioConnection):
             end = start + HEAD + int.from_bytes(data[start + 3 : start + HEAD], "big") + 1
             if data[start : start + 4] == b"AMQP" or end > length:
                 break
-            _, value = frame.decode_frame(data[start:end])
+            if data[start] == spec.FRAME_BODY and data[end - 1] == spec.FRAME_END:
+                channel = int.from_bytes(data[start + 1 : start + 3], "big")
+                self.frames_received += 1
+                self._deliver_frame_to_channel(frame.Body(channel, data[start + HEAD : end - 1]))
+            else:
+                self._process_frame(frame.decode_frame(data[start:end])[1])
             start = end
-            self._process_frame(value)
         if start < length:
             super()._on_data_available(data[start:])  # type: ignore[misc]
 
     def _process_frame(self, frame_value: Any) -> None:
         """Take content straight to its channel: nobody can have asked pika to be called back for it."""
         kind = type(frame_value)
-        if (
-            kind is frame.Header
-            or kind is frame.Body
-            or (kind is frame.Method and type(frame_value.method) is spec.Basic.Deliver)
-        ):
+        if kind is frame.Header or (kind is frame.Method and type(frame_value.method) is spec.Basic.Deliver):
             self.frames_received += 1
             self._deliver_frame_to_channel(frame_value)
         else:
