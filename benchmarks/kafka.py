@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from importlib import import_module
-from itertools import count
 from typing import Any
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, against, name, not_measured, ratio, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.kafka import KafkaServer
@@ -19,18 +19,11 @@ COUNT = 200_000
 CHUNK = 10_000
 SLOW_COUNT = 5_000
 CALLS = 1_000
-ROUNDS = 20
+ROUNDS = 100
 RATE = 1_000
 SECONDS = 3
 RUNS = 5
 PATIENCE = 60
-
-_numbers = count()
-
-
-def name(what: str) -> str:
-    """A group or topic that nobody has used."""
-    return f"{what}-{next(_numbers)}"
 
 
 # --- the client alone
@@ -164,31 +157,17 @@ async def consume_with_faststream(brokers: str, topic: str) -> float:
 # --- all of it
 
 
-@contextlib.asynccontextmanager
-async def running() -> AsyncIterator[KafkaServer]:
-    """A Kafka of this benchmark's own. Raises ServerUnavailable."""
-    server = KafkaServer()
-    try:
-        await asyncio.to_thread(server.start)
-        yield server
-    finally:
-        await asyncio.to_thread(server.terminate)
-
-
-class Rates:
+class Figures(Rates):
     """What was measured in each round."""
 
     def __init__(self) -> None:
-        self.raw_produced: list[float] = []
-        self.produced: list[float] = []
+        super().__init__()
         self.singly: list[float] = []
-        self.raw_consumed: list[float] = []
-        self.consumed: list[float] = []
         self.faststream: list[float] = []
         self.latencies: list[list[float]] = []
 
 
-async def measure(server: KafkaServer, broker: Broker, rates: Rates) -> None:
+async def measure(server: KafkaServer, broker: Broker, rates: Figures) -> None:
     """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
     topic, raw_topic = name("bench"), name("raw")
     rows = messages(COUNT, topic)
@@ -198,8 +177,8 @@ async def measure(server: KafkaServer, broker: Broker, rates: Rates) -> None:
     def thread(work: Callable[..., None], *arguments: Any) -> Callable[[], Awaitable[None]]:
         return lambda: asyncio.to_thread(work, server.brokers, *arguments)
 
-    rates.raw_produced.append(await rate(COUNT, thread(produce_raw, raw_topic, rows)))
-    rates.produced.append(await rate(COUNT, lambda: publish(broker, rows)))
+    rates.raw_published.append(await rate(COUNT, thread(produce_raw, raw_topic, rows)))
+    rates.published.append(await rate(COUNT, lambda: publish(broker, rows)))
     rates.raw_consumed.append(await rate(COUNT, thread(consume_raw, topic)))
     rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group=name("bench"))))
     with contextlib.suppress(ModuleNotFoundError):
@@ -210,39 +189,18 @@ async def measure(server: KafkaServer, broker: Broker, rates: Rates) -> None:
     await broker.remove(raw_topic)
 
 
-def skipped(what: str, reason: str) -> Result:
-    """A row for what could not be measured."""
-    return Result(what, "not measured", "", True, reason)
-
-
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the rounds: what is compared ran side by side, and a single round may have been disturbed."""
-    return statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
-
-
-def against(ours: list[float], theirs: list[float]) -> str:
-    """What the ratio comes from."""
-    middle = statistics.median
-    return f"{middle(ours):,.0f} and {middle(theirs):,.0f} messages/s, medians of {len(ours)} rounds"
-
-
-def compared(rates: Rates) -> list[Result]:
+def rows(rates: Figures) -> list[Result]:
     """A row for each bound. What has no other side is the best of all rounds."""
-    consumed, produced = ratio(rates.consumed, rates.raw_consumed), ratio(rates.produced, rates.raw_produced)
     singly, latency = max(rates.singly), min(rates.latencies, key=statistics.median)
     median, high = statistics.median(latency), latency[int(0.99 * len(latency))]
     return [
-        Result(
-            "kafka: consume at least once, key order, concurrency 8, against raw consume(500)",
-            f"{consumed:.2f} of raw", "at least 0.45", consumed >= 0.45,
-            against(rates.consumed, rates.raw_consumed),
+        *rates.rows(
+            "kafka",
+            "consume at least once, key order, concurrency 8, against raw consume(500)",
+            "publish_batch, against raw produce",
+            bounds=(0.45, 0.4),
         ),
         _against_faststream(rates),
-        Result(
-            "kafka: publish_batch, against raw produce",
-            f"{produced:.2f} of raw", "at least 0.4", produced >= 0.4,
-            against(rates.produced, rates.raw_produced),
-        ),
         Result(
             "kafka: 1,000 concurrent publish calls",
             f"{singly:,.0f} messages/s", "at least 30,000", singly >= 30_000,
@@ -254,10 +212,12 @@ def compared(rates: Rates) -> list[Result]:
     ]  # fmt: skip
 
 
-def _against_faststream(rates: Rates) -> Result:
+def _against_faststream(rates: Figures) -> Result:
     what = "kafka: consume, against FastStream (confluent, NACK_ON_ERROR)"
     if not rates.faststream:
-        return skipped(what, "FastStream is not installed: pip install --group bench")
+        return Result(
+            what, "not measured", "", True, "FastStream is not installed: pip install --group bench"
+        )
     times = ratio(rates.consumed, rates.faststream)
     notes = against(rates.consumed, rates.faststream)
     return Result(what, f"{times:.0f} times", "at least 40", times >= 40, notes)
@@ -265,14 +225,12 @@ def _against_faststream(rates: Rates) -> Result:
 
 async def run() -> list[Result]:
     """Several rounds on one broker; a row that says why where there can be none."""
+    rates = Figures()
     try:
         import_module("confluent_kafka")
-        async with running() as server, connect(f"{server.url}?partitions=6") as broker:
-            rates = Rates()
+        async with running(KafkaServer) as server, connect(f"{server.url}?partitions=6") as broker:
             for _ in range(RUNS):
                 await measure(server, broker, rates)
-    except ModuleNotFoundError as error:
-        return [skipped("kafka", f"{error.name} is not installed: pip install things-kit[kafka]")]
-    except ServerUnavailable as reason:
-        return [skipped("kafka", str(reason))]
-    return compared(rates)
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return not_measured("kafka", reason)
+    return rows(rates)

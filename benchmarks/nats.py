@@ -1,15 +1,12 @@
 """The driver for NATS JetStream against the client it is built on, both on one real server."""
 
 import asyncio
-import contextlib
-import statistics
-from collections.abc import AsyncIterator
 from importlib import import_module
-from itertools import count
 from typing import Any
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.nats import NATSServer
@@ -17,13 +14,6 @@ from things_kit.testing.servers.nats import NATSServer
 COUNT = 30_000
 BATCH = 500
 RUNS = 5
-
-_numbers = count()
-
-
-def name(what: str) -> str:
-    """A group or topic that nobody has used."""
-    return f"{what}-{next(_numbers)}"
 
 
 async def consume_raw(stream: Any, topic: str) -> None:
@@ -59,61 +49,36 @@ async def publish(broker: Broker, rows: list[Message]) -> None:
         await producer.publish_batch(rows[start : start + 10_000])
 
 
-@contextlib.asynccontextmanager
-async def running() -> AsyncIterator[NATSServer]:
-    """A NATS of this benchmark's own. Raises ServerUnavailable."""
-    server = NATSServer()
-    try:
-        await asyncio.to_thread(server.start)
-        yield server
-    finally:
-        await asyncio.to_thread(server.terminate)
+async def measure(stream: Any, broker: Broker, rates: Rates) -> None:
+    """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
+    topic, raw_topic = name("bench"), name("raw")
+    rows = messages(COUNT, topic)
+    await broker.declare(topic)
+    await broker.declare(raw_topic)
+    rates.published.append(await rate(COUNT, lambda: publish(broker, rows)))
+    rates.raw_published.append(await rate(COUNT, lambda: publish_raw(stream, raw_topic, rows)))
+    rates.raw_consumed.append(await rate(COUNT, lambda: consume_raw(stream, topic)))
+    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group=name("bench"))))
+    await broker.remove(topic)
+    await broker.remove(raw_topic)
 
 
 async def run() -> list[Result]:
     """Several rounds on one server; a row that says why where there can be none."""
-    consumed: list[tuple[float, float]] = []
-    published: list[tuple[float, float]] = []
+    rates = Rates()
     try:
         nats = import_module("nats")
-        async with running() as server, connect(server.url) as broker:
+        async with running(NATSServer) as server, connect(server.url) as broker:
             client = await nats.connect(server.url)
             stream = client.jetstream(publish_async_max_pending=BATCH)
             for _ in range(RUNS):
-                topic, raw_topic = name("bench"), name("raw")
-                rows = messages(COUNT, topic)
-                await broker.declare(topic)
-                await broker.declare(raw_topic)
-                ours = await rate(COUNT, lambda: publish(broker, rows))  # noqa: B023 - called at once
-                theirs = await rate(COUNT, lambda: publish_raw(stream, raw_topic, rows))  # noqa: B023
-                published.append((ours, theirs))
-                theirs = await rate(COUNT, lambda: consume_raw(stream, topic))  # noqa: B023
-                ours = await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group=name("bench")))  # noqa: B023
-                consumed.append((ours, theirs))
-                await broker.remove(topic)
-                await broker.remove(raw_topic)
+                await measure(stream, broker, rates)
             await client.close()
-    except ModuleNotFoundError as error:
-        return [_skipped(f"{error.name} is not installed: pip install things-kit[nats]")]
-    except ServerUnavailable as reason:
-        return [_skipped(str(reason))]
-    return [
-        _compared(
-            "consume at least once, key order, concurrency 8, against raw pull with explicit acks",
-            consumed,
-            0.85,
-        ),
-        _compared("publish_batch, against raw publish_async", published, 0.85),
-    ]
-
-
-def _skipped(reason: str) -> Result:
-    return Result("nats", "not measured", "", True, reason)
-
-
-def _compared(what: str, rates: list[tuple[float, float]], bound: float) -> Result:
-    """The median of the rounds: what is compared ran side by side, and a single round may have been disturbed."""
-    ratio = statistics.median(ours / theirs for ours, theirs in rates)
-    ours, theirs = (statistics.median(side) for side in zip(*rates, strict=True))
-    notes = f"{ours:,.0f} and {theirs:,.0f} messages/s, medians of {len(rates)} rounds"
-    return Result(f"nats: {what}", f"{ratio:.2f} of raw", f"at least {bound}", ratio >= bound, notes)
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return not_measured("nats", reason)
+    return rates.rows(
+        "nats",
+        "consume at least once, key order, concurrency 8, against raw pull with explicit acks",
+        "publish_batch, against raw publish_async",
+        bounds=(0.85, 0.85),
+    )

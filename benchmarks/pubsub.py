@@ -4,14 +4,13 @@ The server is a stand-in for the service, in a process of its own, and bounds th
 """
 
 import asyncio
-import statistics
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from typing import Any
-from uuid import uuid4
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Message, connect
 from things_kit.engine.broker import Broker
 from things_kit.testing.servers.process import ServerUnavailable
@@ -86,55 +85,35 @@ class Raw:
                 ended.set()
 
 
-async def measure(broker: Broker, raw: Raw, rates: dict[str, list[float]]) -> None:
+async def measure(broker: Broker, raw: Raw, rates: Rates) -> None:
     """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
-    topic, raw_topic = f"bench-{uuid4().hex[:8]}", f"raw-{uuid4().hex[:8]}"
+    topic, raw_topic = name("bench"), name("raw")
     rows, producer = messages(COUNT, topic), broker.producer()
     await broker.declare(topic, groups=["bench"])
     await broker.declare(raw_topic, groups=["bench"])
-    rates["raw published"].append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
-    rates["published"].append(await rate(COUNT, lambda: producer.publish_batch(rows)))
-    rates["raw consumed"].append(await rate(COUNT, lambda: raw.consume(f"{raw_topic}+bench", COUNT)))
-    rates["consumed"].append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
+    rates.raw_published.append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
+    rates.published.append(await rate(COUNT, lambda: producer.publish_batch(rows)))
+    rates.raw_consumed.append(await rate(COUNT, lambda: raw.consume(f"{raw_topic}+bench", COUNT)))
+    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
     await broker.remove(topic)
     await broker.remove(raw_topic)
 
 
-def compared(rates: dict[str, list[float]]) -> list[Result]:
-    """A row for each bound: the median of the rounds' ratios."""
-    rows = []
-    for name, what in (
-        ("consumed", "pubsub: consume at least once, key order, concurrency 8, against a raw stream"),
-        (
-            "published",
-            "pubsub: publish_batch, against raw publish requests, one for each key of 10,000 messages",
-        ),
-    ):
-        ours, theirs = rates[name], rates[f"raw {name}"]
-        ratio = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
-        notes = (
-            f"{statistics.median(ours):,.0f} and {statistics.median(theirs):,.0f} messages/s, medians of "
-            f"{len(ours)} rounds, raw as documented, through the client's wrappers; a stand-in for the service bounds both"
-        )
-        rows.append(Result(what, f"{ratio:.2f} of raw", "at least 0.85", ratio >= 0.85, notes))
-    return rows
-
-
 async def run() -> list[Result]:
     """Several rounds on one server; a row that says why where there can be none."""
-    server = PubSubServer()
+    rates = Rates()
     try:
-        await asyncio.to_thread(server.start)
-        rates: dict[str, list[float]] = {
-            name: [] for name in ("published", "raw published", "consumed", "raw consumed")
-        }
-        raw = Raw(server.endpoint)
-        async with connect(server.url) as broker:
+        async with running(PubSubServer) as server, connect(server.url) as broker:
+            raw = Raw(server.endpoint)
             for _ in range(RUNS):
                 await measure(broker, raw, rates)
-        await raw.close()
+            await raw.close()
     except (ModuleNotFoundError, ServerUnavailable) as reason:
-        return [Result("pubsub", "not measured", "", True, str(reason))]
-    finally:
-        await asyncio.to_thread(server.terminate)
-    return compared(rates)
+        return not_measured("pubsub", reason)
+    return rates.rows(
+        "pubsub",
+        "consume at least once, key order, concurrency 8, against a raw stream",
+        "publish_batch, against raw publish requests, one for each key of 10,000 messages",
+        bounds=(0.85, 0.85),
+        notes=", raw as documented, through the client's wrappers; a stand-in for the service bounds both",
+    )

@@ -1,15 +1,12 @@
 """The driver for RabbitMQ against pika alone, on one real broker: the same queues, properties, confirms and prefetch."""
 
 import asyncio
-import contextlib
-import statistics
-from collections.abc import AsyncIterator
 from importlib import import_module
-from itertools import count
 from typing import Any
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
@@ -20,13 +17,6 @@ PREFETCH = 1_000
 ACK_EVERY = 100
 RUNS = 4
 SETTLE = 0.5
-
-_numbers = count()
-
-
-def name(what: str) -> str:
-    """A topic that nobody has used."""
-    return f"{what}-{next(_numbers)}"
 
 
 async def connected(server: RabbitMQServer) -> Any:
@@ -109,27 +99,6 @@ async def publish(broker: Broker, rows: list[Message]) -> None:
         await producer.publish_batch(rows[start : start + CHUNK])
 
 
-@contextlib.asynccontextmanager
-async def running() -> AsyncIterator[RabbitMQServer]:
-    """A RabbitMQ of this benchmark's own. Raises ServerUnavailable."""
-    server = RabbitMQServer()
-    try:
-        await asyncio.to_thread(server.start)
-        yield server
-    finally:
-        await asyncio.to_thread(server.terminate)
-
-
-class Rates:
-    """What was measured in each round."""
-
-    def __init__(self) -> None:
-        self.raw_published: list[float] = []
-        self.published: list[float] = []
-        self.raw_consumed: list[float] = []
-        self.consumed: list[float] = []
-
-
 async def measure(server: RabbitMQServer, broker: Broker, rates: Rates, ours_first: bool) -> None:
     """One round: what is compared runs next to each other, in turn: the broker still tidies up after the one before."""
     topic, raw_topic = name("bench"), name("raw")
@@ -154,36 +123,19 @@ async def measure(server: RabbitMQServer, broker: Broker, rates: Rates, ours_fir
         await broker.remove(each)
 
 
-def row(what: str, ours: list[float], theirs: list[float]) -> Result:
-    """The median of the rounds: what is compared ran side by side, and a single round may have been disturbed."""
-    middle = statistics.median
-    figure = middle(our / their for our, their in zip(ours, theirs, strict=True))
-    notes = f"{middle(ours):,.0f} and {middle(theirs):,.0f} messages/s, medians of {len(ours)} rounds"
-    return Result(what, f"{figure:.2f} of raw", "at least 0.8", figure >= 0.8, notes)
-
-
 async def run() -> list[Result]:
     """Several rounds on one broker; a row that says why where there can be none."""
+    rates = Rates()
     try:
         import_module("pika")
-        async with running() as server, connect(server.url) as broker:
-            rates = Rates()
+        async with running(RabbitMQServer) as server, connect(server.url) as broker:
             for number in range(RUNS):
                 await measure(server, broker, rates, ours_first=number % 2 == 1)
-    except ModuleNotFoundError as error:
-        reason = f"{error.name} is not installed: pip install things-kit[rabbitmq]"
-        return [Result("rabbitmq", "not measured", "", True, reason)]
-    except ServerUnavailable as unavailable:
-        return [Result("rabbitmq", "not measured", "", True, str(unavailable))]
-    return [
-        row(
-            "rabbitmq: consume at least once, key order, concurrency 8, against raw pika asyncio with batched acks",
-            rates.consumed,
-            rates.raw_consumed,
-        ),
-        row(
-            "rabbitmq: publish_batch, against raw pika asyncio with confirms",
-            rates.published,
-            rates.raw_published,
-        ),
-    ]
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return not_measured("rabbitmq", reason)
+    return rates.rows(
+        "rabbitmq",
+        "consume at least once, key order, concurrency 8, against raw pika asyncio with batched acks",
+        "publish_batch, against raw pika asyncio with confirms",
+        bounds=(0.8, 0.8),
+    )

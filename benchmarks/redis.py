@@ -1,15 +1,11 @@
 """The driver for Redis Streams against the client it is built on, on one real server."""
 
-import asyncio
-import contextlib
-import statistics
-from collections.abc import AsyncIterator
 from importlib import import_module
-from itertools import count
 from typing import Any
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.redis import RedisServer
@@ -18,13 +14,6 @@ COUNT = 100_000
 CHUNK = 10_000
 PAGE = 1000
 RUNS = 5
-
-_numbers = count()
-
-
-def name(what: str) -> str:
-    """A group or topic that nobody has used."""
-    return f"{what}-{next(_numbers)}"
 
 
 async def publish_raw(client: Any, topic: str, rows: list[Message]) -> None:
@@ -59,27 +48,6 @@ async def publish(broker: Broker, rows: list[Message]) -> None:
         await producer.publish_batch(rows[start : start + CHUNK])
 
 
-@contextlib.asynccontextmanager
-async def running() -> AsyncIterator[RedisServer]:
-    """A Redis of this benchmark's own. Raises ServerUnavailable."""
-    server = RedisServer()
-    try:
-        await asyncio.to_thread(server.start)
-        yield server
-    finally:
-        await asyncio.to_thread(server.terminate)
-
-
-class Rates:
-    """What was measured in each round."""
-
-    def __init__(self) -> None:
-        self.raw_published: list[float] = []
-        self.published: list[float] = []
-        self.raw_consumed: list[float] = []
-        self.consumed: list[float] = []
-
-
 async def measure(client: Any, broker: Broker, rates: Rates) -> None:
     """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
     topic, raw_topic = name("bench"), name("raw")
@@ -92,35 +60,23 @@ async def measure(client: Any, broker: Broker, rates: Rates) -> None:
     await broker.remove(raw_topic)
 
 
-def compared(what: str, ours: list[float], theirs: list[float], bound: float) -> Result:
-    """The median of the rounds: what is compared ran side by side, and a single round may have been disturbed."""
-    ratio = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
-    middle = statistics.median
-    notes = f"{middle(ours):,.0f} and {middle(theirs):,.0f} messages/s, medians of {len(ours)} rounds"
-    return Result(what, f"{ratio:.2f} of raw", f"at least {bound}", ratio >= bound, notes)
-
-
 async def run() -> list[Result]:
     """Several rounds on one server; a row that says why where there can be none."""
     rates = Rates()
     try:
         redis = import_module("redis.asyncio")
         async with (
-            running() as server,
+            running(RedisServer) as server,
             connect(server.url) as broker,
             redis.Redis(port=server.port, protocol=3) as client,
         ):
             for _ in range(RUNS):
                 await measure(client, broker, rates)
-    except ModuleNotFoundError as error:
-        reason = f"{error.name} is not installed: pip install things-kit[redis]"
-        return [Result("redis", "not measured", "", True, reason)]
-    except ServerUnavailable as reason:
-        return [Result("redis", "not measured", "", True, str(reason))]
-    return [
-        compared(
-            "redis: consume at least once, key order, concurrency 8, against raw XREADGROUP with batched XACK",
-            rates.consumed, rates.raw_consumed, 0.4,
-        ),
-        compared("redis: publish_batch, against raw pipelined XADD", rates.published, rates.raw_published, 0.6),
-    ]  # fmt: skip
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return not_measured("redis", reason)
+    return rates.rows(
+        "redis",
+        "consume at least once, key order, concurrency 8, against raw XREADGROUP with batched XACK",
+        "publish_batch, against raw pipelined XADD",
+        bounds=(0.4, 0.6),
+    )

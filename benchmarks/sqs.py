@@ -4,17 +4,14 @@ The raw client sends the same attributes in requests of ten, with as many reques
 """
 
 import asyncio
-import contextlib
-import itertools
 import os
-import statistics
-from collections.abc import AsyncIterator
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.sqs import REGION, SQSServer
@@ -25,13 +22,6 @@ TEN = 10
 RUNS = 3
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
-
-_numbers = itertools.count()
-
-
-def name(what: str) -> str:
-    """A topic that nobody has used."""
-    return f"{what}-{next(_numbers)}"
 
 
 # --- the client alone
@@ -119,27 +109,6 @@ def _entry(number: int, message: Message) -> dict[str, Any]:
 # --- all of it
 
 
-class Rates:
-    """What was measured in each round."""
-
-    def __init__(self) -> None:
-        self.raw_published: list[float] = []
-        self.published: list[float] = []
-        self.raw_consumed: list[float] = []
-        self.consumed: list[float] = []
-
-
-@contextlib.asynccontextmanager
-async def running() -> AsyncIterator[SQSServer]:
-    """An emulator of this benchmark's own. Raises ServerUnavailable."""
-    server = SQSServer()
-    try:
-        await asyncio.to_thread(server.start)
-        yield server
-    finally:
-        await asyncio.to_thread(server.terminate)
-
-
 async def measure(raw: Raw, broker: Broker, rates: Rates) -> None:
     """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
     topic = name("bench")
@@ -156,47 +125,27 @@ async def measure(raw: Raw, broker: Broker, rates: Rates) -> None:
     await raw.remove()
 
 
-def compared(what: str, ours: list[float], theirs: list[float], bound: float) -> Result:
-    """A row: the median of the rounds, as a single one may have been disturbed."""
-    found = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
-    notes = (
-        f"{statistics.median(ours):,.0f} and {statistics.median(theirs):,.0f} messages/s on an emulator, "
-        f"medians of {len(ours)} rounds"
-    )
-    return Result(what, f"{found:.2f} of raw", f"at least {bound}", found >= bound, notes)
-
-
 async def run() -> list[Result]:
     """Several rounds on one emulator; a row that says why where there can be none."""
+    rates = Rates()
     try:
         session = import_module("aiobotocore.session").get_session()
         with patch.dict(os.environ, CREDENTIALS):
-            async with running() as server:
+            async with running(SQSServer) as server:
                 where = {"region_name": REGION, "endpoint_url": server.endpoint}
                 async with (
                     session.create_client("sns", **where) as sns,
                     session.create_client("sqs", **where) as sqs,
                     connect(server.url) as broker,
                 ):
-                    rates = Rates()
                     for _ in range(RUNS):
                         await measure(Raw(sns, sqs), broker, rates)
-    except ModuleNotFoundError as error:
-        why = f"{error.name} is not installed: pip install things-kit[sqs]"
-        return [Result("sqs", "not measured", "", True, why)]
-    except ServerUnavailable as reason:
-        return [Result("sqs", "not measured", "", True, str(reason))]
-    return [
-        compared(
-            "sqs: consume at least once, key order, concurrency 8, against raw receive and delete by ten, 8 at once",
-            rates.consumed,
-            rates.raw_consumed,
-            0.85,
-        ),
-        compared(
-            "sqs: publish_batch, against raw publish_batch by ten, 8 at once",
-            rates.published,
-            rates.raw_published,
-            0.85,
-        ),
-    ]
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return not_measured("sqs", reason)
+    return rates.rows(
+        "sqs",
+        "consume at least once, key order, concurrency 8, against raw receive and delete by ten, 8 at once",
+        "publish_batch, against raw publish_batch by ten, 8 at once",
+        bounds=(0.85, 0.85),
+        notes="; an emulator bounds both",
+    )

@@ -106,6 +106,26 @@ async def test_foreign_records_arrive(kafka: KafkaServer, broker: Broker, topic:
     assert all(m.id == f"{topic}-{m.partition}-{m.offset}" for m in handler.done)
 
 
+async def test_ends_of_transactions_are_no_lag(kafka: KafkaServer, broker: Broker, topic: str) -> None:
+    """They take an offset each, behind the last message that a group can acknowledge."""
+    foreign = Producer({"bootstrap.servers": kafka.brokers, "transactional.id": topic})
+    await asyncio.to_thread(foreign.init_transactions, 10)
+    for number in range(3):
+        foreign.begin_transaction()
+        foreign.produce(topic, b"%d" % number, b"k")
+        await asyncio.to_thread(foreign.commit_transaction, 10)
+    foreign.begin_transaction()
+    foreign.produce(topic, b"never mind", b"k")
+    await asyncio.to_thread(foreign.flush, 10)
+    await asyncio.to_thread(foreign.abort_transaction, 10)
+    handler = Handler()
+    async with broker.consumer(topic, group="billing", handler=handler):
+        await eventually(lambda: len(handler.done) == 3, PATIENCE)
+        await lag_is(broker, topic, 0)
+    assert [message.value for message in handler.done] == [b"0", b"1", b"2"]
+    assert await broker.lag(topic, group="billing") == 0
+
+
 async def test_keys_go_where_the_java_client_sends_them(broker: Broker, topic: str) -> None:
     """Known values of murmur2 (org.apache.kafka.common.utils.Utils), made positive, modulo six partitions."""
     known = {
@@ -202,13 +222,20 @@ async def test_a_setting_that_topics_do_not_have_is_a_sentence(
         assert says in str(raised.value)
 
 
-def most_bytes(kafka: KafkaServer, topic: str, bytes_: int) -> None:
-    """Have the broker take batches of that size at most, and wait until it does."""
+async def most_bytes(kafka: KafkaServer, topic: str, bytes_: int) -> None:
+    """Have the broker take batches of that size at most, and wait until it knows."""
     admin = AdminClient({"bootstrap.servers": kafka.brokers})
     setting = ConfigEntry("max.message.bytes", str(bytes_), incremental_operation=AlterConfigOpType.SET)
     change = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[setting])
     for done in admin.incremental_alter_configs([change]).values():
-        done.result(10)
+        await asyncio.to_thread(done.result, 10)
+    asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
+
+    async def known() -> bool:  # the controller has taken it, the broker hears of it
+        [found] = admin.describe_configs([asked]).values()
+        return bool((await asyncio.to_thread(found.result, 10))["max.message.bytes"].value == str(bytes_))
+
+    await eventually(known, PATIENCE)
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["known before", "changed meanwhile"])
@@ -219,7 +246,7 @@ async def test_only_what_is_too_large_itself_is_refused(kafka: KafkaServer, topi
         await broker.declare(topic)
         if not before:
             await broker.producer().publish(Message(topic, b"", id="first"))
-        most_bytes(kafka, topic, 4096)
+        await most_bytes(kafka, topic, 4096)
         rows = [Message(topic, b"x" * sizes.get(n, 200), b"%d" % (n % 3), id=str(n)) for n in range(300)]
         with pytest.raises(PublishError) as raised:
             await broker.producer().publish_batch(rows)

@@ -62,6 +62,13 @@ class Offsets:
         self.unfinished[offset] = None
         return True
 
+    def skip(self, end: int) -> None:
+        """Take note that nothing before this offset is still to come: what is there is no message."""
+        if end > (self.end or 0):
+            self.end = end
+            while self.ahead and self.ahead[0][1] <= end:
+                self.ahead.popleft()
+
     def finish(self, offset: int) -> None:
         """Nobody needs this one again. Finishing it twice is fine."""
         self.unfinished.pop(offset, None)

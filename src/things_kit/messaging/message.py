@@ -10,7 +10,7 @@ RESERVED_PREFIX: Final = "tk-"
 """Header names that begin so belong to the drivers: handlers never see them, `publish` refuses them."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):  # nothing it holds refers back to it
     """One message, as it was published or as it arrived.
 
     Every field but `partition`, `offset` and `attempt` survives the trip through every broker unchanged.

@@ -195,7 +195,7 @@ class Bridge:
         if lag and quiet >= REMIND and self._due():
             log.warning(
                 "%s counts %d as left for the group %r, but none has come for %.0f s: another consumer may hold them, "
-                "or the broker counts what is no message, such as the ends of Kafka's transactions",
+                "or the broker counts what is no message",
                 self._source.url.display, lag, self.group, quiet,
             )  # fmt: skip
         return lag == 0

@@ -151,6 +151,8 @@ class Settings(msgspec.Struct, frozen=True):
             "enable.auto.offset.store": False,
             # Only where a committed offset is gone: what is still there was not handled by anybody
             "auto.offset.reset": "earliest",
+            # Offsets may end with what is no message, such as the end of a transaction: it counts as lag until committed
+            "enable.partition.eof": True,
             # Prefetching bounded in memory, and going on as soon as there is room: the default waits a second
             "queued.max.messages.kbytes": 16_384,
             "fetch.queue.backoff.ms": 10,
@@ -264,6 +266,7 @@ def check_group(group: str) -> None:
 # --- the error table
 
 MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED
+PARTITION_END: Final = KafkaError._PARTITION_EOF
 
 GIVEN_UP: Final = frozenset({KafkaError._FATAL, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
 """What librdkafka says of each message that it did not publish because of something else."""

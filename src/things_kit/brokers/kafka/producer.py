@@ -4,10 +4,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from things_kit.brokers.kafka.batches import LARGEST
@@ -52,7 +52,7 @@ class Sending:
         self._results: Results = [None] * len(messages)
         self._open = len(messages)
 
-    def report(self, index: int, error: KafkaError | None, _: Any) -> None:
+    def report(self, index: int, error: KafkaError | None) -> None:
         """A delivery report, or why there will be none. In the sending thread."""
         if error is not None:
             self._results[index] = refused(self._why(error), self.messages[index].topic)
@@ -75,6 +75,16 @@ class Sending:
             self.answer.set_exception(lost)
         else:
             self.answer.set_result(self._results)
+
+
+class _Report(msgspec.Struct, eq=False, gc=False):
+    """What librdkafka is to call about one message. There are many at a time: the garbage collector need not know them."""
+
+    sending: Sending
+    index: int
+
+    def __call__(self, error: KafkaError | None, _: Any) -> None:
+        self.sending.report(self.index, error)
 
 
 class SendingThread:
@@ -164,13 +174,13 @@ class SendingThread:
 
     def _produce(self, sending: Sending) -> None:
         """Hand a batch to librdkafka; a full queue is waited out, which is the back-pressure of a slow broker."""
-        usual, clock, report = self._producers[LARGEST], Clock(), sending.report
+        usual, clock = self._producers[LARGEST], Clock()
         others = {topic: self._producer(size) for topic, size in sending.sizes.items()}
         producer, produce = usual, usual.produce
         for index, message in enumerate(sending.messages):
             native, exact = clock.stamp(message.timestamp)  # type: ignore[arg-type] # the engine gives it
             where = ANYWHERE if message.partition is None else message.partition
-            done = partial(report, index)
+            done = _Report(sending, index)
             if others:
                 producer = others.get(message.topic, usual)
                 produce = producer.produce
@@ -187,7 +197,7 @@ class SendingThread:
                         return
                 except KafkaException as error:
                     self._serve_one(producer.poll, 0)  # for what is fatal, if it is
-                    report(index, error_of(error), None)
+                    sending.report(index, error_of(error))
                     break
                 else:
                     break

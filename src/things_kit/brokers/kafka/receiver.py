@@ -47,7 +47,7 @@ LIVELY: Final = 1.0
 PATIENCE: Final = 1.0
 """Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
 
-BATCH: Final = 1000
+BATCH: Final = 250
 """The most records fetched in one go: more would only make the event loop wait for their unpacking."""
 
 ANSWER: Final = 10.0

@@ -15,14 +15,15 @@ last one counts; bytes of a header that are no UTF-8 are shown as \xNN; a null h
 it is TOPIC-PARTITION-OFFSET. Headers with our names that say nothing we understand are left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
+from things_kit.brokers.kafka.options import PARTITION_END
 from things_kit.engine.driver import Delivery
 from things_kit.engine.offsets import Offsets
 from things_kit.messaging.message import RESERVED_PREFIX, Message
@@ -36,6 +37,12 @@ HEADERS: Final = "tk-headers"
 
 NOT_OURS: Final = (AttributeError, SystemError, ValueError, msgspec.MsgspecError)
 """How headers of our names fail that somebody else wrote; SystemError is the client's for names that are no UTF-8."""
+
+UNUSUAL: Final = (TypeError, *NOT_OURS)
+"""The same, or a header that has no value."""
+
+Stamps: TypeAlias = dict[Any, datetime]
+"""Times by what they were read from: most records of a batch share one."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
@@ -66,14 +73,23 @@ class Clock:
 
 def raw_headers(message: Message, exact: str) -> RawHeaders:
     """All headers of a message's record."""
-    raw: RawHeaders = {**message.headers, ID: message.id, TIME: exact}
+    headers: Mapping[str, str] = message.headers
+    identity: str = message.id  # type: ignore[assignment] # the engine gives it
     # The client takes text as it is, but only up to a null; looking for one is cheaper than encoding
-    if "\0" in "".join(raw):
-        packed = msgspec.json.encode(message.headers)
-        return {HEADERS: packed, ID: message.id.encode(), TIME: exact}  # type: ignore[union-attr] # the engine's
-    if "\0" in "".join(raw.values()):  # type: ignore[arg-type] # as yet, all are text
-        return {name: text.encode() for name, text in raw.items()}  # type: ignore[union-attr]
-    return raw
+    for name, text in headers.items():
+        if "\0" in name or "\0" in text:
+            return _encoded(headers, identity, exact)
+    return (
+        {**headers, ID: identity, TIME: exact} if "\0" not in identity else _encoded(headers, identity, exact)
+    )
+
+
+def _encoded(headers: Mapping[str, str], identity: str, exact: str) -> RawHeaders:
+    """Where there is a null in a name or a text."""
+    own: RawHeaders = {ID: identity.encode(), TIME: exact}
+    if any("\0" in name for name in headers):
+        return {HEADERS: msgspec.json.encode(headers), **own}
+    return {**{name: text.encode() for name, text in headers.items()}, **own}
 
 
 def unpack(
@@ -85,40 +101,40 @@ def unpack(
     """
     deliveries: list[Delivery] = []
     errors: list[KafkaError] = []
-    partition, offsets = -1, None
-    stamps: dict[Any, datetime] = {}
+    topic, partition, offsets = "", -1, None
+    stamps: Stamps = {}
     for record in records:
-        error = record.error()
-        if error is not None:
-            errors.append(error)
-            continue
         of = record.partition()
         if of != partition or offsets is None:
-            partition = of  # type: ignore[assignment] # only messages that were made by hand have none
+            topic, partition = record.topic(), of  # type: ignore[assignment] # only messages made by hand have none
             offsets = partitions.get(partition)
         offset: int = record.offset()  # type: ignore[assignment]
+        error = record.error()
+        if error is not None:
+            if error.code() != PARTITION_END:
+                errors.append(error)
+            elif offsets is not None:
+                offsets.skip(offset)
+            continue
         if offsets is None or not offsets.receive(offset):
             continue
         try:
-            message = _message(record, partition, offset, stamps)
-        except NOT_OURS:
-            message = _strange(record, partition, offset)
+            message = _message(record, topic, partition, offset, stamps, bytes.decode)
+        except UNUSUAL:
+            message = _unusual(record, topic, partition, offset)
         deliveries.append(Delivery(message, (offsets, offset)))
     return deliveries, errors
 
 
 def unpack_one(record: Record) -> Message:
     """One record as a message."""
-    partition: int = record.partition()  # type: ignore[assignment]
-    offset: int = record.offset()  # type: ignore[assignment]
-    try:
-        return _message(record, partition, offset, {})
-    except NOT_OURS:
-        return _strange(record, partition, offset)
+    topic, partition, offset = record.topic(), record.partition(), record.offset()
+    return _unusual(record, topic, partition, offset)  # type: ignore[arg-type] # only messages made by hand have none
 
 
-def _message(record: Record, partition: int, offset: int, stamps: dict[Any, datetime]) -> Message:
-    topic: str = record.topic()  # type: ignore[assignment]
+def _message(
+    record: Record, topic: str, partition: int, offset: int, stamps: Stamps, text: Callable[[Any], str]
+) -> Message:
     headers: dict[str, str] = {}
     identity, moment = None, None
     for name, raw in record.headers() or ():  # type: ignore[str-unpack] # it is a list
@@ -127,7 +143,7 @@ def _message(record: Record, partition: int, offset: int, stamps: dict[Any, date
         elif name == TIME:
             moment = raw
         else:
-            headers[name] = _text(raw)
+            headers[name] = text(raw)
     if HEADERS in headers:
         headers = msgspec.json.decode(headers[HEADERS], type=dict[str, str])
     value = record.value()
@@ -143,14 +159,21 @@ def _message(record: Record, partition: int, offset: int, stamps: dict[Any, date
     return Message(topic, value, record.key(), headers, partition, offset, when, identity)
 
 
-def _strange(record: Record, partition: int, offset: int) -> Message:
+def _unusual(record: Record, topic: str, partition: int, offset: int) -> Message:
+    """A record that may have headers without a value, or with one that is no UTF-8."""
+    try:
+        return _message(record, topic, partition, offset, {}, _text)
+    except NOT_OURS:
+        return _strange(record, topic, partition, offset)
+
+
+def _strange(record: Record, topic: str, partition: int, offset: int) -> Message:
     """A record with headers of our names that are not ours, or with names of headers that are no UTF-8."""
     try:
         pairs: list[tuple[str, bytes | None]] = record.headers() or []  # type: ignore[assignment]
         headers = {name: _text(raw) for name, raw in pairs if not name.startswith(RESERVED_PREFIX)}
     except SystemError:  # how the client fails at such a name
         headers = {}
-    topic: str = record.topic()  # type: ignore[assignment]
     value = record.value()
     if value is None:
         headers[TOMBSTONE] = "true"
