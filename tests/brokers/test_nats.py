@@ -515,10 +515,10 @@ async def test_without_a_stream_for_notes_a_stop_counts_as_an_attempt_and_says_s
                 assert seen.attempts == [2]
 
 
-async def test_what_a_closed_receiver_had_not_settled_comes_at_once(
+async def test_what_a_closed_receiver_had_not_settled_comes_at_once_and_counts_for_nobody(
     nats_server: NATSServer, topic: str
 ) -> None:
-    """Whether it was handed out or still in the buffer."""
+    """Whether it was handed out or still in the buffer: without waiting for the lease."""
     async with connect(f"{nats_server.url}?lease=3600") as broker:
         driver, subscription = broker._driver, Subscription(topic=topic, group="g")
         await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
@@ -530,6 +530,7 @@ async def test_what_a_closed_receiver_had_not_settled_comes_at_once(
         came: list[Delivery] = []
         while len(came) < 20:
             came += await last.receive(20, 10)
+        assert {delivery.message.attempt for delivery in came} == {1}
         assert {delivery.message.offset for delivery in came} == set(range(1, 21))
         await last.settle(came, [])
         await last.close()

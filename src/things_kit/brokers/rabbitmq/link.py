@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pika import frame, spec
-from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel as RawChannel
 
+from things_kit.brokers.rabbitmq.connection import Connection
 from things_kit.brokers.rabbitmq.errors import lost, opening
 from things_kit.brokers.rabbitmq.options import PATIENCE, Settings
 from things_kit.engine.driver import ConnectionLost
-
-HEAD: Final = 7
-"""Bytes before a frame's payload: its kind, its channel and its size."""
 
 FAREWELL: Final = 2.0
 """Seconds for the broker to answer when we leave."""
@@ -28,55 +25,6 @@ _pika = logging.getLogger("pika")
 if _pika.level == logging.NOTSET:
     # It reports each try of a reconnect as several errors with tracebacks; what they mean is in our own errors
     _pika.setLevel(logging.CRITICAL)
-
-
-class _Connection(AsyncioConnection):
-    """Can also be left without the broker's consent, and has shorter ways for what comes and goes by the thousand."""
-
-    def emit(self, frames: bytes) -> None:
-        """Write frames that are marshalled already, at once: pika writes three times for each message."""
-        self._adapter_emit_data(frames)  # type: ignore[attr-defined]
-
-    _frame_buffer: bytes
-    frames_received: int
-    _deliver_frame_to_channel: Callable[[Any], None]
-
-    @property
-    def most(self) -> int:
-        """Bytes of a body's frame."""
-        return self._get_body_frame_max_length()  # type: ignore[attr-defined, no-any-return]
-
-    def _on_data_available(self, data_in: bytes) -> None:
-        """Decode each frame where it lies: pika copies all that is behind it, for each anew."""
-        data = self._frame_buffer + data_in
-        self._frame_buffer = b""
-        start, length = 0, len(data)
-        while start + HEAD <= length:
-            end = start + HEAD + int.from_bytes(data[start + 3 : start + HEAD], "big") + 1
-            if data[start : start + 4] == b"AMQP" or end > length:
-                break
-            if data[start] == spec.FRAME_BODY and data[end - 1] == spec.FRAME_END:
-                channel = int.from_bytes(data[start + 1 : start + 3], "big")
-                self.frames_received += 1
-                self._deliver_frame_to_channel(frame.Body(channel, data[start + HEAD : end - 1]))
-            else:
-                self._process_frame(frame.decode_frame(data[start:end])[1])
-            start = end
-        if start < length:
-            super()._on_data_available(data[start:])  # type: ignore[misc]
-
-    def _process_frame(self, frame_value: Any) -> None:
-        """Take content straight to its channel: nobody can have asked pika to be called back for it."""
-        kind = type(frame_value)
-        if kind is frame.Header or (kind is frame.Method and type(frame_value.method) is spec.Basic.Deliver):
-            self.frames_received += 1
-            self._deliver_frame_to_channel(frame_value)
-        else:
-            super()._process_frame(frame_value)  # type: ignore[misc]
-
-    def abort(self) -> None:
-        """Drop the stream after `close`, whose answer does not come."""
-        self._adapter_disconnect_stream()  # type: ignore[attr-defined] # the extension point of pika's adapters
 
 
 def answer(future: "asyncio.Future[Any]", result: object) -> None:
@@ -100,7 +48,7 @@ class Link:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._opening = asyncio.Lock()
         self._gone: asyncio.Future[None] | None = None
         self._unblocked = asyncio.Event()
@@ -108,25 +56,25 @@ class Link:
         self.blocked: str | None = None
         self.properties: dict[str, Any] = {}
 
-    async def ready(self) -> _Connection:
+    async def ready(self) -> Connection:
         """The connection, opened if it is not. Raises ConnectionLost, ConfigError."""
         async with self._opening:
             if self._connection is None or not self._connection.is_open:
                 self._connection = await self._open()
             return self._connection
 
-    async def _open(self) -> _Connection:
+    async def _open(self) -> Connection:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = loop.create_future()
 
         def done(result: Any) -> None:
             if not answered.done():
                 answered.set_result(result)
-            elif isinstance(result, _Connection):
+            elif isinstance(result, Connection):
                 result.close()
 
         parameters = self._settings.parameters()
-        workflow = _Connection.create_connection(parameters, done, loop)
+        workflow = Connection.create_connection(parameters, done, loop)
         try:
             # pika bounds each try itself; a node that dies in the middle of one can leave it without an end
             async with asyncio.timeout(2 * PATIENCE * len(parameters)):
@@ -137,7 +85,7 @@ class Link:
             if isinstance(error, TimeoutError):
                 raise lost(error, "it cannot be reached") from error
             raise
-        if not isinstance(result, _Connection):
+        if not isinstance(result, Connection):
             raise opening(result, self._settings.url.display)
         self._gone = loop.create_future()
         self._unblock()
@@ -214,7 +162,7 @@ class Channel:
         error: Why it closed; None while it is open.
     """
 
-    def __init__(self, raw: RawChannel, connection: _Connection) -> None:
+    def __init__(self, raw: RawChannel, connection: Connection) -> None:
         self.raw = raw
         self.connection = connection
         self.error: Exception | None = None
