@@ -11,16 +11,35 @@ pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from things_kit.testing.conformance import ConformanceSuite, Target
+from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Target
+from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.kafka import KafkaServer
+from things_kit.testing.servers.relay import Relay
 
 SHORT_SESSIONS = "?session_timeout=3"
 """So that the partitions of a killed process go to others within the patience of the suite."""
 
 kafka = shared(KafkaServer, "kafka")
-own_kafka = own(KafkaServer)
+
+
+class RelayedKafka(KafkaServer):
+    """Has one more listener, whose clients are told that they reach it through a relay."""
+
+    port_count = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        plain, controller, direct, relayed = self.ports
+        self._properties = {
+            "listeners": f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},RELAYED://127.0.0.1:{direct}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},RELAYED://127.0.0.1:{relayed}",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,RELAYED:PLAINTEXT",
+        }
+
+
+own_kafka = own(RelayedKafka)
 
 
 class Foreign:
@@ -75,3 +94,15 @@ class TestKafkaThatGoesAway(OutageSuite):
             own_kafka, request.param, url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0
         ) as target:
             yield target
+
+
+class TestKafkaWithCutConnections(Suite):
+    """The server stays, the connections to it break."""
+
+    @pytest.fixture
+    async def target(self, own_kafka: RelayedKafka) -> AsyncIterator[Target]:
+        _, _, direct, relayed = own_kafka.ports
+        async with Relay(direct, relayed) as relay:
+            yield Target(url=f"kafka://127.0.0.1:{relayed}{SHORT_SESSIONS}", cut=relay.cut, patience=30.0)
+
+    test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once

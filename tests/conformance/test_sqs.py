@@ -24,7 +24,8 @@ from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.outages import OutageSuite, outage
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
-from things_kit.testing.servers.sqs import REGION, SQSServer
+from things_kit.testing.servers.relay import Relay
+from things_kit.testing.servers.sqs import REGION, SQSServer, sqs_url
 
 SECRET = "geheim-7f3a9c"
 
@@ -116,6 +117,18 @@ class TestSQSThatGoesAway(OutageSuite):
     async def target(self, request: pytest.FixtureRequest, own_sqs: SQSServer) -> AsyncIterator[Target]:
         async with outage(own_sqs, request.param, url=f"{own_sqs.url}&lease=5") as target:
             yield target
+
+
+class TestSQSWithCutConnections(Suite):
+    """The service stays, the connections to it break."""
+
+    @pytest.fixture
+    async def target(self, sqs: SQSServer) -> AsyncIterator[Target]:
+        async with Relay(sqs.ports[0]) as relay:
+            endpoint = f"http://127.0.0.1:{relay.port}"
+            yield Target(url=f"{sqs_url(endpoint)}&lease=5", cut=relay.cut, patience=30.0)
+
+    test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
 
 
 class FifoStage(Stage):

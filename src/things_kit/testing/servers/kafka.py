@@ -187,7 +187,7 @@ def _format(installation: Path, properties: Path, features: Mapping[str, int]) -
 
 
 def _write_properties(folder: Path, ports: Sequence[int], more: Mapping[str, str]) -> Path:
-    port, controller, _ = ports
+    port, controller, *_ = ports
     properties = {
         **PROPERTIES,
         "log.dirs": str(folder / "data"),

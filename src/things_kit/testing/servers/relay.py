@@ -7,10 +7,11 @@ from typing import Self
 
 
 class Relay:
-    """Passes bytes between its own port on 127.0.0.1 and a server's, both ways."""
+    """Passes bytes between a port of its own on 127.0.0.1 and a server's, both ways; without `port`, a free one."""
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, port: int = 0) -> None:
         self._server_port = server_port
+        self._port = port
         self._open: set[asyncio.StreamWriter] = set()
         self._passing: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server
@@ -27,7 +28,7 @@ class Relay:
             writer.transport.abort()
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
         return self
 
     async def __aexit__(
