@@ -415,3 +415,15 @@ def test_a_connection_that_the_client_has_lost_is_no_fault_of_the_program() -> N
         eval(lost, {"__name__": "redis.asyncio.connection"})
     with pytest.raises(AttributeError), translated("settling"):
         eval(lost, {"__name__": "things_kit.brokers.redis.driver"})
+
+
+def test_a_transport_that_cannot_write_any_more_is_no_fault_of_the_program() -> None:
+    """As asyncio's transports are once they are closed, from Python 3.12 on."""
+    code = compile("def writelines(write=None): write()", "selector_events.py", "exec")
+    transport, ours = {"__name__": "asyncio.selector_events"}, {"__name__": "things_kit.brokers.redis.driver"}
+    exec(code, transport)
+    exec(code, ours)
+    with pytest.raises(ConnectionLost, match="settling: the connection was closed"), translated("settling"):
+        transport["writelines"]()  # type: ignore[operator]
+    with pytest.raises(TypeError), translated("settling"):
+        ours["writelines"]()  # type: ignore[operator]

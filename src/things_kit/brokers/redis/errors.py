@@ -59,23 +59,29 @@ def translated(doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def closed_meanwhile() -> Iterator[None]:
-    """Make one of the client's errors of what it does not mean to raise: it wants to write, and has no connection any more."""
+    """Make one of the client's errors of what nobody means to raise: it wants to write to a connection that was closed."""
     try:
         yield
-    except AttributeError as error:
-        if not _is_the_clients(error):
+    except (AttributeError, TypeError) as error:
+        if not _is_of_a_closed_one(error):
             raise
         raise RedisConnectionError("the connection was closed meanwhile") from error
 
 
-def _is_the_clients(error: AttributeError) -> bool:
-    """Whether redis-py raised it: in a cluster one command can close a connection while another is about to write."""
+def _is_of_a_closed_one(error: AttributeError | TypeError) -> bool:
+    """In a cluster one command can close a connection while another is about to write to it.
+
+    redis-py then has no writer any more, or, up to some 3.12 and 3.13, asyncio's transport no function that writes.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return (
-        error.obj is None and trace is not None and trace.tb_frame.f_globals["__name__"].startswith("redis.")
-    )
+    if trace is None:
+        return False
+    module: str = trace.tb_frame.f_globals["__name__"]
+    if isinstance(error, AttributeError):
+        return error.obj is None and module.startswith("redis.")
+    return module.startswith("asyncio.") and trace.tb_frame.f_code.co_name == "writelines"
 
 
 def meaning(error: Exception, doing: str) -> Exception:
