@@ -1,5 +1,6 @@
 """How parts find each other, and what is said where they do not."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -239,6 +240,36 @@ async def test_context_managers_are_entered_and_left() -> None:
     assert done == ["async", "plain"]
 
 
+async def test_two_that_ask_at_once_get_the_same() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def database() -> AsyncIterator[Database]:
+        begun.set()
+        await go_on.wait()
+        yield Database()
+
+    async with App(provide(database, as_=Database, on_demand=True)) as app:
+        asking = [asyncio.create_task(app.get(Database)) for _ in range(2)]
+        await begun.wait()
+        go_on.set()
+        first, second = await asyncio.gather(*asking)
+    assert first is second
+
+
+async def test_what_is_being_made_may_ask_the_app_for_something_else() -> None:
+    class Shop:
+        """Made of what it asks the app for."""
+
+        def __init__(self, database: Database) -> None:
+            self.database = database
+
+    async def shop(app: App) -> Shop:
+        return Shop(await app.get(Database))
+
+    async with App(provide(Database), provide(shop)) as app:
+        assert (await app.get(Shop)).database is await app.get(Database)
+
+
 async def test_all_are_cleaned_up_though_one_fails() -> None:
     closed: list[str] = []
 
@@ -383,6 +414,21 @@ async def test_what_is_not_of_the_type_that_it_says_is_an_error_at_start() -> No
 
     with pytest.raises(TypeError, match=r"database \(.*\) gave None, which is no Database"):
         await App(provide(database), invoke(use)).start()
+
+
+async def test_what_is_not_of_the_type_that_it_says_is_cleaned_up() -> None:
+    closed: list[str] = []
+
+    async def database() -> AsyncIterator[Database]:
+        yield None  # type: ignore[misc]
+        closed.append("database")
+
+    def use(database: Database) -> None: ...
+
+    with pytest.raises(TypeError, match="which is no Database"):
+        async with App(provide(database, as_=Database), invoke(use)):
+            pass
+    assert closed == ["database"]
 
 
 def test_what_is_on_demand_may_lack_something_until_somebody_asks() -> None:

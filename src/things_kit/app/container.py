@@ -1,6 +1,7 @@
 """Makes what a graph has resolved, by dishka: each thing once, cleaned up in reverse."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import (
     AbstractAsyncContextManager,
@@ -30,21 +31,25 @@ class Container:
         self._graph = graph
         self._stop_timeout = stop_timeout
         self.made: dict[Node, Any] = {}
+        # One for each: what is being made may ask the app for something else
+        self._locks: defaultdict[Node, asyncio.Lock] = defaultdict(asyncio.Lock)
         # A key of its own for each node: which node fills a parameter is decided, and no type is looked up again
         self._keys = {node: type(node.label, (), {}) for node in graph.nodes}
         provider = Provider(scope=Scope.APP)
         sound = [node for node in graph.nodes if not any(each.mistakes for each in graph.before(node))]
         for node in sound:
             provider.provide(self._factory(node), provides=self._keys[node])
-        # What it would validate, the graph has
-        self._container: AsyncContainer = make_async_container(provider, skip_validation=True)
+        # What it would validate, the graph has; and its one lock would let nothing that is being made ask for anything
+        self._container: AsyncContainer = make_async_container(
+            provider, skip_validation=True, lock_factory=None
+        )
 
     async def get(self, node: Node) -> Any:
         """What the node is, made now if it is not there yet, and before it whatever it needs."""
         value: Any = None
         for each in self._graph.before(node):
             try:
-                async with asyncio.timeout(each.part.timeout) as limit:
+                async with self._locks[each], asyncio.timeout(each.part.timeout) as limit:
                     value = await self._container.get(self._keys[each])
             except Exception as error:
                 if limit.expired():
@@ -78,7 +83,9 @@ class Container:
             positional, named = _arguments(node, filled)
             opened = _opened(node, positional, named)
             value = await opened.__aenter__()
-            _check(node, value)
+            if (mistake := _mistaken(node, value)) is not None:
+                await opened.__aexit__(None, None, None)
+                raise mistake
             self.made[node] = value
             yield value
             del self.made[node]
@@ -121,9 +128,9 @@ async def _opened(node: Node, positional: list[Any], named: dict[str, Any]) -> A
             yield value
 
 
-def _check(node: Node, value: Any) -> None:
+def _mistaken(node: Node, value: Any) -> TypeError | None:
     if not isclass(node.provides) or is_kind_of(type(value), node.provides):
-        return
+        return None
     if getattr(node.provides, "_is_protocol", False):
-        return  # whether it is one shows in use
-    raise TypeError(f"{node.label} gave {value!r:.80}, which is no {node.provides.__qualname__}")
+        return None  # whether it is one shows in use
+    return TypeError(f"{node.label} gave {value!r:.80}, which is no {node.provides.__qualname__}")

@@ -64,13 +64,13 @@ class Graph:
     def find(self, asked: Any, owner: str | None = None) -> Node:
         """What fills a parameter of this type. Raises WiringError."""
         need = Need("", asked, owner, optional=False, nullable=False, positional=False)
-        found = self._resolve(need, None)
-        if isinstance(found, str):
-            raise WiringError([found])
-        mistakes = [mistake for node in self.before(found) for mistake in node.mistakes]
+        found = self._candidates(need, None)
+        if len(found) != 1:
+            raise WiringError([self._unfilled(need, None, found)])
+        mistakes = [mistake for node in self.before(found[0]) for mistake in node.mistakes]
         if mistakes:
             raise WiringError(mistakes)
-        return found
+        return found[0]
 
     def before(self, node: Node) -> list[Node]:
         """The node and all that it needs, what is needed first."""
@@ -119,15 +119,15 @@ class Graph:
 
     def _fill(self, node: Node) -> None:
         for need in node.needs:
-            found = self._resolve(need, node)
-            if found is node and need.optional:
+            found = self._candidates(need, node)
+            if found == [node] and need.optional:
                 continue
-            if not isinstance(found, str):
-                node.filled[need.name] = found
-            elif need.nullable and not self._candidates(need, node):
+            if len(found) == 1:
+                node.filled[need.name] = found[0]
+            elif need.nullable and not found:
                 node.filled[need.name] = None
-            elif not need.optional or self._candidates(need, node):
-                node.mistakes.append(found)
+            elif found or not need.optional:
+                node.mistakes.append(self._unfilled(need, node, found))
 
     def _candidates(self, need: Need, asker: Node | None) -> list[Node]:
         pool = [node for node in self.nodes if need.owner is None or need.owner in node.owners]
@@ -141,13 +141,10 @@ class Graph:
                 return besides
         return exact or other
 
-    def _resolve(self, need: Need, asker: Node | None) -> "Node | str":
-        """What fills the need, or the sentence why nothing does."""
+    def _unfilled(self, need: Need, asker: Node | None, found: Sequence[Node]) -> str:
+        """Why the one thing that fills the need is not found, in a sentence."""
         asked = f"{_type_name(need.asked)}" + (f" of the module {need.owner!r}" if need.owner else "")
         who = f", which {asker.label} asks for as {need.name!r}" if asker is not None else ""
-        found = self._candidates(need, asker)
-        if len(found) == 1:
-            return found[0]
         if found:
             several = " and ".join(node.label for node in found)
             return (f"{len(found)} things are {asked}{who}: {several}; ask for one of their own types, or say "
