@@ -10,6 +10,7 @@ from examples.integration_test import main as integration_test
 
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.kafka import KafkaServer
+from things_kit.testing.servers.postgres import PostgresServer
 
 FOLDER = Path(__file__).parent.parent / "examples"
 
@@ -19,7 +20,7 @@ SAYS = {
     "dead_letter.py": ["dead letter of payments: the card was refused", "replayed: 1", "paid p-1"],
     "router.py": ["order.created: o-1", "order.changed: o-1", "paid: o-1"],
     "two_brokers.py": ["bill of o-1"],
-    "database.py": ["billed: o-1, o-2"],
+    "database.py": ["ada owes 10", "bob owes 5"],
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
@@ -29,6 +30,7 @@ ELSEWHERE = {"integration_test.py"}
 TAKE_A_URL = ["simple_handler.py", "retries.py", "dead_letter.py", "router.py"]
 
 kafka = shared(KafkaServer, "kafka")
+postgres = shared(PostgresServer, "postgres")
 
 
 def run(*words: str) -> list[str]:
@@ -46,6 +48,11 @@ def test_an_example_runs(name: str) -> None:
 @pytest.mark.parametrize("name", TAKE_A_URL)
 def test_an_example_runs_on_the_broker_of_a_url(name: str, tmp_path: Path) -> None:
     assert run(name, f"sqlite:///{tmp_path}/events.db") == sorted(SAYS[name])
+
+
+def test_the_database_may_be_a_real_postgresql(postgres: PostgresServer) -> None:
+    with postgres.database() as url:
+        assert run("database.py", url.replace("://", "+asyncpg://")) == sorted(SAYS["database.py"])
 
 
 async def test_the_integration_test_runs_on_a_real_kafka(kafka: KafkaServer) -> None:

@@ -7,7 +7,9 @@ from typing import Final
 
 from things_kit.testing.servers.process import ServerUnavailable, cache, locked, run
 
-SYSTEM_FOLDERS: Final = ("/usr/sbin", "/usr/lib/rabbitmq/bin", "/usr/local/sbin")
+SYSTEM_FOLDERS: Final = (
+    "/usr/sbin", "/usr/lib/rabbitmq/bin", "/usr/lib/postgresql/*/bin", "/usr/local/sbin",
+)  # fmt: skip
 """Where servers are that the search path of a plain user does not show."""
 
 QUIET: Final = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
@@ -34,8 +36,13 @@ def program(name: str, package: str) -> Path:
 
 
 def _find(name: str) -> Path | None:
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS])
-    found = shutil.which(name, path=path)
+    root = Path("/")
+    folders = [
+        str(folder)
+        for pattern in SYSTEM_FOLDERS
+        for folder in sorted(root.glob(pattern.removeprefix("/")), reverse=True)
+    ]
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *folders]))
     return Path(found) if found else None
 
 
