@@ -35,6 +35,9 @@ CONSUMED: Final = "messaging.client.consumed.messages"
 OPERATION_DURATION: Final = "messaging.client.operation.duration"
 PROCESS_DURATION: Final = "messaging.process.duration"
 
+LAG: Final = "things_kit.consumer.lag"
+"""Ours: the conventions have no gauge of messages that wait."""
+
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds: the bounds that the conventions want for both durations."""
 
@@ -46,18 +49,24 @@ _SYSTEMS: Final = {
 }  # fmt: skip
 
 
+def of_broker(endpoint: Endpoint) -> Attributes:
+    """Which broker it is."""
+    said: Attributes = {SYSTEM: _SYSTEMS.get(endpoint.scheme, endpoint.scheme)}
+    if endpoint.host is not None:
+        said[HOST] = endpoint.host
+    if endpoint.port is not None:
+        said[PORT] = endpoint.port
+    return said
+
+
 def of_operation(endpoint: Endpoint, name: str) -> Attributes:
     """What all spans and figures of one operation have in common."""
-    common: Attributes = {
-        SYSTEM: _SYSTEMS.get(endpoint.scheme, endpoint.scheme),
-        OPERATION_NAME: name,
-        OPERATION_TYPE: name,
-    }
-    if endpoint.host is not None:
-        common[HOST] = endpoint.host
-    if endpoint.port is not None:
-        common[PORT] = endpoint.port
-    return common
+    return of_broker(endpoint) | {OPERATION_NAME: name, OPERATION_TYPE: name}
+
+
+def of_lag(endpoint: Endpoint, topic: str, group: str) -> Attributes:
+    """What a figure says of a group that lags behind."""
+    return of_broker(endpoint) | {DESTINATION: topic, GROUP: group}
 
 
 def of_consumption(endpoint: Endpoint, group: str | None) -> Attributes:

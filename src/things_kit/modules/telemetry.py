@@ -3,11 +3,13 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated, Any, Final
 from weakref import WeakSet
 
 from pydantic import BaseModel, Field
 
+from things_kit.app.app import App
 from things_kit.app.parts import module as make_module
 from things_kit.app.parts import provide
 from things_kit.app.settings import section
@@ -27,6 +29,7 @@ try:
 
     from things_kit.middleware.metrics import Metrics
     from things_kit.middleware.tracing import Tracing
+    from things_kit.modules.lag import Lag
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"the module telemetry needs the package {error.name!r}, which is not installed: "
@@ -49,6 +52,10 @@ class TelemetrySettings(BaseModel):
     metrics: bool = True
     sample: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None, description="The share of the traces begun here that are recorded."
+    )
+    lag_interval: Annotated[float, Field(gt=0)] | None = Field(
+        default=30.0,
+        description="Seconds after which brokers are asked again how far groups lag; null for never.",
     )
     create_spans: bool = Field(
         default=True, description="Whether each message of a publish_batch has a span of its own."
@@ -77,7 +84,10 @@ class Telemetry:
 
 
 async def _set_up(
-    settings: TelemetrySettings, tracers: trace.TracerProvider | None, meters: metrics.MeterProvider | None
+    app: App,
+    settings: TelemetrySettings,
+    tracers: trace.TracerProvider | None,
+    meters: metrics.MeterProvider | None,
 ) -> AsyncIterator[Telemetry]:
     """Use the app's own providers, or the process's, or make some; the latter are flushed and shut down at the end."""
     instruments: list[Instrument] = []
@@ -89,9 +99,18 @@ async def _set_up(
         meters = meters or _global_meters() or _make_meters(settings, made)
         instruments.append(Metrics(meters))
     try:
-        yield Telemetry(instruments, prometheus_client.make_asgi_app() if settings.metrics else None)
+        async with _lag(app, settings, meters):
+            yield Telemetry(instruments, prometheus_client.make_asgi_app() if settings.metrics else None)
     finally:
         await asyncio.gather(*(asyncio.to_thread(provider.shutdown) for provider in made))
+
+
+def _lag(
+    app: App, settings: TelemetrySettings, meters: metrics.MeterProvider | None
+) -> AbstractAsyncContextManager[None]:
+    if meters is None or not settings.metrics or settings.lag_interval is None:
+        return nullcontext()
+    return Lag(app, meters).watched(settings.lag_interval)
 
 
 def _global_tracers() -> trace.TracerProvider | None:
