@@ -79,6 +79,24 @@ def test_workers_are_started_again_and_drained(run: Start) -> None:
     assert "ended with code -9; again in 0.5 s" in err
 
 
+def test_each_worker_knows_its_number_and_keeps_it_when_it_is_started_again(
+    run: Start, tmp_path: Path
+) -> None:
+    main = MAIN.replace("lifecycle: Lifecycle", "lifecycle: Lifecycle, app: App").replace(
+        "up {", "up {app.worker}:{"
+    )
+    (tmp_path / "some_app.py").write_text(
+        main.replace("app = App(", "assert os.environ['THINGS_KIT_WORKER']\napp = App(")
+    )
+    running = run("some_app:app", "--workers", "2")
+    pids = dict(line.removeprefix("up ").strip().split(":") for line in (running.line(), running.line()))
+    assert sorted(pids) == ["1", "2"]
+    os.kill(int(pids["2"]), signal.SIGKILL)
+    assert running.line().startswith("up 2:")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end()[0] == 0
+
+
 def test_workers_drain_and_end_when_their_supervisor_is_killed(run: Start) -> None:
     running = run("some_app:app", "--workers", "2")
     first, second = pid(running.line()), pid(running.line())

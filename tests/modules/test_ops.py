@@ -20,6 +20,7 @@ from things_kit import App, ConfigError, Hook, Lifecycle, Message, Producer, inv
 from things_kit.modules import config, memory, ops, ops_pages, redis, sqlite
 from things_kit.testing import MockHandler
 from things_kit.testing.servers.fixtures import own
+from things_kit.testing.servers.process import free_ports
 from things_kit.testing.servers.redis import RedisServer
 
 own_redis = own(RedisServer)
@@ -250,6 +251,36 @@ def test_a_port_in_use_ends_the_app_with_code_1(write: Write, caplog: pytest.Log
             consuming(MockHandler()).run()
     assert ended.value.code == 1
     assert "the app did not start: ops.port: the ops endpoints cannot listen" in caplog.text
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_each_worker_takes_a_port_of_its_own_above_the_first(write: Write, number: int) -> None:
+    (free,) = free_ports(1)
+    write(MEMORY.replace("port: 0", f"port: {free - number + 1}"))
+    app = consuming(MockHandler())
+    app.worker = number
+    async with app:
+        assert (await app.get(ops.OpsServer)).port == free
+
+
+async def test_a_workers_port_in_use_is_said_with_what_it_comes_from(write: Write) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        write(MEMORY.replace("port: 0", f"port: {port - 2}"))
+        app = consuming(MockHandler())
+        app.worker = 3
+        with pytest.raises(
+            ConfigError, match=rf":{port}: Address already in use.*worker 3 takes ops.port \+ 2"
+        ):
+            await app.start()
+
+
+async def test_there_is_no_port_above_the_last(write: Write) -> None:
+    write(MEMORY.replace("port: 0", "port: 65535"))
+    app = consuming(MockHandler())
+    app.worker = 2
+    with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1:65536: .*worker 2"):
+        await app.start()
 
 
 async def test_a_failed_start_ends_the_endpoints_as_well(client: httpx.AsyncClient) -> None:

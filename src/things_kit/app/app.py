@@ -24,6 +24,10 @@ class App:
 
     `run()` runs it until a signal; `async with app:` runs it inside a test, `app.lifespan` inside a web framework.
     What is given to `App` is resolved by type when it starts; one app may be started again after it has stopped.
+
+    Attributes:
+        parts: What it was given.
+        worker: Which of the workers of `things-kit run --workers N` it runs in, from 1.
     """
 
     def __init__(self, *parts: Part, stop_timeout: float = STOP_TIMEOUT) -> None:
@@ -34,6 +38,7 @@ class App:
             stop_timeout: The most seconds that stopping one hook may take that does not say itself.
         """
         self.parts = parts
+        self.worker = 1
         self._stop_timeout = stop_timeout
         self._running: Running | None = None
 

@@ -21,6 +21,8 @@ SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
 
 SUPERVISED: Final = "THINGS_KIT_SUPERVISED"
 """The variable that gives a worker the number of a pipe whose other end its supervisor holds."""
+WORKER: Final = "THINGS_KIT_WORKER"
+"""The variable that says which worker of its supervisor a process is, from 1."""
 
 
 def run(app: App) -> int:
@@ -41,6 +43,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def serve(app: App) -> int:
     """Start, wait for the end, stop; returns the exit code."""
+    app.worker = int(os.environ.pop(WORKER, "1"))  # not for processes that the app starts
     starting = asyncio.create_task(_start(app), name="start")
 
     def ask() -> None:

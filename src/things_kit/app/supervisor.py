@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from things_kit.app.process import SUPERVISED
+from things_kit.app.process import SUPERVISED, WORKER
 
 log = logging.getLogger("things_kit.app")
 
@@ -91,7 +91,7 @@ class Supervisor:
         loop, wait = asyncio.get_running_loop(), FIRST
         while not self._stopping.is_set():
             changed, begun = self._changed, loop.time()
-            code = await self._live()
+            code = await self._live(number)
             if self._stopping.is_set():
                 if code not in {0, -signal.SIGTERM}:  # the latter: before it could listen to signals
                     log.error("worker %d did not stop cleanly: it ended with code %d", number, code)
@@ -105,13 +105,16 @@ class Supervisor:
                 await self._pause(number, code, wait, changed)
                 wait = min(wait * 2, LIMIT)
 
-    async def _live(self) -> int:
+    async def _live(self, number: int) -> int:
         """One life of a worker, in a session of its own: Ctrl-C is for us to pass on."""
-        options: dict[str, Any] = {}
+        environment = {**os.environ, WORKER: str(number)}
+        theirs: list[int] = []
         if self._pipe is not None:
-            theirs = self._pipe[0]
-            options = {"pass_fds": [theirs], "env": {**os.environ, SUPERVISED: str(theirs)}}
-        process = await asyncio.create_subprocess_exec(*self._command, start_new_session=True, **options)
+            theirs = [self._pipe[0]]
+            environment[SUPERVISED] = str(self._pipe[0])
+        process = await asyncio.create_subprocess_exec(
+            *self._command, start_new_session=True, env=environment, pass_fds=theirs
+        )
         self._processes.add(process)
         try:
             if self._stopping.is_set():

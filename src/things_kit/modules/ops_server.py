@@ -69,6 +69,8 @@ class OpsServer:
 
 def _listening(host: str, port: int) -> socket.socket:
     try:
+        if port > 65535:
+            raise OSError("there are none above 65535")
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
