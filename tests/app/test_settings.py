@@ -1,6 +1,7 @@
 """Sections of configuration: where their values come from, and what is said of those that are wrong."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,26 @@ def test_a_field_that_is_missing_is_named_with_the_line_of_its_section() -> None
     assert mistakes(Needs) == ("config.yaml: shop.price: it is missing, and has no default",)
     write("\nshop:\n")
     assert mistakes(Needs) == ("config.yaml:2: shop.price: it is missing, and has no default",)
+
+
+def test_a_value_that_may_be_of_several_types_and_is_of_none_is_one_mistake() -> None:
+    class Pool(BaseModel):
+        size: int
+
+    class Shop(BaseModel):
+        wait: float | timedelta = 0.0
+        pool: Pool | str = ""
+        pools: list[Pool | int] = []
+
+    write("shop:\n  wait: soon\n  pool: {size: many}\n  pools:\n    - 1\n    - {}\n")
+    assert mistakes(Shop) == (
+        "config.yaml:2: shop.wait: expected a valid number, unable to parse string as a number; or expected a valid "
+        "timedelta, invalid digit in duration",
+        "config.yaml:3: shop.pool.size: expected a valid integer, unable to parse string as an integer",
+        "config.yaml:3: shop.pool: expected a valid string",
+        "config.yaml:6: shop.pools.1.size: it is missing, and has no default",
+        "config.yaml:6: shop.pools.1: expected a valid integer",
+    )
 
 
 def test_mistakes_in_a_dataclass_are_said_alike() -> None:

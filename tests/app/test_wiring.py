@@ -331,6 +331,15 @@ def test_two_that_fit_are_both_named() -> None:
     assert "Payments (" in mistake
 
 
+def test_of_two_modules_that_have_it_the_way_to_choose_is_said() -> None:
+    def use(database: Database) -> None: ...
+
+    (mistake,) = mistakes(
+        module("first", provide(Database)), module("second", provide(Database)), invoke(use)
+    )
+    assert mistake.endswith("; ask for Annotated[Database, 'first'], the one of that module")
+
+
 def test_two_that_fit_are_no_mistake_where_nobody_asks() -> None:
     App(provide(Orders), provide(Payments), provide(Database)).check()
 

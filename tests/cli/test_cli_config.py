@@ -76,10 +76,12 @@ def test_the_schema_leaves_out_what_is_not_installed(cli: Cli, monkeypatch: pyte
 
 
 def test_mistakes_are_said_and_fail(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("shop: {prize: 3}\n")
+    (tmp_path / "config.yaml").write_text("shop: {prize: 3}\nshopping: {}\n")
     done = cli("config", "some_shop:app")
     assert done.exit_code == 2
-    assert "config.yaml:1: shop.prize: unknown field; did you mean 'price'?" in done.output
+    first, second = done.output.splitlines()
+    assert first.startswith("things-kit: config.yaml:2: shopping: nothing reads this section")
+    assert second.startswith("things-kit: config.yaml:1: shop.prize: unknown field; did you mean 'price'?")
 
 
 @pytest.mark.parametrize(

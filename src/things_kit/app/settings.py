@@ -14,6 +14,8 @@ from things_kit.app.parts import Provide, caller
 if TYPE_CHECKING:
     from things_kit.app.environment import Environment
 
+MISSING: Final = {"missing", "missing_argument"}
+"""What pydantic calls it."""
 IGNORED_PREFIX: Final = "x-"
 """Sections whose names begin so are the file's own, such as anchors for others to repeat."""
 
@@ -101,23 +103,50 @@ class Settings(Mapping[str, Any]):
         try:
             return TypeAdapter(kind).validate_python(data, extra="forbid")
         except ValidationError as error:
-            mistakes = [
-                self._mistake(name, environment, kind, details)
-                for details in error.errors(include_url=False, include_input=False, include_context=False)
-            ]
+            said: dict[str, list[str]] = {}
+            for details in error.errors(include_url=False, include_input=False, include_context=False):
+                path = _without_tags(details, data)
+                where, what = self._mistake(name, environment, kind, path, details)
+                said.setdefault(where, []).append(what)
+            # The types of a union complain one by one
+            mistakes = [f"{where}: {'; or '.join(dict.fromkeys(whats))}" for where, whats in said.items()]
             raise SettingsError(mistakes) from None  # the cause would show the values, and secrets among them
 
-    def _mistake(self, section: str, environment: "Environment | None", kind: type, details: Any) -> str:
-        path: tuple[str | int, ...] = details["loc"]
+    def _mistake(
+        self,
+        section: str,
+        environment: "Environment | None",
+        kind: type,
+        path: Sequence[str | int],
+        details: Any,
+    ) -> tuple[str, str]:
+        """Where it is, with its field, and what is wrong."""
         variable = environment.name_of(path) if environment else None
         where = variable if variable is not None else self.file.where([section, *path])
         field = ".".join(map(str, [section, *path]))
         if details["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-            return f"{where}: {field}: unknown field; {_meant(str(path[-1]), _names_at(kind, path[:-1]))}"
-        if details["type"] in {"missing", "missing_argument"}:
-            return f"{where}: {field}: it is missing, and has no default"
+            return f"{where}: {field}", f"unknown field; {_meant(str(path[-1]), _names_at(kind, path[:-1]))}"
+        if details["type"] in MISSING:
+            return f"{where}: {field}", "it is missing, and has no default"
         said = details["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
-        return f"{where}: {field}: {said}"
+        return f"{where}: {field}", said
+
+
+def _without_tags(details: Any, data: Any) -> tuple[str | int, ...]:
+    """The path of a mistake, without what only says which type of a union it concerns: nobody has written that."""
+    path = details["loc"]
+    found: list[str | int] = []
+    for number, step in enumerate(path, 1):
+        if isinstance(data, Mapping):
+            if step not in data and not (number == len(path) and details["type"] in MISSING):
+                continue
+            data = data.get(step)
+        elif isinstance(data, list | tuple) and isinstance(step, int):
+            data = data[step] if step < len(data) else None
+        else:
+            continue
+        found.append(step)
+    return tuple(found)
 
 
 def _environment(name: str, kind: type) -> "Environment | None":

@@ -147,8 +147,13 @@ class Graph:
         who = f", which {asker.label} asks for as {need.name!r}" if asker is not None else ""
         if found:
             several = " and ".join(node.label for node in found)
-            return (f"{len(found)} things are {asked}{who}: {several}; ask for one of their own types, or say "
-                    "which with provide(..., as_=...)")  # fmt: skip
+            modules = [node.owners[-1] for node in found if node.owners]
+            which = (
+                f"ask for Annotated[{asked}, {modules[0]!r}], the one of that module"
+                if len(set(modules)) == len(found) and need.owner is None
+                else "ask for one of their own types, or say which with provide(..., as_=...)"
+            )
+            return f"{len(found)} things are {asked}{who}: {several}; {which}"
         return f"nothing provides {asked}{who}{self._hint(need.asked)}"
 
     def _hint(self, asked: Any) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from things_kit.cli.needs import application_kit
 from things_kit.cli.options import JsonFlag
-from things_kit.cli.printing import as_json, safe, say
+from things_kit.cli.printing import as_json, complain, safe, say
 from things_kit.cli.running import WRONG_USE, CommandFailed, run
 from things_kit.messaging.errors import ConfigError
 
@@ -90,6 +90,8 @@ def _in_force(kinds: dict[str, type], *, only_given: bool) -> dict[str, object]:
         if only_given:
             kinds = given(kinds)
         settings = read(kinds)
-    except SettingsError as error:
-        raise ConfigError(str(error)) from error
+    except (SettingsError, ConfigError) as error:
+        for mistake in str(error).splitlines():
+            complain(mistake)
+        raise CommandFailed(code=WRONG_USE) from error
     return {name: shown(kinds[name], value) for name, value in settings.items()}
