@@ -265,6 +265,17 @@ def test_a_brokers_own_fields_are_a_url(settings: BrokerSettings, url: str) -> N
     assert settings.full_url() == url
 
 
+def test_a_password_may_come_from_a_file_that_the_environment_names(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("kafka: {brokers: [a], username: u}\n")
+    (tmp_path / "secret").write_text("p@ss\n")
+    monkeypatch.setenv("KAFKA_PASSWORD_FILE", str(tmp_path / "secret"))
+    settings = config.settings_of(App(config.module, kafka.module))["kafka"]
+    assert settings.full_url() == "kafka://u:p%40ss@a"
+    assert "p@ss" not in repr(settings)
+
+
 def test_no_password_is_in_the_repr_of_a_section() -> None:
     settings: ServerSettings = kafka.KafkaSettings(
         url="kafka://u:s3cret@h", password=SecretStr("s3cret"), options={"key_password": "s3cret"}
