@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,8 @@ async def test_a_signal_under_load_loses_nothing_and_repeats_nothing(folder: Pat
                 _, err = process.communicate(timeout=60)
             assert process.returncode == 0, err
             assert time.monotonic() - begun < DRAIN
-        handled = [
-            int(value)
-            for (value,) in sqlite3.connect(folder / "handled.db").execute("SELECT value FROM handled")
-        ]
+        with closing(sqlite3.connect(folder / "handled.db")) as file:
+            handled = [int(value) for (value,) in file.execute("SELECT value FROM handled")]
         assert len(handled) == len(set(handled))
         assert 200 <= len(handled) < COUNT
         assert await broker.lag("orders", "g") == COUNT - len(handled)
