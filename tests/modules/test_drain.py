@@ -22,12 +22,13 @@ from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.pubsub import PubSubServer
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.servicebus import ServiceBusServer
 from things_kit.testing.servers.sqs import SQSServer
 
 if sys.platform == "win32":
     pytest.skip("signals of another kind", allow_module_level=True)
 
-BROKERS = ["sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub"]
+BROKERS = ["sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub", "servicebus"]
 
 COUNT = 1000
 DRAIN = 20.0
@@ -38,6 +39,7 @@ nats = shared(NATSServer, "nats")
 rabbitmq = shared(RabbitMQServer, "rabbitmq")
 redis = shared(RedisServer, "redis")
 sqs = shared(SQSServer, "sqs")
+servicebus = shared(ServiceBusServer, "servicebus")
 pubsub = shared(PubSubServer, "pubsub")
 
 
