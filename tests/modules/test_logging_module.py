@@ -135,6 +135,18 @@ async def test_what_is_bound_to_the_context_is_in_every_line(capsys: pytest.Capt
     assert (line["tenant"], line["id"]) == ("t-1", "id-1")
 
 
+async def test_what_uvicorn_says_has_no_colours(capsys: pytest.CaptureFixture[str]) -> None:
+    async with App(config.module, logging.module):
+        standard.getLogger("uvicorn.error").info(
+            "Started server process [%d]",
+            7,
+            extra={"color_message": "Started server process [\x1b[36m%d\x1b[0m]"},
+        )
+    (line,) = lines(capsys)
+    assert line["event"] == "Started server process [7]"
+    assert "color_message" not in line
+
+
 async def test_after_the_app_logging_is_as_it_was() -> None:
     before = standard.getLogger().handlers[:]
     async with App(config.module, logging.module):

@@ -96,6 +96,22 @@ async def test_without_telemetry_metrics_are_not_there_and_it_says_why(client: h
     assert "add telemetry.module" in answer.text
 
 
+async def test_of_the_endpoints_the_log_has_only_where_they_are(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with consuming(MockHandler()) as app:
+        url = await url_of(app)
+        assert (await client.get(f"{url}/livez")).status_code == 200
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith(("uvicorn", "things_kit.ops"))
+    ]
+    assert said == [f"ops endpoints on {url}"]
+    assert not logging.getLogger("uvicorn.error").filters
+
+
 async def test_it_listens_on_this_machine_only_unless_told_otherwise(
     write: Write, client: httpx.AsyncClient
 ) -> None:

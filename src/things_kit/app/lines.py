@@ -82,8 +82,15 @@ def _common(fields: Sequence[Processor]) -> list[Processor]:
         *fields,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.ExtraAdder(),
+        _uncoloured,
         structlog.processors.StackInfoRenderer(),
     ]
+
+
+def _uncoloured(_: Any, __: str, event: EventDict) -> EventDict:
+    """Without what uvicorn adds to its lines: the same again, for a terminal of its own."""
+    event.pop("color_message", None)
+    return event
 
 
 def _plain(value: Any) -> Any:

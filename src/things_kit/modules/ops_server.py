@@ -4,6 +4,8 @@ import asyncio
 import logging
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import uvicorn
@@ -60,11 +62,26 @@ class OpsServer:
         await asyncio.to_thread(self._thread.join)
 
     def _serve(self) -> None:
-        with self._socket:
+        with self._socket, _quietly(threading.get_ident()):
             try:
                 asyncio.run(self._server.serve([self._socket]))
             except Exception:
                 log.exception("the ops endpoints do not answer any more")
+
+
+@contextmanager
+def _quietly(thread: int) -> Iterator[None]:
+    """Leave out what uvicorn says of starting and ending here: "Shutting down" is not the app's news to its readers."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno > logging.INFO
+
+    uvicorns = logging.getLogger("uvicorn.error")
+    uvicorns.addFilter(wanted)
+    try:
+        yield
+    finally:
+        uvicorns.removeFilter(wanted)
 
 
 def _listening(host: str, port: int) -> socket.socket:
