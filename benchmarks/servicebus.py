@@ -21,7 +21,7 @@ BATCH = 250
 AT_ONCE = 100
 RUNS = 3
 LINK = {"socket_timeout": 0.05}
-"""As the driver sets it: the client is faster so than with its default of 0.2 seconds."""
+"""With it the client alone is faster than with its default of 0.2 seconds."""
 
 
 class Raw:

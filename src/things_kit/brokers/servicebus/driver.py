@@ -23,6 +23,7 @@ from things_kit.brokers.servicebus.receiver import LinkReceiver
 from things_kit.brokers.servicebus.sessions import SessionReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import UnsupportedError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class ServiceBusDriver:
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """Make sure of the group's subscription, and open a link to it."""
         topic, group = subscription.topic, subscription.group
+        if self._settings.options.sessions and subscription.ordering == "partition":
+            raise UnsupportedError(
+                f"receiving from {topic!r}: with sessions there is an order of each key, and none of the whole topic: "
+                'use ordering="key", or connect with ?sessions=false'
+            )
         if self._settings.by_queue:
             self._admin.claim(topic, group)
         if subscription.create or (subscription.ephemeral and not self._settings.by_queue):

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Final
 
-from things_kit.brokers.servicebus.links import LOOK
-from things_kit.brokers.servicebus.settlement import Settlement, Taken, let_go
+from things_kit.brokers.servicebus.incoming import Incoming, Taken
+from things_kit.brokers.servicebus.settlement import Settlement
 from things_kit.engine.driver import Delivery, Release
 
 LINGER: Final = 0.003
@@ -18,15 +19,16 @@ GRACE: Final = 2.0
 
 
 class Hand:
-    """Between the tasks that read, and the engine that takes and settles."""
+    """Between the links, which bring, and the engine, which takes and settles."""
 
     def __init__(self, settlement: Settlement) -> None:
         self._settlement = settlement
         self._buffer: deque[Taken] = deque()
         self._held: set[Taken] = set()
+        self._of: Counter[Incoming] = Counter()
         self._arrived = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._trouble: Exception | None = None
+        self._changed: dict[Incoming, asyncio.Event] = {}
+        self.trouble: Exception | None = None
         self._settling: asyncio.Task[None] | None = None
 
     @property
@@ -39,32 +41,37 @@ class Hand:
         """How many messages are in hand."""
         return len(self._buffer) + len(self._held)
 
+    def count_of(self, link: Incoming) -> int:
+        """How many messages that came over a link are in hand."""
+        return self._of[link]
+
     def put(self, taken: Taken) -> None:
         """A message has arrived."""
         self._buffer.append(taken)
+        self._of[taken.link] += 1
         self._arrived.set()
+        self._tell(taken.link)
 
     def fail(self, trouble: Exception) -> None:
         """Nothing more arrives: `take` says why, once it has handed out what is here."""
-        self._trouble = self._trouble or trouble
+        self.trouble = self.trouble or trouble
         self._arrived.set()
 
     async def take(self, limit: int, wait: float) -> list[Delivery]:
         """What has arrived, after at most `wait` seconds. Raises what `fail` was told."""
-        if not self._buffer and self._trouble is None:
+        if not self._buffer and self.trouble is None:
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(wait, LOOK)):
+                async with asyncio.timeout(max(wait, LINGER)):
                     await self._arrived.wait()
         number = 0
         while number < len(self._buffer) < limit:
             number = len(self._buffer)
             await asyncio.sleep(LINGER)
-        if not self._buffer and self._trouble is not None:
-            raise self._trouble
+        if not self._buffer and self.trouble is not None:
+            raise self.trouble
         taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
         self._held.update(taken)
-        self._changed.set()
         return [Delivery(each.message, each) for each in taken]
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
@@ -76,25 +83,31 @@ class Hand:
 
     async def _settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         await self._settlement.settle(acknowledged, released)
-        self._held.difference_update([delivery.token for delivery in acknowledged])
-        self._held.difference_update([release.delivery.token for release in released])
-        self._changed.set()
+        self._drop([delivery.token for delivery in acknowledged])
+        self._drop([release.delivery.token for release in released])
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until a condition holds; it is looked at when something was handed out, settled or forgotten."""
-        while not condition():
-            self._changed.clear()
-            await self._changed.wait()
+    def _drop(self, settled: Iterable[Taken]) -> None:
+        for taken in settled:
+            if taken in self._held:
+                self._held.remove(taken)
+                self._of[taken.link] -= 1
+                self._tell(taken.link)
 
-    def has_of(self, link: object) -> bool:
-        """Whether anything that came over a link is not settled."""
-        return any(taken.link is link for taken in (*self._buffer, *self._held))
+    def _tell(self, link: Incoming) -> None:
+        if (changed := self._changed.pop(link, None)) is not None:
+            changed.set()
+
+    async def change_of(self, link: Incoming) -> None:
+        """Wait until something that came over a link has arrived, was settled or was forgotten."""
+        await self._changed.setdefault(link, asyncio.Event()).wait()
 
     def forget(self, lost: Callable[[Taken], bool]) -> None:
         """Others have these by now."""
         self._buffer = deque(taken for taken in self._buffer if not lost(taken))
         self._held = {taken for taken in self._held if not lost(taken)}
-        self._changed.set()
+        self._of = Counter(taken.link for taken in (*self._buffer, *self._held))
+        for link in list(self._changed):
+            self._tell(link)
 
     async def give_back(self) -> None:
         """Finish what is being settled, and give back all the rest, in the order in which it came."""
@@ -102,10 +115,10 @@ class Hand:
             await asyncio.wait({self._settling}, timeout=GRACE)
             self._settling.cancel()
             await asyncio.gather(self._settling, return_exceptions=True)
-        for taken in sorted([*self._held, *self._buffer], key=_number):
-            await let_go(taken)
-        self._buffer.clear()
-        self._held.clear()
+        rest = sorted([*self._held, *self._buffer], key=lambda taken: (id(taken.link), _number(taken)))
+        for link, taken in groupby(rest, key=lambda taken: taken.link):
+            await link.let_go(list(taken))
+        self.forget(lambda taken: True)
 
 
 def _number(taken: Taken) -> int:

@@ -5,17 +5,15 @@ import contextlib
 import ssl
 from typing import Any, Final
 
+import certifi
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver, ServiceBusSender
 
 from things_kit.brokers.servicebus.errors import CLIENT, sentence, translated
+from things_kit.brokers.servicebus.incoming import Arrived, Incoming
 from things_kit.brokers.servicebus.options import Settings
-from things_kit.brokers.servicebus.transport import install
+from things_kit.brokers.servicebus.transport import Transport, install
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
-
-LOOK: Final = 0.05
-"""Seconds for which the client waits for a frame before it looks around. Who settles waits for as long, if what it waits
-for was read by whoever receives on the same link; the client's own default is 0.2."""
 
 SASL: Final = b"AMQP\x03\x01\x00\x00"
 """The first that is said on a connection; a server repeats it."""
@@ -23,10 +21,8 @@ SASL: Final = b"AMQP\x03\x01\x00\x00"
 PATIENCE: Final = 5.0
 """Seconds that closing a link may take: over a dead connection it waits for answers."""
 
-_LINK: Final[dict[str, Any]] = {"socket_timeout": LOOK, "keep_alive": 0}
-"""Receivers read all the time, so their connection needs nobody else to keep it alive; the client's task for that would
-hold up closing for a second. Idle senders are kept alive by TCP, and opened again by the client if the service has
-closed them."""
+_LINK: Final[dict[str, Any]] = {"keep_alive": 0}
+"""The connection's own task keeps it alive; the client's would hold up closing for a second."""
 
 
 class Links:
@@ -38,6 +34,7 @@ class Links:
         self._client: ServiceBusClient | None = None
         self._senders: dict[str, ServiceBusSender] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._transport: Transport | None = None
         self._tls: ssl.SSLContext | None = None
 
     @property
@@ -58,9 +55,14 @@ class Links:
             settings = self._settings
             self._credential = settings.credential()
             if not settings.options.emulator:
-                self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=settings.options.ca)
-            self._client = ServiceBusClient(settings.namespace, self._credential, **settings.client())
-            install(self._client)
+                trusted = settings.options.ca or certifi.where()
+                self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=trusted)
+            # Made once: else the client reads all certificates anew for each connection, also for one without TLS
+            context = self._tls or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._client = ServiceBusClient(
+                settings.namespace, self._credential, ssl_context=context, **settings.client()
+            )
+            self._transport = install(self._client)
 
     async def close(self) -> None:
         """Close the senders, side by side, and the client."""
@@ -70,6 +72,8 @@ class Links:
         senders, self._senders = list(self._senders.values()), {}
         await asyncio.gather(*(close_link(sender) for sender in senders))
         await client.close()
+        if self._transport is not None:
+            await self._transport.close()
         if hasattr(self._credential, "close"):
             await self._credential.close()
 
@@ -121,11 +125,11 @@ class Links:
 
     # --- receivers
 
-    async def receiver(
-        self, entity: str, subscription: str, credit: int, **options: Any
-    ) -> ServiceBusReceiver:
-        """An open receiver, which asks for so many messages at a time. Raises ConnectionLost, ConfigError."""
-        options |= _LINK | {"prefetch_count": credit - 1}
+    async def receiver(self, entity: str, subscription: str, arrived: Arrived, **options: Any) -> Incoming:
+        """An open link that receives, and what to do with what it brings. Raises ConnectionLost, ConfigError."""
+        options |= _LINK | {
+            "prefetch_count": 1
+        }  # with 0 the client itself would give back what nobody asked for
         if self._settings.by_queue:
             receiver = self.client.get_queue_receiver(entity, **options)
         else:
@@ -139,7 +143,7 @@ class Links:
         except BaseException:
             await close_link(receiver)
             raise
-        return receiver
+        return Incoming(receiver, arrived)
 
 
 async def close_link(link: ServiceBusSender | ServiceBusReceiver) -> None:

@@ -44,7 +44,7 @@ class ServiceBusOptions(msgspec.Struct, frozen=True):
     admin_port: int | None = None
     mode: Literal["topic", "queue"] = "topic"
     sessions: bool = False
-    session_receivers: int = 8
+    session_receivers: int = 16
     lease: int = 30
     dedup: int = 0
     ttl: int = 0
@@ -160,6 +160,4 @@ class Settings:
         }
         if options.endpoint is not None:
             made["custom_endpoint_address"] = f"sb://{options.endpoint}"
-        if options.ca is not None:
-            made["connection_verify"] = options.ca
         return made

@@ -1,44 +1,49 @@
 """Receiving from sessions: several at once, each the consumer's own until it has been empty for a moment."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
-from azure.servicebus import NEXT_AVAILABLE_SESSION
-from azure.servicebus.aio import ServiceBusReceiver
+from azure.servicebus import NEXT_AVAILABLE_SESSION, ServiceBusReceivedMessage
 from azure.servicebus.exceptions import OperationTimeoutError, SessionCannotBeLockedError
 
 from things_kit.brokers.servicebus.admin import Admin, remove_ephemeral
-from things_kit.brokers.servicebus.errors import CLIENT, GONE, translated
+from things_kit.brokers.servicebus.errors import CLIENT, sentence
 from things_kit.brokers.servicebus.hand import Hand
-from things_kit.brokers.servicebus.links import Links, close_link
+from things_kit.brokers.servicebus.incoming import Incoming, Taken
+from things_kit.brokers.servicebus.links import Links
 from things_kit.brokers.servicebus.messages import is_for, unpack
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.brokers.servicebus.publisher import Publisher
-from things_kit.brokers.servicebus.settlement import Settlement, Taken, complete
+from things_kit.brokers.servicebus.settlement import Settlement
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+
+log = logging.getLogger("things_kit.servicebus")
 
 ACCEPT: Final = 20.0
 """Seconds for which a link waits for a session with messages."""
 
-ASKING: Final = 3
-"""Links that wait for a session at once: each is a connection."""
+ANSWER: Final = 0.3
+"""Seconds within which the service says that there is no such subscription."""
 
-IDLE: Final = 0.5
-"""Seconds after which a session without messages is left to others."""
+ASKING: Final = 3
+"""Links that wait for a session at once."""
+
+IDLE: Final = 0.3
+"""Seconds after which a session without messages is left to others, and one whose messages all wait is at rest."""
 
 TURN: Final = 10.0
 """Seconds after which a session is left though it has messages, for others may have some too."""
-
-CREDIT: Final = 50
 
 
 class SessionReceiver:
     """A subscription, or a queue, whose messages belong to sessions.
 
-    Each of a few tasks has a link to the next session that has messages. While messages of a session are in hand its link
-    stays, and with it the lock; then the session goes to whoever asks next.
+    A few links wait for the next session that has messages. While messages of a session are in hand its link stays, and with
+    it the lock; then the session goes to whoever asks next. A session that is at rest, as its messages are in back-off or
+    in slow handlers, does not count among those that one consumer has at once: it would hold back others.
     """
 
     def __init__(
@@ -50,78 +55,137 @@ class SessionReceiver:
         self._settlement = Settlement(settings, publisher, subscription)
         self._entity = entity_of(subscription.topic)
         self._group = subscription_of(subscription.group)
-        self._number = settings.options.session_receivers
-        self._credit = max(1, min(CREDIT, subscription.max_in_flight))
-        self._asking = asyncio.Semaphore(ASKING)
+        self._most = min(settings.options.session_receivers, subscription.max_in_flight)
+        self._share = subscription.max_in_flight // self._most
+        self._room = subscription.max_in_flight
         self._hand = Hand(self._settlement)
-        self._open: set[ServiceBusReceiver] = set()
-        self._slots: list[asyncio.Task[None]] = []
+        self._renewing = settings.options.lease / 3
+        self._open: set[Incoming] = set()
+        self._resting: set[Incoming] = set()
+        self._asking: list[asyncio.Task[None]] = []
+        self._serving: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
 
     async def open(self) -> None:
         """Begin to ask for sessions."""
         await self._links.ping()
-        name = "things_kit servicebus session"
-        self._slots = [asyncio.create_task(self._serve_sessions(), name=name) for _ in range(self._number)]
+        name = "things_kit servicebus sessions"
+        asking = min(ASKING, self._most)
+        self._asking = [asyncio.create_task(self._accept(), name=name) for _ in range(asking)]
+        if not self._subscription.create:
+            await asyncio.wait(self._asking, timeout=ANSWER, return_when=asyncio.FIRST_COMPLETED)
+            if self._hand.trouble is not None:
+                await self.close()
+                raise self._hand.trouble
 
-    # --- one slot
+    # --- asking for sessions
 
-    async def _serve_sessions(self) -> None:
-        while True:
-            try:
-                async with self._asking:
-                    link = await self._links.receiver(
-                        self._entity,
-                        self._group,
-                        self._credit,
-                        session_id=NEXT_AVAILABLE_SESSION,
-                        max_wait_time=ACCEPT,
-                    )
-            except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
-                if isinstance(error.__cause__, OperationTimeoutError | SessionCannotBeLockedError):
-                    continue  # nobody had messages
-                self._hand.fail(error)
-                return
-            await self._serve(link)
-
-    async def _serve(self, link: ServiceBusReceiver) -> None:
-        self._open.add(link)
+    async def _accept(self) -> None:
+        """Accept one session after the other, as there is room."""
         try:
-            await self._read(link)
-            await self._until_settled(link)
-        except GONE:
-            self._forget(link)
-        except CLIENT as error:
-            self._forget(link)
-            self._hand.fail(translated(error, f"receiving from {self._subscription.topic!r}"))
+            while True:
+                while not self._has_room():
+                    self._freed.clear()
+                    await self._freed.wait()
+                link = await self._next()
+                if link is not None:
+                    self._open.add(link)
+                    task = asyncio.create_task(self._serve(link), name="things_kit servicebus session")
+                    self._serving.add(task)
+                    task.add_done_callback(self._serving.discard)
         except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
             self._hand.fail(error)
+
+    def _has_room(self) -> bool:
+        return len(self._open) - len(self._resting) < self._most and self._hand.count < self._room
+
+    async def _next(self) -> Incoming | None:
+        """A link to the next session that has messages; None if there was none in time."""
+        try:
+            return await self._links.receiver(
+                self._entity,
+                self._group,
+                self._arrived,
+                session_id=NEXT_AVAILABLE_SESSION,
+                max_wait_time=ACCEPT,
+            )
+        except ConnectionLost as error:
+            if isinstance(error.__cause__, OperationTimeoutError | SessionCannotBeLockedError):
+                return None
+            raise
+
+    # --- one session
+
+    async def _serve(self, link: Incoming) -> None:
+        """Read until nothing more comes, or its turn is over; leave when nothing of it is in hand."""
+        clock = asyncio.get_running_loop().time
+        ends, due = clock() + TURN, clock() + self._renewing
+        while link.trouble is None:
+            if clock() > due:
+                due = clock() + self._renewing
+                await self._renew(link)
+            await self._ask(link, leaving=clock() > ends)
+            quiet = not await self._change(link)
+            if self._hand.count_of(link):
+                self._rests(link, quiet)
+            elif quiet or clock() > ends:
+                await link.drain()
+                if not self._hand.count_of(link):
+                    break
+                ends = max(ends, clock() + IDLE)  # something came in the last moment
+        await self._leave(link)
+
+    async def _ask(self, link: Incoming, *, leaving: bool) -> None:
+        if leaving:
+            if link.credit > 0:
+                await link.drain()
+            return
+        room = self._share - self._hand.count_of(link)
+        if room > link.credit and (link.credit <= 0 or 2 * (room - link.credit) >= self._share):
+            await link.ask(room)
+
+    async def _change(self, link: Incoming) -> bool:
+        """Wait until something of the session arrives, is settled, or it is lost; whether it was in time."""
+        waiting: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(each) for each in (self._hand.change_of(link), link.ended())
+        ]
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=IDLE, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done)
+        finally:
+            for each in waiting:
+                each.cancel()
+
+    async def _renew(self, link: Incoming) -> None:
+        """Keep the session, and with it all of its messages. If that fails the lock may be lost: then so is the link."""
+        try:
+            await link.renew_session()
+        except (*CLIENT, ValueError) as error:  # the latter of a link that was closed meanwhile
+            log.info("a session of %s could not be kept: %s", self._subscription.topic, sentence(error))
+            link.trouble = link.trouble or error
+
+    def _rests(self, link: Incoming, rests: bool) -> None:
+        (self._resting.add if rests else self._resting.discard)(link)
+        self._freed.set()
+
+    async def _leave(self, link: Incoming) -> None:
+        """Close the link. If it was lost, its messages come to others."""
+        if link.trouble is not None:
+            self._forget(link)
+        await link.close()
         self._open.discard(link)
-        await close_link(link)
+        self._rests(link, rests=False)
 
-    async def _read(self, link: ServiceBusReceiver) -> None:
-        """Read until nothing more comes, or its turn is over."""
-        ends = asyncio.get_running_loop().time() + TURN
-        while True:
-            for _ in range(self._credit):
-                received = next(iter(await link.receive_messages(1, max_wait_time=IDLE)), None)
-                if received is None:
-                    return
-                taken = Taken(received, unpack(self._subscription.topic, received), link)
-                if is_for(received, self._group):
-                    self._hand.put(taken)
-                else:
-                    await self._settlement.all([taken], complete)
-            await self._until_settled(link)
-            if asyncio.get_running_loop().time() > ends:
-                return
-
-    async def _until_settled(self, link: ServiceBusReceiver) -> None:
-        await self._hand.until(lambda: not self._hand.has_of(link))
-
-    def _forget(self, link: ServiceBusReceiver) -> None:
-        """Its lock is lost: its messages come to others."""
+    def _forget(self, link: Incoming) -> None:
         self._hand.forget(lambda taken: taken.link is link)
         self._subscription.forget(lambda delivery: delivery.token.link is link)
+
+    async def _arrived(self, link: Incoming, received: ServiceBusReceivedMessage) -> None:
+        taken = Taken(received, unpack(self._subscription.topic, received), link)
+        if is_for(received, self._group):
+            self._hand.put(taken)
+        else:
+            await link.pass_over(taken)
 
     # --- all of them
 
@@ -132,29 +196,20 @@ class SessionReceiver:
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Complete, give back or copy; once begun it goes on, also if nobody waits for it any more."""
         await self._hand.settle(acknowledged, released)
+        self._freed.set()
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Keep the sessions, and with them all of their messages."""
-        renewing = [self._renew(link) for link in list(self._open)]
-        for outcome in await asyncio.gather(*renewing, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
-
-    async def _renew(self, link: ServiceBusReceiver) -> None:
-        try:
-            await link.session.renew_lock()
-        except GONE:
-            self._forget(link)
-        except CLIENT as error:
-            if link in self._open:
-                raise ConnectionLost(str(translated(error, "keeping a session"))) from error
+        """Nothing: a session is locked as a whole, and kept while its link is open."""
 
     async def close(self) -> None:
         """Give back what was not settled, leave all sessions, and remove an ephemeral group."""
-        for slot in self._slots:
-            slot.cancel()
-        await asyncio.gather(*self._slots, return_exceptions=True)
+        tasks: list[asyncio.Task[Any]] = [*self._asking, *self._serving]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        links = list(self._open)
+        await asyncio.gather(*(link.drain() for link in links))
         await self._hand.give_back()
-        await asyncio.gather(*map(close_link, self._open))
+        await asyncio.gather(*(link.close() for link in links))
         self._open.clear()
         await remove_ephemeral(self._admin, self._subscription)

@@ -22,7 +22,6 @@ from proton import (
     symbol,
     timestamp,
 )
-from proton.handlers import Handshaker
 from proton.reactor import ApplicationEvent, EventInjector, Handler
 
 from things_kit.testing.servers.servicebus_emulator.entities import Entry, Namespace, Queue
@@ -69,7 +68,6 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, namespace: Namespace, port: int, login: Login) -> None:
         super().__init__()
-        self.handlers = [Handshaker()]
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waker = Waker()
         self._namespace, self._port, self._login = namespace, port, login
@@ -242,8 +240,13 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
     on_link_remote_detach = on_link_remote_close
 
     def on_session_remote_close(self, event: Any) -> None:
-        """Close as well."""
+        """Close as well; with it all of its links."""
         event.session.close()
+        link = event.connection.link_head(0)
+        while link:
+            if link.session == event.session:
+                self._gone(link)
+            link = link.next(0)
 
     def on_connection_remote_close(self, event: Any) -> None:
         """Close as well."""
@@ -270,9 +273,7 @@ class Door(Handler):  # type: ignore[misc, unused-ignore]
     # --- messages
 
     def _hand_out(self, source: Queue) -> None:
-        for key, taker in list(self._takers.items()):
-            if taker.source is not source:
-                continue
+        for key, taker in [each for each in self._takers.items() if each[1].source is source]:
             if taker.session is not None and source.sessions.get(taker.session, (None,))[0] != key:
                 del self._takers[key]
                 self._refuse(taker.link, "com.microsoft:session-lock-lost", "The session lock has expired.")

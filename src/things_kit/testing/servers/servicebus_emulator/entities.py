@@ -46,7 +46,7 @@ class Queue:
         self.rules: dict[str, Rule] = {}
         self.sessions: dict[str, tuple[object, float]] = {}  # whose a session is, and until when
         self._numbers = itertools.count(1)
-        self._ready: list[int] = []
+        self._ready: dict[str | None, list[int]] = {}  # by session, if there are sessions
 
     def put(self, content: Any, session: str | None, now: float, number: int | None = None) -> None:
         """Add a message; `number` is from the journal."""
@@ -58,27 +58,33 @@ class Queue:
         if self.settings.ttl:
             entry.expires = now + self.settings.ttl
         self.entries[entry.number] = entry
-        heapq.heappush(self._ready, entry.number)
+        self._free(entry)
+
+    def _free(self, entry: Entry) -> None:
+        session = entry.session if self.settings.sessions else None
+        heapq.heappush(self._ready.setdefault(session, []), entry.number)
+
+    def _next(self, session: str | None) -> Entry | None:
+        """The first of a session that nobody has locked; what has expired is removed."""
+        ready, now = self._ready.get(session, []), time.time()
+        while ready:
+            entry = self.entries.get(ready[0])
+            if entry is not None and entry.token is None:
+                if entry.expires is None or entry.expires > now:
+                    return entry
+                self.remove(entry)
+            heapq.heappop(ready)
+        self._ready.pop(session, None)
+        return None
 
     def take(self, owner: object, session: str | None = None) -> Entry | None:
         """Lock the next message, of a session if there are sessions."""
-        now, passed = time.time(), []
-        found: Entry | None = None
-        while self._ready and found is None:
-            entry = self.entries.get(heapq.heappop(self._ready))
-            if entry is None or entry.token is not None:
-                continue
-            if entry.expires is not None and entry.expires <= now:
-                self.remove(entry)
-            elif self.settings.sessions and entry.session != session:
-                passed.append(entry.number)
-            else:
-                found = entry
-        for number in passed:
-            heapq.heappush(self._ready, number)
+        found = self._next(session)
         if found is not None:
+            heapq.heappop(self._ready[session])
             found.token = uuid.uuid4()
-            found.until = self.sessions[session][1] if session in self.sessions else now + self.settings.lock
+            until = time.time() + self.settings.lock
+            found.until = self.sessions[session][1] if session in self.sessions else until
             self.locked[found.token] = found
         return found
 
@@ -97,7 +103,7 @@ class Queue:
         if entry.count >= self.settings.most:
             self.bury(entry)
         else:
-            heapq.heappush(self._ready, entry.number)
+            self._free(entry)
 
     def bury(self, entry: Entry) -> None:
         """Put it among the dead ones."""
@@ -109,27 +115,31 @@ class Queue:
             self.locked.pop(entry.token, None)
             entry.token = None
 
-    def expire(self, now: float) -> None:
-        """Give back what was locked for too long, and sessions that nobody renewed."""
-        for session, (_, until) in list(self.sessions.items()):
-            if until <= now:
-                self.leave(session, counts=True)
-        for entry in [entry for entry in self.locked.values() if entry.until <= now]:
+    def expire(self, now: float) -> bool:
+        """Give back what was locked for too long, and sessions that nobody renewed; whether there was any."""
+        sessions = [session for session, (_, until) in self.sessions.items() if until <= now]
+        for session in sessions:
+            self.leave(session, counts=True)
+        entries = [entry for entry in self.locked.values() if entry.until <= now]
+        for entry in entries:
             self.give_back(entry, counts=True)
+        return bool(sessions or entries)
 
     # --- sessions
 
     def accept(self, owner: object, wanted: str | None) -> str | None:
         """Lock a session, or the next that has messages; None if there is none."""
-        free = (
-            entry.session
-            for entry in sorted(self.entries.values(), key=lambda each: each.number)
-            if entry.token is None and entry.session is not None and entry.session not in self.sessions
-        )
-        session = next(free, None) if wanted is None else None if wanted in self.sessions else wanted
+        if wanted is None:
+            waiting = [(entry.number, each) for each in list(self._ready) if (entry := self._open(each))]
+            session = min(waiting)[1] if waiting else None
+        else:
+            session = None if wanted in self.sessions else wanted
         if session is not None:
             self.sessions[session] = (owner, time.time() + self.settings.lock)
         return session
+
+    def _open(self, session: str | None) -> Entry | None:
+        return None if session is None or session in self.sessions else self._next(session)
 
     def renew(self, session: str) -> float | None:
         """Lock a session for longer; None if it is nobody's."""
@@ -219,9 +229,10 @@ class Namespace:
                 for queue in self.subscriptions(name):
                     if not queue.rules or any(rule(about.properties) for rule in queue.rules.values()):
                         queue.put(content, about.session, now)
+                        changed(queue)
         for queue in self.queues.values():
-            queue.expire(now)
-            changed(queue)
+            if queue.expire(now):
+                changed(queue)
 
 
 class Envelope:

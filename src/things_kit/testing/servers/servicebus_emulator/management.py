@@ -198,6 +198,8 @@ def serve(management: Management, door: Door, port: int, login: Login) -> None:
 
     class Requests(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each answer waits for the client's delayed acknowledgement
+        wbufsize = -1
 
         def log_message(self, *_: Any) -> None:
             """Be quiet."""
