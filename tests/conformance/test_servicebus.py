@@ -16,7 +16,6 @@ from things_kit.engine.driver import Capabilities
 from things_kit.testing.conformance import (
     ConformanceSuite,
     DeliverySuite,
-    LoadSuite,
     OperationsSuite,
     OrderSuite,
     OutcomeSuite,
@@ -84,7 +83,7 @@ class TestServiceBus(ConformanceSuite):
         )
 
 
-class TestServiceBusQueues(DeliverySuite, SurvivalSuite, OutcomeSuite, OrderSuite, LoadSuite):
+class TestServiceBusQueues(DeliverySuite, SurvivalSuite, OutcomeSuite):
     """Where a topic is a plain queue: all that does not take a second group, which a queue cannot have."""
 
     @pytest.fixture

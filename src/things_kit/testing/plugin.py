@@ -65,6 +65,9 @@ nats_container = _container("nats", "A real NATS with JetStream,")
 pubsub_container = _container("pubsub", "Google Pub/Sub, or what stands in for it, also with `.endpoint`,")
 rabbitmq_container = _container("rabbitmq", "A real RabbitMQ,")
 redis_container = _container("redis", "A real Redis,")
+servicebus_container = _container(
+    "servicebus", "What stands in for Azure Service Bus, also with `.connection_string`,"
+)
 sqs_container = _container("sqs", "An emulator of SQS and SNS, also with `.endpoint`,")
 
 pytest.register_assert_rewrite("things_kit.testing.conformance")

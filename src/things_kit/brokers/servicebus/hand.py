@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from things_kit.brokers.servicebus.incoming import Incoming, Taken
 from things_kit.brokers.servicebus.settlement import Settlement
@@ -27,7 +28,7 @@ class Hand:
         self._held: set[Taken] = set()
         self._of: Counter[Incoming] = Counter()
         self._arrived = asyncio.Event()
-        self._changed: dict[Incoming, asyncio.Event] = {}
+        self._changed: WeakKeyDictionary[Incoming, asyncio.Event] = WeakKeyDictionary()
         self.trouble: Exception | None = None
         self._settling: asyncio.Task[None] | None = None
 
@@ -93,21 +94,21 @@ class Hand:
                 self._of[taken.link] -= 1
                 self._tell(taken.link)
 
-    def _tell(self, link: Incoming) -> None:
-        if (changed := self._changed.pop(link, None)) is not None:
-            changed.set()
+    def change_of(self, link: Incoming) -> asyncio.Event:
+        """Set when something that came over a link has arrived, was settled or forgotten; whoever waits clears it."""
+        return self._changed.setdefault(link, asyncio.Event())
 
-    async def change_of(self, link: Incoming) -> None:
-        """Wait until something that came over a link has arrived, was settled or was forgotten."""
-        await self._changed.setdefault(link, asyncio.Event()).wait()
+    def _tell(self, link: Incoming) -> None:
+        if (changed := self._changed.get(link)) is not None:
+            changed.set()
 
     def forget(self, lost: Callable[[Taken], bool]) -> None:
         """Others have these by now."""
         self._buffer = deque(taken for taken in self._buffer if not lost(taken))
         self._held = {taken for taken in self._held if not lost(taken)}
         self._of = Counter(taken.link for taken in (*self._buffer, *self._held))
-        for link in list(self._changed):
-            self._tell(link)
+        for changed in self._changed.values():
+            changed.set()
 
     async def give_back(self) -> None:
         """Finish what is being settled, and give back all the rest, in the order in which it came."""

@@ -78,14 +78,14 @@ class Incoming:
     async def _watch(self) -> None:
         """Find out when the link ends, and why; and renew its right to be there, which lasts for an hour."""
         trouble: Exception = ServiceBusConnectionError(message="The link was closed.")
-        clock = asyncio.get_running_loop().time
-        due = clock() + RIGHTS
+        over = self._link.over
         try:
-            while self._handler.attached:
-                await self._handler._connection.listen(wait=RIGHTS)  # noqa: SLF001
-                if clock() > due:
+            while self._handler.attached and not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RIGHTS):
+                        await over.wait()
+                if not over.is_set():
                     await self._handler.auth_complete_async()  # type: ignore[no-untyped-call]
-                    due = clock() + RIGHTS
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the end of the link
             trouble = self._of_service(error)
         self.trouble = trouble
@@ -97,9 +97,10 @@ class Incoming:
     def _of_service(self, error: Exception) -> Exception:
         return PyamqpTransport.create_servicebus_exception(log, error)
 
-    async def ended(self) -> Exception:
-        """Wait until the link ends, and say why."""
-        return await asyncio.shield(self._ended)
+    @property
+    def ended(self) -> asyncio.Future[Exception]:
+        """Why the link has ended, when it has."""
+        return self._ended
 
     # --- asking
 

@@ -1,7 +1,6 @@
 """Receiving over one link: what arrives is read at once, and handed out in batches."""
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -54,9 +53,7 @@ class LinkReceiver:
         )
         if not self._subscription.create:
             # A link to what does not exist may open, and is closed by the service right after that
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER):
-                    await link.ended()
+            await asyncio.wait({link.ended}, timeout=ANSWER)
             if link.trouble is not None:
                 await link.close()
                 raise translated(
@@ -66,7 +63,7 @@ class LinkReceiver:
         self._watching = asyncio.create_task(self._watch(link), name="things_kit servicebus receiver")
 
     async def _watch(self, link: Incoming) -> None:
-        trouble = await link.ended()
+        trouble = await asyncio.shield(link.ended)
         failure = translated(trouble, f"receiving from {self._subscription.topic!r}")
         failure.__cause__ = trouble
         self._hand.fail(failure)

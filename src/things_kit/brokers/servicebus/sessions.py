@@ -117,8 +117,17 @@ class SessionReceiver:
     # --- one session
 
     async def _serve(self, link: Incoming) -> None:
-        """Read until nothing more comes, or its turn is over; leave when nothing of it is in hand."""
-        clock = asyncio.get_running_loop().time
+        """Read one session, and leave it."""
+        try:
+            await self._read(link)
+            await self._leave(link)
+        except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
+            self._hand.fail(error)
+
+    async def _read(self, link: Incoming) -> None:
+        """Until nothing more comes, or its turn is over, and nothing of it is in hand."""
+        clock, changed = asyncio.get_running_loop().time, self._hand.change_of(link)
+        link.ended.add_done_callback(lambda _: changed.set())
         ends, due = clock() + TURN, clock() + self._renewing
         while link.trouble is None:
             if clock() > due:
@@ -133,7 +142,6 @@ class SessionReceiver:
                 if not self._hand.count_of(link):
                     break
                 ends = max(ends, clock() + IDLE)  # something came in the last moment
-        await self._leave(link)
 
     async def _ask(self, link: Incoming, *, leaving: bool) -> None:
         if leaving:
@@ -146,15 +154,14 @@ class SessionReceiver:
 
     async def _change(self, link: Incoming) -> bool:
         """Wait until something of the session arrives, is settled, or it is lost; whether it was in time."""
-        waiting: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(each) for each in (self._hand.change_of(link), link.ended())
-        ]
+        changed = self._hand.change_of(link)
         try:
-            done, _ = await asyncio.wait(waiting, timeout=IDLE, return_when=asyncio.FIRST_COMPLETED)
-            return bool(done)
-        finally:
-            for each in waiting:
-                each.cancel()
+            async with asyncio.timeout(IDLE):
+                await changed.wait()
+        except TimeoutError:
+            return False
+        changed.clear()
+        return True
 
     async def _renew(self, link: Incoming) -> None:
         """Keep the session, and with it all of its messages. If that fails the lock may be lost: then so is the link."""

@@ -30,10 +30,16 @@ FRAMES: Final = 1000
 
 
 class Intake(ReceiverLink):
-    """A receiving link that knows what became of each delivery that it settles, and when it was drained."""
+    """A receiving link that knows what became of each delivery that it settles, when it was drained, and when it is over."""
 
     outcomes: dict[int, asyncio.Future[Any]]
     drained: asyncio.Event
+    over: asyncio.Event
+
+    async def _set_state(self, new_state: LinkState) -> None:
+        await super()._set_state(new_state)
+        if new_state in {LinkState.DETACHED, LinkState.ERROR}:
+            self.over.set()
 
     async def _incoming_disposition(self, frame: Any) -> None:
         role, first, last, settled, state = frame[:5]
@@ -114,7 +120,8 @@ class Receiving(_Connected, ReceiveClientAsync):
         link: Any = self._link
         if link is not None and not isinstance(link, Intake):
             link.__class__ = Intake
-            link.outcomes, link.drained = {}, asyncio.Event()
+            link.outcomes, link.drained, link.over = {}, asyncio.Event(), asyncio.Event()
+            self._connection.tell_at_end(link.over)
         return ready
 
     async def _message_received_async(self, frame: Any, message: Any) -> None:

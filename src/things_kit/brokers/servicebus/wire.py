@@ -10,7 +10,7 @@ import contextlib
 import time
 from functools import partial
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from azure.servicebus._pyamqp.aio._connection_async import Connection
 from azure.servicebus._pyamqp.error import AMQPConnectionError, ErrorCondition
@@ -29,6 +29,7 @@ class Wire(Connection):
         self._reading: asyncio.Task[None] | None = None
         self._processed = asyncio.Event()
         self._turn = 0
+        self._at_end: WeakSet[asyncio.Event] = WeakSet()
         self._seen: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
 
     @property
@@ -72,6 +73,12 @@ class Wire(Connection):
             )
         finally:
             self._tell()
+            for event in self._at_end:
+                event.set()
+
+    def tell_at_end(self, event: asyncio.Event) -> None:
+        """Have an event set when the connection ends."""
+        self._at_end.add(event)
 
     def _tell(self) -> None:
         """Wake all who wait; they come to it when all that is here was processed."""

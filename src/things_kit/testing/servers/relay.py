@@ -2,16 +2,21 @@
 
 import asyncio
 import contextlib
+import ssl
 from types import TracebackType
 from typing import Self
 
 
 class Relay:
-    """Passes bytes between a port of its own on 127.0.0.1 and a server's, both ways; without `port`, a free one."""
+    """Passes bytes between a port of its own on 127.0.0.1 and a server's, both ways.
 
-    def __init__(self, server_port: int, port: int = 0) -> None:
+    Without `port` it is a free one; with a context, clients come by TLS.
+    """
+
+    def __init__(self, server_port: int, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self._server_port = server_port
         self._port = port
+        self._tls = tls
         self._open: set[asyncio.StreamWriter] = set()
         self._passing: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server
@@ -28,7 +33,7 @@ class Relay:
             writer.transport.abort()
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._listener = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._tls)
         return self
 
     async def __aexit__(

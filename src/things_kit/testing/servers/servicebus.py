@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Protocol
 from urllib.parse import quote
 
+from things_kit.testing.servers.containers import RunningServer
 from things_kit.testing.servers.process import ServerProcess, cached, run
 
 KEY_NAME: Final = "Root"
@@ -80,19 +81,12 @@ class ServiceBusServer(ServerProcess):
             os.kill(self.pid, signal.SIGUSR1)
 
 
-class RunningServiceBus(Protocol):
+class RunningServiceBus(RunningServer, Protocol):
     """A Service Bus that somebody started for a test."""
-
-    @property
-    def url(self) -> str:
-        """What `connect` takes."""
 
     @property
     def connection_string(self) -> str:
         """What Azure's own clients take."""
-
-    def terminate(self) -> None:
-        """End it, with all that was in it."""
 
 
 def start_servicebus_container() -> RunningServiceBus:
