@@ -138,7 +138,10 @@ class Incoming:
             self._check(answer.result(), outcome)
 
     async def _send(self, taken: Taken, outcome: Outcome) -> asyncio.Future[Any] | None:
-        """Say what becomes of a message; its future is set to the service's answer."""
+        """Say what becomes of a message; returns a future of the service's answer, if there will be one.
+
+        The client itself releases messages, where it does so at all, without asking for an answer.
+        """
         if taken.settled:
             return None
         taken.settled = True
@@ -146,12 +149,15 @@ class Incoming:
             self._check(self.trouble, outcome)
             return None
         number, tag = taken.received._delivery_id, taken.received._delivery_tag  # noqa: SLF001
-        self._link.outcomes[number] = answer = asyncio.get_running_loop().create_future()
+        released = outcome == "released"
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if not released:
+            self._link.outcomes[number] = answer
         try:
-            await self._link._outgoing_disposition(number, number, tag, False, _STATES[outcome], None)  # noqa: SLF001
+            await self._link._outgoing_disposition(number, number, tag, released, _STATES[outcome], None)  # noqa: SLF001
         except Exception as error:
             raise self._of_service(error) from error
-        return answer
+        return None if released else answer
 
     def _check(self, answer: Any, outcome: Outcome) -> None:
         trouble = answer
@@ -166,7 +172,7 @@ class Incoming:
             raise trouble  # a session is lost by itself, and others have its messages
 
     async def let_go(self, taken: Sequence[Taken]) -> None:
-        """They come again, and this delivery does not count. An answer is not waited for: they come again anyway."""
+        """They come again, and this delivery does not count; over a dead connection they come again anyway."""
         for each in taken:
             with contextlib.suppress(Exception):  # also of the protocol library, which has errors of its own
                 await self._send(each, "released")
