@@ -78,3 +78,17 @@ async def test_without_a_management_api_it_says_so(servicebus: ServiceBusServer)
     bare = servicebus.url.partition("&admin_port")[0]
     async with connect(bare) as broker:
         assert "management API is not known" in (await findings(broker, "orders"))[-1].what
+
+
+async def test_sessions_and_locks_that_do_not_fit_the_url_are_errors(broker: Broker, topic: str) -> None:
+    await broker.declare(topic)
+    await admin(broker).create_subscription(
+        topic,
+        "billing",
+        requires_session=True,
+        lock_duration=timedelta(seconds=5),
+        max_delivery_count=2000,
+    )
+    found = {each.remedy: each.level for each in await findings(broker, topic, "billing")}
+    assert found["Connect with ?sessions=true."] == "error"
+    assert found["Connect with ?lease=5."] == "error"

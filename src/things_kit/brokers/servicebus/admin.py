@@ -111,16 +111,18 @@ class Admin:
                 trouble = ConfigError(f"{trouble}; where it may not manage, connect with ?declare=false")
             raise trouble from error
 
-    async def _create(self, call: Awaitable[Any], doing: str) -> None:
-        """Create what somebody else may create at the same time."""
+    async def _create(self, call: Awaitable[Any], doing: str) -> bool:
+        """Create what somebody else may create at the same time; whether it was us."""
         try:
             await call
         except ResourceExistsError:
-            return
+            return False
         except CLIENT as error:
             if isinstance(error, HttpResponseError) and error.status_code == CONFLICT:
                 raise ConnectionLost(f"{doing}: somebody else is at it") from error
             await self.ask(_raising(error), doing)
+            return False
+        return True
 
     # --- topics
 
@@ -132,12 +134,10 @@ class Admin:
             return
         found = await self.ask(self.client.get_topic(name), doing)
         if found is None:
-            await self._create(
-                self.client.create_topic(
-                    name, user_metadata=_note(topic, None), **self._kept(), **self._deduplicating()
-                ),
-                doing,
-            )
+            options = self._kept() | self._deduplicating()
+            call = self.client.create_topic(name, user_metadata=_note(topic, None), **options)
+            if await self._create(call, doing):
+                return
             found = await self.ask(self.client.get_topic(name), doing)
         _check_note("topic", topic, 0, found)
 
@@ -184,10 +184,10 @@ class Admin:
         found = await self.ask(self.client.get_subscription(entity, name), doing)
         if found is None:
             options = self._receiving() | ({"auto_delete_on_idle": IDLE} if ephemeral else {})
-            await self._create(
-                self.client.create_subscription(entity, name, user_metadata=_note(topic, group), **options),
-                doing,
-            )
+            call = self.client.create_subscription(entity, name, user_metadata=_note(topic, group), **options)
+            if await self._create(call, doing):
+                await self._set_rule(entity, name, doing)
+                return
             found = await self.ask(self.client.get_subscription(entity, name), doing)
         if found is None:
             raise ConfigError(f"{doing}: there is no topic {topic!r}: declare it first")

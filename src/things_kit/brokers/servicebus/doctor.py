@@ -28,8 +28,8 @@ async def examine(settings: Settings, admin: Admin, question: Question) -> Seque
         if question.topic is None:
             return []
         if settings.by_queue:
-            return await _queue(admin, question.topic, question)
-        return await _topic(admin, question.topic, question)
+            return await _queue(settings, admin, question.topic, question)
+        return await _topic(settings, admin, question.topic, question)
     except ConfigError as error:
         remedy = "Use a key or role with the right to manage, or declare topics and groups elsewhere (?declare=false)."
         return [
@@ -37,16 +37,20 @@ async def examine(settings: Settings, admin: Admin, question: Question) -> Seque
         ]
 
 
-async def _queue(admin: Admin, topic: str, question: Question) -> list[Finding]:
+async def _queue(settings: Settings, admin: Admin, topic: str, question: Question) -> list[Finding]:
     name, subject = entity_of(topic), f"queue {topic}"
     found = await admin.ask(admin.client.get_queue(name), f"asking about {subject}")
     if found is None:
         return [_missing(subject)]
     counts = await admin.ask(admin.client.get_queue_runtime_properties(name), f"asking about {subject}")
-    return [*_stored(subject, found, counts), *_received(subject, found, counts, question)]
+    return [
+        *_stored(subject, found, counts),
+        *_received(subject, found, counts, question),
+        *_locked(subject, found, settings),
+    ]
 
 
-async def _topic(admin: Admin, topic: str, question: Question) -> list[Finding]:
+async def _topic(settings: Settings, admin: Admin, topic: str, question: Question) -> list[Finding]:
     name, subject = entity_of(topic), f"topic {topic}"
     found = await admin.ask(admin.client.get_topic(name), f"asking about {subject}")
     if found is None:
@@ -64,6 +68,8 @@ async def _topic(admin: Admin, topic: str, question: Question) -> list[Finding]:
             admin.client.get_subscription_runtime_properties(name, group.name), f"asking about {subject}"
         )
         findings += _received(f"group {group.name}", group, about, question)
+        if question.group is None or group.name.lower() == subscription_of(question.group).lower():
+            findings += _locked(f"group {group.name}", group, settings)
         findings += await _rules(admin, name, group.name)
     if question.group is not None and subscription_of(question.group).lower() not in {
         g.name.lower() for g in groups
@@ -112,6 +118,22 @@ def _stored(subject: str, found: Any, counts: Any) -> Iterator[Finding]:
         yield Finding(
             "warning", subject, what, "Use sessions (?sessions=true) where the order of a key matters."
         )
+
+
+def _locked(subject: str, found: Any, settings: Settings) -> Iterator[Finding]:
+    """What keeps a consumer with these options from receiving."""
+    if bool(found.requires_session) is not settings.options.sessions:
+        has, say = ("has", "true") if found.requires_session else ("has no", "false")
+        yield Finding(
+            "error",
+            subject,
+            f"It {has} sessions, so nothing can be received.",
+            f"Connect with ?sessions={say}.",
+        )
+    lock = found.lock_duration
+    if isinstance(lock, timedelta) and lock < settings.lease / 2:
+        what = f"Its locks last {lock.total_seconds():g} s, and are renewed each {settings.options.lease / 3:g} s."
+        yield Finding("error", subject, what, f"Connect with ?lease={max(5, int(lock.total_seconds()))}.")
 
 
 def _received(subject: str, found: Any, counts: Any, question: Question) -> Iterator[Finding]:
