@@ -78,7 +78,7 @@ CLIENTS = {
     "sqlite3",
 }
 
-APP = {"dishka", "pydantic_settings", "structlog", "uvloop", "yaml"}
+APP = {"pydantic_settings", "structlog", "uvloop", "yaml"}
 
 
 def test_importing_the_kit_imports_nothing_heavy() -> None:

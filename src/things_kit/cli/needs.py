@@ -6,7 +6,7 @@ from typing import Final
 
 from things_kit.cli.running import CommandFailed
 
-APPLICATION_KIT: Final = frozenset({"dishka", "pydantic", "pydantic_settings", "structlog", "yaml"})
+APPLICATION_KIT: Final = frozenset({"pydantic", "pydantic_settings", "structlog", "yaml"})
 
 
 @contextmanager
