@@ -12,11 +12,13 @@ import pytest
 
 pytest.importorskip("azure.servicebus")
 
+from azure.servicebus import NEXT_AVAILABLE_SESSION
 from azure.servicebus._pyamqp.aio import _cbs_async
 from azure.servicebus.exceptions import SessionLockLostError
 
 from things_kit import BrokerUnavailable, Message, Retry, RetryPolicy, connect
 from things_kit.brokers.servicebus import incoming
+from things_kit.brokers.servicebus.links import Links
 from things_kit.testing.conformance.history import merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Gate, Recorder
@@ -67,6 +69,41 @@ async def test_all_topics_and_groups_share_one_connection(servicebus: ServiceBus
                 assert relay.count - before - pings == 1
             for each in topics:
                 await broker.remove(each)
+
+
+async def test_a_link_that_is_given_up_while_it_opens_leaves_the_connection_to_the_others(
+    servicebus: ServiceBusServer, topic: str
+) -> None:
+    """At whatever moment: before the answer to its AMQP session, or to itself."""
+
+    async def arrived(*_: object) -> None: ...
+
+    async with CountingRelay(servicebus.ports[0]) as relay:
+        url = servicebus.url.replace(f":{servicebus.ports[0]}", f":{relay.port}").replace(
+            "?", "?sessions=true&", 1
+        )
+        async with connect(url) as broker:
+            recorder = Recorder()
+            async with broker.consumer(topic, group="billing", handler=recorder, dead_letter=None):
+                await broker.producer().publish(Message(topic, b"x"))
+                await recorder.until_done(1, 15)
+                before = relay.count
+                links: Links = broker._driver._links  # type: ignore[attr-defined]
+                for turns in range(30):
+                    opening = asyncio.create_task(
+                        links.receiver(
+                            topic, "billing", arrived, session_id=NEXT_AVAILABLE_SESSION, max_wait_time=5
+                        )
+                    )
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    opening.cancel()
+                    await asyncio.wait({opening})
+                    assert opening.cancelled()
+                await broker.producer().publish(Message(topic, b"x"))
+                await recorder.until_done(2, 15)
+                assert relay.count == before
+            await broker.remove(topic)
 
 
 async def test_a_token_is_replaced_while_a_consumer_only_receives(

@@ -15,7 +15,9 @@ from things_kit import UnsupportedError
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.conformance import (
     ConformanceSuite,
+    ConnectionSuite,
     DeliverySuite,
+    LoadSuite,
     OperationsSuite,
     OrderSuite,
     OutcomeSuite,
@@ -83,7 +85,9 @@ class TestServiceBus(ConformanceSuite):
         )
 
 
-class TestServiceBusQueues(DeliverySuite, SurvivalSuite, OutcomeSuite):
+class TestServiceBusQueues(
+    DeliverySuite, SurvivalSuite, ConnectionSuite, OutcomeSuite, OrderSuite, LoadSuite
+):
     """Where a topic is a plain queue: all that does not take a second group, which a queue cannot have."""
 
     @pytest.fixture
@@ -106,12 +110,17 @@ class SessionStage(Stage):
         return msgspec.structs.replace(super().capabilities, partitions=True)
 
 
-class TestServiceBusSessions(DeliverySuite, SurvivalSuite, OutcomeSuite, OrderSuite):
+class TestServiceBusSessions(ConformanceSuite):
     """Where keys are sessions, their order holds across consumers."""
 
     @pytest.fixture
     def target(self, servicebus: ServiceBusServer) -> Target:
-        return Target(url=f"{servicebus.url}&sessions=true&{SHORT}", patience=30.0)
+        return Target(
+            url=f"{servicebus.url}&sessions=true&{SHORT}",
+            size_options={"max_message_bytes": "4096"},
+            secret=KEY,
+            patience=30.0,
+        )
 
     @pytest.fixture
     async def stage(self, target: Target) -> AsyncIterator[Stage]:

@@ -21,9 +21,10 @@ from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.pubsub import PubSubServer
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.servicebus import ServiceBusServer
 from things_kit.testing.servers.sqs import SQSServer
 
-BROKERS = ["memory", "sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub"]
+BROKERS = ["memory", "sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub", "servicebus"]
 
 PATIENCE = 60
 KEYS = 5
@@ -35,6 +36,7 @@ rabbitmq = shared(RabbitMQServer, "rabbitmq")
 redis = shared(RedisServer, "redis")
 sqs = shared(SQSServer, "sqs")
 pubsub = shared(PubSubServer, "pubsub")
+servicebus = shared(ServiceBusServer, "servicebus")
 
 
 @pytest.fixture

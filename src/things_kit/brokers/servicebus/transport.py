@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from azure.servicebus._pyamqp.aio import ReceiveClientAsync, SendClientAsync
 from azure.servicebus._pyamqp.aio._receiver_async import ReceiverLink
-from azure.servicebus._pyamqp.constants import LinkState, Role
+from azure.servicebus._pyamqp.constants import LinkState, Role, SessionState
 from azure.servicebus._pyamqp.error import ErrorCondition
 from azure.servicebus.aio import ServiceBusClient, ServiceBusReceiver
 from azure.servicebus.aio._transport._pyamqp_transport_async import PyamqpTransportAsync
@@ -24,6 +24,8 @@ from things_kit.brokers.servicebus.wire import Wire
 Arrived: TypeAlias = Callable[[Any, Any], Awaitable[None]]
 """Is given the first frame of a message, and the message, while the connection's task processes it."""
 
+FAREWELL: Final = 2.0
+"""Seconds that saying goodbye may take."""
 
 FRAMES: Final = 1000
 """Frames, or waits for one, for which a link that opens does not pause, as the client does after each."""
@@ -84,9 +86,21 @@ class _Connected:
     async def close_async(self) -> None:
         """Detach all links before their AMQP session ends: the client does it after, for which the service hangs up."""
         if self._session is not None:
+            await self._begun()
             for link in list(self._session.links.values()):
                 await link.detach(close=True)
         await super().close_async()  # type: ignore[misc]
+
+    async def _begun(self) -> None:
+        """Wait for the answer to the AMQP session's beginning.
+
+        To one that ends before, a peer may answer with a session that belongs to nothing here, for which the client closes the
+        connection, and with it all other links.
+        """
+        with contextlib.suppress(Exception):  # over a dead connection no answer comes
+            async with asyncio.timeout(FAREWELL):
+                while self._session.state == SessionState.BEGIN_SENT:
+                    await self._connection.listen(wait=FAREWELL)
 
     async def client_ready_async(self) -> bool:
         """Whether the link is open, or cannot be: each round ends with the next frame."""
@@ -200,9 +214,6 @@ _SETTINGS: Final = (
     "ssl_opts", "max_frame_size", "channel_max", "idle_timeout", "properties", "network_trace", "transport_type",
     "http_proxy", "custom_endpoint_address", "socket_timeout", "use_tls",
 )  # fmt: skip
-
-FAREWELL: Final = 2.0
-"""Seconds that saying goodbye may take."""
 
 
 def install(client: ServiceBusClient) -> Transport:
