@@ -4,13 +4,13 @@ The server is a stand-in for the service, in a process of its own, and bounds th
 """
 
 import asyncio
-import statistics
 from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
 from benchmarks.common import consume, messages
 from benchmarks.result import Result, rate
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Message, connect
 from things_kit.engine.broker import Broker
 from things_kit.testing.servers.process import ServerUnavailable
@@ -64,57 +64,35 @@ class Raw:
                 seen += len(batch)
 
 
-async def measure(broker: Broker, raw: Raw, rates: dict[str, list[float]]) -> None:
+async def measure(broker: Broker, raw: Raw, rates: Rates) -> None:
     """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
-    topic, raw_topic = f"bench-{uuid4().hex[:8]}", f"raw-{uuid4().hex[:8]}"
+    topic, raw_topic = name("bench"), name("raw")
     rows, producer = messages(COUNT, topic), broker.producer()
     await broker.declare(topic, groups=["bench"])
     await broker.declare(raw_topic, groups=["bench"])
-    rates["raw published"].append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
-    rates["published"].append(await rate(COUNT, lambda: producer.publish_batch(rows)))
-    rates["raw consumed"].append(await rate(COUNT, lambda: raw.consume(raw_topic, "bench", COUNT)))
-    rates["consumed"].append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
+    rates.raw_published.append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
+    rates.published.append(await rate(COUNT, lambda: producer.publish_batch(rows)))
+    rates.raw_consumed.append(await rate(COUNT, lambda: raw.consume(raw_topic, "bench", COUNT)))
+    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
     await broker.remove(topic)
     await broker.remove(raw_topic)
 
 
-def compared(rates: dict[str, list[float]]) -> list[Result]:
-    """A row for each bound: the median of the rounds' ratios."""
-    rows = []
-    for name, what in (
-        (
-            "consumed",
-            "servicebus: consume at least once, key order, concurrency 8, against raw receive_messages(250)",
-        ),
-        ("published", "servicebus: publish_batch, against raw send_messages(list)"),
-    ):
-        ours, theirs = rates[name], rates[f"raw {name}"]
-        ratio = statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
-        notes = (
-            f"{statistics.median(ours):,.0f} and {statistics.median(theirs):,.0f} messages/s, medians of {len(ours)} "
-            "rounds; a stand-in for the service bounds both"
-        )
-        rows.append(Result(what, f"{ratio:.2f} of raw", "at least 0.85", ratio >= 0.85, notes))
-    return rows
-
-
 async def run() -> list[Result]:
     """Several rounds on one server; a row that says why where there can be none."""
-    server = ServiceBusServer()
+    rates = Rates()
     try:
-        await asyncio.to_thread(server.start)
-        raw = Raw(server)
-        rates: dict[str, list[float]] = {
-            name: [] for name in ("raw published", "published", "raw consumed", "consumed")
-        }
-        async with raw.client, connect(server.url) as broker:
-            for _ in range(RUNS):
-                await measure(broker, raw, rates)
-    except ModuleNotFoundError as error:
-        reason = f"{error.name} is not installed: pip install things-kit[servicebus]"
-        return [Result("servicebus", "not measured", "", True, reason)]
-    except ServerUnavailable as unavailable:
-        return [Result("servicebus", "not measured", "", True, str(unavailable))]
-    finally:
-        server.terminate()
-    return compared(rates)
+        async with running(ServiceBusServer) as server:
+            raw = Raw(server)
+            async with raw.client, connect(server.url) as broker:
+                for _ in range(RUNS):
+                    await measure(broker, raw, rates)
+    except (ModuleNotFoundError, ServerUnavailable) as reason:
+        return not_measured("servicebus", reason)
+    return rates.rows(
+        "servicebus",
+        "consume at least once, key order, concurrency 8, against raw receive_messages(250)",
+        "publish_batch, against raw send_messages(list)",
+        bounds=(0.85, 0.85),
+        notes="; a stand-in for the service bounds both",
+    )
