@@ -8,9 +8,13 @@ from itertools import groupby
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from azure.servicebus import ServiceBusReceivedMessage
+
 from things_kit.brokers.servicebus.incoming import Incoming, Taken
+from things_kit.brokers.servicebus.messages import is_for, unpack
+from things_kit.brokers.servicebus.names import subscription_of
 from things_kit.brokers.servicebus.settlement import Settlement
-from things_kit.engine.driver import Delivery, Release
+from things_kit.engine.driver import Delivery, Release, Subscription
 
 LINGER: Final = 0.003
 """Seconds in which nothing more may arrive before what has arrived is handed out: few at a time cost as much as many."""
@@ -22,8 +26,10 @@ GRACE: Final = 2.0
 class Hand:
     """Between the links, which bring, and the engine, which takes and settles."""
 
-    def __init__(self, settlement: Settlement) -> None:
+    def __init__(self, settlement: Settlement, subscription: Subscription) -> None:
         self._settlement = settlement
+        self._topic = subscription.topic
+        self._group = subscription_of(subscription.group)
         self._buffer: deque[Taken] = deque()
         self._held: set[Taken] = set()
         self._of: Counter[Incoming] = Counter()
@@ -46,12 +52,16 @@ class Hand:
         """How many messages that came over a link are in hand."""
         return self._of[link]
 
-    def put(self, taken: Taken) -> None:
-        """A message has arrived."""
+    async def put(self, link: Incoming, received: ServiceBusReceivedMessage) -> None:
+        """A message has arrived. What is for another group is done with at once."""
+        taken = Taken(received, unpack(self._topic, received), link)
+        if not is_for(received, self._group):
+            await link.pass_over(taken)
+            return
         self._buffer.append(taken)
-        self._of[taken.link] += 1
+        self._of[link] += 1
         self._arrived.set()
-        self._tell(taken.link)
+        self._tell(link)
 
     def fail(self, trouble: Exception) -> None:
         """Nothing more arrives: `take` says why, once it has handed out what is here."""

@@ -9,9 +9,8 @@ from azure.servicebus import ServiceBusReceivedMessage
 from things_kit.brokers.servicebus.admin import Admin, remove_ephemeral
 from things_kit.brokers.servicebus.errors import translated
 from things_kit.brokers.servicebus.hand import Hand
-from things_kit.brokers.servicebus.incoming import Incoming, Taken
+from things_kit.brokers.servicebus.incoming import Incoming
 from things_kit.brokers.servicebus.links import Links
-from things_kit.brokers.servicebus.messages import is_for, unpack
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.brokers.servicebus.publisher import Publisher
@@ -41,7 +40,7 @@ class LinkReceiver:
         self._settlement = Settlement(settings, publisher, subscription)
         self._group = subscription_of(subscription.group)
         self._most = subscription.max_in_flight
-        self._hand = Hand(self._settlement)
+        self._hand = Hand(self._settlement, subscription)
         self._link: Incoming | None = None
         self._watching: asyncio.Task[None] | None = None
         self._closing = False
@@ -69,11 +68,7 @@ class LinkReceiver:
         self._hand.fail(failure)
 
     async def _arrived(self, link: Incoming, received: ServiceBusReceivedMessage) -> None:
-        taken = Taken(received, unpack(self._subscription.topic, received), link)
-        if is_for(received, self._group):
-            self._hand.put(taken)
-        else:
-            await link.pass_over(taken)
+        await self._hand.put(link, received)
         await self._ask(link)
 
     async def _ask(self, link: Incoming) -> None:

@@ -5,15 +5,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from azure.servicebus import NEXT_AVAILABLE_SESSION, ServiceBusReceivedMessage
+from azure.servicebus import NEXT_AVAILABLE_SESSION
 from azure.servicebus.exceptions import OperationTimeoutError, SessionCannotBeLockedError
 
 from things_kit.brokers.servicebus.admin import Admin, remove_ephemeral
 from things_kit.brokers.servicebus.errors import CLIENT, sentence
 from things_kit.brokers.servicebus.hand import Hand
-from things_kit.brokers.servicebus.incoming import Incoming, Taken
+from things_kit.brokers.servicebus.incoming import Incoming
 from things_kit.brokers.servicebus.links import Links
-from things_kit.brokers.servicebus.messages import is_for, unpack
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.brokers.servicebus.publisher import Publisher
@@ -58,7 +57,7 @@ class SessionReceiver:
         self._most = min(settings.options.session_receivers, subscription.max_in_flight)
         self._share = subscription.max_in_flight // self._most
         self._room = subscription.max_in_flight
-        self._hand = Hand(self._settlement)
+        self._hand = Hand(self._settlement, subscription)
         self._renewing = settings.options.lease / 3
         self._open: set[Incoming] = set()
         self._resting: set[Incoming] = set()
@@ -105,7 +104,7 @@ class SessionReceiver:
             return await self._links.receiver(
                 self._entity,
                 self._group,
-                self._arrived,
+                self._hand.put,
                 session_id=NEXT_AVAILABLE_SESSION,
                 max_wait_time=ACCEPT,
             )
@@ -186,13 +185,6 @@ class SessionReceiver:
     def _forget(self, link: Incoming) -> None:
         self._hand.forget(lambda taken: taken.link is link)
         self._subscription.forget(lambda delivery: delivery.token.link is link)
-
-    async def _arrived(self, link: Incoming, received: ServiceBusReceivedMessage) -> None:
-        taken = Taken(received, unpack(self._subscription.topic, received), link)
-        if is_for(received, self._group):
-            self._hand.put(taken)
-        else:
-            await link.pass_over(taken)
 
     # --- all of them
 
