@@ -39,6 +39,7 @@ class Reading(Connection):
         self._channels[1], self._channels[2] = Channel(), Channel()
         self.others: list[Any] = []
 
+    bytes_received = 0
     frames_received = 0
 
     def _process_frame(self, frame_value: Any) -> None:
@@ -79,7 +80,7 @@ def test_messages_arrive_whole_however_they_are_cut(lengths: list[int], seed: in
         beats += turn == 0
         stream += waiting[turn].pop(0) if turn else frame.Heartbeat().marshal()
         count += 1
-    connection = Reading()
+    connection, read = Reading(), len(stream)
     while stream:
         size = choice.randint(1, len(stream))
         connection._on_data_available(stream[:size])
@@ -87,4 +88,4 @@ def test_messages_arrive_whole_however_they_are_cut(lengths: list[int], seed: in
     for channel, messages in expected.items():
         assert connection._channels[channel].delivered == messages
     assert len(connection.others) == beats
-    assert connection.frames_received == count
+    assert (connection.frames_received, connection.bytes_received) == (count, read)

@@ -1,5 +1,10 @@
-"""pika's connection, with shorter ways for what comes and goes by the thousand."""
+"""pika's connection, with shorter ways for what comes and goes by the thousand.
 
+Private parts of pika are used here, so its versions are pinned in pyproject.toml; decision 16 lists them, and what each
+way of ours has to do because pika's does it.
+"""
+
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from pika import frame, spec
@@ -17,23 +22,33 @@ class Connection(AsyncioConnection):
 
     _frame_buffer: bytes
     _channels: dict[int, Any]
+    bytes_received: int
     frames_received: int
+    bytes_sent: int
+    frames_sent: int
 
     @property
     def most(self) -> int:
         """Bytes of a body's frame."""
         return self._get_body_frame_max_length()  # type: ignore[attr-defined, no-any-return]
 
-    def emit(self, frames: bytes) -> None:
+    def emit(self, frames: Sequence[bytes]) -> None:
         """Write frames that are marshalled already, at once: pika writes three times for each message."""
-        self._adapter_emit_data(frames)  # type: ignore[attr-defined]
+        data = b"".join(frames)
+        self.bytes_sent += len(data)
+        self.frames_sent += len(frames)
+        self._adapter_emit_data(data)  # type: ignore[attr-defined]
 
     def abort(self) -> None:
         """Drop the stream after `close`, whose answer does not come."""
         self._adapter_disconnect_stream()  # type: ignore[attr-defined] # the extension point of pika's adapters
 
     def _on_data_available(self, data_in: bytes) -> None:
-        """Decode each frame where it lies: pika copies all that is behind it, for each anew."""
+        """Decode each frame where it lies: pika copies all that is behind it, for each anew.
+
+        Frames are counted as pika counts them: its check of heartbeats takes a connection for dead whose
+        `bytes_received` stays the same.
+        """
         data = self._frame_buffer + data_in
         self._frame_buffer = b""
         start, length = 0, len(data)
@@ -42,6 +57,7 @@ class Connection(AsyncioConnection):
             end = start + HEAD + int.from_bytes(data[start + 3 : start + HEAD], "big") + 1
             if data[start : start + 4] == b"AMQP" or end > length:
                 break
+            self.bytes_received += end - start
             if len(begun) == 2 and self._ends(begun, data, start, end):
                 self._deliver(begun, data[start + HEAD : end - 1])
                 begun = []

@@ -158,7 +158,7 @@ class Publisher:
                 self._tag += 1
                 self._open[self._tag] = batch, index
                 self._bytes += len(letters[index].body)
-            connection.emit(b"".join(frames))
+            connection.emit(frames)
             await asyncio.sleep(0)
 
     def _sort_out(self, batch: Batch, unsent: list[int], error: Exception | None) -> list[int]:
