@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -405,6 +406,40 @@ async def test_a_slow_handler_keeps_its_group_beyond_the_poll_interval(
                 gate.set()
                 await eventually(lambda: len(handler.done) + len(heir.done) == 30, PATIENCE)
                 await lag_is(broker, topic, 0)
+        await broker.remove(topic)
+
+
+async def test_partitions_that_left_a_full_consumer_go_on_when_it_gets_them_back(
+    kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka keeps a partition paused beyond its assignment: what paused it may have room long since."""
+    monkeypatch.setattr(receiver, "PATIENCE", 0.0)
+    full, slow = threading.Event(), True
+    pause = receiver.KafkaReceiver._pause
+
+    def pausing(self: receiver.KafkaReceiver, consumer: Consumer, paused: bool) -> None:
+        pause(self, consumer, paused)
+        full.set()
+
+    async def work(_: Message) -> None:
+        await asyncio.sleep(0.2 if slow else 0)
+
+    def rows(begin: int) -> list[Message]:
+        return [Message(topic, b"x", id=str(n), partition=n % 4) for n in range(begin, begin + 200)]
+
+    monkeypatch.setattr(receiver.KafkaReceiver, "_pause", pausing)
+    options: Any = {"group": f"billing-{topic}", "max_in_flight": 20, "dead_letter": None}
+    async with connect(f"{kafka.url}?partitions=4&session_timeout=3") as broker:
+        first, second = Handler(work), Handler()
+        async with broker.consumer(topic, handler=first, **options):
+            await broker.producer().publish_batch(rows(0))
+            await asyncio.to_thread(full.wait, PATIENCE)
+            async with broker.consumer(topic, handler=second, **options):
+                await eventually(lambda: second.done, PATIENCE)
+                slow = False
+            await broker.producer().publish_batch(rows(200))
+            await eventually(lambda: len({m.id for m in first.done + second.done}) == 400, PATIENCE)
+            await lag_is(broker, topic, 0, f"billing-{topic}")
         await broker.remove(topic)
 
 

@@ -349,8 +349,9 @@ class KafkaReceiver:
                     raise KafkaException(each.error)
             self._place(consumer, partitions)
         consumer.incremental_assign(partitions)
-        if self._paused and partitions:
-            consumer.pause(partitions)
+        if partitions:
+            # Also resumed: one that left while it was paused is still so, if it comes back to this client
+            (consumer.pause if self._paused else consumer.resume)(partitions)
         self._tell(self._has_joined)
 
     def _place(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
