@@ -277,9 +277,11 @@ class FakeSNS:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.asked: list[list[str]] = []
+        self.deduplicated: list[str | None] = []
 
     async def publish_batch(self, **request: Any) -> Any:
         entries = request["PublishBatchRequestEntries"]
+        self.deduplicated += [entry.get("MessageDeduplicationId") for entry in entries]
         self.asked.append([entry["Message"] for entry in entries])
         answer = self.answers.pop(0) if self.answers else {}
         if isinstance(answer, Exception):
@@ -287,12 +289,13 @@ class FakeSNS:
         return answer
 
 
-def publisher(sns: FakeSNS) -> Publisher:
-    asked = settings()
+def publisher(sns: FakeSNS, query: str = "") -> Publisher:
+    asked = settings(query)
     clients = Clients(asked)
     clients.sns = sns
     topology = Topology(asked, clients)
-    topology._topics["orders"] = "arn:aws:sns:us-east-1:1:orders"
+    for topic in ("orders", "orders.fifo"):
+        topology._topics[topic] = f"arn:aws:sns:us-east-1:1:{topic}"
     return Publisher(asked, clients, topology, lambda _: None)
 
 
@@ -339,6 +342,43 @@ class TestPublishing:
         messages = [*rows(1), Message("orders", b"\xff" * 250_000, timestamp=NOW, id="x"), *rows(1)]
         results = await publisher(FakeSNS()).send(messages)
         assert [type(result) for result in results] == [type(None), MessageTooLarge, type(None)]
+
+    async def test_what_comes_after_a_failed_message_in_its_group_is_sent_after_it(self) -> None:
+        failure = {"Id": "0", "Code": "InternalError", "Message": "", "SenderFault": False}
+        sns = FakeSNS({"Failed": [failure]})
+        messages = [
+            Message("orders.fifo", value, key, timestamp=NOW, id=value.decode())
+            for value, key in [(b"a1", b"a"), (b"a2", b"a"), (b"b1", b"b"), (b"a3", b"a"), (b"b2", b"b")]
+        ]
+        assert await publisher(sns).send(messages) == [None] * 5
+        assert sns.asked == [["a1", "b1"], ["a1"], ["a2", "b2"], ["a3"]]
+
+    async def test_what_comes_after_a_message_that_is_not_taken_is_not_sent(self) -> None:
+        failure = {"Id": "0", "Code": "InternalError", "Message": "", "SenderFault": False}
+        sns = FakeSNS(*[{"Failed": [failure]}] * 3)
+        twice = [Message("orders.fifo", b"%d" % n, b"k", timestamp=NOW, id=str(n)) for n in range(2)]
+        with pytest.raises(ConnectionLost):
+            await publisher(sns).send(twice)
+        assert sns.asked == [["0"]] * 3
+
+    async def test_a_publish_that_is_sent_again_is_known_by_the_topic(self) -> None:
+        sns = FakeSNS(refusal("InternalError"))
+        publishing = publisher(sns)
+        order = Message("orders.fifo", b"x", b"k", timestamp=NOW, id="o-1")
+        with pytest.raises(ConnectionLost):
+            await publishing.send([order])
+        for _ in range(2):
+            await publishing.send([order])
+        lost, again, another = sns.deduplicated
+        assert lost == again
+        assert another != again, "that is another publish of the same message"
+
+    async def test_a_topic_may_know_messages_by_their_id(self) -> None:
+        sns = FakeSNS()
+        for value in (b"x", b"y"):
+            message = Message("orders.fifo", value, b"k", timestamp=NOW, id="o-1")
+            await publisher(sns, "deduplicate=id").send([message])
+        assert sns.deduplicated == ["o-1", "o-1"]
 
     def test_messages_of_one_key_stay_in_one_stream(self) -> None:
         items = [Item(n, {}, 1, b"%d" % (n % 7)) for n in range(200)]

@@ -95,23 +95,41 @@ class Handled:
 
 
 class TestFifo:
-    async def test_the_same_id_is_handled_once(self, broker: Broker, topic: str) -> None:
+    async def test_another_value_of_the_same_id_arrives_as_well(self, broker: Broker, topic: str) -> None:
         topic += ".fifo"
         handled = Handled()
         async with broker.consumer(topic, group="billing", handler=handled):
+            producer = broker.producer()
+            for value in (b"x", b"y", b"y"):
+                await producer.publish(Message(topic, value, key=b"k", id="o-1"))
+            assert [m.value for m in await handled.until(3)] == [b"x", b"y", b"y"]
+
+    async def test_the_same_id_is_handled_once_where_that_is_asked_for(
+        self, sqs: SQSServer, topic: str
+    ) -> None:
+        topic += ".fifo"
+        handled = Handled()
+        async with (
+            connect(f"{sqs.url}&grace=0&deduplicate=id") as broker,
+            broker.consumer(topic, group="billing", handler=handled),
+        ):
             twice = Message(topic, b"x", key=b"k", id="o-1")
             producer = broker.producer()
             for message in (twice, twice, Message(topic, b"y", key=b"k", id="o-2")):
                 await producer.publish(message)
             assert [m.id for m in await handled.until(2)] == ["o-1", "o-2"]
 
+    @pytest.mark.parametrize("known_by", ["publish", "id"])
     async def test_a_replay_and_a_second_dead_letter_are_no_duplicates(
-        self, broker: Broker, topic: str
+        self, sqs: SQSServer, topic: str, known_by: str
     ) -> None:
         topic += ".fifo"
         dead = topic.replace(".fifo", "-dlq.fifo")
         handled = Handled(fails=2)
-        async with broker.consumer(topic, group="billing", handler=handled, retry=ONCE):
+        async with (
+            connect(f"{sqs.url}&grace=0&deduplicate={known_by}") as broker,
+            broker.consumer(topic, group="billing", handler=handled, retry=ONCE),
+        ):
             await broker.producer().publish(Message(topic, b"x", key=b"k", id="o-1"))
             for count in (1, 2):
                 await handled.until(count)

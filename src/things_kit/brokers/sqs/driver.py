@@ -31,6 +31,9 @@ from things_kit.messaging.message import Message
 if TYPE_CHECKING:
     from things_kit.engine.diagnosis import Finding, Question
 
+MOST_AT_ONCE: Final = 1000
+"""Messages of one `send`: those of one message group go one after the other, and all have to be there in time."""
+
 PATIENCE: Final = 5.0
 """Seconds that a new receiver of a queue waits for polls of the one before; they rarely last so long."""
 
@@ -52,6 +55,7 @@ class SQSDriver:
             lease=float(settings.options.lease),
             attempts=True,
             targeted=True,
+            max_batch=MOST_AT_ONCE,
             max_message_bytes=settings.max_message_bytes,
         )
         self._settings = settings

@@ -121,6 +121,11 @@ def message_group(key: bytes | None, identity: str) -> str:
     return text if _can_be_id(text) else f"{OURS}key-{hashlib.sha256(key).hexdigest()}"
 
 
+def publish_id(publish: str) -> str:
+    """The deduplication id of a publish, whatever its message is called."""
+    return f"{OURS}publish-{publish}"
+
+
 def deduplication_id(identity: str, again: str | None) -> str:
     """The deduplication id of a message: its id where it can be.
 

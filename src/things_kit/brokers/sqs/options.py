@@ -54,6 +54,8 @@ class SQSOptions(msgspec.Struct, frozen=True):
             for is hidden from others until its lease ends.
         pollers: The most requests for messages that a consumer has under way at once.
         publishers: The most requests that one publish has under way at once.
+        deduplicate: What a FIFO topic knows a message by that it had within five minutes, and drops: "publish": that it
+            was sent again after a lost connection. "id": that it has the same id, whatever else it says.
         retries: How often the client asks, the first time included, when AWS throttles or fails.
         retry_mode: How the client retries: "standard", or "adaptive", which slows down when it is throttled.
         max_message_bytes: The largest value, key and headers together.
@@ -69,6 +71,7 @@ class SQSOptions(msgspec.Struct, frozen=True):
     grace: float = 5.0
     pollers: int = 8
     publishers: int = 8
+    deduplicate: Literal["publish", "id"] = "publish"
     retries: int = 4
     retry_mode: Literal["standard", "adaptive"] = "standard"
     max_message_bytes: int | None = None

@@ -1,6 +1,7 @@
 """Publishing: requests of up to ten messages, several at once, with the order of each key kept."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.packing import Entry, pack
 from things_kit.brokers.sqs.topology import Topology
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.publishes import PublishIds
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
@@ -65,11 +67,16 @@ class Publisher:
         self._clients = clients
         self._topology = topology
         self._held = held
+        self._publishes = PublishIds()
 
     async def send(self, messages: Sequence[Message]) -> list[Exception | None]:
         """One result a message. Raises ConnectionLost."""
+        with self._publishes.of(messages) as publishes:
+            return await self._send(messages, publishes)
+
+    async def _send(self, messages: Sequence[Message], publishes: Sequence[str]) -> list[Exception | None]:
         results: list[Exception | None] = [None] * len(messages)
-        destinations = await self._sorted(messages, results)
+        destinations = await self._sorted(messages, publishes, results)
         most = self._settings.options.publishers
         await together(
             [
@@ -81,7 +88,7 @@ class Publisher:
         return results
 
     async def _sorted(
-        self, messages: Sequence[Message], results: list[Exception | None]
+        self, messages: Sequence[Message], publishes: Sequence[str], results: list[Exception | None]
     ) -> list[Destination]:
         """The messages by where they go; those that cannot be sent have their result."""
         destinations: dict[tuple[str, str | None], Destination | Exception] = {}
@@ -102,14 +109,17 @@ class Publisher:
             entry: Entry = {where.body: packed.body, "MessageAttributes": packed.attributes}
             order: str | bytes | None = message.key
             if names.is_fifo(message.topic):
-                order = self._keep_order(message, entry)
+                order = self._keep_order(message, entry, publishes[index])
             where.items.append(Item(index, entry, packed.size, order))
         return [each for each in destinations.values() if isinstance(each, Destination)]
 
-    def _keep_order(self, message: Message, entry: Entry) -> str:
+    def _keep_order(self, message: Message, entry: Entry, publish: str) -> str:
         identity = message.id or ""
         entry["MessageGroupId"] = group = names.message_group(message.key, identity)
-        entry["MessageDeduplicationId"] = names.deduplication_id(identity, self._held(identity))
+        if self._settings.options.deduplicate == "id":
+            entry["MessageDeduplicationId"] = names.deduplication_id(identity, self._held(identity))
+        else:
+            entry["MessageDeduplicationId"] = names.publish_id(publish)
         return group
 
     async def _destination(self, topic: str, group: str | None) -> Destination | Exception:
@@ -132,7 +142,8 @@ class Publisher:
     async def _send_stream(
         self, destination: Destination, stream: Sequence[Item], results: list[Exception | None]
     ) -> None:
-        for chunk in chunks(stream, self._settings.bytes_at_once):
+        cut = heads if names.is_fifo(destination.topic) else chunks
+        for chunk in cut(stream, self._settings.bytes_at_once):
             await self._send_chunk(destination, chunk, results)
 
     async def _send_chunk(
@@ -223,6 +234,19 @@ def chunks(items: Iterable[Item], limit: int) -> Iterable[list[Item]]:
         size += item.size
     if chunk:
         yield chunk
+
+
+def heads(items: Iterable[Item], limit: int) -> Iterable[list[Item]]:
+    """The same for a FIFO topic: no two of a request have the same message group.
+
+    AWS takes or refuses each by itself, so that the second could be there before the first was sent again.
+    """
+    groups: dict[object, deque[Item]] = {}
+    for item in items:
+        groups.setdefault(item.order, deque()).append(item)
+    while groups:
+        yield from chunks([group.popleft() for group in groups.values()], limit)
+        groups = {order: group for order, group in groups.items() if group}
 
 
 async def together(jobs: Sequence[Coroutine[Any, Any, Any]]) -> None:

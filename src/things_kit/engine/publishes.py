@@ -1,0 +1,58 @@
+"""Names for publishes, for brokers that drop what they have had before."""
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, TypeAlias
+
+from things_kit.messaging.message import Message
+
+MOST: Final = 20_000
+"""Publishes of which nobody knows how they ended that are remembered: twice what one `send` has."""
+
+_What: TypeAlias = tuple[object, ...]
+
+
+class PublishIds:
+    """Gives every publish an id of its own, and the same one again when the engine sends it once more.
+
+    A message's own id is no such name: it is the user's, so that two different messages may have it (a bridge, a handler
+    that forwards, one id in several topics), and one message may be published twice on purpose (a replay). A broker that
+    deduplicates by it would confirm the second and drop it.
+    """
+
+    def __init__(self) -> None:
+        self._unconfirmed: OrderedDict[_What, list[str]] = OrderedDict()
+
+    @contextmanager
+    def of(self, messages: Sequence[Message]) -> Iterator[list[str]]:
+        """The ids, by index, for one `send`. If it is left by an error, or cancelled, what is equal gets them again."""
+        batch = secrets.token_hex(12)  # one draw of entropy for all
+        ids = [f"{batch}-{index}" for index in range(len(messages))]
+        if self._unconfirmed:
+            ids = [self._known(message) or new for message, new in zip(messages, ids, strict=True)]
+        try:
+            yield ids
+        except BaseException:
+            for message, identity in zip(messages, ids, strict=True):
+                self._unconfirmed.setdefault(_what(message), []).append(identity)
+            while len(self._unconfirmed) > MOST:
+                self._unconfirmed.popitem(last=False)
+            raise
+
+    def _known(self, message: Message) -> str | None:
+        what = _what(message)
+        ids = self._unconfirmed.get(what)
+        if ids is None:
+            return None
+        found = ids.pop(0)
+        if not ids:
+            del self._unconfirmed[what]
+        return found
+
+
+def _what(message: Message) -> _What:
+    """What makes a message the same one: its value and headers as hashes, so that none is kept for this."""
+    headers = hash(frozenset(message.headers.items()))
+    return message.topic, message.id, message.key, message.timestamp, hash(message.value), headers

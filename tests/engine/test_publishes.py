@@ -1,0 +1,70 @@
+"""Names for publishes."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from things_kit import Message
+from things_kit.engine import publishes
+from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.publishes import PublishIds
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def order(value: bytes = b"x", **fields: str) -> Message:
+    return Message("orders", value, b"k", fields, timestamp=NOW, id="o-1")
+
+
+def sent(ids: PublishIds, *messages: Message) -> list[str]:
+    with ids.of(messages) as given:
+        return given
+
+
+def lost(ids: PublishIds, *messages: Message) -> list[str]:
+    with pytest.raises(ConnectionLost), ids.of(messages) as given:
+        raise ConnectionLost("away")
+    return given
+
+
+def test_every_publish_has_an_id_of_its_own() -> None:
+    ids = PublishIds()
+    assert len({*sent(ids, order(), order()), *sent(ids, order())}) == 3
+
+
+def test_what_was_lost_has_its_id_again_and_again_until_it_is_confirmed() -> None:
+    ids = PublishIds()
+    first = lost(ids, order(b"1"), order(b"2"))
+    assert lost(ids, order(b"1"), order(b"2")) == first
+    assert sent(ids, order(b"1"), order(b"2")) == first
+    assert not {*first} & {*sent(ids, order(b"1"), order(b"2"))}
+
+
+def test_what_was_lost_has_its_id_in_whatever_company_it_is_sent_again() -> None:
+    ids = PublishIds()
+    first = lost(ids, order(b"1"), order(b"2"))
+    again = sent(ids, order(b"0"), order(b"2"), order(b"1"))
+    assert again[1:] == [first[1], first[0]]
+
+
+def test_equal_messages_of_a_lost_publish_keep_ids_of_their_own() -> None:
+    ids = PublishIds()
+    first = lost(ids, order(), order())
+    assert sent(ids, order(), order()) == first
+
+
+@pytest.mark.parametrize(
+    "other",
+    [order(b"y"), order(b"x", type="created"), order().replace(topic="sales"), order().replace(key=b"l")],
+)
+def test_another_message_of_the_same_id_is_another_publish(other: Message) -> None:
+    ids = PublishIds()
+    assert sent(ids, other) != lost(ids, order())
+
+
+def test_what_nobody_sends_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishes, "MOST", 2)
+    ids = PublishIds()
+    first = lost(ids, order(b"1"), order(b"2"), order(b"3"))
+    assert sent(ids, order(b"2"), order(b"3")) == first[1:]
+    assert sent(ids, order(b"1")) != first[:1]
