@@ -141,3 +141,21 @@ def test_a_password_that_was_not_quoted_is_not_shown_either(character: str) -> N
 
 def test_a_secret_option_that_was_not_quoted_is_not_shown_either() -> None:
     assert "RET" not in all_that_is_seen_of("servicebus://host?key=SEC&RET&size=x")
+
+
+def test_options_of_a_prefix_are_handed_on_as_they_are() -> None:
+    url = BrokerURL.parse("kafka://host?conf.debug=cgrp&topic.x=a%3Db&size=7")
+    assert url.options(Options, besides=("conf.", "topic.")) == Options(size=7)
+    assert (url.prefixed("conf."), url.prefixed("topic.")) == ({"debug": "cgrp"}, {"x": "a=b"})
+    assert url.prefixed("queue.") == {}
+
+
+def test_an_unknown_option_is_told_of_the_prefixes_too() -> None:
+    with pytest.raises(ConfigError, match=r"unknown option 'config.x'; known are .*size, conf\.NAME"):
+        BrokerURL.parse("kafka://host?config.x=1").options(Options, besides=("conf.",))
+
+
+@pytest.mark.parametrize("query", ["conf.=1", "conf.a%00b=1", "conf.a=%00"])
+def test_an_option_of_a_prefix_has_a_name_and_is_text(query: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected conf\.NAME=VALUE, without null characters"):
+        BrokerURL.parse(f"kafka://host?{query}").prefixed("conf.")

@@ -5,6 +5,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from things_kit.engine.secrets import secrets_of
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.instrument import Endpoint
 
@@ -77,19 +78,39 @@ class BrokerURL(msgspec.Struct, frozen=True):
         engine = _convert(parsed, {name: query[name] for name in known if name in query}, EngineOptions)
         return msgspec.structs.replace(parsed, engine=engine)
 
-    def options(self, kind: type[OptionsT]) -> OptionsT:
-        """The query as a driver's options: a msgspec Struct whose fields have defaults.
+    def options(self, kind: type[OptionsT], *, besides: tuple[str, ...] = ()) -> OptionsT:
+        """The query as a driver's options: a msgspec Struct whose fields have defaults, `Secret` ones for what is secret.
+
+        Args:
+            kind: The Struct.
+            besides: How names begin that are not its own, but are asked for by `prefixed`.
 
         Raises:
             ConfigError: An option is unknown or its value is not what the field's type says.
         """
+        own = {name: value for name, value in self.query.items() if not name.startswith(besides)}
         known = (*kind.__struct_fields__, *EngineOptions.__struct_fields__)
-        for name in self.query:
+        for name in own:
             if name not in known:
+                more = "".join(f", {prefix}NAME" for prefix in besides)
                 raise ConfigError(
-                    f"{self.display}: unknown option {name!r}; known are {', '.join(sorted(known))}"
+                    f"{self.display}: unknown option {name!r}; known are {', '.join(sorted(known))}{more}"
                 )
-        return _convert(self, self.query, kind)
+        return _convert(self, own, kind)
+
+    def prefixed(self, prefix: str) -> dict[str, str]:
+        """The options whose names begin with `prefix`, without it: settings that are handed on as they are.
+
+        Raises:
+            ConfigError: One has no name behind the prefix, or a null character.
+        """
+        found = {name[len(prefix) :]: value for name, value in self.query.items() if name.startswith(prefix)}
+        for name, value in found.items():
+            if not name or "\0" in name + value:
+                raise ConfigError(
+                    f"{self.display}: option {prefix + name!r}: expected {prefix}NAME=VALUE, without null characters"
+                )
+        return found
 
     @property
     def display(self) -> str:
@@ -129,11 +150,11 @@ def _convert(url: BrokerURL, query: dict[str, str], kind: type[OptionsT]) -> Opt
     known: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for name, value in query.items():
         try:
-            msgspec.convert(value, known[name], strict=False)
+            msgspec.convert(value, known[name], strict=False, dec_hook=secrets_of)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{url.display}: option {name!r}: {_sentence(error)}") from error
     try:
-        return msgspec.convert(query, kind, strict=False)
+        return msgspec.convert(query, kind, strict=False, dec_hook=secrets_of)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{url.display}: {_sentence(error)}") from error
 
