@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.engine.stub_driver import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of, until, virtual
+from tests.engine.scenario import until, virtual
 from things_kit import Batch, BatchError, ConfigError, Message, PublishError, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Capabilities
+from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of
 
 KINDS = pytest.mark.parametrize("native", [BARE, NATIVE_DELAY, NATIVE_LANES], ids=["bare", "delay", "lanes"])
 

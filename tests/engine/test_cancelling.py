@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.engine.stub_driver import (
-    NATIVE_DELAY,
-    Recorder,
-    StubDriver,
-    StubReceiver,
-    broker_of,
-    until,
-    virtual,
-)
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import Message
 from things_kit.engine.cancelling import cancellable, ended
 from things_kit.engine.driver import Capabilities, ConnectionLost
+from things_kit.testing.stub import NATIVE_DELAY, StubDriver, StubReceiver, broker_of
 
 LEASED = Capabilities(delay=True, attempts=True, lease=9.0)
 

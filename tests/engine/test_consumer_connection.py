@@ -5,18 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.engine.stub_driver import (
-    BARE,
-    NATIVE_DELAY,
-    NATIVE_LANES,
-    Recorder,
-    StubDriver,
-    broker_of,
-    until,
-    virtual,
-)
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import Batch, BatchError, BrokerUnavailable, Message, PublishError, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Capabilities, ConnectionLost
+from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of
 
 KINDS = pytest.mark.parametrize(
     "native",

@@ -7,17 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.stub_driver import (
-    BARE,
-    NATIVE_DELAY,
-    NATIVE_LANES,
-    Recorder,
-    StubDriver,
-    broker_of,
-    turns,
-    until,
-    virtual,
-)
+from tests.engine.scenario import Recorder, turns, until, virtual
 from things_kit import (
     BrokerUnavailable,
     ClosedError,
@@ -28,6 +18,7 @@ from things_kit import (
     ThingsKitError,
 )
 from things_kit.engine.driver import Capabilities, ConnectionLost
+from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of
 
 KINDS = pytest.mark.parametrize("native", [BARE, NATIVE_DELAY, NATIVE_LANES], ids=["bare", "delay", "lanes"])
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.engine.stub_driver import StubDriver, broker_of, until, virtual
+from tests.engine.scenario import until, virtual
 from things_kit import Message, Reject, RetryPolicy
 from things_kit.engine.threads import HandlerThreads, call_in_thread, threads
+from things_kit.testing.stub import StubDriver, broker_of
 
 GRACE = 0.2
 

@@ -1,6 +1,6 @@
 import asyncio
 
-from tests.engine.stub_driver import virtual
+from tests.engine.scenario import virtual
 from things_kit import Message
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import Delivery

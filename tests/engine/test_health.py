@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import ClosedError, Message, Retry, UnsupportedError
 from things_kit.engine.driver import Capabilities, ConnectionLost
+from things_kit.testing.stub import StubDriver, broker_of
 
 
 def message(value: str, key: str | None = None, topic: str = "t") -> Message:

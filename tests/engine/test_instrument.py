@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
-from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import Batch, Message, RetryPolicy
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.handler import Handle, HandleBatch, Middleware
 from things_kit.messaging.instrument import Endpoint, Send
+from things_kit.testing.stub import StubDriver, broker_of
 
 
 class Notes:

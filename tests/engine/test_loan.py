@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.engine.stub_driver import virtual
+from tests.engine.scenario import virtual
 from things_kit import Message
 from things_kit.engine.driver import Capabilities, ConnectionLost, Delivery, Release
 from things_kit.engine.lanes import Lanes

@@ -2,9 +2,10 @@ import asyncio
 
 import pytest
 
-from tests.engine.stub_driver import StubDriver, broker_of, turns, until, virtual
+from tests.engine.scenario import turns, until, virtual
 from things_kit import BrokerUnavailable, ClosedError, Message, MessageTooLarge, PublishError
 from things_kit.engine.driver import Capabilities, ConnectionLost
+from things_kit.testing.stub import StubDriver, broker_of
 
 
 def message(value: str, key: str | None = None, topic: str = "t") -> Message:

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from tests.engine.stub_driver import BARE, Recorder, StubDriver, broker_of, turns, until, virtual
+from tests.engine.scenario import Recorder, turns, until, virtual
 from things_kit import Batch, Message, Reject, Retry, RetryPolicy
 from things_kit.engine.driver import Delivery
+from things_kit.testing.stub import BARE, StubDriver, broker_of
 
 
 def message(value: str, key: str | None = None, topic: str = "t") -> Message:

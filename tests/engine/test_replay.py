@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from tests.engine.stub_driver import BARE, NATIVE_LANES, Recorder, StubDriver, broker_of, until, virtual
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import BrokerUnavailable, ConfigError, Message, PublishError, Reject, RetryPolicy
 from things_kit.engine.driver import Capabilities, ConnectionLost
 from things_kit.engine.replay import browse, purge
+from things_kit.testing.stub import BARE, NATIVE_LANES, StubDriver, broker_of
 
 KINDS = pytest.mark.parametrize(
     "native",

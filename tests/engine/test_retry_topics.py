@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.engine.stub_driver import Recorder, StubDriver, broker_of, until, virtual
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import DecodeError, Message, PublishError, RetryPolicy
 from things_kit.engine.driver import Capabilities, Delivery
 from things_kit.engine.retry_topics import is_retry_topic, postpone, remaining, restore, retry_topics
+from things_kit.testing.stub import StubDriver, broker_of
 
 LOG = Capabilities(retained=True, partitions=True)
 LATER = RetryPolicy(mode="delayed", first=60.0, limit=60.0, jitter=0.0)

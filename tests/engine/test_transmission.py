@@ -2,11 +2,12 @@ import asyncio
 
 import pytest
 
-from tests.engine.stub_driver import StubDriver, virtual
+from tests.engine.scenario import virtual
 from things_kit import BrokerUnavailable, ConfigError, Message, PublishError
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
+from things_kit.testing.stub import StubDriver
 
 
 def transmission_of(driver: StubDriver, query: str = "?publish_timeout=10") -> Transmission:

@@ -7,7 +7,7 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
 
-from tests.engine.stub_driver import until
+from tests.engine.scenario import until
 from things_kit import Batch, BatchError, Broker, Message, PublishError, RetryPolicy, connect
 from things_kit.middleware.metrics import Metrics
 from things_kit.testing import MockHandler

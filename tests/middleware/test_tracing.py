@@ -11,13 +11,14 @@ import pytest
 from opentelemetry import baggage, context, trace
 from opentelemetry.trace import SpanKind, StatusCode
 
-from tests.engine.stub_driver import StubDriver, broker_of, until, virtual
+from tests.engine.scenario import until, virtual
 from tests.middleware.spans import Spans, identity, links, parent
 from things_kit import Batch, BatchError, Broker, Message, PublishError, Reject, Retry, RetryPolicy, connect
 from things_kit.engine.driver import Capabilities
 from things_kit.messaging.instrument import Endpoint
 from things_kit.middleware.tracing import Tracing
 from things_kit.testing import MockHandler
+from things_kit.testing.stub import StubDriver, broker_of
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 THEIRS = (0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331)

@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.engine.stub_driver import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, until, virtual
+from tests.engine.scenario import until, virtual
 from things_kit import Batch, Broker, Capabilities, ConfigError, Message, PublishError, RetryPolicy, connect
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging import names
 from things_kit.patterns.bridge import Bridge
 from things_kit.patterns.far_side import waves
+from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver
 
 KINDS = pytest.mark.parametrize("native", [BARE, NATIVE_DELAY, NATIVE_LANES], ids=["bare", "delay", "lanes"])
 

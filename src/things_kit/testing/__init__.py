@@ -2,6 +2,7 @@
 
 * `MockHandler`, `MockProducer`, `MockConsumer` record what they are asked, and fail when told to.
 * `run_virtual` and `VirtualTimeLoop` let back-offs and timeouts take no time.
+* `StubDriver` is a broker whose abilities a test chooses and whose calls it lets fail; `broker_of` makes a `Broker` of it.
 * The pytest fixtures `memory_broker`, `kafka_container`, `rabbitmq_container` and so on come by themselves with the package.
 * `start_kafka_container`, `start_rabbitmq_container` and so on start a real broker, in a container or as a local process.
 * `things_kit.testing.conformance` is what every driver passes.
@@ -17,6 +18,7 @@ from things_kit.testing.servers.rabbitmq import start_rabbitmq_container
 from things_kit.testing.servers.redis import start_redis_container
 from things_kit.testing.servers.servicebus import RunningServiceBus, start_servicebus_container
 from things_kit.testing.servers.sqs import RunningSQS, start_sqs_container
+from things_kit.testing.stub import StubDriver, broker_of
 
 __all__ = [
     "ANYTHING",
@@ -29,7 +31,9 @@ __all__ = [
     "RunningSQS",
     "RunningServer",
     "RunningServiceBus",
+    "StubDriver",
     "VirtualTimeLoop",
+    "broker_of",
     "run_virtual",
     "start_kafka_container",
     "start_nats_container",

@@ -1,17 +1,24 @@
-"""A driver that does as it is told, and notes every breach of the driver contract by the engine.
+"""A broker in this process that does as a test tells it, and notes every breach of the driver contract by the engine.
 
-It is a small broker in this process whose `Capabilities` a test chooses, so that what the engine emulates is seen:
-back-off without native delay, order without native lanes, leases, foreign replays. Calls can be made to fail
-(`fail`), to wait (`hold`), connections can be cut (`cut`) and parts taken back (`take_back`).
+Its `Capabilities` are the test's choice, so that what the engine emulates is seen: back-off without native delay,
+order without native lanes, leases, foreign replays. Calls can be made to fail (`fail`) or to wait (`hold`),
+connections can be cut (`cut`), and parts taken back (`StubReceiver.take_back`):
+
+    driver = StubDriver(NATIVE_DELAY)
+    async with broker_of(driver) as broker:
+        driver.fail("send", ConnectionLost("the cable was cut"))
+        await broker.producer().publish(Message("orders", b"1"))
+        assert driver.calls.count("send") == 2
+
+Under `run_virtual` such a scenario takes no time. It is what the engine is tested with; whoever writes a driver finds
+in it the smallest one that keeps the contract.
 """
 
 import asyncio
-import functools
-import gc
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self, TypeAlias, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -28,20 +35,19 @@ from things_kit.engine.driver import (
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
-from things_kit.testing import run_virtual
 
-NATIVE_LANES = Capabilities(delay=True, lanes=True, retained=True, attempts=True, targeted=True)
+NATIVE_LANES: Final = Capabilities(delay=True, lanes=True, retained=True, attempts=True, targeted=True)
 """As memory and SQLite."""
 
-NATIVE_DELAY = Capabilities(delay=True, attempts=True)
+NATIVE_DELAY: Final = Capabilities(delay=True, attempts=True)
 """As RabbitMQ and SQS: no order of its own."""
 
-BARE = Capabilities(partitions=True)
+BARE: Final = Capabilities(partitions=True)
 """As Kafka: the engine emulates everything."""
 
 
 class Entry(msgspec.Struct, eq=False):
-    """One message of one group."""
+    """One message of one group: its place in the topic, which attempt it is, and from when it may be handed out."""
 
     offset: int
     message: Message
@@ -50,6 +56,8 @@ class Entry(msgspec.Struct, eq=False):
 
 
 class Group:
+    """A consumer group of one topic: what is to be handed out, and who receives."""
+
     def __init__(self, topic: str, name: str) -> None:
         self.topic = topic
         self.name = name
@@ -57,12 +65,26 @@ class Group:
         self.receivers: list[StubReceiver] = []
 
     def give(self, entries: Sequence[Entry]) -> None:
+        """Have these handed out, in the order of the topic."""
         self.pending = sorted([*self.pending, *entries], key=lambda entry: entry.offset)
         for receiver in self.receivers:
             receiver.woken.set()
 
 
 class StubReceiver:
+    """One subscription of the stub.
+
+    Attributes:
+        subscription: What was asked for.
+        out: The deliveries that the engine has.
+        settled: Those that it settled.
+        expired: Those whose lease ended before.
+        closed: Whether it was closed.
+        lost: What every call raises since its connection was cut.
+        woken: Set when there may be something to receive.
+        leases: When the lease of each delivery ends, in the loop's time.
+    """
+
     def __init__(self, driver: "StubDriver", group: Group, subscription: Subscription) -> None:
         self.subscription = subscription
         self.out: dict[Delivery, Entry] = {}
@@ -73,10 +95,11 @@ class StubReceiver:
         self.woken = asyncio.Event()
         self._driver = driver
         self._group = group
-        self._leases: dict[Delivery, float] = {}
+        self.leases: dict[Delivery, float] = {}
         self._receiving = False
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+        """What the group has for it, within its lanes, back-offs and leases."""
         if self._receiving or self.closed:
             self._driver.breach("receive while another waits, or after close")
         self._receiving = True
@@ -98,7 +121,7 @@ class StubReceiver:
             if loop.time() >= deadline:
                 return []
             times = [entry.due for entry in self._group.pending if entry.due > loop.time()]
-            times += [end for receiver in self._group.receivers for end in receiver._leases.values()]
+            times += [end for receiver in self._group.receivers for end in receiver.leases.values()]
             self.woken.clear()
             try:
                 async with asyncio.timeout_at(min([deadline, *times])):
@@ -122,7 +145,7 @@ class StubReceiver:
                 delivery = Delivery(entry.message.replace(attempt=entry.attempt), token=entry.offset)
                 self.out[delivery] = entry
                 if (lease := self._driver.capabilities.lease) is not None:
-                    self._leases[delivery] = now + lease
+                    self.leases[delivery] = now + lease
                 taken.append(delivery)
         if len(self.out) > self.subscription.max_in_flight:
             self._driver.breach(f"{len(self.out)} held, more than max_in_flight")
@@ -142,6 +165,7 @@ class StubReceiver:
         )
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Note what was acknowledged, and give the group what was released."""
         await self._driver.enter("settle", self)
         if self.lost is not None:
             raise self.lost
@@ -170,10 +194,11 @@ class StubReceiver:
             self._driver.breach(f"settled, though it was taken back: {delivery.message.value!r}")
             return None
         self.settled.add(delivery)
-        self._leases.pop(delivery, None)
+        self.leases.pop(delivery, None)
         return self.out.pop(delivery)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Begin the leases of these anew."""
         await self._driver.enter("extend", self)
         if self.lost is not None:
             raise self.lost
@@ -183,9 +208,10 @@ class StubReceiver:
             return
         for delivery in deliveries:
             if delivery in self.out:
-                self._leases[delivery] = now + self._driver.capabilities.lease
+                self.leases[delivery] = now + self._driver.capabilities.lease
 
     async def close(self) -> None:
+        """What it still has goes back to the group."""
         self.closed = True
         self._driver.calls.append("close receiver")
         if self in self._group.receivers:
@@ -195,16 +221,18 @@ class StubReceiver:
     # --- what a test does
 
     def expire(self, now: float) -> None:
-        for delivery, end in list(self._leases.items()):
+        """Give the group back what was leased until now at most."""
+        for delivery, end in list(self.leases.items()):
             if end <= now:
-                del self._leases[delivery]
+                del self.leases[delivery]
                 self.expired.add(delivery)
                 self._driver.expired.append(delivery.message)
                 self._group.give([self.out.pop(delivery)])
 
     def give_back(self) -> None:
+        """Give the group all that is out, as when a connection ends."""
         back, self.out = list(self.out.values()), {}
-        self._leases.clear()
+        self.leases.clear()
         self._group.give(back)
 
     def take_back(self, which: Which) -> None:
@@ -212,11 +240,27 @@ class StubReceiver:
         self.subscription.forget(which)
         for delivery in [delivery for delivery in self.out if which(delivery)]:
             del self.out[delivery]
-            self._leases.pop(delivery, None)
+            self.leases.pop(delivery, None)
 
 
 class StubDriver:
-    """See the module. `breaches` are the engine's violations of the contract; `checked` wants none."""
+    """A broker in this process; see the module.
+
+    Attributes:
+        capabilities: What it is to have natively; a test may replace them before the broker is opened.
+        breaches: The engine's violations of the contract, each a sentence. A test wants none.
+        calls: The names of all calls, in order.
+        batches: What each `send` was given.
+        attempted: The same, with those that failed.
+        acknowledged: The messages that groups have acknowledged.
+        released: What was given back, and how.
+        expired: The messages whose lease ended in the engine's hands.
+        peak: The most deliveries that one receiver ever had out.
+        topics: All that was published, by topic.
+        groups: The groups, by topic and name.
+        refuse: Asked for each message that is sent: the error that it is refused with, or None.
+        refuse_topic: Asked for each topic that is declared: the error to raise, or None.
+    """
 
     def __init__(
         self, capabilities: Capabilities = BARE, *, partitions: int = 4, creates: bool = True
@@ -224,8 +268,8 @@ class StubDriver:
         self.capabilities = capabilities
         self.breaches: list[str] = []
         self.calls: list[str] = []
-        self.batches: list[list[Message]] = []  # what each `send` was given
-        self.attempted: list[list[Message]] = []  # the same, of those that failed too
+        self.batches: list[list[Message]] = []
+        self.attempted: list[list[Message]] = []
         self.acknowledged: list[Message] = []
         self.released: list[Release] = []
         self.expired: list[Message] = []
@@ -241,21 +285,26 @@ class StubDriver:
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
+        """A stub with nothing of its own; it takes no options."""
         url.options(StubOptions)
         return cls()
 
     # --- the contract
 
     async def open(self) -> None:
+        """Answer."""
         await self.enter("open")
 
     async def close(self) -> None:
+        """Only note it: what a test looks at stays."""
         self.calls.append("close")
 
     async def ping(self) -> None:
+        """Answer."""
         await self.enter("ping")
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Make what is missing, unless `refuse_topic` says otherwise."""
         await self.enter("declare")
         if (error := self.refuse_topic(topic)) is not None:
             raise error
@@ -264,10 +313,12 @@ class StubDriver:
             self._group(topic, group, earliest=True)
 
     async def remove(self, topic: str) -> None:
+        """Forget the topic."""
         await self.enter("remove")
         self.topics.pop(topic, None)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Append each to its topic, unless `refuse` says otherwise."""
         self.attempted.append(list(messages))
         await self.enter("send")
         if len(messages) > self.capabilities.max_batch:
@@ -276,6 +327,7 @@ class StubDriver:
         return [self._append(message) for message in messages]
 
     async def subscribe(self, subscription: Subscription) -> StubReceiver:
+        """A receiver of the group, which begins where the subscription says if it is new."""
         await self.enter("subscribe")
         if subscription.topic not in self.topics and not subscription.create:
             raise ConfigError(f"there is no topic {subscription.topic!r}")
@@ -286,6 +338,7 @@ class StubDriver:
         return receiver
 
     async def lag(self, topic: str, group: str) -> int | None:
+        """How many messages the group has not acknowledged, handed out or not."""
         await self.enter("lag")
         if not self.capabilities.lag:
             return None
@@ -321,10 +374,12 @@ class StubDriver:
                 receiver.give_back()
 
     def receiver(self, topic: str, group: str) -> StubReceiver:
+        """The only receiver of a group."""
         (receiver,) = self.groups[topic, group].receivers
         return receiver
 
     def breach(self, what: str) -> None:
+        """Note a violation of the contract."""
         self.breaches.append(what)
 
     async def enter(self, call: str, receiver: StubReceiver | None = None) -> None:
@@ -377,106 +432,3 @@ class StubOptions(msgspec.Struct):
 def broker_of(driver: StubDriver, query: str = "") -> Broker:
     """A broker on the stub, not yet open."""
     return Broker(driver, BrokerURL.parse(f"stub://stub{query}"))
-
-
-class Recorder:
-    """A handler that notes what it got, when, and who ran beside whom; `answer` decides how each call ends."""
-
-    def __init__(self, answer: Callable[[Message], Awaitable[None]] | None = None) -> None:
-        self.seen: list[tuple[float, Message]] = []
-        self.ended: list[Message] = []
-        self.running = 0
-        self.most = 0
-        self.overlaps: list[bytes] = []
-        self._keys: set[bytes] = set()
-        self._answer = answer
-
-    @property
-    def values(self) -> list[bytes]:
-        return [message.value for _, message in self.seen]
-
-    @property
-    def times(self) -> list[float]:
-        return [time for time, _ in self.seen]
-
-    @property
-    def attempts(self) -> list[int]:
-        return [message.attempt for _, message in self.seen]
-
-    async def handle(self, message: Message) -> None:
-        self.seen.append((asyncio.get_running_loop().time(), message))
-        self.running += 1
-        self.most = max(self.most, self.running)
-        if message.key is not None:
-            if message.key in self._keys:
-                self.overlaps.append(message.key)
-            self._keys.add(message.key)
-        try:
-            if self._answer is not None:
-                await self._answer(message)
-            self.ended.append(message)
-        finally:
-            self.running -= 1
-            if message.key is not None:
-                self._keys.discard(message.key)
-
-
-async def until(condition: Callable[[], object], within: float = 1000.0) -> None:
-    """Wait, in virtual time, until the condition holds; looks ever more seldom."""
-    loop = asyncio.get_running_loop()
-    ends, step = loop.time() + within, 0.001
-    while not condition():
-        assert loop.time() < ends, "it did not come to that in time"
-        await asyncio.sleep(min(step, max(ends - loop.time(), 0.001)))
-        step = min(step * 1.1, 5.0)
-
-
-async def turns(count: int = 20) -> None:
-    """Let everything that is ready run, without time passing."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def _checked(scenario: Awaitable[None]) -> None:
-    """Run it; afterwards no task may be left, and no error may have got lost."""
-    problems: list[Any] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
-    await scenario
-    await turns()
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    names = [task.get_name() for task in left if task is not None]
-    assert not left, f"tasks left: {names}"
-    gc.collect()
-    assert not problems
-
-
-Test: TypeAlias = Callable[..., Awaitable[None]]
-
-
-@overload
-def virtual(test: Test) -> Callable[..., None]: ...
-
-
-@overload
-def virtual(*, grace: float = 0.0, clean: bool = True) -> Callable[[Test], Callable[..., None]]: ...
-
-
-def virtual(
-    test: Test | None = None, *, grace: float = 0.0, clean: bool = True
-) -> Callable[..., None] | Callable[[Test], Callable[..., None]]:
-    """Run an async test under virtual time; afterwards no task may be left, and no error may have got lost.
-
-    `grace` is for handlers in threads; `clean=False` is for tests that provoke lost errors.
-    """
-
-    def decorate(test: Test) -> Callable[..., None]:
-        @functools.wraps(test)
-        def run(*arguments: Any, **named: Any) -> None:
-            async def main() -> None:
-                await test(*arguments, **named)
-
-            run_virtual(_checked(main()) if clean else main(), grace=grace)
-
-        return run
-
-    return decorate if test is None else decorate(test)
