@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from things_kit.messaging.errors import ConfigError as ConfigError
     from things_kit.messaging.errors import DecodeError as DecodeError
     from things_kit.messaging.errors import MessageTooLarge as MessageTooLarge
+    from things_kit.messaging.errors import NobodyListens as NobodyListens
     from things_kit.messaging.errors import PublishError as PublishError
     from things_kit.messaging.errors import ThingsKitError as ThingsKitError
     from things_kit.messaging.errors import UnroutableError as UnroutableError
@@ -49,8 +50,8 @@ _HOMES = {
     "things_kit.engine.driver": ("Capabilities",),
     "things_kit.messaging.consumer": ("Consumer",),
     "things_kit.messaging.errors": (
-        "BrokerUnavailable", "ClosedError", "ConfigError", "DecodeError", "MessageTooLarge", "PublishError",
-        "ThingsKitError", "UnroutableError", "UnsupportedError",
+        "BrokerUnavailable", "ClosedError", "ConfigError", "DecodeError", "MessageTooLarge", "NobodyListens",
+        "PublishError", "ThingsKitError", "UnroutableError", "UnsupportedError",
     ),
     "things_kit.messaging.handler": ("Handle", "Handler", "Middleware"),
     "things_kit.messaging.health": ("ConsumerHealth", "Health"),

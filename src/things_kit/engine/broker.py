@@ -184,10 +184,15 @@ class Broker:
         """
         self.transmission.instruments += instruments
 
-    def producer(self) -> BrokerProducer:
-        """A producer, closed with the broker. Raises ClosedError."""
+    def producer(self, *, insist: bool = False) -> BrokerProducer:
+        """A producer, closed with the broker. Raises ClosedError.
+
+        Args:
+            insist: For what must not get lost: a topic that no group has, on a broker that would drop the message, is
+                an outage, which `publish` waits out for `publish_timeout`, instead of `NobodyListens` at once.
+        """
         self._check_open()
-        producer = BrokerProducer(self.transmission)
+        producer = BrokerProducer(self.transmission, insist=insist)
         self._producers.add(producer)
         return producer
 

@@ -22,7 +22,7 @@ Rules that hold for every method:
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -238,7 +238,8 @@ class Driver(Protocol):
 
         Returns:
             One result a message: None when the broker has it for good, else why not: `MessageTooLarge`,
-            `PublishError`, or `UnknownTopic`, upon which the engine declares the topic and sends again.
+            `PublishError`, `UnknownTopic`, upon which the engine declares the topic and sends again, or `NobodyListens`
+            (see `things_kit.engine.listeners`) where the broker says of each message that no group has it.
 
         Raises:
             ConnectionLost: Nothing is known of any; the engine sends all again, so a message may be there twice.
@@ -256,4 +257,18 @@ class Driver(Protocol):
         """How many messages this group has not acknowledged, handed out or not; None if the broker cannot say.
 
         A group that does not exist (yet) lags by what it would get, were it created at the earliest.
+        """
+
+
+@runtime_checkable
+class Listened(Protocol):
+    """A driver whose broker drops what is published to a topic without groups, and says nothing; but can be asked."""
+
+    async def has_listeners(self, topic: str) -> bool | None:
+        """Whether anybody is subscribed to the topic; None if we are not allowed to ask.
+
+        Asked before the first message to a topic, and once a minute. A topic that does not exist has none.
+
+        Raises:
+            ConnectionLost: The broker is away; the engine tries again.
         """

@@ -29,10 +29,12 @@ class BrokerProducer:
     """Publishes through a driver, in the order of the calls.
 
     One send is under way at a time; all that is published meanwhile goes with the next one.
+    With `insist`, for what must not get lost, a topic to which nobody listens is an outage instead of an error.
     """
 
-    def __init__(self, transmission: Transmission) -> None:
+    def __init__(self, transmission: Transmission, *, insist: bool = False) -> None:
         self._transmission = transmission
+        self._insist = insist
         self._timeout = transmission.url.engine.publish_timeout
         self._queue: deque[_Waiting] = deque()
         self._sender: asyncio.Task[None] | None = None
@@ -127,7 +129,7 @@ class BrokerProducer:
         )
         for start in range(0, len(ready), capabilities.max_batch):
             chunk = ready[start : start + capabilities.max_batch]
-            results = await self._transmission.send(chunk, self._deadline(gathered))
+            results = await self._transmission.send(chunk, self._deadline(gathered), insist=self._insist)
             if any(results):
                 numbered = enumerate(results, start)
                 errors.update({indices[number]: result for number, result in numbered if result is not None})

@@ -1,15 +1,23 @@
 """Sending through a driver: declares what is missing, waits out an outage, and ends in time."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import cancellable
-from things_kit.engine.driver import ConnectionLost, Driver, UnknownTopic
+from things_kit.engine.driver import ConnectionLost, Driver, Listened, UnknownTopic
+from things_kit.engine.listeners import HasListeners, Listeners
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError, ThingsKitError
+from things_kit.messaging.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    NobodyListens,
+    PublishError,
+    ThingsKitError,
+)
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
 
@@ -29,16 +37,19 @@ class Transmission:
         self.url = url
         self.away: Exception | None = None
         self.instruments: tuple[Instrument, ...] = ()
-        self._declared: set[str] = set()
+        self._declared: dict[str, set[str]] = {}
+        self._listeners = Listeners(url.display)
+        self._has_listeners = driver.has_listeners if isinstance(driver, Listened) else None
 
     async def declare(self, topic: str, groups: Sequence[str] = (), deadline: float | None = None) -> None:
         """Create what is missing. Raises BrokerUnavailable, ConfigError."""
         await self.patiently(lambda: self.driver.declare(topic, groups), deadline)
-        self._declared.add(topic)
+        self._declared.setdefault(topic, set()).update(groups)
 
     def forget(self, topic: str) -> None:
         """The topic was removed: declare it again before the next message."""
-        self._declared.discard(topic)
+        self._declared.pop(topic, None)
+        self._listeners.forget(topic)
 
     async def patiently(
         self, call: Callable[[], Awaitable[ResultT]], deadline: float | None = None
@@ -86,27 +97,89 @@ class Transmission:
         why = f": {last}" if isinstance(last, ConnectionLost) else ""
         return BrokerUnavailable(f"{self.url.display} did not answer within {timeout:g} s{why}")
 
-    async def send(self, messages: Sequence[Message], deadline: float) -> list[Exception | None]:
-        """Send prepared messages; one result each, None where it is confirmed. The broker's errors are results."""
-        undeclared = (
-            {message.topic for message in messages} - self._declared if self.url.engine.declare else set()
-        )
+    async def send(
+        self, messages: Sequence[Message], deadline: float, *, insist: bool = False
+    ) -> list[Exception | None]:
+        """Send prepared messages; one result each, None where it is confirmed. The broker's errors are results.
+
+        What nobody listens to is refused, or dropped where the URL says so. With `insist` it is an outage: it is sent
+        until somebody does, or else `BrokerUnavailable` at the deadline.
+        """
+        drop = self.url.engine.unrouted == "drop"
+        results = await self._try(messages, deadline, ask=insist or not drop)
+        if not any(results):
+            return results
+        if insist:
+            return await self._insist(messages, results, deadline)
+        return [None if drop and isinstance(result, NobodyListens) else result for result in results]
+
+    async def _try(
+        self, messages: Sequence[Message], deadline: float, *, ask: bool
+    ) -> list[Exception | None]:
+        topics = {message.topic for message in messages}
         try:
-            refused = await self._declare_all(undeclared, deadline)
+            refused = (
+                await self._declare_all(topics - self._declared.keys(), deadline) if self._declares else {}
+            )
+            if ask and self._has_listeners is not None:
+                refused |= await self._unheard(topics - refused.keys(), self._has_listeners, deadline)
             if refused:
                 rest = [message for message in messages if message.topic not in refused]
-                results = iter(await self._send(rest, deadline))
+                results = iter(await self._send(rest, deadline) if rest else ())
                 return [refused.get(message.topic) or next(results) for message in messages]
             return await self._send(messages, deadline)
         except (BrokerUnavailable, PublishError) as error:
             return [error] * len(messages)
 
+    async def _insist(
+        self, messages: Sequence[Message], results: list[Exception | None], deadline: float
+    ) -> list[Exception | None]:
+        """Send again what nobody listens to, with all that comes after it in its topic: their order stays."""
+        loop, backoff = asyncio.get_running_loop(), Backoff()
+        while again := _unrouted(messages, results):
+            if loop.time() >= deadline:
+                for index in again:
+                    results[index] = self._unrouted_too_long(results[index])
+                return results
+            await backoff.wait(deadline)
+            if self._declares:
+                await self._declare_all({messages[index].topic for index in again}, deadline)
+            repeated = await self._try([messages[index] for index in again], deadline, ask=True)
+            for index, result in zip(again, repeated, strict=True):
+                results[index] = result
+        return results
+
+    def _unrouted_too_long(self, last: Exception | None) -> BrokerUnavailable:
+        timeout = self.url.engine.publish_timeout
+        error = BrokerUnavailable(f"{self.url.display} did not take it within {timeout:g} s: {last}")
+        error.__cause__ = last
+        return error
+
+    @property
+    def _declares(self) -> bool:
+        return self.url.engine.declare
+
+    async def _unheard(
+        self, topics: Iterable[str], has_listeners: HasListeners, deadline: float
+    ) -> dict[str, Exception]:
+        """The errors of those topics that nobody listens to."""
+        unheard: dict[str, Exception] = {}
+        for topic in topics:
+            ask = functools.partial(self._listeners.missing, topic, has_listeners)
+            try:
+                error: Exception | None = await self.patiently(ask, deadline)
+            except (ConfigError, PublishError) as refusal:
+                error = refusal
+            if error is not None:
+                unheard[topic] = error
+        return unheard
+
     async def _declare_all(self, topics: Iterable[str], deadline: float) -> dict[str, Exception]:
-        """Declare topics; returns the errors of those that the broker cannot have."""
+        """Declare topics, with the groups that we have declared before; returns the errors of those that cannot be."""
         refused: dict[str, Exception] = {}
         for topic in topics:
             try:
-                await self.declare(topic, deadline=deadline)
+                await self.declare(topic, tuple(self._declared.get(topic, ())), deadline)
             except (ConfigError, PublishError) as error:
                 refused[topic] = error
         return refused
@@ -124,7 +197,7 @@ class Transmission:
         """A topic was removed behind our back, or may not be declared by us."""
         results: Sequence[Exception | None] = [UnknownTopic()] * len(messages)
         refused: dict[str, Exception] = {}
-        if self.url.engine.declare:
+        if self._declares:
             refused = await self._declare_all({message.topic for message in messages}, deadline)
             results = await self.patiently(lambda: self.driver.send(messages), deadline)
         return [
@@ -134,3 +207,15 @@ class Transmission:
             else result
             for message, result in zip(messages, results, strict=True)
         ]
+
+
+def _unrouted(messages: Sequence[Message], results: Sequence[Exception | None]) -> list[int]:
+    """By index what nobody listens to, and what comes after it in the same topic."""
+    silent: set[str] = set()
+    indices: list[int] = []
+    for index, (message, result) in enumerate(zip(messages, results, strict=True)):
+        if isinstance(result, NobodyListens):
+            silent.add(message.topic)
+        if message.topic in silent:
+            indices.append(index)
+    return indices

@@ -1,6 +1,6 @@
 """Broker URLs: what connect() is given, and the options in their query."""
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -18,10 +18,13 @@ class EngineOptions(msgspec.Struct, frozen=True):
     Attributes:
         publish_timeout: Seconds for which a publish waits while the broker is away.
         declare: Whether publish and start create what is missing.
+        unrouted: What becomes of a message to a topic that no group has, on a broker that would drop it: "refuse" is
+            `NobodyListens`, "drop" takes it for published.
     """
 
     publish_timeout: float = 30.0
     declare: bool = True
+    unrouted: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
         if not self.publish_timeout > 0:

@@ -31,6 +31,10 @@ class MessageTooLarge(PublishError):
     """A message is larger than this broker takes."""
 
 
+class NobodyListens(PublishError):
+    """No group has this topic yet, and the broker would drop the message. `?unrouted=drop` lets it."""
+
+
 class ClosedError(ThingsKitError):
     """The broker or producer was closed before this call."""
 

@@ -53,7 +53,7 @@ class Bridge:
     killed goes on where it was; what it had in hand may arrive twice. Value, key, headers, id and time stay as they
     are, and messages of one key keep their order; partition and offset are the target's own.
 
-    While the target is away the bridge waits. A message that the target refuses is tried again with growing waits,
+    While the target is away, or has no group for a topic that it would not keep without, the bridge waits. A message that the target refuses is tried again with growing waits,
     for ever; until then its key waits, all others go on, and the log `things_kit.bridge` says so. A message that was
     replayed for the bridge's own group goes on without the header `replay-group`: it is for everybody there.
 
@@ -96,7 +96,7 @@ class Bridge:
         self._retry = retry
         self._chance = random.Random()  # noqa: S311 - jitter is no secret
         self._far_side = FarSide(target)
-        self._producer = source.producer()
+        self._producer = source.producer(insist=True)
         self._refusals: dict[object, int] = {}
         self._said_at: float | None = None
         self._last_came = 0.0
@@ -170,9 +170,7 @@ class Bridge:
     @property
     def trouble(self) -> str | None:
         """What holds the bridge up at the moment; None if nothing does."""
-        if self._far_side.away is not None:
-            return f"{self._target.url.display} is away"
-        return self._consumer.health().reason
+        return self._far_side.trouble or self._consumer.health().reason
 
     async def lag(self) -> int | None:
         """How many messages are left at the source, those in hand included; None where the broker cannot say.

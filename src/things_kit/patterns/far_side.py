@@ -27,12 +27,14 @@ class FarSide:
     def __init__(self, target: Broker) -> None:
         self._transmission = target.transmission
         self._turn = asyncio.Lock()
-        self._waiting = False
+        self._waits_for: Exception | None = None
 
     @property
-    def away(self) -> Exception | None:
-        """Why the target is not there; None if it was there the last time."""
-        return self._transmission.away
+    def trouble(self) -> str | None:
+        """Why nothing can be published; None if the last time it could."""
+        if self._transmission.away is not None:
+            return f"{self._transmission.url.display} is away"
+        return None if self._waits_for is None else str(self._waits_for)
 
     async def publish(self, messages: Sequence[Message]) -> list[Exception | None]:
         """One result each: None when it is confirmed, else why it was refused, or `Behind`."""
@@ -71,16 +73,17 @@ class FarSide:
     async def _send_patiently(self, messages: Sequence[Message]) -> list[Exception | None]:
         loop, url = asyncio.get_running_loop(), self._transmission.url
         while True:
-            results = await self._transmission.send(messages, loop.time() + url.engine.publish_timeout)
+            deadline = loop.time() + url.engine.publish_timeout
+            results = await self._transmission.send(messages, deadline, insist=True)
             away = next((result for result in results if isinstance(result, BrokerUnavailable)), None)
             if away is None:
-                if self._waiting:
+                if self._waits_for is not None:
                     log.info("%s is back", url.display)
-                self._waiting = False
+                self._waits_for = None
                 return results
-            if not self._waiting:
+            if self._waits_for is None:
                 log.warning("%s; the bridge waits for it", away)
-            self._waiting = True
+            self._waits_for = away
 
 
 def lane_of(message: Message) -> Hashable:
