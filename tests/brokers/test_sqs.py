@@ -168,8 +168,26 @@ class TestPacking:
         assert message.headers == {"type": "greeting", "size": "5", "raw": "AAE="}
         assert message.timestamp == datetime(2023, 11, 14, 22, 13, 20, 123000, tzinfo=UTC)
 
+    def test_halves_of_characters_are_no_reason_to_stop(self) -> None:
+        entry = {
+            "MessageId": "sqs-1",
+            "Body": "a\ud800",
+            "MessageAttributes": {"type\udc00": {"DataType": "String", "StringValue": "\ud800b"}},
+        }
+        message = packing.unpack("orders", entry).message
+        assert (message.value, message.headers) == (b"a?", {"type?": "?b"})
+
     @pytest.mark.parametrize(
-        "said", ["", "no JSON", "[]", '{"id": 5}', '{"body": "base64"}', '{"key64": "%"}']
+        "said",
+        [
+            "",
+            "no JSON",
+            "[]",
+            '{"id": 5}',
+            '{"body": "base64"}',
+            '{"key64": "%"}',
+            '{"time": "0001-01-01T00:00:00+14:00"}',
+        ],
     )
     def test_an_attribute_of_our_name_that_says_nothing_is_ignored(self, said: str) -> None:
         entry = {
@@ -218,6 +236,36 @@ class TestOptions:
         assert settings().bytes_at_once == SNS_BYTES
         assert settings("mode=queue").bytes_at_once == SQS_BYTES
         assert settings("topic.MaximumMessageSize=1048576").bytes_at_once == SQS_BYTES
+
+    async def test_there_are_as_many_connections_as_requests(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Above a hundred consumers, each of which waits for messages, nobody could publish any more."""
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
+        connected = asyncio.Event()
+        writers: list[asyncio.StreamWriter] = []
+
+        async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            if len(writers) == 150:
+                connected.set()
+
+        async with await asyncio.start_server(silent, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            clients = Clients(settings(f"endpoint=http://127.0.0.1:{port}"))
+            await clients.open()
+            polls = [
+                asyncio.ensure_future(clients.sqs.receive_message(QueueUrl="url", WaitTimeSeconds=20))
+                for _ in range(150)
+            ]
+            try:
+                await asyncio.wait_for(connected.wait(), 20)
+            finally:
+                for poll in polls:
+                    poll.cancel()
+                await asyncio.gather(*polls, return_exceptions=True)
+                await clients.close()
+                for writer in writers:
+                    writer.close()
 
     async def test_without_credentials_there_is_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -508,6 +556,29 @@ class TestReceiving:
         sqs = FakeSQS(delete_message_batch=[{"Failed": [failure]}])
         await receiver(sqs).settle([lent("a")], [])
         assert len(sqs.asked) == 1
+
+    async def test_what_nobody_has_asked_for_yet_is_kept_as_well(self) -> None:
+        sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1), found("b", 2)]}])
+        polled = receiver(sqs)
+        assert len(await polled.receive(1, 1.0)) == 1
+        await polled.extend([lent("a")])
+        kept = [entry["ReceiptHandle"] for entry in sqs.asked[-1][1]]
+        assert kept == ["receipt of a", "receipt of b"]
+        await polled.receive(1, 1.0)
+        await polled.extend([lent("a")])
+        assert len(sqs.asked[-1][1]) == 1
+
+    async def test_what_a_poll_brought_while_nobody_asked_is_kept_as_well(self) -> None:
+        sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1)]}])
+        polled = receiver(sqs)
+        asking = asyncio.ensure_future(polled.receive(1, 1.0))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert polled._wave is not None
+        await asyncio.wait({polled._wave})
+        await polled.extend([])
+        assert [entry["ReceiptHandle"] for entry in sqs.asked[-1][1]] == ["receipt of a"]
 
     async def test_requests_have_ten_messages(self) -> None:
         sqs = FakeSQS()

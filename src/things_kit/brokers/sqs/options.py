@@ -31,8 +31,8 @@ CONNECT: Final = 3.0
 READ: Final = 40.0
 """Seconds to wait for an answer, beyond the longest poll; most calls have a closer bound of ours."""
 
-CONNECTIONS: Final = 100
-"""At once, polls included: by default there are ten, and a consumer alone may have so many."""
+UNBOUNDED: Final = 0
+"""Connections: as many as there are requests, which options bound for each consumer; those that wait for one would be late."""
 
 Attributes = Mapping[str, str]
 
@@ -68,7 +68,7 @@ class SQSOptions(msgspec.Struct, frozen=True):
     account: str | None = None
     lease: int = 30
     poll: int = 20
-    grace: float = 5.0
+    grace: float = 3.0
     pollers: int = 8
     publishers: int = 8
     deduplicate: Literal["publish", "id"] = "publish"
@@ -158,7 +158,7 @@ class Settings(msgspec.Struct, frozen=True):
         return AioConfig(
             connect_timeout=CONNECT,
             read_timeout=READ,
-            max_pool_connections=CONNECTIONS,
+            max_pool_connections=UNBOUNDED,
             retries={"mode": self.options.retry_mode, "total_max_attempts": self.options.retries},
             parameter_validation=False,  # a third of a call's time here, to find what mypy finds
             user_agent_extra="things-kit",

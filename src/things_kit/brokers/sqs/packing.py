@@ -166,12 +166,12 @@ def unpack(topic: str, entry: Entry) -> Unpacked:
             return _unpack_ours(
                 topic, entry["Body"], attributes, _decode_meta(ours["StringValue"]), sent, entry
             )
-        except (KeyError, ValueError, binascii.Error, msgspec.MsgspecError):
+        except (KeyError, ValueError, OverflowError, binascii.Error, msgspec.MsgspecError):
             pass  # somebody else's, in spite of the name
     group = system.get("MessageGroupId")
     message = Message(
         topic,
-        entry["Body"].encode(),
+        entry["Body"].encode(errors="replace"),
         None if group is None else group.encode(),
         _headers(attributes),
         timestamp=_moment(sent),
@@ -211,10 +211,15 @@ def _unpack_ours(
 
 def _headers(attributes: Mapping[str, Entry]) -> dict[str, str]:
     return {
-        name: value["StringValue"] if "StringValue" in value else _of_binary(value)
+        _text(name): _text(value["StringValue"]) if "StringValue" in value else _of_binary(value)
         for name, value in attributes.items()
         if not name.startswith(RESERVED_PREFIX)
     }
+
+
+def _text(said: str) -> str:
+    """What UTF-8 can carry: JSON has halves of characters too, and an emulator lets them pass."""
+    return said if said.isascii() else said.encode(errors="replace").decode()
 
 
 def _of_binary(value: Entry) -> str:

@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ANSWER, MISSING, OVER_LIMIT, STALE, bare, code_of, translated
+from things_kit.brokers.sqs.errors import MISSING, OVER_LIMIT, STALE, bare, code_of, translated
 from things_kit.brokers.sqs.options import MOST_EXTENDED, Settings
 from things_kit.brokers.sqs.packing import Entry, Unpacked, pack, unpack
 from things_kit.brokers.sqs.publisher import together
@@ -49,6 +49,10 @@ FRESH: Final = 86_400
 
 TRIES: Final = 3
 """How often a settlement is sent that AWS itself failed to take."""
+
+BEYOND: Final = 5.0
+"""Seconds that SQS may take for an answer beyond those that it was asked to wait: a connection that has fallen silent is
+given up so soon, while others can still be told within half a minute."""
 
 PAUSE: Final = 1.0
 """Seconds until SQS is asked again when too much is in flight."""
@@ -109,6 +113,7 @@ class SQSReceiver:
         self._tell_closed = closed
         self._out: dict[str, None] = {}
         self._buffer: deque[Delivery] = deque()
+        self._arrived: dict[str, None] = {}  # receipts of what is here and was not handed out
         self._wave: asyncio.Task[list[Delivery]] | None = None
         self._width = 1
         self._last = time.monotonic()
@@ -131,6 +136,8 @@ class SQSReceiver:
             wave, self._wave = self._wave, None
             self._buffer.extend(wave.result())
         taken = [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+        for delivery in taken:
+            self._arrived.pop(delivery.token.receipt, None)
         self._out.update((delivery.token.receipt, None) for delivery in taken)
         if self._fifo:
             self.held.update((delivery.token.identity, delivery.token.receipt) for delivery in taken)
@@ -176,7 +183,7 @@ class SQSReceiver:
                     MessageSystemAttributeNames=["SentTimestamp", "MessageGroupId"],
                 ),
                 doing,
-                poll + ANSWER,
+                poll + BEYOND,
             )
         except ClientError as error:
             if code_of(error) in OVER_LIMIT:
@@ -184,7 +191,9 @@ class SQSReceiver:
                 await asyncio.sleep(PAUSE)
                 return []
             raise self._trouble(error, doing) from error
-        return list(answer.get("Messages") or ())
+        entries = list(answer.get("Messages") or ())
+        self._arrived.update((entry["ReceiptHandle"], None) for entry in entries)
+        return entries
 
     def _trouble(self, error: ClientError, doing: str) -> Exception:
         if code_of(error) in MISSING:
@@ -208,6 +217,8 @@ class SQSReceiver:
 
     async def _wait_on(self, early: Sequence[tuple[Unpacked, str]], now: float) -> None:
         """Hide what came before it is due for as long as SQS can; it says itself when it is due."""
+        for _, receipt in early:
+            self._arrived.pop(receipt, None)
         hidden, anew = [], []
         for found, receipt in early:
             rest = (found.due or now) - now
@@ -304,18 +315,18 @@ class SQSReceiver:
     async def _give_back(self, releases: Sequence[Release]) -> None:
         await self._hide([(each.delivery.token.receipt, _hidden_for(each.delay)) for each in releases])
 
-    async def _hide(self, hidden: Sequence[tuple[str, int]]) -> None:
+    async def _hide(self, hidden: Sequence[tuple[str, int]], doing: str = "giving back") -> None:
         """Hide each for so many seconds; with 0 it is there for all."""
         entries = [{"ReceiptHandle": receipt, "VisibilityTimeout": seconds} for receipt, seconds in hidden]
-        await self._batches(self._sqs.change_message_visibility_batch, entries, "giving back")
+        await self._batches(self._sqs.change_message_visibility_batch, entries, doing)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Hide them from others for another lease. SQS ends that twelve hours after their delivery, whatever we ask."""
-        lease = self._settings.options.lease
-        entries = [
-            {"ReceiptHandle": delivery.token.receipt, "VisibilityTimeout": lease} for delivery in deliveries
-        ]
-        await self._batches(self._sqs.change_message_visibility_batch, entries, "keeping")
+        """Hide them, and what waits here to be handed out, from others for another lease.
+
+        SQS ends that twelve hours after their delivery, whatever we ask.
+        """
+        receipts = [*(delivery.token.receipt for delivery in deliveries), *self._arrived]
+        await self._hide([(receipt, self._settings.options.lease) for receipt in receipts], "keeping")
 
     async def _batches(self, call: Callable[..., Any], entries: Sequence[Entry], doing: str) -> None:
         chunks = [entries[start : start + MOST] for start in range(0, len(entries), MOST)]
@@ -364,6 +375,7 @@ class SQSReceiver:
         receipts = [*self._out, *(delivery.token.receipt for delivery in self._buffer)]
         self._out.clear()
         self._buffer.clear()
+        self._arrived.clear()
         self.held.clear()
         with contextlib.suppress(ConnectionLost, TimeoutError):  # they come again by themselves
             async with asyncio.timeout(FAREWELL):
