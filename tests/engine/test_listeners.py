@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.engine.stub_driver import NATIVE_DELAY, Recorder, StubDriver, broker_of, until, virtual
+from tests.engine.scenario import Recorder, until, virtual
 from things_kit import BrokerUnavailable, ConfigError, Message, NobodyListens, PublishError, RetryPolicy
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
+from things_kit.testing.stub import NATIVE_DELAY, StubDriver, broker_of
 
 
 class Answering(StubDriver):
