@@ -23,14 +23,10 @@ from things_kit.brokers.rabbitmq.packing import Letter
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
-from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
 rabbitmq = shared(RabbitMQServer, "rabbitmq")
-
-HEARTBEAT = 8
-"""Bytes of a frame without a payload."""
 
 
 @pytest.fixture
@@ -185,20 +181,6 @@ async def test_a_connection_that_ends_while_a_channel_opens_is_lost(monkeypatch:
     closing[0](None, StreamLostError("cut"))
     with pytest.raises(ConnectionLost, match="cut"):
         await opening
-
-
-async def test_a_connection_that_gets_heartbeats_alone_is_kept(rabbitmq: RabbitMQServer) -> None:
-    """pika's check takes a connection for dead that has received no bytes since the check before."""
-    driver = RabbitMQDriver.from_url(BrokerURL.parse(f"{rabbitmq.url}?heartbeat=1"))
-    await driver.open()
-    for link in (driver._link, driver._sending):
-        connection: Any = await link.ready()
-        for _ in range(3):
-            before = connection.bytes_received
-            await eventually(lambda: connection.bytes_received >= before + HEARTBEAT, 10)  # noqa: B023
-            connection._heartbeat_checker._check_heartbeat()
-        assert await link.ready() is connection
-    await driver.close()
 
 
 # --- receiving and settling

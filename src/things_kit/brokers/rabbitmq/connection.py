@@ -1,14 +1,21 @@
-"""pika's connection, with shorter ways for what comes and goes by the thousand.
+"""pika's connection on asyncio's own transport, with shorter ways for what comes and goes by the thousand.
 
 Private parts of pika are used here, so its versions are pinned in pyproject.toml; decision 16 lists them, and what each
 way of ours has to do because pika's does it.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final, TypeAlias
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self, TypeAlias
 
-from pika import frame, spec
+import pika
+from pika import exceptions, frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
+
+from things_kit.brokers.rabbitmq.heartbeats import Heartbeats
+
+log = logging.getLogger("things_kit.rabbitmq")
 
 HEAD: Final = 7
 """Bytes before a frame's payload: its kind, its channel and its size."""
@@ -17,31 +24,136 @@ Begun: TypeAlias = list[Any]
 """The frames that came of a message whose body may be next: none, its method, or its method and its header."""
 
 
-class Connection(AsyncioConnection):
-    """Takes whole messages straight to their consumers, sends without ceremony, and can be left without an answer."""
+def answer(future: "asyncio.Future[Any]", result: object) -> None:
+    """Give a future its result, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_result(result)
+
+
+def fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+    """Give a future an error, unless nobody waits for it any more."""
+    if not future.done():
+        future.set_exception(error)
+
+
+class Connection(AsyncioConnection, asyncio.Protocol):
+    """Takes whole messages straight to their consumers, sends without ceremony, and can be left without an answer.
+
+    Attributes:
+        heard: When something came last, in the loop's time.
+    """
 
     _frame_buffer: bytes
     _channels: dict[int, Any]
+    _opened: bool
+    _error: Exception | None
+    _got_eof: bool
     bytes_received: int
     frames_received: int
     bytes_sent: int
     frames_sent: int
+    _adapter_emit_data: Callable[[bytes], None]
+    _get_body_frame_max_length: Callable[[], int]
+    _process_frame: Callable[[Any], None]
+    _proto_connection_lost: Callable[[Exception | None], None]
+    _proto_connection_made: Callable[[asyncio.BaseTransport], None]
+    _proto_eof_received: Callable[[], bool]
+    _send_frame: Callable[[frame.Frame], None]
+    _terminate_stream: Callable[[Exception], None]
+    _transport: asyncio.Transport | None
+
+    @classmethod
+    async def open(cls, parameters: pika.ConnectionParameters, patience: float) -> Self:
+        """Connect to one host and log in. Raises OSError, ssl.SSLError, TimeoutError, and pika's errors."""
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+        connection = cls(
+            parameters,
+            on_open_callback=lambda _: answer(opened, None),
+            on_open_error_callback=lambda _, error: fail(opened, error),
+            custom_ioloop=loop,
+            internal_connection_workflow=False,
+        )
+        tls = parameters.ssl_options
+        limit = asyncio.timeout(patience)
+        try:
+            async with limit:
+                await loop.create_connection(
+                    lambda: connection,
+                    parameters.host,
+                    parameters.port,
+                    ssl=None if tls is None else tls.context,
+                    server_hostname=None if tls is None else tls.server_hostname,
+                )
+                await opened
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"it did not let us in within {patience:g} s") from None
+        finally:
+            if not connection.is_open:
+                opened.cancel()
+                connection.drop(exceptions.ConnectionOpenAborted("it was given up"))
+        return connection
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.heard = asyncio.get_running_loop().time()
+        super().__init__(*arguments, **named)
 
     @property
     def most(self) -> int:
         """Bytes of a body's frame."""
-        return self._get_body_frame_max_length()  # type: ignore[attr-defined, no-any-return]
+        return self._get_body_frame_max_length()
 
     def emit(self, frames: Sequence[bytes]) -> None:
         """Write frames that are marshalled already, at once: pika writes three times for each message."""
         data = b"".join(frames)
         self.bytes_sent += len(data)
         self.frames_sent += len(frames)
-        self._adapter_emit_data(data)  # type: ignore[attr-defined]
+        self._adapter_emit_data(data)
 
-    def abort(self) -> None:
-        """Drop the stream after `close`, whose answer does not come."""
-        self._adapter_disconnect_stream()  # type: ignore[attr-defined] # the extension point of pika's adapters
+    def drop(self, reason: Exception) -> None:
+        """End it without a word to the broker; who waits for its end is told the reason a moment later."""
+        if self._transport is not None:
+            self._terminate_stream(self._error or reason)
+
+    # --- what asyncio tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The host has answered: say which protocol we speak."""
+        self._proto_connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """What cannot be read ends the connection, as nobody knows where the next frame begins."""
+        self.heard = asyncio.get_running_loop().time()
+        try:
+            self._on_data_available(data)
+        except Exception as error:
+            log.exception("what RabbitMQ sent cannot be read; the connection is opened anew")
+            self.drop(error)
+
+    def eof_received(self) -> bool:
+        """The broker says no more."""
+        return self._proto_eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give pika the reason that it insists on, which a transport that was given up while it opened has not."""
+        if exc is None and self._error is None and not self._got_eof:
+            exc = ConnectionAbortedError("it was given up")
+        self._proto_connection_lost(exc)
+
+    # --- what pika does otherwise
+
+    def _create_heartbeat_checker(self) -> Heartbeats | None:
+        interval = self.params.heartbeat
+        if not isinstance(interval, int) or interval == 0:
+            return None
+        return Heartbeats(
+            interval,
+            send=lambda: self._send_frame(frame.Heartbeat()),
+            heard=lambda: self.heard,
+            silent=lambda text: self.drop(exceptions.AMQPHeartbeatTimeout(text)),
+        )
 
     def _on_data_available(self, data_in: bytes) -> None:
         """Decode each frame where it lies: pika copies all that is behind it, for each anew.
@@ -92,7 +204,7 @@ class Connection(AsyncioConnection):
 
     def _process_all(self, values: Begun) -> None:
         for value in values:
-            self._process_frame(value)  # type: ignore[attr-defined]
+            self._process_frame(value)
 
 
 def _goes_on(begun: Begun, value: Any) -> bool:

@@ -27,14 +27,6 @@ def reason(error: BaseException | None) -> str:
     """A sentence for what happened, without secrets."""
     if isinstance(error, exceptions.ChannelClosed | exceptions.ConnectionClosed):
         return str(error.reply_text)
-    if isinstance(error, exceptions.AMQPHeartbeatTimeout):
-        return "it sent no heartbeats"
-    causes = getattr(error, "exceptions", None)
-    if causes:  # one of each host that was tried
-        return reason(causes[-1])
-    inner = getattr(error, "exception", None)
-    if isinstance(inner, BaseException):
-        return reason(inner)
     return str(error) or type(error).__name__
 
 
@@ -48,26 +40,19 @@ def lost(error: BaseException | None, what: str = "the connection was lost") -> 
 def opening(error: BaseException, display: str) -> Exception:
     """What a connection that could not be opened means: refused for good, or away for now."""
     said = reason(error)
-    first = _innermost(error)
-    if isinstance(first, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
+    if isinstance(error, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
         if "ACCESS_REFUSED" not in said and "403" not in said:  # it went away while we logged in
             return lost(error, "it cannot be reached")
         refused = ConfigError(f"{display} refuses this user name or password")
         refused.__cause__ = error
         return refused
-    if isinstance(first, exceptions.ProbableAccessDeniedError) and any(word in said for word in _FINAL):
+    if isinstance(error, exceptions.ProbableAccessDeniedError) and any(word in said for word in _FINAL):
         denied = ConfigError(
             f"{display} does not let this user into its virtual host, or has none of that name: {said}"
         )
         denied.__cause__ = error
         return denied
     return lost(error, "it cannot be reached")
-
-
-def _innermost(error: BaseException) -> BaseException:
-    causes = getattr(error, "exceptions", None)
-    inner = causes[-1] if causes else getattr(error, "exception", None)
-    return _innermost(inner) if isinstance(inner, BaseException) else error
 
 
 def translated(error: Exception) -> Exception:

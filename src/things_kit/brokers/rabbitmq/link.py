@@ -9,13 +9,13 @@ from typing import Any, Final
 from pika import frame, spec
 from pika.channel import Channel as RawChannel
 
-from things_kit.brokers.rabbitmq.connection import Connection
+from things_kit.brokers.rabbitmq.connection import Connection, answer, fail
 from things_kit.brokers.rabbitmq.errors import lost, opening
-from things_kit.brokers.rabbitmq.options import PATIENCE, Settings
+from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.engine.driver import ConnectionLost
 
-FAREWELL: Final = 2.0
-"""Seconds for the broker to answer when we leave."""
+FAREWELL: Final = 0.75
+"""Seconds for the broker to answer when we leave a channel, and when we leave it for good."""
 
 ANSWER: Final = 10.0
 """Seconds to answer a question. A quorum queue without a leader never answers: of three nodes two are away, or the only
@@ -25,18 +25,6 @@ _pika = logging.getLogger("pika")
 if _pika.level == logging.NOTSET:
     # It reports each try of a reconnect as several errors with tracebacks; what they mean is in our own errors
     _pika.setLevel(logging.CRITICAL)
-
-
-def answer(future: "asyncio.Future[Any]", result: object) -> None:
-    """Give a future its result, unless nobody waits for it any more."""
-    if not future.done():
-        future.set_result(result)
-
-
-def fail(future: "asyncio.Future[Any]", error: Exception) -> None:
-    """Give a future an error, unless nobody waits for it any more."""
-    if not future.done():
-        future.set_exception(error)
 
 
 class Link:
@@ -49,7 +37,7 @@ class Link:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connection: Connection | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[Connection] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._unblocked = asyncio.Event()
         self._unblocked.set()
@@ -58,42 +46,38 @@ class Link:
 
     async def ready(self) -> Connection:
         """The connection, opened if it is not. Raises ConnectionLost, ConfigError."""
-        async with self._opening:
-            if self._connection is None or not self._connection.is_open:
-                self._connection = await self._open()
+        if self._connection is not None and self._connection.is_open:
             return self._connection
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open(), name="things_kit rabbitmq connection")
+            self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())
+        opening = self._opening
+        await asyncio.wait({opening})  # and not the task itself, which others wait for as well
+        if opening.cancelled():
+            raise ConnectionLost("it is being closed")
+        return opening.result()
 
     async def _open(self) -> Connection:
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Any] = loop.create_future()
+        """The first host that lets us in."""
+        failure: Exception = ConnectionLost("its URL has no host")
+        for parameters in self._settings.parameters():
+            try:
+                opened = await Connection.open(parameters, self._settings.patience)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next host may be well
+                failure = error
+            else:
+                self._connection = opened
+                self._begin(opened)
+                return opened
+        raise opening(failure, self._settings.url.display)
 
-        def done(result: Any) -> None:
-            if not answered.done():
-                answered.set_result(result)
-            elif isinstance(result, Connection):
-                result.close()
-
-        parameters = self._settings.parameters()
-        workflow = Connection.create_connection(parameters, done, loop)
-        try:
-            # pika bounds each try itself; a node that dies in the middle of one can leave it without an end
-            async with asyncio.timeout(2 * PATIENCE * len(parameters)):
-                result = await answered
-        except (asyncio.CancelledError, TimeoutError) as error:
-            with contextlib.suppress(Exception):  # it may have ended by itself
-                workflow.abort()
-            if isinstance(error, TimeoutError):
-                raise lost(error, "it cannot be reached") from error
-            raise
-        if not isinstance(result, Connection):
-            raise opening(result, self._settings.url.display)
-        self._gone = loop.create_future()
+    def _begin(self, connection: Connection) -> None:
+        self._gone = gone = asyncio.get_running_loop().create_future()
         self._unblock()
-        self.properties = result.server_properties or {}
-        result.add_on_close_callback(self._closed(self._gone))
-        result.add_on_connection_blocked_callback(lambda _, frame: self._block(str(frame.method.reason)))
-        result.add_on_connection_unblocked_callback(lambda _, __: self._unblock())
-        return result
+        self.properties = connection.server_properties or {}
+        connection.add_on_close_callback(self._closed(gone))
+        connection.add_on_connection_blocked_callback(lambda _, frame: self._block(str(frame.method.reason)))
+        connection.add_on_connection_unblocked_callback(lambda _, __: self._unblock())
 
     def _closed(self, gone: "asyncio.Future[None]") -> Callable[[Any, BaseException], None]:
         def closed(_: Any, error: BaseException) -> None:
@@ -132,25 +116,29 @@ class Link:
         channel = Channel(raw, connection)
         channel.on_lost(lambda error: fail(opened, error))
         try:
-            await opened
+            async with asyncio.timeout(ANSWER):
+                await opened
         except Exception as error:
             raise lost(error) from error
         return channel
 
     async def close(self) -> None:
         """Leave, with the broker's consent if it answers in time."""
-        async with self._opening:
-            connection, gone = self._connection, self._gone
-            self._connection = None
-            if connection is None or gone is None or gone.done():
-                return
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait({self._opening})
+        connection, gone = self._connection, self._gone
+        self._connection = None
+        if connection is None or gone is None or gone.done():
+            return
+        if connection.is_open:
             connection.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FAREWELL):
-                    await asyncio.shield(gone)
-            if not gone.done():
-                connection.abort()
-                await gone
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await asyncio.shield(gone)
+        if not gone.done():
+            connection.drop(ConnectionAbortedError("it did not answer when we left"))
+            await gone
 
 
 class Channel:

@@ -14,7 +14,7 @@ from things_kit.messaging.errors import ConfigError
 PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
 PATIENCE: Final = 10.0
-"""Seconds for one host to let us in."""
+"""Seconds for one host to let us in, where a publish may wait so long."""
 
 UNLIMITED: Final = 2**31 - 1
 """Deliveries after which a quorum queue drops a message. Since 4.0 that is 20 by default; -1 lifts it there, and drops
@@ -36,7 +36,8 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
         max_message_bytes: The largest value, key and headers together.
         consumer_timeout: Seconds for which the broker lets a consumer hold a message, its setting of that name: what is
             held for longer is renewed before.
-        heartbeat: Seconds after which a silent connection is asked whether it is still there; 0 never.
+        heartbeat: Both sides say twice in so many seconds that they live; a connection that is silent for twice as
+            long is opened anew. 0: neither.
         ca: File of the certificates that sign the broker's; the system's by default.
         cert: File of this client's certificate.
         key: File of its private key.
@@ -50,7 +51,7 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
     queue: str | None = None
     max_message_bytes: int = 16 * 1024 * 1024
     consumer_timeout: float = 1800.0
-    heartbeat: int = 30
+    heartbeat: int = 10
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -115,11 +116,15 @@ class Settings(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Settings({self.url.display!r})"
 
+    @property
+    def patience(self) -> float:
+        """Seconds for one host to let us in."""
+        return max(0.1, min(PATIENCE, self.url.engine.publish_timeout))
+
     def parameters(self) -> list[pika.ConnectionParameters]:
         """How to reach each of the hosts, in the order of the URL."""
         url = self.url
         credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
-        patience = max(0.1, min(PATIENCE, url.engine.publish_timeout))
         found = []
         for host in url.hosts:
             name, _, port = host.rpartition(":") if _PORT.search(host) else (host, "", "")
@@ -132,10 +137,6 @@ class Settings(msgspec.Struct, frozen=True):
                     credentials=credentials,
                     heartbeat=self.options.heartbeat,
                     ssl_options=None if self.context is None else pika.SSLOptions(self.context, name),
-                    socket_timeout=patience,
-                    stack_timeout=patience,
-                    connection_attempts=1,
-                    retry_delay=0,
                     client_properties={"connection_name": "things-kit"},
                 )
             )
