@@ -1,6 +1,7 @@
 """What the driver tells RabbitMQ, and when: confirms, prefetching, acknowledgements, and putting off."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -79,6 +80,7 @@ class Told:
         self.sent = asyncio.Event()
         self.confirm: Callable[[Any], None]
         self.give_back: Callable[..., None]
+        self.publisher: Publisher
         self.raw = SimpleNamespace(
             channel_number=1, add_on_return_callback=self._returns_to, confirm_delivery=None
         )
@@ -111,8 +113,11 @@ def told() -> Told:
 async def published(told: Told, count: int) -> "asyncio.Task[list[Exception | None]]":
     """So many letters on their way, which have no answer yet."""
     letters = [Letter("t", "", BasicProperties(headers={}, message_id=str(n)), b"x") for n in range(count)]
-    publishing = asyncio.create_task(Publisher(cast("Link", told)).publish(letters))
-    await told.sent.wait()
+    told.publisher = Publisher(cast("Link", told))
+    publishing = asyncio.create_task(told.publisher.publish(letters))
+    while len(told.publisher._open) < count:
+        told.sent.clear()
+        await told.sent.wait()
     return publishing
 
 
@@ -138,6 +143,33 @@ async def test_a_refusal_of_several_is_none_of_what_was_confirmed_before(told: T
     told.say(Basic.Nack(3, multiple=True))
     told.say(Basic.Ack(4, multiple=True))
     assert [error is None for error in await answers(publishing)] == [False, True, False, True]
+
+
+async def test_a_confirm_costs_as_much_as_it_confirms(told: Told) -> None:
+    """However many were confirmed one by one since the last of several, and whatever waits before them."""
+    publishing, publisher = await published(told, 1000), told.publisher
+    looked = publisher._open = Looked(publisher._open)
+    for tag in range(2, 1000):
+        told.say(Basic.Ack(tag))
+    looked.count = 0
+    told.say(Basic.Ack(1, multiple=True))
+    told.say(Basic.Ack(1000, multiple=True))
+    assert looked.count <= 2 + 1
+    assert await answers(publishing) == [None] * 1000
+
+
+class Looked(OrderedDict[int, Any]):
+    """Counts how often an entry was looked for or taken."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.count += 1
+        return super().__iter__()
+
+    def pop(self, *arguments: Any) -> Any:
+        self.count += 1
+        return super().pop(*arguments)
 
 
 async def test_what_was_returned_is_not_published_though_it_is_confirmed(told: Told) -> None:

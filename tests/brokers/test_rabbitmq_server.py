@@ -12,7 +12,16 @@ pytest.importorskip("pika")
 import pika
 from pika.exceptions import ChannelClosedByBroker
 
-from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, RetryPolicy, connect
+from things_kit import (
+    Broker,
+    ConfigError,
+    Message,
+    MessageTooLarge,
+    NobodyListens,
+    PublishError,
+    RetryPolicy,
+    connect,
+)
 from things_kit.brokers.rabbitmq.packing import Packer
 from things_kit.engine.diagnosis import Question, diagnose
 from things_kit.testing.conformance.history import assert_lanes, merged
@@ -45,11 +54,31 @@ def raw(rabbitmq: RabbitMQServer) -> Iterator[Any]:
         yield connection.channel()
 
 
-async def test_a_publish_that_nobody_would_get_is_refused_and_says_what_to_do(
-    broker: Broker, topic: str
+async def test_what_nobody_would_get_is_refused_for_each_message(broker: Broker, topic: str) -> None:
+    heard = f"{topic}-heard"
+    await broker.declare(heard, groups=["billing"])
+    with pytest.raises(PublishError) as raised:
+        await broker.producer().publish_batch([Message((topic, heard)[n % 2], b"x") for n in range(6)])
+    assert {n: type(error) for n, error in raised.value.failures.items()} == dict.fromkeys(
+        (0, 2, 4), NobodyListens
+    )
+    assert await broker.lag(heard, "billing") == 3
+    await broker.remove(heard)
+
+
+async def test_what_nobody_would_get_is_dropped_where_the_url_says_so(
+    rabbitmq: RabbitMQServer, topic: str
 ) -> None:
+    async with connect(f"{rabbitmq.url}?unrouted=drop") as dropping:
+        await dropping.producer().publish(Message(topic, b"dropped"))
+        await dropping.declare(topic, groups=["billing"])
+        await dropping.producer().publish(Message(topic, b"kept"))
+        assert await dropping.lag(topic, "billing") == 1
+
+
+async def test_a_group_that_is_declared_gets_the_next_message(broker: Broker, topic: str) -> None:
     producer = broker.producer()
-    with pytest.raises(PublishError, match=r"declare its group: broker.declare\('orders-"):
+    with pytest.raises(NobodyListens, match=r"broker.declare\('orders-.*unrouted=drop"):
         await producer.publish(Message(topic, b"x"))
     await broker.declare(topic, groups=["billing"])
     await producer.publish(Message(topic, b"x"))

@@ -5,7 +5,7 @@
 
 The options are those of `RabbitMQOptions`. A topic is a durable fanout exchange, a group a durable quorum queue bound to it,
 an ephemeral group an exclusive queue. RabbitMQ keeps nothing for groups to come: a new group begins now, and a publish that
-reaches no queue is refused. Publishing has a connection of its own, as the broker stops reading from one that it blocks.
+reaches no queue is refused with `NobodyListens`. Publishing has a connection of its own, as the broker stops reading from one that it blocks.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
 from things_kit.brokers.rabbitmq.returned import Returned
 from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
+from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
@@ -250,10 +251,7 @@ class RabbitMQDriver:
             return PublishError(
                 f"the topic {message.topic!r} has no group {group!r}, for which the message is meant"
             )
-        return PublishError(
-            f"nobody would get the message: the topic {message.topic!r} has no group yet, and RabbitMQ keeps nothing for "
-            f"groups to come; start a consumer, or declare its group: broker.declare({message.topic!r}, groups=[...])"
-        )
+        return nobody_listens(message.topic)
 
     # --- receiving
 

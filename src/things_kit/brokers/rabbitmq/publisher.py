@@ -1,8 +1,8 @@
 """Publishing with confirms: every message has an answer, also where the channel is closed over one of them."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, TypeAlias
 
 from pika import frame
@@ -84,10 +84,9 @@ class Publisher:
         self._link = link
         self._opening = asyncio.Lock()
         self._channel: Channel | None = None
-        self._open: dict[int, tuple[Batch, int]] = {}
+        self._open: OrderedDict[int, tuple[Batch, int]] = OrderedDict()
         self._bytes = 0
         self._tag = 0
-        self._confirmed = 0
         self._returned: Counter[Any] = Counter()
         self._room = asyncio.Event()
         self._limit: int | None = None
@@ -126,8 +125,8 @@ class Publisher:
         async with self._opening:
             if self._channel is None or self._channel.error is not None:
                 channel = await self._link.channel()
-                self._tag = self._confirmed = self._bytes = 0
-                self._open, self._returned = {}, Counter()
+                self._tag = self._bytes = 0
+                self._open, self._returned = OrderedDict(), Counter()
                 channel.raw.add_on_return_callback(self._on_return)
                 channel.on_lost(self._on_lost)
                 try:
@@ -185,11 +184,7 @@ class Publisher:
     def _on_confirm(self, told: Any) -> None:
         method = told.method
         tag, refused = method.delivery_tag, isinstance(method, Basic.Nack)
-        for each in range(self._confirmed + 1, tag + 1) if method.multiple else (tag,):
-            entry = self._open.pop(each, None)
-            if entry is None:
-                continue
-            batch, index = entry
+        for batch, index in self._confirmed(tag, method.multiple):
             self._bytes -= len(batch.letters[index].body)
             if refused:
                 batch.answer(
@@ -200,9 +195,17 @@ class Publisher:
                 batch.answer(index, Unroutable("no queue is bound there"))
             else:
                 batch.done()
-        if method.multiple:
-            self._confirmed = max(self._confirmed, tag)
         self._room.set()
+
+    def _confirmed(self, tag: int, multiple: bool) -> Iterator[tuple[Batch, int]]:
+        """What a confirm is about, and no look at anything else: confirms come in no order, and old ones are many."""
+        waiting = self._open
+        if not multiple:
+            if (entry := waiting.pop(tag, None)) is not None:
+                yield entry
+            return
+        while waiting and next(iter(waiting)) <= tag:
+            yield waiting.popitem(last=False)[1]
 
     def _on_return(self, _: Any, method: Basic.Return, properties: Any, body: bytes) -> None:
         self._returned[Letter(method.exchange or "", method.routing_key or "", properties, body).mark] += 1
@@ -217,7 +220,7 @@ class Publisher:
         return True
 
     def _on_lost(self, _: Exception) -> None:
-        unanswered, self._open = self._open, {}
+        unanswered, self._open = self._open, OrderedDict()
         for batch, index in unanswered.values():
             batch.unsent.append(index)
             batch.done()
