@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import BrokerUnavailable, ConfigError, Message, NobodyListens, PublishError, RetryPolicy
-from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.stub import NATIVE_DELAY, StubDriver, broker_of
@@ -123,6 +123,24 @@ async def test_that_nobody_listens_is_never_remembered() -> None:
                 await producer.publish(message())
         await producer.publish(message())
     assert published(driver) == [b"1"]
+
+
+@virtual
+async def test_a_topic_that_was_removed_behind_our_back_is_asked_again_once_it_is_there() -> None:
+    """Its groups went with it, and who was there before says nothing."""
+    driver = Silent()
+    async with broker_of(driver) as broker:
+        await driver.declare("t", ["somebody-elses"])
+        producer = broker.producer()
+        await producer.publish(message())
+        await driver.remove("t")
+        driver.groups.clear()
+        driver.refuse = lambda m: None if m.topic in driver.topics else UnknownTopic()
+        with pytest.raises(NobodyListens):
+            await producer.publish(message("2"))
+        await driver.declare("t", ["somebody-elses"])
+        await producer.publish(message("3"))
+    assert published(driver) == [b"3"]
 
 
 @virtual

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Final, TypeVar
 
 from things_kit.engine.backoff import Backoff
@@ -118,18 +118,23 @@ class Transmission:
     ) -> list[Exception | None]:
         topics = {message.topic for message in messages}
         try:
-            refused = (
-                await self._declare_all(topics - self._declared.keys(), deadline) if self._declares else {}
-            )
-            if ask and self._has_listeners is not None:
-                refused |= await self._unheard(topics - refused.keys(), self._has_listeners, deadline)
+            refused = await self._refused(topics, topics - self._declared.keys(), deadline, ask=ask)
             if refused:
                 rest = [message for message in messages if message.topic not in refused]
-                results = iter(await self._send(rest, deadline) if rest else ())
+                results = iter(await self._send(rest, deadline, ask=ask) if rest else ())
                 return [refused.get(message.topic) or next(results) for message in messages]
-            return await self._send(messages, deadline)
+            return await self._send(messages, deadline, ask=ask)
         except (BrokerUnavailable, PublishError) as error:
             return [error] * len(messages)
+
+    async def _refused(
+        self, topics: Set[str], undeclared: Set[str], deadline: float, *, ask: bool
+    ) -> dict[str, Exception]:
+        """The errors of those topics that cannot be, or that nobody listens to."""
+        refused = await self._declare_all(undeclared, deadline) if self._declares else {}
+        if ask and self._has_listeners is not None:
+            refused |= await self._unheard(topics - refused.keys(), self._has_listeners, deadline)
+        return refused
 
     async def _insist(
         self, messages: Sequence[Message], results: list[Exception | None], deadline: float
@@ -184,29 +189,43 @@ class Transmission:
                 refused[topic] = error
         return refused
 
-    async def _send(self, messages: Sequence[Message], deadline: float) -> list[Exception | None]:
+    async def _send(
+        self, messages: Sequence[Message], deadline: float, *, ask: bool
+    ) -> list[Exception | None]:
         results = list(await self.patiently(lambda: self.driver.send(messages), deadline))
         unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
         if unknown:
             again = [messages[index] for index in unknown]
-            for index, result in zip(unknown, await self._send_unknown(again, deadline), strict=True):
+            for index, result in zip(
+                unknown, await self._send_unknown(again, deadline, ask=ask), strict=True
+            ):
                 results[index] = result
         return results
 
-    async def _send_unknown(self, messages: Sequence[Message], deadline: float) -> Sequence[Exception | None]:
-        """A topic was removed behind our back, or may not be declared by us."""
-        results: Sequence[Exception | None] = [UnknownTopic()] * len(messages)
-        refused: dict[str, Exception] = {}
-        if self._declares:
-            refused = await self._declare_all({message.topic for message in messages}, deadline)
-            results = await self.patiently(lambda: self.driver.send(messages), deadline)
+    async def _send_unknown(
+        self, messages: Sequence[Message], deadline: float, *, ask: bool
+    ) -> Sequence[Exception | None]:
+        """A topic was removed behind our back, or may not be declared by us.
+
+        Its groups were removed with it, so who listened to it before says nothing of the new one.
+        """
+        topics = {message.topic for message in messages}
+        for topic in topics:
+            self._listeners.forget(topic)
+        missing = {topic: self._no_topic(topic) for topic in topics}
+        if not self._declares:
+            return [missing[message.topic] for message in messages]
+        refused = await self._refused(topics, topics, deadline, ask=ask)
+        rest = [message for message in messages if message.topic not in refused]
+        results = iter(await self.patiently(lambda: self.driver.send(rest), deadline) if rest else ())
+        found = [refused.get(message.topic) or next(results) for message in messages]
         return [
-            refused.get(message.topic)
-            or PublishError(f"{self.url.display} has no topic {message.topic!r}: declare it first")
-            if isinstance(result, UnknownTopic)
-            else result
-            for message, result in zip(messages, results, strict=True)
+            missing[message.topic] if isinstance(result, UnknownTopic) else result
+            for message, result in zip(messages, found, strict=True)
         ]
+
+    def _no_topic(self, topic: str) -> Exception:
+        return PublishError(f"{self.url.display} has no topic {topic!r}: declare it first")
 
 
 def _unrouted(messages: Sequence[Message], results: Sequence[Exception | None]) -> list[int]:
