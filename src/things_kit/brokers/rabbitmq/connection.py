@@ -14,6 +14,7 @@ from pika import exceptions, frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 
 from things_kit.brokers.rabbitmq.heartbeats import Heartbeats
+from things_kit.brokers.rabbitmq.properties import read_properties
 
 log = logging.getLogger("things_kit.rabbitmq")
 
@@ -174,7 +175,7 @@ class Connection(AsyncioConnection, asyncio.Protocol):
                 self._deliver(begun, data[start + HEAD : end - 1])
                 begun = []
             else:
-                value = frame.decode_frame(data[start:end])[1]
+                value = _decoded(data, start, end)
                 if _goes_on(begun, value):
                     begun.append(value)
                 else:
@@ -205,6 +206,16 @@ class Connection(AsyncioConnection, asyncio.Protocol):
     def _process_all(self, values: Begun) -> None:
         for value in values:
             self._process_frame(value)
+
+
+def _decoded(data: bytes, start: int, end: int) -> Any:
+    """A frame; pika reads all but the properties of messages, which anybody may have written."""
+    if data[start] != spec.FRAME_HEADER or data[end - 1] != spec.FRAME_END:
+        return frame.decode_frame(data[start:end])[1]
+    channel = int.from_bytes(data[start + 1 : start + 3], "big")
+    size = start + HEAD + 4  # behind the class and the weight, which are the same for all
+    properties = read_properties(data[size + 8 : end - 1])
+    return frame.Header(channel, int.from_bytes(data[size : size + 8], "big"), properties)
 
 
 def _goes_on(begun: Begun, value: Any) -> bool:

@@ -17,8 +17,10 @@ headers, unless there are headers of these names. A header that is no string is 
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -295,6 +297,8 @@ def _text(value: Any) -> str:
         return value.decode(errors="backslashreplace")
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Decimal | float):
+        return str(value)
     return "" if value is None else json.dumps(_plain(value), ensure_ascii=False)
 
 
@@ -306,6 +310,6 @@ def _plain(value: Any) -> Any:
         return _text(value)
     if isinstance(value, Sequence):
         return [_plain(inner) for inner in value]
-    if isinstance(value, bool) or value is None:
-        return value
-    return int(value) if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, int) else str(value)

@@ -196,7 +196,7 @@ class RabbitMQReceiver:
         count = (properties.headers or {}).get("x-delivery-count", 0)
         if not isinstance(count, int) or count <= 0:
             return delivery
-        self._counts[tag] = count = int(count)  # pika has a kind of its own
+        self._counts[tag] = count
         attempt = self._returned.attempt(self._queue, message.id, count, message.attempt)
         message = message.replace(attempt=attempt)
         return Delivery(message, (tag, message))
