@@ -242,7 +242,7 @@ async def test_a_message_that_grows_too_large_by_its_headers_harms_no_other(
     broker: Broker, topic: str
 ) -> None:
     limit = broker.capabilities.max_message_bytes or 0
-    large = Message(topic, b"x" * (limit - 10_000), key=b"\xff" * 9_000)  # a third more in Base64
+    large = Message(topic, b"x" * (limit - 19_000), key=b"\xff" * 18_000)  # a third more in Base64
     with pytest.raises(PublishError) as raised:
         await broker.producer().publish_batch([Message(topic, b"1"), large, Message(topic, b"2")])
     assert {index: type(error) for index, error in raised.value.failures.items()} == {1: MessageTooLarge}

@@ -14,6 +14,7 @@ from things_kit.engine.dead_letter import (
     revive,
     rfc3339,
 )
+from things_kit.engine.sizes import header_bytes, message_bytes
 
 WHEN = datetime(2024, 2, 29, 12, 30, 15, 123456, tzinfo=UTC)
 WHOLE = Message(
@@ -223,3 +224,78 @@ def test_a_template_that_cannot_be_filled_is_refused_with_a_sentence(template: s
 def test_a_dead_letter_needs_its_own_topic(topic: str) -> None:
     with pytest.raises(ConfigError, match="names the topic"):
         dead_letter_topic("{topic}", topic, "billing")
+
+
+# --- at the broker's limit of size
+
+
+def fitted(message: Message, limit: int, group: str = "billing", error: str = "no") -> Message:
+    return make_dead_letter(message, topic="orders-dlq", group=group, error=ValueError(error), limit=limit)
+
+
+ORDER = ["error", "error-type", "timestamp", "attempts"]
+OTHERS = ["original-timestamp", "original-offset", "original-partition"]
+
+
+def test_without_room_a_dead_letter_leaves_headers_out_from_the_least_needed_on() -> None:
+    whole = fitted(WHOLE, 10_000)
+    sizes = [message_bytes(whole)]
+    for name in [*ORDER, *OTHERS]:
+        sizes.append(sizes[-1] - header_bytes(name, whole.headers[name]))
+    for number, size in enumerate(sizes):
+        left_out = [*ORDER, *OTHERS][:number]
+        letter = fitted(WHOLE, size)
+        assert set(whole.headers) - set(letter.headers) == set(left_out)
+        assert is_dead_letter(letter)
+        assert revive(letter).topic == "orders"
+        assert revive(letter).headers == {"type": "x", "replay-group": "billing"}
+    bare = fitted(WHOLE, sizes[-1] - 1)
+    assert bare.headers == {"type": "x", "tk-dead-letter": ""}
+
+
+@given(MESSAGES, st.integers(0, 400), st.text(max_size=2000))
+def test_a_dead_letter_is_never_cut_and_no_larger_than_the_limit_if_that_can_be(
+    message: Message, limit: int, error: str
+) -> None:
+    letter = fitted(message, limit, error=error)
+    assert (letter.value, letter.key, letter.id) == (message.value, message.key, message.id)
+    if message_bytes(letter) > limit:
+        assert dict(letter.headers) == dict(message.headers)
+    if is_dead_letter(letter) and "original-topic" in letter.headers:
+        assert dict(revive(letter).headers) == {**message.headers, "replay-group": "billing"}
+    else:
+        assert dict(revive(letter, "t").headers) == dict(message.headers)
+
+
+def test_without_any_room_it_goes_bare_but_for_a_mark_and_replay_asks_where_to() -> None:
+    large = Message("orders", b"v" * 100, headers={"a": "b"}, id="i")
+    marked = fitted(large, 120)
+    assert marked.headers == {"a": "b", "tk-dead-letter": ""}
+    assert is_dead_letter(marked)
+    with pytest.raises(ConfigError, match="does not say where it came from; say with `to`"):
+        revive(marked)
+    assert revive(marked, "orders").headers == {"a": "b"}
+    bare = fitted(large, 102)
+    assert bare.headers == {"a": "b"}
+    assert not is_dead_letter(bare)
+
+
+def test_the_log_has_what_was_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    fitted(WHOLE, message_bytes(fitted(WHOLE, 10_000)) - 1, error="no")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "'i-1'" in record.message
+    assert "error='no'" in record.message
+
+
+def test_a_marked_dead_letter_that_fails_again_comes_from_where_it_failed() -> None:
+    marked = fitted(Message("orders", b"v" * 100, id="i"), 120).replace(topic="orders-dlq")
+    again = make_dead_letter(marked, topic="x", group="watchers", error=ValueError())
+    assert again.headers["original-topic"] == "orders-dlq"
+    assert "tk-dead-letter" not in again.headers
+
+
+def test_a_dead_letter_of_a_dead_letter_goes_bare_with_the_headers_that_the_message_had() -> None:
+    first = dead(WHOLE.replace(headers={"error": "mine"}))
+    again = fitted(first, len(WHOLE.value) + len(WHOLE.key or b"") + len("errormine") + len("tk-dead-letter"))
+    assert again.headers == {"error": "mine", "tk-dead-letter": ""}

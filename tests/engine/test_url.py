@@ -151,7 +151,9 @@ def test_options_of_a_prefix_are_handed_on_as_they_are() -> None:
 
 
 def test_an_unknown_option_is_told_of_the_prefixes_too() -> None:
-    with pytest.raises(ConfigError, match=r"unknown option 'config.x'; known are .*size, unrouted, conf\.NAME"):
+    with pytest.raises(
+        ConfigError, match=r"unknown option 'config.x'; known are .*size, unrouted, conf\.NAME"
+    ):
         BrokerURL.parse("kafka://host?config.x=1").options(Options, besides=("conf.",))
 
 

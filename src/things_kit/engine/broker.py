@@ -189,7 +189,8 @@ class Broker:
 
         Args:
             insist: For what must not get lost: a topic that no group has, on a broker that would drop the message, is
-                an outage, which `publish` waits out for `publish_timeout`, instead of `NobodyListens` at once.
+                an outage, which `publish` waits out for `publish_timeout`, instead of `NobodyListens` at once; and a dead
+                letter may have 2 KiB more than other messages.
         """
         self._check_open()
         producer = BrokerProducer(self.transmission, insist=insist)

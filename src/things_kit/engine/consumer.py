@@ -123,7 +123,7 @@ class BrokerConsumer:
         self._state: Literal["new", "running", "stopping", "stopped"] = "new"
         self._sources: list[Source] = []
         self._runs: list[asyncio.Task[None]] = []
-        self._producer = BrokerProducer(transmission, insist=True)
+        self._producer = BrokerProducer(transmission, insist=True, any_size=True)
         self._workers = self._make_workers()
         self._stop: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()

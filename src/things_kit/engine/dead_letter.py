@@ -1,11 +1,15 @@
 """Dead letters: how one is made of a message that failed for good, and the message made of it again."""
 
+import logging
 from datetime import UTC, datetime
 from typing import Final
 
+from things_kit.engine.sizes import header_bytes, message_bytes
 from things_kit.messaging import names
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
+
+log = logging.getLogger("things_kit.consumer")
 
 ERROR_BYTES: Final = 1024
 """The most of an error's text that a dead letter carries."""
@@ -14,12 +18,11 @@ _OURS: Final = frozenset({
     names.ORIGINAL_TOPIC, names.ORIGINAL_PARTITION, names.ORIGINAL_OFFSET, names.ORIGINAL_TIMESTAMP,
     names.ORIGINAL_GROUP, names.CONSUMER_GROUP, names.ATTEMPTS, names.ERROR_TYPE, names.ERROR, names.TIMESTAMP,
 })  # fmt: skip
-_ALWAYS: Final = frozenset({
-    names.ORIGINAL_TOPIC, names.CONSUMER_GROUP, names.ATTEMPTS, names.ERROR_TYPE, names.ERROR, names.TIMESTAMP,
-})  # fmt: skip
-_FIRST: Final = (
-    names.ORIGINAL_TOPIC, names.ORIGINAL_PARTITION, names.ORIGINAL_OFFSET, names.ORIGINAL_TIMESTAMP,
+_LEFT_OUT_FIRST: Final = (
+    names.ERROR, names.ERROR_TYPE, names.TIMESTAMP, names.ATTEMPTS,
+    names.ORIGINAL_TIMESTAMP, names.ORIGINAL_OFFSET, names.ORIGINAL_PARTITION, names.ORIGINAL_GROUP,
 )  # fmt: skip
+_NEEDED: Final = (names.ORIGINAL_TOPIC, names.CONSUMER_GROUP)
 _FIFO: Final = ".fifo"
 
 
@@ -47,19 +50,22 @@ def dead_letter_topic(template: str, topic: str, group: str) -> str:
 
 def is_dead_letter(message: Message) -> bool:
     """Whether a message is a dead letter, by its headers."""
-    return message.headers.keys() >= _ALWAYS
+    return names.DEAD_LETTER_MARK in message.headers or _says_whence(message)
 
 
-def make_dead_letter(message: Message, *, topic: str, group: str, error: BaseException) -> Message:
+def make_dead_letter(
+    message: Message, *, topic: str, group: str, error: BaseException, limit: int | None = None
+) -> Message:
     """The dead letter of a message: same value, key, id and headers, and why it failed.
 
     A dead letter that failed itself keeps where it came from first, and the group that it belongs to.
+    Of its own headers it goes without as many as would make it larger than `limit`; the log has them.
     """
-    again = is_dead_letter(message)
+    again = _says_whence(message)
     headers = {
         name if again or not _clashes(name) else names.ORIGINAL_HEADER + name: value
         for name, value in message.headers.items()
-        if name != names.REPLAY_GROUP
+        if name not in {names.REPLAY_GROUP, names.DEAD_LETTER_MARK}
     }
     if again:
         headers.setdefault(names.ORIGINAL_GROUP, headers[names.CONSUMER_GROUP])
@@ -76,26 +82,49 @@ def make_dead_letter(message: Message, *, topic: str, group: str, error: BaseExc
     headers[names.ERROR_TYPE] = qualified_name(error)
     headers[names.ERROR] = _shortened(text_of(error))
     headers[names.TIMESTAMP] = rfc3339(datetime.now(UTC))
-    return Message(topic, message.value, message.key, headers, id=message.id)
+    dead = Message(topic, message.value, message.key, headers, id=message.id)
+    return dead if limit is None else _fitted(dead, limit)
+
+
+def _fitted(dead: Message, limit: int) -> Message:
+    """The dead letter without the headers for which there is no room: no message is too large to become one."""
+    excess = message_bytes(dead) - limit
+    if excess <= 0:
+        return dead
+    headers = dict(dead.headers)
+    left_out: dict[str, str] = {}
+    for name in _LEFT_OUT_FIRST:
+        if excess > 0 and name in headers:
+            left_out[name] = headers.pop(name)
+            excess -= header_bytes(name, left_out[name])
+    if excess > 0:
+        left_out |= {name: headers[name] for name in _NEEDED}
+        headers = _users(dead)
+        marked = {**headers, names.DEAD_LETTER_MARK: ""}
+        if message_bytes(dead.replace(headers=marked)) <= limit:
+            headers = marked
+    log.warning(
+        "the dead letter of message %r has no room for these headers, as the broker takes %d bytes: %s",
+        dead.id, limit, ", ".join(f"{name}={text!r}" for name, text in left_out.items()),
+    )  # fmt: skip
+    return dead.replace(headers=headers)
 
 
 def revive(dead: Message, to: str | None = None) -> Message:
     """The message that a dead letter was, marked for the group that failed; or unmarked, for the topic `to`.
 
     Raises:
-        ConfigError: It is no dead letter and `to` does not say where it belongs.
+        ConfigError: It is no dead letter, or does not say where it came from, and `to` does not say where it belongs.
     """
-    if not is_dead_letter(dead):
+    if not _says_whence(dead):
         if to is None:
+            what = "does not say where it came from" if is_dead_letter(dead) else "is no dead letter"
             raise ConfigError(
-                f"the message {dead.id!r} in {dead.topic!r} is no dead letter; say with `to` where it goes"
+                f"the message {dead.id!r} in {dead.topic!r} {what}; say with `to` where it goes"
             )
-        return Message(to, dead.value, dead.key, dead.headers, timestamp=dead.timestamp, id=dead.id)
-    headers = {
-        name.removeprefix(names.ORIGINAL_HEADER) if _clashes(name) else name: value
-        for name, value in dead.headers.items()
-        if name not in _OURS
-    }
+        headers = {name: text for name, text in dead.headers.items() if name != names.DEAD_LETTER_MARK}
+        return Message(to, dead.value, dead.key, headers, timestamp=dead.timestamp, id=dead.id)
+    headers = _users(dead)
     if to is None:
         headers[names.REPLAY_GROUP] = dead.headers.get(
             names.ORIGINAL_GROUP, dead.headers[names.CONSUMER_GROUP]
@@ -109,6 +138,19 @@ def revive(dead: Message, to: str | None = None) -> Message:
         timestamp=_parsed(published) if published else None,
         id=dead.id,
     )
+
+
+def _says_whence(message: Message) -> bool:
+    return all(name in message.headers for name in _NEEDED)
+
+
+def _users(dead: Message) -> dict[str, str]:
+    """The headers that the message had before it became a dead letter."""
+    return {
+        name.removeprefix(names.ORIGINAL_HEADER) if _clashes(name) else name: value
+        for name, value in dead.headers.items()
+        if name not in _OURS
+    }
 
 
 def failed_at(dead: Message) -> datetime | None:

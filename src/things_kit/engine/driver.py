@@ -22,7 +22,7 @@ Rules that hold for every method:
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Final, Protocol, Self, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -37,6 +37,10 @@ class ConnectionLost(Exception):
 
 class UnknownTopic(Exception):
     """The topic does not exist at the broker (any more). The engine declares it, unless told not to, and sends again."""
+
+
+RESERVE: Final = 2048
+"""Bytes beyond what a user may send that are kept for the headers which a dead letter adds."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +62,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         partitions: Messages have a partition, and order is kept within one.
         lag: The broker can say how many messages a group has not acknowledged.
         max_batch: The most messages one `send` takes.
-        max_message_bytes: The largest value, key and headers together; None where the broker sets no bound.
+        max_message_bytes: The largest value, key and headers together that a user may send; None where the broker sets no
+            bound. The broker must take `RESERVE` bytes more, for the headers of a dead letter.
     """
 
     delay: bool = False
@@ -72,6 +77,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     lag: bool = True
     max_batch: int = 10_000
     max_message_bytes: int | None = None
+
+    @property
+    def dead_letter_bytes(self) -> int | None:
+        """The largest dead letter; None where the broker sets no bound."""
+        return None if self.max_message_bytes is None else self.max_message_bytes + RESERVE
 
     @property
     def emulated(self) -> tuple[str, ...]:
@@ -233,8 +243,9 @@ class Driver(Protocol):
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish up to `Capabilities.max_batch` messages of any topics; returns when all are confirmed or refused.
 
-        Every message has an id and a timestamp in UTC, was checked to be what its types say and no larger than
-        `Capabilities.max_message_bytes`. Messages of one key keep their order in the topic.
+        Every message has an id and a timestamp in UTC and was checked to be what its types say. It is no larger than
+        `Capabilities.max_message_bytes`; a dead letter may have `RESERVE` more, and as much as it takes where the
+        message itself, some other program's, was larger. Messages of one key keep their order in the topic.
 
         Returns:
             One result a message: None when the broker has it for good, else why not: `MessageTooLarge`,

@@ -5,13 +5,21 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from things_kit.engine.dead_letter import is_dead_letter
+from things_kit.engine.driver import RESERVE
 from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import RESERVED_PREFIX, Message
+from things_kit.messaging.names import DEAD_LETTER_MARK
 
 
-def prepare(messages: Sequence[Message], max_bytes: int | None) -> tuple[list[Message], dict[int, Exception]]:
-    """Messages with id and timestamp, and by index the errors of those that must not be sent."""
+def prepare(
+    messages: Sequence[Message], max_bytes: int | None, *, ours: bool = False
+) -> tuple[list[Message], dict[int, Exception]]:
+    """Messages with id and timestamp, and by index the errors of those that must not be sent.
+
+    What is `ours` may be a dead letter, which may have a mark, and `RESERVE` bytes more.
+    """
     now = datetime.now(UTC)
     batch = secrets.token_hex(12)  # one draw from the system's entropy for all; the index tells them apart
     topics: set[str] = set()
@@ -19,8 +27,12 @@ def prepare(messages: Sequence[Message], max_bytes: int | None) -> tuple[list[Me
     refused: dict[int, Exception] = {}
     for index, message in enumerate(messages):
         try:
-            size = _checked_size(message, topics)
-            if max_bytes is not None and size > max_bytes:
+            size = _checked_size(message, topics, ours=ours)
+            if (
+                max_bytes is not None
+                and size > max_bytes
+                and not (ours and size <= max_bytes + RESERVE and is_dead_letter(message))
+            ):
                 raise MessageTooLarge(
                     f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
                 )
@@ -61,7 +73,7 @@ def _in_utc(time: datetime) -> datetime:
         raise PublishError(f"the timestamp {time!r} is no time in UTC") from error
 
 
-def _checked_size(message: Message, topics: set[str]) -> int:
+def _checked_size(message: Message, topics: set[str], *, ours: bool) -> int:
     """The bytes of value, key and headers. `topics` are those that were found fine before.
 
     Every published message pays for these lines; what is not plainly right is looked at again, and named.
@@ -94,7 +106,7 @@ def _checked_size(message: Message, topics: set[str]) -> int:
         ):
             size += len(name) + len(text)
         else:
-            size += _check_header(name, text)
+            size += _check_header(name, text, ours=ours)
     return size
 
 
@@ -105,9 +117,9 @@ def _check_topic(topic: Any) -> None:
         raise PublishError(str(error)) from None
 
 
-def _check_header(name: Any, text: Any) -> int:
+def _check_header(name: Any, text: Any, *, ours: bool) -> int:
     size = _check_text("the name of a header", name) + _check_text(f"the header {name!r}", text)
-    if name.startswith(RESERVED_PREFIX):
+    if name.startswith(RESERVED_PREFIX) and not (ours and name == DEAD_LETTER_MARK):
         raise PublishError(
             f"the header {name!r} begins with {RESERVED_PREFIX!r}, which belongs to the drivers"
         )

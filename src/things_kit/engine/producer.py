@@ -29,12 +29,14 @@ class BrokerProducer:
     """Publishes through a driver, in the order of the calls.
 
     One send is under way at a time; all that is published meanwhile goes with the next one.
-    With `insist`, for what must not get lost, a topic to which nobody listens is an outage instead of an error.
+    With `insist`, for what must not get lost, a topic to which nobody listens is an outage instead of an error, and a
+    dead letter may have the bytes that are kept for its headers. With `any_size` the broker alone says what is too large.
     """
 
-    def __init__(self, transmission: Transmission, *, insist: bool = False) -> None:
+    def __init__(self, transmission: Transmission, *, insist: bool = False, any_size: bool = False) -> None:
         self._transmission = transmission
         self._insist = insist
+        self._any_size = any_size
         self._timeout = transmission.url.engine.publish_timeout
         self._queue: deque[_Waiting] = deque()
         self._sender: asyncio.Task[None] | None = None
@@ -121,7 +123,9 @@ class BrokerProducer:
         messages = [message for waiting in gathered for message in waiting.messages]
         if not messages:
             return
-        ready, errors = prepare(messages, capabilities.max_message_bytes)
+        ready, errors = prepare(
+            messages, None if self._any_size else capabilities.max_message_bytes, ours=self._insist
+        )
         indices = (
             [index for index in range(len(messages)) if index not in errors]
             if errors

@@ -118,7 +118,7 @@ async def replay(
         raise ConfigError(f"limit must be a number from 0, or None; it is {limit!r}")
     begun = datetime.now(UTC)
     count = 0
-    producer = BrokerProducer(transmission, insist=True)
+    producer = BrokerProducer(transmission, insist=True, any_size=True)
     async with Reading(transmission, topic, DEAD_LETTER_GROUP) as reading, producer:
         async for deliveries in reading.batches():
             chosen = [

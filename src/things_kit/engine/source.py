@@ -366,7 +366,11 @@ class Source:
             self._workers.wake()
             return
         dead = make_dead_letter(
-            message, topic=treatment.dead_letter, group=self.subscription.group, error=error
+            message,
+            topic=treatment.dead_letter,
+            group=self.subscription.group,
+            error=error,
+            limit=self._capabilities.dead_letter_bytes,
         )
         self._in_background(self._bury(delivery, dead), delivery, self._burials)
 

@@ -22,5 +22,8 @@ TIMESTAMP: Final = "timestamp"
 ORIGINAL_HEADER: Final = "original-header-"
 """Prefix under which a dead letter keeps a user's header whose name it needs itself."""
 
+DEAD_LETTER_MARK: Final = "tk-dead-letter"
+"""All that says of a dead letter that it is one, where the broker's limit of size leaves no room for more."""
+
 DEAD_LETTER_GROUP: Final = "dead-letters"
 """The group that keeps dead letters on a broker of queues; replay and the command line read as it."""

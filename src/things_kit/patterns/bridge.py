@@ -259,7 +259,11 @@ class Bridge:
         ):
             return False
         dead = make_dead_letter(
-            message.replace(attempt=number), topic=dead_letter, group=self.group, error=error
+            message.replace(attempt=number),
+            topic=dead_letter,
+            group=self.group,
+            error=error,
+            limit=self._source.capabilities.dead_letter_bytes,
         )
         try:
             await self._producer.publish(dead)

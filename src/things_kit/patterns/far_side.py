@@ -38,7 +38,9 @@ class FarSide:
 
     async def publish(self, messages: Sequence[Message]) -> list[Exception | None]:
         """One result each: None when it is confirmed, else why it was refused, or `Behind`."""
-        ready, refused = prepare(messages, self._transmission.driver.capabilities.max_message_bytes)
+        ready, refused = prepare(
+            messages, self._transmission.driver.capabilities.max_message_bytes, ours=True
+        )
         async with self._turn:
             if not refused:
                 results = await self._send(ready)

@@ -28,7 +28,7 @@ from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
 from things_kit.brokers.nats.records import TIME, fresh_id, raw_headers, size_of
 from things_kit.brokers.nats.streams import Streams
-from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
@@ -65,7 +65,7 @@ class NATSDriver:
 
     def _set_capabilities(self, payload: int) -> None:
         options = self._settings.options
-        most = payload - OVERHEAD
+        most = payload - OVERHEAD - RESERVE
         self.capabilities = Capabilities(
             delay=True,
             lease=options.lease,
