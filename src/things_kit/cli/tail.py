@@ -45,7 +45,7 @@ async def _tail(url: str, topic: str, limit: int | None, show: Callable[[Message
             topic,
             group=None,
             handler=view.handle,
-            ordering="partition",
+            ordering="none",  # as it comes, one after another: nothing is asked for that a broker might not keep
             dead_letter=None,
             drain_timeout=DRAIN,
         )
