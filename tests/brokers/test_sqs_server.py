@@ -16,6 +16,7 @@ from things_kit import (
     Broker,
     ConfigError,
     Message,
+    NobodyListens,
     PublishError,
     Retry,
     RetryPolicy,
@@ -383,7 +384,7 @@ class TestDeclaring:
         self, sqs: SQSServer, broker: Broker, topic: str, account: str
     ) -> None:
         async with connect(f"{sqs.url}&declare=false&grace=0{account}") as careful:
-            with pytest.raises(PublishError, match="declare it first"):
+            with pytest.raises(NobodyListens, match="declare one"):
                 await careful.producer().publish(Message(topic, b"x"))
             with pytest.raises(ConfigError, match="declare it first"):
                 await careful.consumer(topic, group="billing", handler=Handled(), dead_letter=None).start()
@@ -408,7 +409,7 @@ class TestDeclaring:
         await clients.sqs.delete_queue(QueueUrl=other)
 
     async def test_a_replay_for_a_group_that_is_gone_says_so(self, broker: Broker, topic: str) -> None:
-        await broker.declare(topic)
+        await broker.declare(topic, groups=["shipping"])
         with pytest.raises(PublishError, match=r"'billing' .* has no queue"):
             await broker.producer().publish(Message(topic, b"x", headers={"replay-group": "billing"}))
 
@@ -467,3 +468,68 @@ async def _until_lag(broker: Broker, topic: str, group: str, expected: int) -> N
         return await broker.lag(topic, group=group) == expected
 
     await eventually(reached, 15, f"the lag of {topic} is {expected}")
+
+
+class TestTopicsThatAreRemoved:
+    """A topic takes its subscriptions along, and SNS confirms and drops what nobody is subscribed to."""
+
+    async def test_what_is_published_afterwards_in_this_process_arrives(
+        self, sqs: SQSServer, broker: Broker, topic: str
+    ) -> None:
+        handled = Handled()
+        async with broker.consumer(topic, group="billing", handler=handled):
+            producer = broker.producer()
+            await producer.publish(Message(topic, b"before"))
+            await handled.until(1)
+            await _delete_at_sns(sqs, broker, topic)
+            await producer.publish(Message(topic, b"after"))
+            assert [m.value for m in await handled.until(2)] == [b"before", b"after"]
+
+    async def test_the_consumers_of_other_processes_subscribe_again(
+        self, sqs: SQSServer, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(receiver_module, "LOOK", 0.5)
+        handled = Handled()
+        async with (
+            broker.consumer(topic, group="billing", handler=handled),
+            connect(f"{sqs.url}&grace=0") as other,
+        ):
+            producer = other.producer()
+            await producer.publish(Message(topic, b"before"))
+            await _delete_at_sns(sqs, broker, topic)
+            await _until_published(producer, Message(topic, b"after"))
+            assert [m.value for m in await handled.until(2)] == [b"before", b"after"]
+
+    async def test_nothing_is_confirmed_that_nobody_gets(
+        self, sqs: SQSServer, broker: Broker, topic: str
+    ) -> None:
+        await broker.declare(topic, groups=["billing"])
+        async with connect(f"{sqs.url}&grace=0") as other:
+            producer = other.producer()
+            await producer.publish(Message(topic, b"before"))
+            await _delete_at_sns(sqs, broker, topic)
+            with pytest.raises(NobodyListens):
+                await producer.publish(Message(topic, b"after"))
+
+    async def test_a_queue_alone_keeps_what_comes(self, sqs: SQSServer, topic: str) -> None:
+        async with connect(f"{sqs.url}&mode=queue&grace=0") as broker:
+            await broker.producer().publish(Message(topic, b"x"))
+            assert await broker.lag(topic, group="billing") == 1
+            await broker.remove(topic)
+
+
+async def _delete_at_sns(sqs: SQSServer, broker: Broker, topic: str) -> None:
+    arn = await driver(broker)._topology.topic_arn(topic)
+    async with connect(f"{sqs.url}&grace=0") as somebody:
+        await driver(somebody)._clients.sns.delete_topic(TopicArn=arn)
+
+
+async def _until_published(producer: Any, message: Message) -> None:
+    async def published() -> bool:
+        try:
+            await producer.publish(message)
+        except NobodyListens:
+            return False
+        return True
+
+    await eventually(published, 15, "somebody listens")

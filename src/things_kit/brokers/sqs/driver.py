@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import MISSING, bare, code_of, translated
+from things_kit.brokers.sqs.errors import ALLOWED, MISSING, bare, code_of, translated
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
 from things_kit.brokers.sqs.receiver import SQSReceiver
 from things_kit.brokers.sqs.topology import Topology
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ COUNTS: Final = (
     "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed",
 )  # fmt: skip
 """The attributes of a queue that together are its lag."""
-
-ALLOWED: Final = frozenset({"AccessDenied", "AccessDeniedException", "AuthorizationError"})
 
 
 class SQSDriver:
@@ -111,6 +109,18 @@ class SQSDriver:
         await self._topology.declare_topic(topic)
         for group in groups:
             await self._topology.declare_group(topic, group)
+        for receiver in [each for each in self._receivers if each.topic == topic]:
+            await receiver.keep_subscribed()  # its subscription went with the topic that was there before
+
+    async def has_listeners(self, topic: str) -> bool | None:
+        """Whether anybody is subscribed to the topic; None if we may not ask. A queue keeps what comes in any case."""
+        self._check_open()
+        if self._settings.by_queue:
+            return True
+        try:
+            return await self._topology.has_subscribers(topic)
+        except ConfigError as error:
+            raise PublishError(str(error)) from error
 
     async def remove(self, topic: str) -> None:
         """Delete the topic, its groups' subscriptions, and their queues."""

@@ -44,6 +44,11 @@ STALE: Final = frozenset({
 })  # fmt: skip
 """The lease of a message was lost: somebody else has it, or did it."""
 
+ALLOWED: Final = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "AuthorizationErrorException"}
+)
+"""These credentials may not do that."""
+
 OVER_LIMIT: Final = frozenset({"OverLimit"})
 """As many messages of the queue are in flight as SQS allows."""
 

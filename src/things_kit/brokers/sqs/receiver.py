@@ -28,7 +28,7 @@ from things_kit.brokers.sqs.packing import Entry, Unpacked, pack, unpack
 from things_kit.brokers.sqs.publisher import together
 from things_kit.brokers.sqs.topology import HEARTBEAT, Topology
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
-from things_kit.messaging.errors import MessageTooLarge
+from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
 log = logging.getLogger("things_kit.sqs")
 
@@ -53,6 +53,9 @@ TRIES: Final = 3
 BEYOND: Final = 5.0
 """Seconds that SQS may take for an answer beyond those that it was asked to wait: a connection that has fallen silent is
 given up so soon, while others can still be told within half a minute."""
+
+LOOK: Final = 30.0
+"""Seconds after which a consumer makes sure that its queue is still subscribed."""
 
 PAUSE: Final = 1.0
 """Seconds until SQS is asked again when too much is in flight."""
@@ -102,12 +105,12 @@ class SQSReceiver:
         closed: Callable[["SQSReceiver"], None],
     ) -> None:
         self.url = url
+        self.topic = subscription.topic
         self.held: dict[str, str] = {}  # of a FIFO queue: id -> receipt
         self._settings = settings
         self._sqs = clients.sqs
         self._topology = topology
         self._subscription = subscription
-        self._topic = subscription.topic
         self._fifo = names.is_fifo(subscription.topic)
         self._linger = linger
         self._tell_closed = closed
@@ -118,6 +121,7 @@ class SQSReceiver:
         self._width = 1
         self._last = time.monotonic()
         self._heartbeat = time.monotonic() + HEARTBEAT
+        self._look = time.monotonic() + LOOK
         self._closed = False
 
     # --- receiving
@@ -127,9 +131,7 @@ class SQSReceiver:
         if not self._buffer:
             if self._wave is None:
                 poll = self._patience() if wait > 0 else 0
-                self._wave = asyncio.create_task(
-                    self._poll(limit, poll), name=f"things_kit sqs {self._topic}"
-                )
+                self._wave = asyncio.create_task(self._poll(limit, poll), name=f"things_kit sqs {self.topic}")
             done, _ = await asyncio.wait({self._wave}, timeout=wait if wait > 0 else None)
             if not done:
                 return ()
@@ -152,6 +154,8 @@ class SQSReceiver:
         """One wave."""
         if self._subscription.ephemeral and time.monotonic() > self._heartbeat:
             await self._give_sign_of_life()
+        if time.monotonic() > self._look:
+            await self.keep_subscribed()
         sizes = [min(MOST, limit - first) for first in range(0, limit, MOST)][: self._width]
         if len(sizes) > 1:
             poll = 0
@@ -171,7 +175,7 @@ class SQSReceiver:
         self._width = min(2 * self._width, most) if 2 * got >= asked else 1
 
     async def _request(self, size: int, poll: int) -> list[Entry]:
-        doing = f"receiving from {self._topic!r}"
+        doing = f"receiving from {self.topic!r}"
         try:
             answer = await bare(
                 self._sqs.receive_message(
@@ -187,7 +191,7 @@ class SQSReceiver:
             )
         except ClientError as error:
             if code_of(error) in OVER_LIMIT:
-                log.warning("%s: SQS hands out nothing more: as much is in flight as it allows", self._topic)
+                log.warning("%s: SQS hands out nothing more: as much is in flight as it allows", self.topic)
                 await asyncio.sleep(PAUSE)
                 return []
             raise self._trouble(error, doing) from error
@@ -197,7 +201,7 @@ class SQSReceiver:
 
     def _trouble(self, error: ClientError, doing: str) -> Exception:
         if code_of(error) in MISSING:
-            self._topology.forget(self._topic)
+            self._topology.forget(self.topic)
             lost = ConnectionLost(f"{doing}: its queue was removed")
             lost.__cause__ = error
             return lost
@@ -205,7 +209,7 @@ class SQSReceiver:
 
     async def _ready(self, entries: Iterable[Entry]) -> list[Delivery]:
         """What may be handed out of these; what is not due yet is hidden again."""
-        come = [(unpack(self._topic, entry), str(entry["ReceiptHandle"])) for entry in entries]
+        come = [(unpack(self.topic, entry), str(entry["ReceiptHandle"])) for entry in entries]
         if not self._fifo:
             come.sort(key=lambda each: (each[0].sent, each[0].number))
         now = time.time()
@@ -229,6 +233,17 @@ class SQSReceiver:
                 hidden.append((receipt, _hidden_for(rest)))
         await self._hide(hidden)
         await self._send_again(anew)
+
+    async def keep_subscribed(self) -> None:
+        """See to it that the queue still gets what is published: a topic takes its subscriptions along when it is removed.
+
+        Raises:
+            ConnectionLost: There is no such topic any more; subscribing makes it anew.
+        """
+        self._look = time.monotonic() + LOOK
+        if self._subscription.create and not self._settings.by_queue:
+            with contextlib.suppress(ConfigError):  # who may not subscribe has to look after it
+                await self._topology.keep_subscribed(self.topic, self.url)
 
     async def _give_sign_of_life(self) -> None:
         self._heartbeat = time.monotonic() + HEARTBEAT
@@ -278,7 +293,7 @@ class SQSReceiver:
     async def _send_copies(self, copies: Sequence[tuple[Release, Entry]]) -> list[Release]:
         """Returns those that SQS did not take."""
         entries = [{"Id": str(number), **entry} for number, (_, entry) in enumerate(copies)]
-        doing = f"putting messages of {self._topic!r} aside"
+        doing = f"putting messages of {self.topic!r} aside"
         try:
             answer = await bare(self._sqs.send_message_batch(QueueUrl=self.url, Entries=entries), doing)
         except ClientError as error:
@@ -330,7 +345,7 @@ class SQSReceiver:
 
     async def _batches(self, call: Callable[..., Any], entries: Sequence[Entry], doing: str) -> None:
         chunks = [entries[start : start + MOST] for start in range(0, len(entries), MOST)]
-        doing = f"{doing} messages of {self._topic!r}"
+        doing = f"{doing} messages of {self.topic!r}"
         for start in range(0, len(chunks), AT_ONCE):
             await together([self._batch(call, chunk, doing) for chunk in chunks[start : start + AT_ONCE]])
 
@@ -389,11 +404,11 @@ class SQSReceiver:
             await _cancelled(wave)
             raise
         except Exception as error:  # noqa: BLE001 - nobody waits for it, and all of it comes again by itself
-            log.debug("%s: after closing: %r", self._topic, error)
+            log.debug("%s: after closing: %r", self.topic, error)
 
     async def _vanish(self, wave: asyncio.Task[list[Delivery]] | None) -> None:
         if wave is not None:
             await _cancelled(wave)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL):
-                await self._topology.delete_ephemeral(self._topic, self.url)
+                await self._topology.delete_ephemeral(self.topic, self.url)

@@ -6,6 +6,7 @@ message is the same with SNS as without.
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -14,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import EXISTS, MISSING, ask, bare, code_of, translated
+from things_kit.brokers.sqs.errors import ALLOWED, EXISTS, MISSING, ask, bare, code_of, translated
 from things_kit.brokers.sqs.options import Settings
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError, UnsupportedError
@@ -31,6 +32,9 @@ HEARTBEAT: Final = 300.0
 DEAD: Final = 6 * HEARTBEAT
 """Seconds without one after which a queue is left over from a process that died."""
 
+RECENT: Final = 60.0
+"""Seconds for which a queue that was just subscribed counts as a subscriber: AWS tells of it with some delay."""
+
 STATEMENT: Final = "things-kit"
 """The statement of a queue's policy that is ours."""
 
@@ -44,6 +48,7 @@ class Topology:
         self._topics: dict[str, str] = {}
         self._queues: dict[tuple[str, str], str] = {}
         self._groups: dict[str, str] = {}
+        self._subscribed: dict[str, float] = {}
 
     # --- topics
 
@@ -107,6 +112,7 @@ class Topology:
     def forget(self, topic: str) -> None:
         """The topic, or a queue of it, turned out to be gone."""
         self._topics.pop(topic, None)
+        self._subscribed.pop(topic, None)
         for known in [key for key in self._queues if key[0] == topic]:
             del self._queues[known]
 
@@ -169,15 +175,18 @@ class Topology:
         return await self._subscribe(topic, await self.declare_topic(topic), queue, tags)
 
     async def _subscribe(self, topic: str, arn: str, queue: str, tags: dict[str, str]) -> str:
-        queue_arn = _queue_arn(arn, queue)
-        url = await self._declare_queue(queue, topic, policy=(arn, queue_arn), tags=tags)
+        url = await self._declare_queue(queue, topic, policy=(arn, _queue_arn(arn, queue)), tags=tags)
+        await self._subscribe_queue(topic, arn, queue)
+        return url
+
+    async def _subscribe_queue(self, topic: str, arn: str, queue: str) -> None:
         doing = f"subscribing {queue!r} to {topic!r}"
         try:
             await bare(
                 self._clients.sns.subscribe(
                     TopicArn=arn,
                     Protocol="sqs",
-                    Endpoint=queue_arn,
+                    Endpoint=_queue_arn(arn, queue),
                     Attributes={"RawMessageDelivery": "true"},
                     ReturnSubscriptionArn=True,
                 ),
@@ -189,8 +198,40 @@ class Topology:
                     f"{queue!r} is subscribed to {topic!r} with other attributes: set its RawMessageDelivery to true, "
                     "and remove its filter policy"
                 ) from error
+            if code_of(error) in MISSING:
+                self.forget(topic)
             raise translated(error, doing) from error
-        return url
+        self._subscribed[topic] = time.monotonic()
+
+    async def keep_subscribed(self, topic: str, url: str) -> None:
+        """Subscribe a queue again whose subscription was removed, as it is with its topic.
+
+        Raises:
+            ConnectionLost: There is no such topic any more.
+        """
+        arn = await self.topic_arn(topic)
+        if arn is None:
+            raise ConnectionLost(f"the topic {topic!r} was removed")
+        await self._subscribe_queue(topic, arn, url.rpartition("/")[2])
+
+    async def has_subscribers(self, topic: str) -> bool | None:
+        """Whether anybody is subscribed to a topic, by any protocol; None if we may not ask."""
+        if time.monotonic() - self._subscribed.get(topic, -math.inf) < RECENT:
+            return True
+        try:
+            arn = await self.topic_arn(topic)
+            if arn is None:
+                return False
+            doing = f"asking who is subscribed to {topic!r}"
+            found = await bare(self._clients.sns.list_subscriptions_by_topic(TopicArn=arn), doing)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                self.forget(topic)
+                return False
+            if code_of(error) in ALLOWED:
+                return None
+            raise translated(error, doing) from error
+        return bool(found.get("Subscriptions"))
 
     async def _declare_queue(
         self,
