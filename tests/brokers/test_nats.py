@@ -27,8 +27,8 @@ from things_kit import (
 )
 from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
-from things_kit.brokers.nats.records import ID, KEY, PACKED, raw_headers
-from things_kit.engine.driver import Delivery, Subscription
+from things_kit.brokers.nats.records import ID, KEY, PACKED, PUBLICATION, raw_headers
+from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -172,26 +172,27 @@ def test_what_nats_can_carry_is_native_and_the_rest_is_packed() -> None:
         "type": "order.created", "empty": "", "Status": "404", "Nats-Rollup": "all", "a:b": "x", "": "nameless",
         "trimmed": " x ", "lines": "a\r\nNats-Rollup: all", "script": "ключ", "encoded": "=?utf-8?q?x?=",
     }  # fmt: skip
-    raw = raw_headers(Message("t", b"", b"k", headers, id="m-1", timestamp=MOMENT), {})
+    raw = raw_headers(Message("t", b"", b"k", headers, id="m-1", timestamp=MOMENT), {}, "p-1")
     assert {name: raw[name] for name in raw if name not in {PACKED, "tk-time"}} == {
-        "type": "order.created", "empty": "", KEY: "k", ID: "m-1",
+        "type": "order.created", "empty": "", KEY: "k", ID: "m-1", PUBLICATION: "p-1",
     }  # fmt: skip
     assert all(text.isascii() and text.isprintable() for text in raw.values())
 
 
 @pytest.mark.parametrize("identity", ["", "ключ", "a\r\nNats-Rollup: all", "x" * 600, " x"])
 def test_an_id_that_is_no_header_is_packed(identity: str) -> None:
-    raw = raw_headers(Message("t", b"", id=identity, timestamp=MOMENT), {})
-    assert raw[ID].startswith("tk-sha256:")
-    assert PACKED in raw
+    raw = raw_headers(Message("t", b"", id=identity, timestamp=MOMENT), {}, None)
+    assert raw[PUBLICATION].startswith("tk-sha256:")
+    assert (ID in raw) != (PACKED in raw)
+    assert raw.get(ID, identity) == identity
 
 
-def test_a_dead_letter_and_a_replay_are_other_messages_to_the_stream() -> None:
+def test_where_ids_are_kept_once_a_dead_letter_is_another_message_to_the_stream() -> None:
     plain = Message("t", b"", id="m-1", timestamp=MOMENT)
-    dead, replayed = plain.replace(headers=DEAD), plain.replace(headers={"replay-group": "g"})
-    assert raw_headers(plain, {})[ID] == "m-1"
-    assert raw_headers(dead, {})[ID] == raw_headers(dead, {})[ID] != "m-1"
-    assert raw_headers(replayed, {})[ID] != raw_headers(replayed, {})[ID]
+    dead = raw_headers(plain.replace(headers=DEAD), {}, None)
+    assert raw_headers(plain, {}, None) == {"tk-time": "2026-01-02T03:04:05.678901+00:00", PUBLICATION: "m-1"}
+    assert dead[PUBLICATION] == raw_headers(plain.replace(headers=DEAD), {}, None)[PUBLICATION] != "m-1"
+    assert dead[ID] == "m-1"
 
 
 async def test_a_foreign_message_is_read_with_what_it_has(
@@ -220,22 +221,58 @@ async def test_a_foreign_message_is_read_with_what_it_has(
 # --- publishing
 
 
-async def test_a_message_is_kept_once_within_the_window_by_its_id(broker: Broker, topic: str) -> None:
-    producer = broker.producer()
-    for value in (b"1", b"2"):
-        await producer.publish(Message(topic, value, id="same"))
-    assert await broker.lag(topic, "g") == 1
+async def test_messages_of_one_id_are_all_kept(nats_server: NATSServer, stream: JetStreamContext) -> None:
+    """A bridge, a handler that forwards and a replay publish them; so do two topics of one stream."""
+    name = f"all-{uuid4().hex[:10]}"
+    topics = [f"{name}.a", f"{name}.b"]
+    async with connect(f"{nats_server.url}?stream={name}") as broker:
+        same = [Message(topic, value, id="same") for topic in topics for value in (b"1", b"2")]
+        await broker.producer().publish_batch(same)
+        for message in same:
+            await broker.producer().publish(message)
+        assert [await broker.lag(topic, "g") for topic in topics] == [4, 4]
+        seen = Recorder()
+        async with broker.consumer(topics, group="g", handler=seen, dead_letter=None):
+            await seen.until_done(8, 10)
+        assert {each.id for each in seen.done} == {"same"}
+    await stream.delete_stream(name)
 
 
-async def test_the_very_same_message_brought_back_is_stored_again(broker: Broker, topic: str) -> None:
-    """As a replay to a topic of the caller's choice does: nothing marks it."""
-    message = Message(topic, b"x", id="same", timestamp=MOMENT)
-    for _ in range(2):
-        await broker.producer().publish(message)
-    seen = Recorder()
-    async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
-        await seen.until_done(2, 10)
-    assert [each.id for each in seen.done] == ["same", "same"]
+async def test_a_message_is_kept_once_within_the_window_by_its_id_if_the_url_asks_for_it(
+    nats_server: NATSServer, topic: str
+) -> None:
+    async with connect(f"{nats_server.url}?deduplicate=id") as broker:
+        producer = broker.producer()
+        for value in (b"1", b"2"):
+            await producer.publish(Message(topic, value, id="same"))
+        assert await broker.lag(topic, "g") == 1
+        await producer.publish(Message(topic, b"1", headers={"replay-group": "g"}, id="same"))
+        assert await broker.lag(topic, "g") == 2, "what comes back is another"
+        seen = Recorder()
+        async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
+            await seen.until_done(2, 10)
+        assert [(each.value, each.id) for each in seen.done] == [(b"1", "same")] * 2
+
+
+async def test_a_publish_that_is_sent_again_is_kept_once(broker: Broker, topic: str) -> None:
+    """Its confirmation was lost with the connection, and nobody knows whether it was stored."""
+    driver: Any = broker.transmission.driver
+    await broker.declare(topic)
+    messages = [Message(topic, b"%d" % n, id="same", timestamp=MOMENT) for n in range(3)]
+    exchange = driver._connection.exchange
+
+    async def lose(outgoing: Any) -> Any:
+        await exchange(outgoing)
+        raise ConnectionLost("the confirmation never came")
+
+    driver._connection.exchange = lose
+    with pytest.raises(ConnectionLost):
+        await driver.send(messages)
+    driver._connection.exchange = exchange
+    assert await driver.send([messages[1], messages[0]]) == [None, None]
+    assert await broker.lag(topic, "g") == 3
+    assert await driver.send(messages[:2]) == [None, None]
+    assert await broker.lag(topic, "g") == 5, "that was another publish"
 
 
 async def test_a_message_that_grows_too_large_by_its_headers_harms_no_other(

@@ -19,9 +19,6 @@ class Refusal(msgspec.Struct, frozen=True):
 class Confirmation(msgspec.Struct, frozen=True):
     """What a stream says of a message that was published."""
 
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
     error: Refusal | None = None
 
 
@@ -53,7 +50,6 @@ def answer(data: bytes) -> dict[str, Any]:
 CONSUMER_NOT_FOUND: Final = 10014
 STREAM_NOT_FOUND: Final = 10059
 STREAM_NAME_IN_USE: Final = 10058
-NO_MESSAGE: Final = 10037
 
 _TOO_LARGE: Final = frozenset({10054, 10097})
 _AWAY: Final = frozenset({10004, 10005, 10008, 10009, 10041, 10048, 10131, 10167})

@@ -2,7 +2,8 @@
 
 The server counts how often it handed a message out. That is the attempt, but for what was given back without having
 been handled, as by a consumer that stops, and for retries within the process. For these a note is kept: the last
-message of a subject of its own, in the stream `things-kit-attempts`. It says for one delivery which attempt comes next.
+message of a subject of its own, in the stream `things-kit-attempts`. It says of one delivery which attempt comes next;
+deliveries after that count again, as those of a process that dies.
 """
 
 import logging
@@ -50,11 +51,13 @@ class Attempts:
         self._complained = False
 
     async def note(self, released: Sequence[tuple[Coordinates, int]]) -> None:
-        """Keep the next attempts of these, before they are given back. Raises ConnectionLost."""
+        """Keep the next attempts of these, before they are given back. Raises ConnectionLost.
+
+        None is needed where the next attempt is the one after this delivery's.
+        """
         due = [
             (_subject(at), msgspec.json.encode(Note(at.stored, at.delivered, attempt)), None)
             for at, attempt in released
-            if attempt != at.delivered + 1
         ]
         for start in range(0, len(due), AT_ONCE):
             page = due[start : start + AT_ONCE]
@@ -102,8 +105,8 @@ class Attempts:
             asked: list[Outgoing] = [(where, encoded({"last_by_subj": _subject(at)}), None) for at in page]
             for at, came in zip(page, await self._connection.exchange(asked), strict=True):
                 note = _read(came)
-                if note is not None and (note.stored, note.delivered) == (at.stored, at.delivered - 1):
-                    found[at.seq] = note.attempt
+                if note is not None and note.stored == at.stored and note.delivered < at.delivered:
+                    found[at.seq] = note.attempt + at.delivered - note.delivered - 1
         return found
 
     async def forget(self, stream: str) -> None:

@@ -33,6 +33,23 @@ Outgoing = tuple[str, bytes, dict[str, str] | None]
 """Subject, payload and headers of a message."""
 
 
+class _Client(Client):
+    """nats-py's client, except for a message whose headers it cannot read: that one would end its reading for ever."""
+
+    _said = False
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, LookupError) as error:
+            level = logging.DEBUG if self._said else logging.WARNING
+            log.log(
+                level, "a message has headers that are none of NATS, and is taken without them: %s", error
+            )
+            self._said = True
+            return None
+
+
 class Answers:
     """So many messages on their way, and what came back for each: in any order, or never."""
 
@@ -61,7 +78,7 @@ class Connection:
         self.server = server
         self.lost: ConnectionLost | None = None
         self._settings = settings
-        self._client = Client()
+        self._client = _Client()
         self._refusal: Exception | None = None
         self._watchers: set[Callable[[], None]] = set()
         self._numbers = count()

@@ -45,8 +45,9 @@ async def examine(connection: Connection, settings: Settings, question: Question
         there = None if dead is None else await streams.stream(dead)
         findings += judge_dead_letter(f"dead letter {question.dead_letter}", there, stream)
     if question.group is not None:
-        group = await streams.group(name, question.group)
-        findings += judge_group(f"group {question.group}", group, question, created=create)
+        group = await streams.group(name, question.topic, question.group)
+        info = None if group is None else group.info
+        findings += judge_group(f"group {question.group}", info, question, created=create)
         if not create and await streams.stream(ATTEMPTS) is None:
             said = f"There is no stream {ATTEMPTS}, and the URL forbids creating one: what a stop gives back counts as an attempt."
             remedy = f"Create it, with the subjects '{SUBJECT}.>' and max_msgs_per_subject 1, or do without."
@@ -169,15 +170,9 @@ def judge_group(subject: str, group: Info | None, question: Question, *, created
         return
     config = group["config"]
     if trouble := wrong_kind(config, question.topic or ""):
-        yield Finding(
-            "error", subject, f"Its consumer {trouble}.", "Delete the consumer, or use another group."
-        )
+        remedy = "Change or delete the consumer, or use another group."
+        yield Finding("error", subject, f"Its consumer {trouble}.", remedy)
         return
-    if config.get("max_deliver", -1) > 0:
-        said = (
-            f"The server gives a message up after {config['max_deliver']} deliveries, without a dead letter."
-        )
-        yield Finding("error", subject, said, "Set the consumer's max_deliver to -1.")
     most = config.get("max_ack_pending", -1)
     if most > 0 and group["num_ack_pending"] >= most:
         said = f"{most:,} messages are unacknowledged, as many as max_ack_pending allows: no more are handed out."

@@ -13,25 +13,26 @@ import asyncio
 import contextlib
 import logging
 import random
-from base64 import b64decode
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 from nats.aio.msg import Msg
 
-from things_kit.brokers.nats.answers import NO_MESSAGE, NoResponders, Refused, confirmation, unpublished
+from things_kit.brokers.nats.answers import NoResponders, confirmation, unpublished
 from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, Outgoing
 from things_kit.brokers.nats.options import Settings, check_topic
+from things_kit.brokers.nats.publications import Publications
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
-from things_kit.brokers.nats.records import TIME, fresh_id, raw_headers, size_of
+from things_kit.brokers.nats.records import raw_headers, size_of
 from things_kit.brokers.nats.streams import Streams
 from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
 
 if TYPE_CHECKING:
     from things_kit.engine.diagnosis import Finding, Question
@@ -60,8 +61,8 @@ class NATSDriver:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._past = Past()
-        # Sent, and perhaps to be sent again, by topic and id
-        self._doubtful: set[tuple[str, str | None]] = set()
+        self._publications = Publications(settings.url.engine.publish_timeout)
+        self._by_id = settings.options.deduplicate == "id"
 
     def _set_capabilities(self, payload: int) -> None:
         options = self._settings.options
@@ -159,21 +160,23 @@ class NATSDriver:
         """Publish them in pages, each with one wait for all of its confirmations."""
         connection = await self._connected()
         results: list[Exception | None] = [None] * len(messages)
+        ids = self._publications.of(messages)
         try:
-            for page in self._pages(messages, results, connection.max_payload):
+            for page in self._pages(messages, ids, results, connection.max_payload):
                 came = await connection.exchange([each for _, each in page])
-                for (index, sent), each in zip(page, came, strict=True):
-                    results[index] = await self._judge(connection, messages[index], sent, each)
+                for (index, _), each in zip(page, came, strict=True):
+                    results[index] = _judged(messages[index].topic, each)
             await self._check_unknown(result for result in results if isinstance(result, UnknownTopic))
             if lost := next((result for result in results if isinstance(result, ConnectionLost)), None):
                 raise lost
         except BaseException:  # all of them are sent again, also those that were confirmed
-            self._doubt(messages)
+            self._publications.doubt(messages, ids)
             raise
+        self._publications.settled(messages)
         return results
 
     def _pages(
-        self, messages: Sequence[Message], results: list[Exception | None], most: int
+        self, messages: Sequence[Message], ids: Sequence[str], results: list[Exception | None], most: int
     ) -> Iterator[list[tuple[int, Outgoing]]]:
         """What is sent at once; what cannot be sent has its result at once."""
         page: list[tuple[int, Outgoing]] = []
@@ -184,7 +187,10 @@ class NATSDriver:
             if message.topic in refused:
                 results[index] = refused[message.topic]
                 continue
-            headers = raw_headers(message, times)
+            by_id = (
+                self._by_id and REPLAY_GROUP not in message.headers
+            )  # what comes back is to be stored again
+            headers = raw_headers(message, times, None if by_id else ids[index])
             bytes_ = size_of(headers, message.value)
             if bytes_ > most:
                 results[index] = MessageTooLarge(
@@ -199,62 +205,12 @@ class NATSDriver:
         if page:
             yield page
 
-    async def _judge(
-        self, connection: Connection, message: Message, sent: Outgoing, came: Msg | Exception
-    ) -> Exception | None:
-        """The result for one message."""
-        if isinstance(came, NoResponders):
-            return UnknownTopic(message.topic)  # see _check_unknown
-        if isinstance(came, Exception):
-            return came
-        try:
-            confirmed = confirmation(came.data)
-        except msgspec.MsgspecError as error:
-            refused = PublishError(f"publishing to {message.topic!r}: somebody answered who is no stream")
-            refused.__cause__ = error
-            return refused
-        if confirmed.error is not None:
-            return unpublished(confirmed.error, message.topic)
-        if confirmed.duplicate and not self._was_ours(message):
-            return await self._again(connection, message, sent, confirmed.stream, confirmed.seq)
-        return None
-
     async def _check_unknown(self, unknown: Iterable[UnknownTopic]) -> None:
         """Nobody answers for a stream either while a cluster chooses its leader. Raises ConnectionLost then."""
         for topic in {topic for each in unknown for topic in each.args}:
             with contextlib.suppress(ConfigError):  # without the right to ask
                 if await (await self._streams()).find(topic) is not None:
                     raise ConnectionLost(f"the stream of {topic!r} has no leader at the moment")
-
-    def _doubt(self, messages: Sequence[Message]) -> None:
-        if len(self._doubtful) > 100_000:
-            self._doubtful.clear()
-        self._doubtful.update((message.topic, message.id) for message in messages)
-
-    def _was_ours(self, message: Message) -> bool:
-        """Whether the stream has it from us: the answer to an earlier try was lost."""
-        known = (message.topic, message.id)
-        doubtful = known in self._doubtful
-        self._doubtful.discard(known)
-        return doubtful
-
-    async def _again(
-        self, connection: Connection, message: Message, sent: Outgoing, stream: str, seq: int
-    ) -> Exception | None:
-        """A message that the stream has already: if it is the very same, somebody brings it back, and is to succeed."""
-        value, headers = sent[1], sent[2] or {}
-        try:
-            there = (await connection.ask(f"STREAM.MSG.GET.{stream}", seq=seq)).get("message", {})
-        except (Refused, NoResponders) as error:
-            if isinstance(error, Refused) and error.refusal.err_code == NO_MESSAGE:
-                there = None  # it is gone, though its id is remembered
-            else:
-                return None
-        if there is not None and not _same(there, value, headers):
-            return None  # another one of the same id, which the stream keeps once
-        fresh = raw_headers(message, {}, fresh_id())
-        [came] = await connection.exchange([(message.topic, value, fresh)])
-        return await self._judge(connection, message, sent, came)
 
     # --- receiving
 
@@ -266,12 +222,12 @@ class NATSDriver:
         streams = Streams(connection, self._settings.options)
         if subscription.create:
             start = self._past.places.get((topic, group), subscription.start)
-            stream, info = await streams.join(topic, group, start, ephemeral=subscription.ephemeral)
+            found = await streams.join(topic, group, start, ephemeral=subscription.ephemeral)
         elif subscription.ephemeral:
-            stream, info = await streams.join_existing(topic, group)
+            found = await streams.join_existing(topic, group)
         else:
-            stream, info = await streams.existing(topic, group)
-        receiver = NATSReceiver(connection, self._settings, subscription, stream, info, self._past)
+            found = await streams.existing(topic, group)
+        receiver = NATSReceiver(connection, self._settings, subscription, found, self._past)
         await receiver.begin()
         return receiver
 
@@ -293,7 +249,16 @@ def _impossible(topics: Iterable[str]) -> dict[str, PublishError]:
     return refused
 
 
-def _same(there: Mapping[str, Any], value: bytes, headers: dict[str, str]) -> bool:
-    """Whether a stored message is the one that was sent: of the same microsecond, and the same value."""
-    stored = b64decode(there.get("hdrs", ""))
-    return f"{TIME}: {headers[TIME]}\r\n".encode() in stored and b64decode(there.get("data", "")) == value
+def _judged(topic: str, came: Msg | Exception) -> Exception | None:
+    """The result for one message, by what came back for it."""
+    if isinstance(came, NoResponders):
+        return UnknownTopic(topic)  # see _check_unknown
+    if isinstance(came, Exception):
+        return came
+    try:
+        confirmed = confirmation(came.data)
+    except msgspec.MsgspecError as error:
+        refused = PublishError(f"publishing to {topic!r}: somebody answered who is no stream")
+        refused.__cause__ = error
+        return refused
+    return None if confirmed.error is None else unpublished(confirmed.error, topic)

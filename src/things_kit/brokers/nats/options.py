@@ -31,7 +31,8 @@ class NATSOptions(msgspec.Struct, frozen=True):
         max_age: Seconds for which such streams keep messages, handled or not; 0 for ever.
         max_bytes: Bytes that such a stream may hold; -1 for no bound.
         discard: What a full stream does: "old" deletes the oldest, handled or not, "new" refuses to take more.
-        duplicate_window: Seconds for which such streams remember the ids of messages, and keep each only once.
+        duplicate_window: Seconds for which such streams remember what was published, and keep it only once.
+        deduplicate: What is kept once: each "publish", however often it had to be sent, or each "id" of a message.
         lease: Seconds after which what a dead process held is handed to another (the consumer's `ack_wait`).
         max_message_bytes: The largest value, key and headers together; by default what the server takes.
         domain: The JetStream domain, for leaf nodes.
@@ -48,6 +49,7 @@ class NATSOptions(msgspec.Struct, frozen=True):
     max_bytes: int = -1
     discard: Literal["old", "new"] = "old"
     duplicate_window: float = 120.0
+    deduplicate: Literal["publish", "id"] = "publish"
     lease: float = 10.0
     max_message_bytes: int | None = None
     domain: str | None = None
@@ -167,6 +169,23 @@ def escaped(name: str, also: str = "") -> str:
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}=h{hashlib.sha256(name.encode()).hexdigest()[:40]}"
     return text
+
+
+def durable_names(stream: str, topic: str, group: str) -> tuple[str, ...]:
+    """What the consumer of a topic's group may be called, the last being what a new one is called.
+
+    In a stream that has the topic's own name that is the group. Any other stream may have several topics, and their
+    groups of one name must be several consumers: such a name has the topic behind `=t`, which no escape looks like. There,
+    too, a consumer may have the group's name alone, if somebody created it so.
+    """
+    plain = escaped(group)
+    if stream == escaped(topic):
+        return (plain,)
+    joint = f"{plain}=t{escaped(topic)}"
+    if len(joint) > LONGEST:
+        digest = hashlib.sha256(f"{len(group)} {group} {topic}".encode()).hexdigest()
+        joint = f"{joint[:LONGEST]}=k{digest[:40]}"
+    return plain, joint
 
 
 def check_topic(topic: str) -> None:

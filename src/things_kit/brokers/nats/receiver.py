@@ -15,9 +15,9 @@ from nats.aio.subscription import Subscription as Inbox
 from things_kit.brokers.nats.answers import NoResponders
 from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, encoded
-from things_kit.brokers.nats.options import Settings, escaped
+from things_kit.brokers.nats.options import Settings
 from things_kit.brokers.nats.records import coordinates, unpack
-from things_kit.brokers.nats.streams import SECOND, Info, Place, Streams
+from things_kit.brokers.nats.streams import SECOND, Group, Place, Streams
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError
 
@@ -42,9 +42,11 @@ PROGRESS: Final = b"+WPI"
 class Unsettled(msgspec.Struct):
     """What a lost connection left behind: the attempts of what was handed out, and what was acknowledged, perhaps.
 
-    `heard` is when the server was last heard of, in the loop's time.
+    `created` is when the group was: one that was made anew has other messages of the same numbers. `heard` is when the
+    server was last heard of, in the loop's time.
     """
 
+    created: str
     held: dict[str, int]
     acknowledged: set[str]
     heard: float
@@ -75,8 +77,7 @@ class NATSReceiver:
         connection: Connection,
         settings: Settings,
         subscription: Subscription,
-        stream: str,
-        info: Info,
+        group: Group,
         past: Past,
     ) -> None:
         self._past = past
@@ -86,11 +87,11 @@ class NATSReceiver:
         self._streams = Streams(connection, settings.options)
         self._attempts = Attempts(connection, settings)
         self._subscription = subscription
-        self._stream = stream
+        self._group = group
         self._loop = asyncio.get_running_loop()
-        self._next = f"{settings.api}.CONSUMER.MSG.NEXT.{stream}.{escaped(subscription.group)}"
-        self._most = info["config"].get("max_batch") or 10_000
-        self._expires = min(EXPIRES, (info["config"].get("max_expires") or EXPIRES * SECOND) / SECOND)
+        self._next = f"{settings.api}.CONSUMER.MSG.NEXT.{group.stream}.{group.name}"
+        self._most = group.config.get("max_batch") or 10_000
+        self._expires = min(EXPIRES, (group.config.get("max_expires") or EXPIRES * SECOND) / SECOND)
         self._heartbeat = min(HEARTBEAT, self._expires / 3)
         self._buffer: deque[Msg] = deque()
         self._recalled: dict[str, int] = {}  # of what is in the buffer
@@ -110,7 +111,7 @@ class NATSReceiver:
         self._unwatch = self._connection.watch(self._changed.set)
         await self._look()
         left = self._past.unsettled.pop(self._known, None)
-        if left is None:
+        if left is None or left.created != self._group.info["created"]:
             return
         # Without asking for an answer: a server that was killed may not know of these deliveries any more
         for reply in left.acknowledged:
@@ -249,25 +250,27 @@ class NATSReceiver:
 
     async def _look(self) -> None:
         """Note how far the group is, for the case that somebody deletes it."""
-        stream = await self._streams.stream(self._stream)
-        group = await self._streams.group(self._stream, self._subscription.group)
+        stream = await self._streams.stream(self._group.stream)
+        info = await self._streams.consumer(self._group.stream, self._group.name)
         self._looked = self._loop.time()
-        if stream is None or group is None:
+        if stream is None or info is None:
             self._failure = ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
             raise self._failure
-        await self._keep_lease(group)
-        done = group["ack_floor"]["stream_seq"]
-        if not group["num_ack_pending"]:  # then it has no floor yet, or all that was handed out is done
-            done = max(done, group["delivered"]["stream_seq"])
+        await self._keep_lease(Group(self._group.stream, self._group.name, info))
+        done = info["ack_floor"]["stream_seq"]
+        if not info["num_ack_pending"]:  # then it has no floor yet, or all that was handed out is done
+            done = max(done, info["delivered"]["stream_seq"])
         self._past.places[self._known] = Place(stream["created"], done + 1)
 
-    async def _keep_lease(self, group: Info) -> None:
+    async def _keep_lease(self, group: Group) -> None:
         """Somebody may have made it shorter than we extend it."""
-        name, change = self._subscription.group, self._subscription.create
+        subscription = self._subscription
         try:
-            await self._streams.leased(self._stream, name, group, change=change)
+            await self._streams.leased(group, change=subscription.create)
         except ConfigError as error:
-            log.warning("%s as %s: messages may be handled twice: %s", self._subscription.topic, name, error)
+            log.warning(
+                "%s as %s: messages may be handled twice: %s", subscription.topic, subscription.group, error
+            )
 
     # --- settling
 
@@ -285,7 +288,12 @@ class NATSReceiver:
             return
         if any(delay <= 0 for _, delay, _ in released):
             await self._pause()  # else they come straight back
-        await self._attempts.note([(coordinates(reply), attempt) for reply, _, attempt in released])
+        unforeseen = [
+            (coordinates(reply), attempt)
+            for reply, _, attempt in released
+            if attempt != self._held.get(reply, attempt) + 1
+        ]
+        await self._attempts.note(unforeseen)
         await self._send([(reply, _not_yet(delay)) for reply, delay, _ in released])
         for reply, _, _ in released:
             self._held.pop(reply, None)
@@ -306,8 +314,9 @@ class NATSReceiver:
             raise ConfigError(str(came)) from came
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Say that these are still being worked on."""
-        await self._send([(delivery.token, PROGRESS) for delivery in deliveries])
+        """Say that these are still being worked on, and that what has arrived behind them waits for its turn."""
+        waiting = {msg.reply for msg in self._buffer}
+        await self._send([(reply, PROGRESS) for reply in {*waiting, *(each.token for each in deliveries)}])
         if self._loop.time() - self._looked > LOOK:
             await self._look()
 
@@ -317,13 +326,27 @@ class NATSReceiver:
         """Have no request at the server until the next `receive`. What was on its way is in the buffer."""
         if self._inbox is None:
             return
+        await self._quiet()
         await self._connection.stop_receiving(self._inbox)
         self._inbox = None
         self._asked = 0
         # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must not
         # try to serve one with a message that was given back: it loses count, and sends another one twice.
-        await self._streams.group(self._stream, self._subscription.group)
+        await self._streams.consumer(self._group.stream, self._group.name)
         self._changed.set()
+
+    async def _quiet(self) -> None:
+        """Until the server has nothing more for us, while there is a request at it.
+
+        One that is in the middle of answering when the request goes counts a delivery that nobody gets (up to 2.9 at
+        least). While it answers something arrives between two questions.
+        """
+        ends = self._loop.time() + self._heartbeat
+        while self._asked and self._loop.time() < ends:
+            asked = self._asked
+            await self._streams.consumer(self._group.stream, self._group.name)
+            if self._asked == asked:
+                return
 
     async def close(self) -> None:
         """Take nothing more, give back what is here, and delete an ephemeral group."""
@@ -337,9 +360,12 @@ class NATSReceiver:
             await self._recall(self._buffer)
             await self._release([(reply, 0.0, attempt) for reply, attempt in self._all().items()])
             if self._subscription.ephemeral:
-                await self._streams.leave(self._stream, self._subscription.group)
+                await self._streams.leave(self._group.stream, self._group.name)
         except ConnectionLost:
-            self._past.unsettled[self._known] = Unsettled(self._all(), self._acknowledging, self._heard)
+            created = self._group.info["created"]
+            self._past.unsettled[self._known] = Unsettled(
+                created, self._all(), self._acknowledging, self._heard
+            )
             raise
         self._past.places.pop(self._known, None)
 

@@ -3,22 +3,24 @@
 The value is the payload. A header is native where NATS can carry it unchanged: a name of letters, digits and the signs
 of a token, and printable ASCII for its value. Of our own there are:
 
-    Nats-Msg-Id  the message's id, by which a stream keeps a message once within its duplicate window
+    Nats-Msg-Id  what a stream knows the publish by, of which it keeps one within its duplicate window; with
+                 `?deduplicate=id` the message's id
+    tk-id        the message's id, where that is printable ASCII and not the Nats-Msg-Id
     tk-time      its time, in ISO 8601 with microseconds; the server's own is when the stream got it
     tk-key       its key, where that is printable ASCII
     tk-packed    Base64 of JSON: an id, a key (in Base64 again) and headers that cannot be native
 
 Headers that mean something to the server (Nats-...) or to its clients (Status) are packed as well, so that no message
-makes the server do anything. A dead letter and a replayed message have their own Nats-Msg-Id, as they have the id of
-a message that the stream may have seen a moment ago.
+makes the server do anything. With `?deduplicate=id` a dead letter and a replayed message still have a Nats-Msg-Id of
+their own, as they have the id of a message that the stream may have seen a moment ago.
 
-Messages of others: the last of a repeated header counts; without an id it is STREAM-SEQUENCE; without a key, none.
+Messages of others: the last of a repeated header counts; the id is the Nats-Msg-Id, or else STREAM-SEQUENCE; without a
+key there is none.
 """
 
 import binascii
 import hashlib
 import re
-import secrets
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -29,9 +31,9 @@ from nats.aio.msg import Msg
 
 from things_kit.engine.dead_letter import is_dead_letter
 from things_kit.messaging.message import RESERVED_PREFIX, Message
-from things_kit.messaging.names import REPLAY_GROUP
 
-ID: Final = "Nats-Msg-Id"
+PUBLICATION: Final = "Nats-Msg-Id"
+ID: Final = "tk-id"
 TIME: Final = "tk-time"
 KEY: Final = "tk-key"
 PACKED: Final = "tk-packed"
@@ -40,7 +42,7 @@ FRAME: Final = len("NATS/1.0\r\n\r\n")
 LINE: Final = len(": \r\n")
 
 LONG: Final = 512
-"""Letters of an id from which on the stream knows it by a digest."""
+"""Letters of an id from which on the stream knows it by a digest, where it is to know it by its id."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -74,9 +76,12 @@ def _native_text(text: str) -> bool:
 
 
 def raw_headers(
-    message: Message, times: dict[datetime | None, str], msg_id: str | None = None
+    message: Message, times: dict[datetime | None, str], publication: str | None
 ) -> dict[str, str]:
-    """All headers of a message; `times` is a note of those of its batch, as most share one."""
+    """All headers of a message; `times` is a note of those of its batch, as most share one.
+
+    Without a `publication` the stream is to know it by its id.
+    """
     identity, key, moment = message.id or "", message.key, message.timestamp
     time = times.get(moment)
     if time is None:
@@ -96,8 +101,12 @@ def raw_headers(
         else:
             packed = packed or Packed()
             packed.key = key
-    raw[ID] = msg_id = msg_id or _msg_id(message, identity, time)
-    if msg_id != identity:
+    raw[PUBLICATION] = known = publication or _known_by_id(message, identity, time)
+    if known == identity:
+        pass
+    elif identity and _native_text(identity):
+        raw[ID] = identity
+    else:
         packed = packed or Packed()
         packed.id = identity
     if packed is not None:
@@ -105,18 +114,11 @@ def raw_headers(
     return raw
 
 
-def _msg_id(message: Message, identity: str, time: str) -> str:
-    """What the stream knows it by. A message that went back must not look like the one that it was."""
-    if REPLAY_GROUP in message.headers:
-        return fresh_id()
+def _known_by_id(message: Message, identity: str, time: str) -> str:
+    """What the stream knows it by, by its id. A dead letter must not look like the message that it was."""
     if not identity or len(identity) > LONG or not _native_text(identity):
         identity = f"tk-sha256:{hashlib.sha256(identity.encode()).hexdigest()}"
     return f"{identity}~{time}" if is_dead_letter(message) else identity
-
-
-def fresh_id() -> str:
-    """An id that no stream has seen."""
-    return secrets.token_hex(12)
 
 
 def size_of(headers: dict[str, str], value: bytes) -> int:
@@ -155,12 +157,14 @@ def _ours(
     msg: Msg, raw: dict[str, Any], at: Coordinates, attempt: int, times: dict[str, datetime]
 ) -> Message:
     headers: dict[str, str] = {}
-    identity = key = packed = moment = None
+    identity = publication = key = packed = moment = None
     for name, text in raw.items():
         if name == TIME:
             moment = times.get(text) or _time(text, times)
         elif name == ID:
             identity = text
+        elif name == PUBLICATION:
+            publication = text
         elif name == KEY:
             key = text.encode("latin-1")
         elif name == PACKED:
@@ -174,7 +178,7 @@ def _ours(
     if moment is None:
         moment = EPOCH + timedelta(microseconds=at.stored // 1000)
     if identity is None:
-        identity = f"{at.stream}-{at.seq}"
+        identity = publication if publication is not None else f"{at.stream}-{at.seq}"
     return Message(msg.subject, msg.data, key, headers, None, at.seq, moment, identity, attempt)
 
 

@@ -15,7 +15,7 @@ from things_kit.brokers.nats.answers import (
     translated,
 )
 from things_kit.brokers.nats.connection import Connection
-from things_kit.brokers.nats.options import NATSOptions, escaped
+from things_kit.brokers.nats.options import NATSOptions, durable_names, escaped
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
 
@@ -35,6 +35,20 @@ class Place(msgspec.Struct, frozen=True):
 
     created: str
     seq: int
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A group as JetStream has it: a consumer of a stream, and what was last said of it."""
+
+    stream: str
+    name: str
+    info: Info
+
+    @property
+    def config(self) -> Info:
+        """Its settings."""
+        found: Info = self.info["config"]
+        return found
 
 
 class Streams:
@@ -144,40 +158,44 @@ class Streams:
             if len(found) >= page.get("total", 0) or not page.get("consumers"):
                 return found
 
-    async def group(self, stream: str, group: str) -> Info | None:
-        """A group's settings and state; None if it is missing."""
+    async def consumer(self, stream: str, name: str) -> Info | None:
+        """A consumer's settings and state; None if it is missing."""
         missing = (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND)
-        return await self._ask(
-            f"asking for the group {group!r}", f"CONSUMER.INFO.{stream}.{escaped(group)}", fine=missing
-        )
+        return await self._ask(f"asking for {name!r}", f"CONSUMER.INFO.{stream}.{name}", fine=missing)
 
-    async def join(
-        self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False
-    ) -> tuple[str, Info]:
+    async def group(self, stream: str, topic: str, group: str) -> Group | None:
+        """The group of a topic; None if it is missing."""
+        *others, own = durable_names(stream, topic, group)
+        for name in others:
+            info = await self.consumer(stream, name)
+            if info is not None and concerns(info["config"], topic):
+                return Group(stream, name, info)
+        info = await self.consumer(stream, own)
+        return None if info is None else Group(stream, own, info)
+
+    async def join(self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False) -> Group:
         """The group of this topic's stream, both created if they are missing."""
         return await self._join(await self.declare(topic), topic, group, start, ephemeral)
 
-    async def join_existing(self, topic: str, group: str) -> tuple[str, Info]:
+    async def join_existing(self, topic: str, group: str) -> Group:
         """An ephemeral group of a topic that is there. Raises ConfigError if it is not."""
         return await self._join(await self._stream_of(topic), topic, group, "latest", ephemeral=True)
 
     async def _join(
         self, stream: str, topic: str, group: str, start: Start | Place, ephemeral: bool
-    ) -> tuple[str, Info]:
-        found = await self.group(stream, group)
+    ) -> Group:
+        found = await self.group(stream, topic, group)
         if found is None:
-            found = await self._found(
-                stream, topic, group, await self._begin(stream, topic, group, start), ephemeral
-            )
-        return stream, await self.checked(stream, topic, group, found, change=True)
+            begin = await self._begin(stream, topic, group, start)
+            found = await self._found(stream, topic, group, begin, ephemeral)
+        return await self.checked(found, topic, change=True)
 
-    async def existing(self, topic: str, group: str) -> tuple[str, Info]:
+    async def existing(self, topic: str, group: str) -> Group:
         """The group of this topic's stream. Raises ConfigError if either is missing."""
-        stream = await self._stream_of(topic)
-        found = await self.group(stream, group)
+        found = await self.group(await self._stream_of(topic), topic, group)
         if found is None:
             raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
-        return stream, await self.checked(stream, topic, group, found, change=False)
+        return await self.checked(found, topic, change=False)
 
     async def _stream_of(self, topic: str) -> str:
         stream = await self.find(topic)
@@ -205,9 +223,10 @@ class Streams:
 
     async def _found(
         self, stream: str, topic: str, group: str, begin: dict[str, Any], ephemeral: bool
-    ) -> Info:
+    ) -> Group:
+        name = durable_names(stream, topic, group)[-1]
         config = {
-            "durable_name": escaped(group),
+            "durable_name": name,
             "description": f"things-kit: {group}"[:1000],
             "ack_policy": "explicit",
             "ack_wait": int(self._options.lease * SECOND),
@@ -218,82 +237,99 @@ class Streams:
         }
         if ephemeral:
             config["inactive_threshold"] = int(max(IDLE, 4 * self._options.lease) * SECOND)
-        made = await self._put(stream, group, config, "create")
+        made = await self._put(stream, name, config, "create")
         if made is None:  # somebody else was faster, and begins elsewhere
-            made = await self.group(stream, group)
+            made = await self.consumer(stream, name)
         if made is None:
             raise ConfigError(f"the stream {stream!r} of {topic!r} takes no group {group!r}")
-        return made
+        return Group(stream, name, made)
 
-    async def _put(self, stream: str, group: str, config: Info, action: str) -> Info | None:
+    async def _put(self, stream: str, name: str, config: Info, action: str) -> Info | None:
         exists = (10012, 10013, 10105, 10148)
-        where = f"CONSUMER.DURABLE.CREATE.{stream}.{escaped(group)}"
-        doing = f"creating the group {group!r}"
+        where = f"CONSUMER.DURABLE.CREATE.{stream}.{name}"
+        doing = f"creating the consumer {name!r}"
         return await self._ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
 
-    async def checked(self, stream: str, topic: str, group: str, info: Info, *, change: bool) -> Info:
+    async def checked(self, found: Group, topic: str, *, change: bool) -> Group:
         """A group that we can receive as, with a lease no shorter than this URL's. Raises ConfigError for any other."""
-        config = info["config"]
-        trouble = wrong_kind(config, topic)
-        if trouble is None and not filters_of(config):
-            others = [
-                each for each in (await self.stream(stream) or {})["config"]["subjects"] if each != topic
-            ]
+        trouble = wrong_kind(found.config, topic)
+        if trouble is None and not filters_of(found.config):
+            there = await self.stream(found.stream) or {"config": {}}
+            others = [each for each in there["config"].get("subjects", ()) if each != topic]
             trouble = f"receives {', '.join(others)} as well" if others else None
         if trouble:
-            raise ConfigError(f"the consumer {escaped(group)!r} of the stream {stream!r} {trouble}")
-        return await self.leased(stream, group, info, change=change)
+            raise ConfigError(f"the consumer {found.name!r} of the stream {found.stream!r} {trouble}")
+        return await self.leased(found, change=change)
 
-    async def leased(self, stream: str, group: str, info: Info, *, change: bool) -> Info:
+    async def leased(self, found: Group, *, change: bool) -> Group:
         """The group with this URL's lease, or a longer one: who extends more often than needed takes nothing from anybody.
 
         It becomes shorter only while nobody is at work: others extend as seldom as the longer one allows. Raises
         ConfigError if it is too short and stays so.
         """
-        lease, there = self._options.lease, lease_of(info["config"])
+        lease, there, info = self._options.lease, lease_of(found.config), found.info
         idle = not (info["num_ack_pending"] or info["num_waiting"])
-        if change and not info["config"].get("backoff") and (there < lease or (there > lease and idle)):
+        if change and not found.config.get("backoff") and (there < lease or (there > lease and idle)):
             try:
-                config = {**info["config"], "ack_wait": int(lease * SECOND)}
-                info = await self._put(stream, group, config, "update") or info
+                config = {**found.config, "ack_wait": int(lease * SECOND)}
+                info = await self._put(found.stream, found.name, config, "update") or info
             except ConfigError as error:  # without the right to do so
-                log.debug("the lease of %s stays %g s: %s", group, there, error)
+                log.debug("the lease of %s stays %g s: %s", found.name, there, error)
         if lease_of(info["config"]) < lease:
             raise ConfigError(
-                f"the consumer {escaped(group)!r} of the stream {stream!r} hands messages out again after "
+                f"the consumer {found.name!r} of the stream {found.stream!r} hands messages out again after "
                 f"{lease_of(info['config']):g} s, and that could not be changed: give the URL a lease no longer than that"
             )
-        return info
+        return Group(found.stream, found.name, info)
 
-    async def leave(self, stream: str, group: str) -> None:
-        """Delete a group."""
+    async def leave(self, stream: str, name: str) -> None:
+        """Delete a group's consumer."""
         fine = (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND)
-        await self._ask(
-            f"deleting the group {group!r}", f"CONSUMER.DELETE.{stream}.{escaped(group)}", fine=fine
-        )
+        await self._ask(f"deleting {name!r}", f"CONSUMER.DELETE.{stream}.{name}", fine=fine)
 
     async def lag(self, topic: str, group: str) -> int:
         """What the group has not acknowledged; where it is missing, all that there is."""
         stream = await self.find(topic)
         if stream is None:
             return 0
-        info = await self.group(stream, group)
-        if info is not None:
-            return int(info["num_pending"]) + int(info["num_ack_pending"])
+        found = await self.group(stream, topic, group)
+        if found is not None:
+            return int(found.info["num_pending"]) + int(found.info["num_ack_pending"])
         there = await self.stream(stream, topic)
         return int(((there or {}).get("state", {}).get("subjects") or {}).get(topic, 0))
 
 
 def wrong_kind(config: Info, topic: str) -> str | None:
     """What about a consumer keeps us from receiving as it; None if nothing does."""
-    if config.get("deliver_subject"):
-        return "is a push consumer; a group is a pull consumer"
-    if config.get("ack_policy") != "explicit":
-        return f"has ack_policy {config.get('ack_policy')!r}; a group needs 'explicit'"
+    acknowledged, most = config.get("ack_policy"), config.get("max_deliver", -1)
     filters = filters_of(config)
-    if filters and filters != [topic]:
-        return f"receives {', '.join(filters)}, not {topic}"
-    return None
+    faults = (
+        (config.get("deliver_subject"), "is a push consumer; a group is a pull consumer"),
+        (acknowledged != "explicit", f"has ack_policy {acknowledged!r}; a group needs 'explicit'"),
+        (config.get("priority_groups"), "has priority groups; a group is a consumer without them"),
+        (config.get("headers_only"), "hands messages out without their values (headers_only)"),
+        (
+            most > 0,
+            f"gives a message up after {most} deliveries, without a dead letter; set max_deliver to -1",
+        ),
+        (filters and filters != [topic], f"receives {', '.join(filters)}, not {topic}"),
+    )
+    return next((said for wrong, said in faults if wrong), None)
+
+
+def concerns(config: Info, topic: str) -> bool:
+    """Whether a consumer receives this topic, and perhaps others."""
+    filters = filters_of(config)
+    return not filters or any(_takes(subject.split("."), topic.split(".")) for subject in filters)
+
+
+def _takes(pattern: Sequence[str], subject: Sequence[str]) -> bool:
+    for index, word in enumerate(pattern):
+        if index == len(subject) or word not in {"*", ">", subject[index]}:
+            return False
+        if word == ">":
+            return True
+    return len(pattern) == len(subject)
 
 
 def lease_of(config: Info) -> float:
