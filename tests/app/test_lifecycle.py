@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from things_kit import App, Hook, Lifecycle, invoke, provide
+from things_kit import App, Hook, Lifecycle, WiringError, invoke, provide
 
 
 class Diary(list[str]):
@@ -244,6 +244,46 @@ async def test_a_hook_that_is_none_or_comes_too_late_is_refused() -> None:
 
     with pytest.raises(RuntimeError, match="too late"):
         await App(invoke(late)).start()
+
+
+def plain_generator() -> Any:
+    yield
+
+
+async def async_generator() -> Any:
+    yield
+
+
+@pytest.mark.parametrize("step", [plain_generator, async_generator])
+@pytest.mark.parametrize("which", ["on_start", "on_stop", "watch"])
+async def test_a_hook_that_yields_is_refused(step: Any, which: str) -> None:
+    with pytest.raises(TypeError, match="generator is a generator, so nothing of it would run"):
+        async with hooks(Hook(**{which: step})):
+            pass
+
+
+@pytest.mark.parametrize("function", [plain_generator, async_generator])
+async def test_what_is_invoked_and_yields_is_a_mistake_in_the_wiring(function: Any) -> None:
+    with pytest.raises(
+        WiringError, match=r"generator .*so nothing of it would run.*; provide\(\) takes a generator"
+    ):
+        async with App(invoke(function)):
+            pass
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [(plain_generator, "a generator"), (async_generator, "a generator"), (refuse, "a coroutine")],
+)
+async def test_what_returns_code_that_has_yet_to_run_fails_the_start(function: Any, sentence: str) -> None:
+    async def forgetful() -> Any:
+        return function()
+
+    for app in (App(invoke(forgetful)), hooks(Hook(on_start=forgetful))):
+        with pytest.raises(TypeError, match=f"forgetful returned {sentence}"):
+            async with app:
+                pass
 
 
 async def test_what_a_generator_enters_it_leaves_in_the_same_task() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import contextvars
 import functools
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -437,3 +438,151 @@ def test_a_batch_handler_takes_the_list_alone() -> None:
 
     with pytest.raises(ConfigError, match="takes one parameter, the list"):
         compile_batch_handler(handle)
+
+
+# --- what looks as if it ran
+
+
+def generator(message: Message) -> Any:
+    yield message
+
+
+async def async_generator(message: Message) -> Any:
+    yield message
+
+
+class Generators:
+    def method(self, message: Message) -> Any:
+        yield message
+
+    async def handle(self, message: Message) -> Any:
+        yield message
+
+
+class CallableGenerator:
+    async def __call__(self, message: Message) -> Any:
+        yield message
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        generator,
+        async_generator,
+        Generators(),
+        Generators().method,
+        CallableGenerator(),
+        functools.partial(generator),
+        functools.partial(async_generator),
+    ],
+)
+def test_a_handler_that_yields_is_refused_with_a_sentence(handler: Any) -> None:
+    for compiled in (compile_handler, compile_batch_handler):
+        with pytest.raises(ConfigError, match="is a generator, so nothing of it would run: it must return"):
+            compiled(handler)
+
+
+@pytest.mark.parametrize("wrapped", [generator, async_generator, CallableGenerator()])
+def test_middleware_that_yields_is_refused_with_its_name(wrapped: Any) -> None:
+    def around(handle: Any) -> Any:
+        return wrapped
+
+    with pytest.raises(ConfigError, match=r"middleware .*around returned a generator function"):
+        compile_handler(Seen(), [around])
+
+
+@pytest.mark.filterwarnings("error")
+def test_async_middleware_is_refused_without_a_warning() -> None:
+    async def around(handle: Any) -> Any:
+        return handle
+
+    with pytest.raises(ConfigError, match=r"around did not return a function"):
+        compile_handler(Seen(), [around])  # type: ignore[list-item]
+
+
+async def other(message: Message) -> None: ...
+
+
+async def returns_a_coroutine(message: Message) -> Any:
+    return other(message)
+
+
+async def returns_a_generator(message: Message) -> Any:
+    return generator(message)
+
+
+async def returns_an_async_generator(message: Message) -> Any:
+    return async_generator(message)
+
+
+async def returns_a_task(message: Message) -> Any:
+    return asyncio.create_task(other(message))
+
+
+def plain_returns_a_generator(message: Message) -> Any:
+    return generator(message)
+
+
+def plain_returns_a_coroutine_of_a_coroutine(message: Message) -> Any:
+    return returns_a_coroutine(message)
+
+
+UNRUN = [
+    (returns_a_coroutine, "a coroutine that nobody awaits: write `return await"),
+    (returns_a_generator, "a generator, so nothing of it ran"),
+    (returns_an_async_generator, "a generator, so nothing of it ran"),
+    (returns_a_task, "a Task that nobody awaits"),
+    (plain_returns_a_generator, "a generator, so nothing of it ran"),
+    (plain_returns_a_coroutine_of_a_coroutine, "a coroutine that nobody awaits"),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("handler", "sentence"), UNRUN)
+async def test_an_answer_that_has_yet_to_run_is_a_failure(handler: Any, sentence: str) -> None:
+    with pytest.raises(TypeError, match=f"the handler {handler.__name__} returned {sentence}"):
+        await compile_handler(handler)(MESSAGE)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("handler", "sentence"), UNRUN)
+async def test_an_answer_of_a_batch_handler_that_has_yet_to_run_is_a_failure(
+    handler: Any, sentence: str
+) -> None:
+    async def whole(messages: list[Message]) -> Any:
+        result = handler(messages[0])
+        return await result if inspect.iscoroutine(result) else result
+
+    with pytest.raises(TypeError, match=sentence):
+        await compile_batch_handler(whole)([MESSAGE])
+
+
+@pytest.mark.filterwarnings("error")
+async def test_middleware_that_forgets_to_await_the_next_step_is_a_failure() -> None:
+    seen = Seen()
+
+    def forgetful(handle: Any) -> Any:
+        async def wrapped(message: Message) -> Any:
+            return handle(message)
+
+        return wrapped
+
+    def attentive(handle: Any) -> Any:
+        async def wrapped(message: Message) -> None:
+            await handle(message)
+
+        return wrapped
+
+    with pytest.raises(
+        TypeError, match=r"the middleware .*forgetful returned a coroutine that nobody awaits"
+    ):
+        await compile_handler(seen, [attentive, forgetful])(MESSAGE)
+    assert seen.all == []
+
+
+@pytest.mark.parametrize("answer", [0, "text", [1], (), {"a": 1}, range(3), iter([1]), map(str, [1])])
+async def test_any_other_answer_is_fine(answer: Any) -> None:
+    async def handle(message: Message) -> Any:
+        return answer
+
+    await compile_handler(handle)(MESSAGE)

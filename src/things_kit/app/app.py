@@ -1,7 +1,6 @@
 """The app: parts, put together and run."""
 
 import asyncio
-import inspect
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 from things_kit.app.lifecycle import STOP_TIMEOUT, Lifecycle
-from things_kit.app.parts import Module, Part, Placed, flatten
+from things_kit.app.parts import Module, Part, Placed, flatten, name_of
+from things_kit.app.signature import finish
 from things_kit.app.wiring import Graph
 
 log = logging.getLogger("things_kit.app")
@@ -241,9 +241,7 @@ class Running:
         for call in self.graph.calls:
             positional, named = await self.container.arguments(call)
             try:
-                result = call.part.source(*positional, **named)
-                if inspect.isawaitable(result):
-                    await result
+                await finish(call.part.source(*positional, **named), name_of(call.part.source))
             except Exception as error:
                 error.add_note(f"in {call.label}")
                 raise

@@ -1,13 +1,13 @@
 """What starts and stops with an app, in order and in reverse, each within its time."""
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from things_kit.app.parts import START_TIMEOUT, name_of
+from things_kit.app.signature import finish, yields
 
 log = logging.getLogger("things_kit.app")
 
@@ -69,6 +69,10 @@ class Lifecycle:
         for step in (hook.on_start, hook.on_stop, hook.watch):
             if step is not None and not callable(step):
                 raise TypeError(f"a hook's step is a function; {step!r} cannot be called")
+            if yields(step):
+                raise TypeError(
+                    f"a hook's step {name_of(step)} is a generator, so nothing of it would run: it must return, not yield"
+                )
         if self._begun:
             raise RuntimeError(f"{hook.name} comes too late: hooks are added before the first of them starts")
         self._hooks.append(hook)
@@ -173,9 +177,7 @@ async def _step(step: Step | None, limit: float | None, what: str) -> None:
         return
     try:
         async with asyncio.timeout(limit) as timeout:
-            result = step()
-            if inspect.isawaitable(result):
-                await result
+            await finish(step(), name_of(step))
     except TimeoutError as error:
         if timeout.expired():
             raise TimeoutError(f"{what} took longer than {limit:g} s") from error

@@ -56,6 +56,23 @@ def kind_of(source: Any) -> Kind:
     return Kind.ASYNC_CALL if inspect.iscoroutinefunction(function) else Kind.CALL
 
 
+def yields(function: Any) -> bool:
+    """Whether calling this makes a generator, so that nothing of it runs."""
+    calls = (function, getattr(type(function), "__call__", None))  # noqa: B004 - it is looked at, not tested for
+    return any(inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call) for call in calls)
+
+
+async def finish(result: Any, what: str) -> None:
+    """Await what a plain or async function has returned. Raises TypeError if that has yet to run even so."""
+    if inspect.isawaitable(result):
+        result = await result
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(f"{what} returned a generator, so nothing of it ran: it must return, not yield")
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(f"{what} returned a coroutine that nobody awaits: write `return await ...`")
+
+
 def given_by(source: Any) -> Any:
     """The type of what it makes. Raises Unreadable."""
     kind = kind_of(source)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from things_kit.app.parts import Invoke, Place, Placed, Provide, flatten, known_modules, name_of
-from things_kit.app.signature import Kind, Need, Unreadable, given_by, kind_of, needs_of
+from things_kit.app.signature import Kind, Need, Unreadable, given_by, kind_of, needs_of, yields
 
 
 class WiringError(Exception):
@@ -85,6 +85,9 @@ class Graph:
         elif isinstance(part, Invoke):
             if not callable(part.function):
                 return [f"invoke takes a function, and {part.label} is none"]
+            if yields(part.function):
+                return [f"invoke calls {part.label}, which is a generator, so nothing of it would run: it must return, "
+                        "not yield; provide() takes a generator"]  # fmt: skip
             call = Provide(part.function, as_=None, timeout=None, on_demand=False, place=part.place)
             self.calls.append(Node(call, placed.owners))
         else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from things_kit.codecs.payload import payload_decoder
 from things_kit.engine.threads import call_in_thread
+from things_kit.engine.unrun import discard, ran, yields
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handle, HandleBatch, Middleware
 from things_kit.messaging.message import Message
@@ -41,12 +42,23 @@ def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) 
 
         handle = decoded
     for wrap in reversed(middleware):
-        if not callable(wrap):
-            raise ConfigError(f"middleware is a function from Handle to Handle; {wrap!r} cannot be called")
-        handle = wrap(handle)
-        if not callable(handle):
-            raise ConfigError(f"the middleware {name_of(wrap)} did not return a function, but {handle!r}")
+        handle = _wrapped(wrap, handle)
     return handle
+
+
+def _wrapped(wrap: Middleware, handle: Handle) -> Handle:
+    if not callable(wrap):
+        raise ConfigError(f"middleware is a function from Handle to Handle; {wrap!r} cannot be called")
+    wrapped = wrap(handle)
+    if not callable(wrapped):
+        discard(wrapped)
+        raise ConfigError(f"the middleware {name_of(wrap)} did not return a function, but {wrapped!r}")
+    if yields(wrapped):
+        raise ConfigError(
+            f"the middleware {name_of(wrap)} returned a generator function, so nothing of it would run: "
+            "it must await the next step, not yield"
+        )
+    return ran(wrapped, f"the middleware {name_of(wrap)}")
 
 
 def compile_batch_handler(
@@ -124,16 +136,20 @@ def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
             f"a handler is a function, or an object with a method `handle`; {handler!r} is neither"
             + (" (it is a class: pass an instance)" if isinstance(handler, type) else "")
         )
+    name = f"the handler {name_of(target)}"
+    if yields(target):
+        raise ConfigError(f"{name} is a generator, so nothing of it would run: it must return, not yield")
     if iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
-        return target, target
+        return target, ran(target, name)
 
     @functools.wraps(target)
-    async def in_thread(*arguments: Any) -> None:
+    async def in_thread(*arguments: Any) -> Any:
         result = await call_in_thread(target, *arguments)
         if inspect.isawaitable(result):  # a plain function that returns a coroutine, such as a decorated one
-            await result
+            return await result
+        return result
 
-    return target, in_thread
+    return target, ran(in_thread, name)
 
 
 def _parameters(target: Any) -> tuple[Any, bool]:
