@@ -22,6 +22,7 @@ from things_kit.brokers.rabbitmq.link import Link
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
+from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
 from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.servers.fixtures import shared
@@ -234,6 +235,23 @@ async def test_only_what_was_acknowledged_is_gone_when_a_receiver_closes(
     await second.settle(again[::-1], [])
     await second.close()
     assert await driver.lag(topic, "g") == 0
+
+
+async def test_what_came_back_and_was_acknowledged_leaves_nothing_in_a_receiver(
+    driver: RabbitMQDriver, topic: str
+) -> None:
+    subscription = Subscription(topic=topic, group="g")
+    first = await driver.subscribe(subscription)
+    await driver.send(numbered(topic, 20))
+    await received(first, 20)
+    await first.close()
+    second = cast("RabbitMQReceiver", await driver.subscribe(subscription))
+    again = await received(second, 20)
+    assert len(second._counts) == second.held == 20
+    await second.settle(again[::2], [])
+    await second.settle(again[1::2], [])
+    assert (second._counts, second.held) == ({}, 0)
+    await second.close()
 
 
 async def test_what_a_receiver_may_not_hold_goes_to_others(driver: RabbitMQDriver, topic: str) -> None:

@@ -309,18 +309,30 @@ def test_a_letter_has_the_key_as_routing_key_only_where_it_is_text() -> None:
     assert keys == {b"k": "k", b"": "", b"\xff": "", None: ""}
 
 
-async def test_lag_counts_what_another_process_holds(
+async def test_lag_is_what_is_ready_and_what_this_process_holds_and_no_other(
     rabbitmq: RabbitMQServer, broker: Broker, topic: str
 ) -> None:
-    gate = asyncio.Event()
+    gate, begun = asyncio.Event(), Recorder()
 
-    async def wait(_: Message) -> None:
+    async def wait(message: Message) -> None:
+        await begun.handle(message)
         await gate.wait()
 
-    async with connect(rabbitmq.url) as other, other.consumer(topic, group="g", handler=wait, concurrency=3):
+    await broker.declare(topic, groups=["g"])
+    worker = await WorkerProcess.start(rabbitmq.url, topic, "g", hang_after=0, max_in_flight=1)
+    await broker.producer().publish(Message(topic, b"held by another process"))
+    await eventually(lambda: worker.history.ids("began"), 20)
+    async with (
+        connect(rabbitmq.url) as other,
+        other.consumer(topic, group="g", handler=wait, max_in_flight=3, concurrency=3),
+    ):
         await broker.producer().publish_batch([Message(topic, b"x") for _ in range(5)])
-        assert await broker.lag(topic, "g") == 5
+        await begun.until_done(3)
+        assert (await other.lag(topic, "g"), await broker.lag(topic, "g")) == (5, 5)
         gate.set()
+        await begun.until_done(5)
+        await eventually(lambda: lag_is(broker, topic, 0))
+    await worker.kill()
 
 
 async def test_a_message_that_kills_its_process_gets_older_each_time(

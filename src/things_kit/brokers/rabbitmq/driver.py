@@ -11,9 +11,9 @@ reaches no queue is refused with `NobodyListens`. Publishing has a connection of
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
-from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
 from things_kit.brokers.rabbitmq.errors import missing, translated
 from things_kit.brokers.rabbitmq.link import Channel, Link, get
@@ -34,6 +34,12 @@ if TYPE_CHECKING:
     from things_kit.engine.diagnosis import Finding, Question
 
 ResultT = TypeVar("ResultT")
+
+Place: TypeAlias = tuple[tuple[str, ...], str, str]
+"""A queue: the hosts, the virtual host's path, its name."""
+
+_RECEIVERS: Final[WeakKeyDictionary[RabbitMQReceiver, Place]] = WeakKeyDictionary()
+"""All of this process, for the lag: another `Broker` may have the consumer."""
 
 
 class RabbitMQDriver:
@@ -282,7 +288,11 @@ class RabbitMQDriver:
         except Exception as error:
             await channel.close()
             raise translated(error) from error
+        _RECEIVERS[receiver] = self._place(queue)
         return receiver
+
+    def _place(self, queue: str) -> Place:
+        return self._settings.url.hosts, self._settings.url.path, queue
 
     def _members(self, queue: str) -> Callable[[], Awaitable[int]]:
         async def members() -> int:
@@ -306,28 +316,16 @@ class RabbitMQDriver:
     # --- lag
 
     async def lag(self, topic: str, group: str) -> int | None:
-        """What is ready in the group's queue, waits in its delay queues, or is held by consumers."""
+        """What is ready in the group's queue, waits in its delay queues, or is held by receivers of this process."""
         if not possible(topic):
             return 0
         queue = self._names.queue(topic, group)
-        found = await self._ready(queue)
-        for patience in census.PATIENCE:
-            if found is None or not found[1]:
-                break
-            ready, consumers = found
-            held = await self._held(queue, consumers, patience)
-            found = await self._ready(queue)
-            if found is not None and held is not None:
-                # Counted on both sides of the question: what goes back or comes out meanwhile is in neither at once
-                return max(ready, found[0]) + held
-        if found is None:
-            return 0
-        return None if found[1] else found[0]
-
-    async def _ready(self, queue: str) -> tuple[int, int] | None:
-        """Messages in the queue and its delay queues, and consumers; None if there is no such queue."""
+        delayed = await self._delays.waiting(queue)
         found = await self._counts(queue)
-        return None if found is None else (found[0] + await self._delays.waiting(queue), found[1])
+        # Only now: what the broker had handed out by then came before its answer
+        place = self._place(queue)
+        held = sum(receiver.held for receiver, where in _RECEIVERS.items() if where == place)
+        return 0 if found is None else found[0] + delayed + held
 
     async def _counts(self, queue: str) -> tuple[int, int] | None:
         """Messages in the queue, and its consumers; None if there is no such queue."""
@@ -342,19 +340,6 @@ class RabbitMQDriver:
                 return None
             raise translated(error) from error
         return found.message_count, found.consumer_count
-
-    async def _held(self, queue: str, consumers: int, patience: float) -> int | None:
-        if self._sending.blocked is not None:  # whoever cannot publish cannot ask
-            return None
-        channel = await self._sending.channel()
-        try:
-            return await census.held(channel, queue, consumers, patience)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            raise translated(error) from error
-        finally:
-            await channel.close()
 
     # --- findings
 

@@ -10,8 +10,8 @@ from typing import Final
 from things_kit.brokers.rabbitmq.options import RabbitMQOptions
 from things_kit.messaging.errors import ConfigError
 
-CENSUS: Final = ".things-kit.census"
-"""The exchange through which consumers are asked how much they hold."""
+RETURNED: Final = ".things-kit.returned"
+"""The exchange through which the consumers of a queue tell one another what comes back."""
 
 LONGEST: Final = 255
 """Bytes of a name in AMQP."""

@@ -12,14 +12,13 @@ from typing import Any, Final, TypeAlias
 
 from pika.spec import BasicProperties
 
-from things_kit.brokers.rabbitmq import census
 from things_kit.brokers.rabbitmq.errors import lost
 from things_kit.brokers.rabbitmq.link import Channel, get
 from things_kit.brokers.rabbitmq.names import notes_queue
 from things_kit.brokers.rabbitmq.packing import Letter, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
-from things_kit.brokers.rabbitmq.returned import Note, Returned, told
+from things_kit.brokers.rabbitmq.returned import Note, Returned, listen, news, told
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message
@@ -91,15 +90,18 @@ class RabbitMQReceiver:
         self._receiving = False
         self._closed = False
 
+    @property
+    def held(self) -> int:
+        """How many messages the broker has handed to us and waits for."""
+        return 0 if self._closed or self._channel.error is not None else len(self._out)
+
     async def begin(self, publisher: Publisher, consumer_timeout: float) -> None:
         """Have the broker send messages; what is held for longer than it waits is renewed through the publisher."""
         channel, raw = self._channel, self._channel.raw
         channel.on_lost(lambda _: self._woken.set())
         raw.add_on_cancel_callback(self._on_cancelled)
-        hear = partial(self._returned.hear, self._queue)
         self._publisher = publisher
-        say = self._say_in_background
-        await census.take_part(channel, self._queue, lambda: len(self._out), hear, say)
+        await listen(channel, self._queue, partial(self._returned.hear, self._queue))
         await self._read_notes()
         await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
         await channel.ask(
@@ -123,7 +125,7 @@ class RabbitMQReceiver:
         while (body := await get(channel, name)) is not None:
             self._returned.hear(self._queue, body)
             found.append(body)
-        self._say_in_background(census.news(self._queue, found))
+        self._say_in_background(news(self._queue, found))
 
     async def _leave_notes(self) -> None:
         left = told(self._returned.of(self._queue))
@@ -286,6 +288,8 @@ class RabbitMQReceiver:
         if not tags or self._channel.error is not None:
             return
         meant, out = set(tags), self._out
+        for tag in tags if self._counts else ():
+            self._counts.pop(tag, None)
         last = 0
         for tag in out:
             if tag not in meant:
@@ -319,7 +323,7 @@ class RabbitMQReceiver:
             if message is not None:
                 notes[message.id or ""] = self._counts.pop(tag, 0) + 1, attempt
         self._returned.note(self._queue, notes)
-        return census.news(self._queue, told(notes))
+        return news(self._queue, told(notes))
 
     def _say_in_background(self, letters: Sequence[Letter]) -> None:
         if letters:
@@ -385,8 +389,8 @@ class RabbitMQReceiver:
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
                 before = await self._members()
-                while news := self._note_all():  # what was acknowledged last made room for more
-                    await self._say(news)
+                while letters := self._note_all():  # what was acknowledged last made room for more
+                    await self._say(letters)
                     if before <= 1:
                         await self._leave_notes()
                 await self._channel.close()

@@ -2,14 +2,19 @@
 
 A quorum queue counts how often a message came back, in `x-delivery-count`. That is how a message that kills whoever handles
 it becomes older. But what a consumer gives back unbegun, as it stops, counts there too and is no attempt. So whoever gives
-back notes the count and the attempt that go with it, and tells the group's other consumers, through the exchange by which
-they are asked what they hold. Who is the last leaves all that it knows in a queue, for who comes next.
+back notes the count and the attempt that go with it, and tells the group's other consumers through an exchange, to which
+each listens on its own channel. Who is the last leaves all that it knows in a queue, for who comes next.
 """
 
-from collections.abc import Mapping
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import msgspec
+from pika.spec import BasicProperties
+
+from things_kit.brokers.rabbitmq.link import Channel
+from things_kit.brokers.rabbitmq.names import RETURNED
+from things_kit.brokers.rabbitmq.packing import Letter
 
 MOST: Final = 100_000
 """Notes that are kept; the oldest go first."""
@@ -58,3 +63,21 @@ def told(notes: Mapping[str, Note]) -> list[bytes]:
     return [
         msgspec.json.encode(dict(rows[start : start + AT_ONCE])) for start in range(0, len(rows), AT_ONCE)
     ]
+
+
+def news(queue: str, notes: Sequence[bytes]) -> list[Letter]:
+    """Letters that tell all receivers of a queue what is about to come back."""
+    return [Letter(RETURNED, queue, BasicProperties(headers={}), note) for note in notes]
+
+
+async def listen(channel: Channel, queue: str, hear: Callable[[bytes], None]) -> None:
+    """Hear over the channel of a receiver what the queue's others tell."""
+    raw = channel.raw
+    await channel.ask(raw.exchange_declare, RETURNED, exchange_type="direct", durable=True)
+    own = (await channel.ask(raw.queue_declare, "", exclusive=True, auto_delete=True)).queue
+    await channel.ask(raw.queue_bind, own, RETURNED, routing_key=queue)
+
+    def on_message(_: Any, __: Any, ___: Any, body: bytes) -> None:
+        hear(body)
+
+    await channel.ask(raw.basic_consume, own, on_message, auto_ack=True)
