@@ -2,9 +2,11 @@
 
 import asyncio
 import contextvars
+import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -47,18 +49,45 @@ async def test_a_plain_function_runs_in_a_thread_of_its_own_name() -> None:
 @virtual(grace=GRACE)
 async def test_what_a_plain_function_raises_is_its_answer() -> None:
     def handle(message: Message) -> None:
-        raise {b"1": Reject("bad"), b"2": StopIteration(), b"3": asyncio.CancelledError()}[message.value]
+        errors = [
+            Reject("bad"),
+            StopIteration(),
+            asyncio.CancelledError(),
+            KeyboardInterrupt(),
+            GeneratorExit(),
+        ]
+        raise errors[int(message.value) - 1]
 
     driver = StubDriver()
-    driver.put(message("1"), message("2"), message("3"))
+    driver.put(*(message(str(n)) for n in range(1, 6)))
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle, retry=ONCE):
-        await until(lambda: len(driver.acknowledged) == 3)
+        await until(lambda: len(driver.acknowledged) == 5)
     types = {m.value: m.headers["error-type"] for m in driver.topics["t-dlq"]}
     assert types == {
         b"1": "things_kit.messaging.outcomes.Reject",
         b"2": "RuntimeError",
         b"3": "asyncio.exceptions.CancelledError",
+        b"4": "RuntimeError",
+        b"5": "RuntimeError",
     }
+
+
+@virtual(grace=GRACE)
+async def test_sys_exit_in_a_thread_is_a_failure_and_ends_nothing() -> None:
+    attempts: list[int] = []
+
+    def handle(message: Message) -> None:
+        attempts.append(message.attempt)
+        sys.exit(3)
+
+    driver = StubDriver()
+    driver.put(message("1"))
+    policy = RetryPolicy(attempts=3)
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle, retry=policy):
+        await until(lambda: driver.acknowledged)
+    (dead,) = driver.topics["t-dlq"]
+    assert dead.headers["error"] == "the handler raised SystemExit(3)"
+    assert attempts == [1, 2, 3]
 
 
 async def test_as_many_threads_work_as_the_concurrency_says() -> None:
@@ -202,6 +231,34 @@ async def test_a_thread_can_be_asked_whether_it_still_hangs() -> None:
     assert not ended.done()
     release.set()
     await asyncio.wait_for(ended, 10)
+    assert own.hanging("me") is None
+    own.close()
+
+
+async def test_a_thread_that_returns_in_the_moment_in_which_it_is_given_up_does_not_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, began, release, answered = HandlerThreads("here"), *(threading.Event() for _ in range(3))
+    loop = asyncio.get_running_loop()
+    schedule = loop.call_soon_threadsafe
+
+    def answer(*call: Any) -> None:
+        schedule(*call)
+        answered.set()
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", answer)
+
+    def handle() -> None:
+        began.set()
+        release.wait(10)
+
+    task = asyncio.create_task(own.run("me", handle))
+    await really(began.is_set)
+    release.set()
+    answered.wait(10)  # the loop stands still: the answer is there, and nobody has looked at it
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     assert own.hanging("me") is None
     own.close()
 

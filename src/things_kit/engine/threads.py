@@ -10,6 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
+_NOT_CARRIED: Final = (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit)
+"""What a future refuses to carry, or what would end the loop, though it was meant for the thread."""
+
 
 class _Job(msgspec.Struct, eq=False):
     function: Callable[..., Any]
@@ -17,17 +20,21 @@ class _Job(msgspec.Struct, eq=False):
     context: contextvars.Context
     loop: asyncio.AbstractEventLoop
     result: asyncio.Future[Any]
+    returned: bool = False
     ended: asyncio.Future[None] | None = None
 
     def finish(self, value: Any, error: BaseException | None) -> None:
+        self.returned = True
         if self.ended is not None and not self.ended.done():
             self.ended.set_result(None)
         if self.result.done():
             return
         if error is None:
             self.result.set_result(value)
-        elif isinstance(error, StopIteration):  # a future refuses to carry it
-            self.result.set_exception(RuntimeError(f"the handler raised {error!r}"))
+        elif isinstance(error, _NOT_CARRIED):
+            failure = RuntimeError(f"the handler raised {error!r}")
+            failure.__cause__ = error
+            self.result.set_exception(failure)
         else:
             self.result.set_exception(error)
 
@@ -56,7 +63,7 @@ class HandlerThreads:
         try:
             return await job.result
         except asyncio.CancelledError:
-            if job.result.cancelled():
+            if job.result.cancelled() and not job.returned:  # it may have, before the cancellation got here
                 job.ended = self._hanging[owner] = loop.create_future()
             raise
 
