@@ -3,12 +3,13 @@ import contextvars
 import functools
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 from unittest.mock import AsyncMock, create_autospec
 
 import msgspec
 import pytest
+from typing_extensions import TypeAliasType
 
 from things_kit import BatchError, ConfigError, DecodeError, Message
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
@@ -438,6 +439,43 @@ def test_a_batch_handler_takes_the_list_alone() -> None:
 
     with pytest.raises(ConfigError, match="takes one parameter, the list"):
         compile_batch_handler(handle)
+
+
+Orders = TypeAliasType("Orders", list[Order])
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [list, list[Message], list[Order], Sequence, Sequence[Order], Iterable[Order], "list[Order]", Orders,
+     Annotated[list[Order], "as they came"]],
+)  # fmt: skip
+def test_a_list_without_batch_is_refused_with_a_sentence(annotation: Any) -> None:
+    async def handle(orders: Any) -> None: ...
+
+    handle.__annotations__["orders"] = annotation
+    with pytest.raises(
+        ConfigError, match=r"handle takes a list: say batch=Batch\(\.\.\.\), or let it take one"
+    ):
+        compile_handler(handle)
+    compile_batch_handler(handle)
+
+
+@pytest.mark.parametrize(
+    "annotation", [Message, Order, dict, bytes, str, tuple[Order, ...], list[Order] | None]
+)
+def test_one_message_with_batch_is_refused_with_a_sentence(annotation: Any) -> None:
+    async def handle(order: Any) -> None: ...
+
+    handle.__annotations__["order"] = annotation
+    with pytest.raises(ConfigError, match=r"handle must take a list, such as list\[Message\]"):
+        compile_batch_handler(handle)
+    compile_handler(handle)
+
+
+def test_a_parameter_without_annotation_serves_both() -> None:
+    for handler in (lambda given: None, lambda *given: None):
+        compile_handler(handler)
+        compile_batch_handler(handler)
 
 
 # --- what looks as if it ran

@@ -4,9 +4,9 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableSequence, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any, Final
 
 from things_kit.codecs.payload import payload_decoder
 from things_kit.engine.threads import call_in_thread
@@ -22,6 +22,10 @@ else:  # inspect's does not know an AsyncMock before
     from asyncio import iscoroutinefunction
 
 
+_LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
+"""What the parameter of a batch handler may be."""
+
+
 def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
 
@@ -29,7 +33,11 @@ def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) 
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
     target, call = _callable(handler)
-    kind, wants_message = _parameters(target)
+    kind, wants_message = _parameters(target, Message)
+    if _element(kind) is not None:
+        raise ConfigError(
+            f"the handler {name_of(target)} takes a list: say batch=Batch(...), or let it take one message"
+        )
     handle: Handle
     if kind is Message and not wants_message:
         handle = call
@@ -72,15 +80,11 @@ def compile_batch_handler(
         ConfigError: The handler is none, or does not take a list.
     """
     target, call = _callable(handler)
-    kind, wants_message = _parameters(target)
+    kind, wants_message = _parameters(target, list)
     if wants_message:
         raise ConfigError(f"the batch handler {name_of(target)} takes one parameter, the list")
-    origin = typing.get_origin(kind)
-    if kind in {Message, list} or kind is Sequence:  # without an annotation, or without an element type
-        element: Any = Message
-    elif origin in {list, Sequence}:
-        (element,) = typing.get_args(kind)
-    else:
+    element = _element(kind)
+    if element is None:
         raise ConfigError(
             f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}"
         )
@@ -152,19 +156,31 @@ def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
     return target, ran(in_thread, name)
 
 
-def _parameters(target: Any) -> tuple[Any, bool]:
-    """The type of the first parameter, and whether the second wants the message too."""
+def _element(kind: Any) -> Any:
+    """What a list is of, Message where it does not say; None if it is no list."""
+    if typing.get_origin(kind) is Annotated:
+        return _element(kind.__origin__)
+    if hasattr(kind, "__value__"):  # a `type` statement's
+        return _element(kind.__value__)
+    if kind not in _LISTS and typing.get_origin(kind) not in _LISTS:
+        return None
+    (element,) = typing.get_args(kind) or (Message,)
+    return element
+
+
+def _parameters(target: Any, default: Any) -> tuple[Any, bool]:
+    """The type of the first parameter, `default` if it has none, and whether the second wants the message too."""
     try:
         parameters = list(inspect.signature(target).parameters.values())
     except ValueError:  # a builtin that does not tell
-        return Message, False
+        return default, False
     positional = [p for p in parameters if p.kind not in {p.KEYWORD_ONLY, p.VAR_KEYWORD}]
     if not positional:
         raise ConfigError(
             f"the handler {name_of(target)} takes no parameter; it must take the message or its payload"
         )
     first, *others = positional
-    kind = Message if first.kind is first.VAR_POSITIONAL else _annotation(target, first, Message)
+    kind = default if first.kind is first.VAR_POSITIONAL else _annotation(target, first, default)
     second = others[0] if others else None
     wants_message = (
         second is not None
