@@ -61,3 +61,9 @@ def test_what_is_encoded_can_be_decoded(codec: JSONCodec | MessagePackCodec, val
 def test_what_cannot_be_encoded_is_a_type_error(codec: JSONCodec | MessagePackCodec) -> None:
     with pytest.raises(TypeError):
         codec.encode(object())
+
+
+@pytest.mark.parametrize("codec", [JSONCodec(), MessagePackCodec()], ids=["json", "msgpack"])
+def test_models_are_encoded_wherever_they_are(codec: JSONCodec | MessagePackCodec) -> None:
+    assert codec.decoder(list[Model])(codec.encode([Model(id=1)])) == [Model(id=1)]
+    assert codec.decoder(dict)(codec.encode({"a": {"b": Model(id=1)}})) == {"a": {"b": {"id": 1}}}

@@ -1,13 +1,17 @@
+import codecs
 import sys
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Annotated, Any, Generic, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import pydantic
+import pydantic.dataclasses
 import pytest
+from typing_extensions import TypeAliasType
 
 from things_kit import ConfigError, DecodeError, Message
-from things_kit.codecs import payload
+from things_kit.codecs import models, payload
+from things_kit.codecs.codec import codec_for
 from things_kit.codecs.payload import payload_decoder
 
 
@@ -60,6 +64,157 @@ def test_an_object_is_decoded_to_every_kind(
     assert payload_decoder(kind)(message(value, content_type)) == payload
 
 
+@pydantic.dataclasses.dataclass
+class Checked:
+    id: pydantic.PositiveInt
+
+
+@dataclass
+class Holds:
+    model: Model
+
+
+@dataclass
+class Constrained:
+    id: pydantic.PositiveInt
+
+
+class TypedHolds(TypedDict):
+    models: list[Model]
+
+
+class StructHolds(msgspec.Struct):
+    models: dict[str, Model]
+    name: str
+
+
+class StructHoldsChecked(msgspec.Struct):
+    checked: Checked
+
+
+class NamedHolds(NamedTuple):
+    model: Model
+
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass
+class Box(Generic[ItemT]):
+    item: ItemT
+
+
+Models = TypeAliasType("Models", dict[str, Model])
+
+WITH_PYDANTIC = [
+    (list[Model], [{"id": 5}], [Model(id=5)]),
+    (tuple[Model, ...], [{"id": 5}], (Model(id=5),)),
+    (dict[str, Model], {"a": {"id": 5}}, {"a": Model(id=5)}),
+    (dict[str, list[Model | None]], {"a": [None, {"id": 5}]}, {"a": [None, Model(id=5)]}),
+    (Model | None, {"id": 5}, Model(id=5)),
+    (Model | None, None, None),
+    (Model | Checked, {"id": 5}, Model(id=5)),
+    (Holds, {"model": {"id": 5}}, Holds(Model(id=5))),
+    (TypedHolds, {"models": [{"id": 5}]}, {"models": [Model(id=5)]}),
+    (
+        list[StructHolds],
+        [{"models": {"a": {"id": 5}}, "name": "n"}],
+        [StructHolds({"a": Model(id=5)}, "n")],
+    ),
+    (NamedHolds, [{"id": 5}], NamedHolds(Model(id=5))),
+    (Box[Model], {"item": {"id": 5}}, Box(Model(id=5))),
+    (Annotated[Model, "described"], {"id": 5}, Model(id=5)),
+    (Annotated[int, pydantic.Field(gt=0)], 5, 5),
+    (Models, {"a": {"id": 5}}, {"a": Model(id=5)}),
+    (Checked, {"id": 5}, Checked(5)),
+    (list[Checked], [{"id": 5}], [Checked(5)]),
+    (Constrained, {"id": 5}, Constrained(5)),
+]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/msgpack"])
+@pytest.mark.parametrize(("kind", "value", "payload"), WITH_PYDANTIC, ids=str)
+def test_pydantic_is_decoded_wherever_in_a_type_it_is(
+    kind: Any, value: Any, payload: Any, content_type: str
+) -> None:
+    sent = codec_for(content_type).encode(value)
+    assert payload_decoder(kind)(message(sent, content_type)) == payload
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/msgpack"])
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Checked, {"id": -5}),
+        (list[Checked], [{"id": -5}]),
+        (Constrained, {"id": -5}),
+        (Annotated[int, pydantic.Field(gt=0)], -5),
+        (Holds, {"model": {"id": "x"}}),
+        (list[Model], {"id": 5}),
+    ],
+    ids=str,
+)
+def test_what_pydantic_checks_is_checked_wherever_in_a_type_it_is(
+    kind: Any, value: Any, content_type: str
+) -> None:
+    with pytest.raises(DecodeError):
+        payload_decoder(kind)(message(codec_for(content_type).encode(value), content_type))
+
+
+class Plain:
+    pass
+
+
+class StructOfPlain(msgspec.Struct):
+    plain: Plain
+
+
+class StructOfBoth(msgspec.Struct):
+    plain: Plain
+    model: Model
+
+
+class StructMayHold(msgspec.Struct):
+    id: int
+    plain: Plain | None = None
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list[Plain],
+        dict[str, Plain],
+        Plain | None,
+        StructOfPlain,
+        list[StructOfPlain],
+        StructHoldsChecked,
+        StructOfBoth,
+    ],
+    ids=str,
+)
+def test_a_type_in_which_something_cannot_be_decoded_is_refused_at_once(kind: Any) -> None:
+    with pytest.raises(ConfigError, match="a handler cannot take"):
+        payload_decoder(kind)
+
+
+def test_a_field_that_no_message_has_may_be_of_any_type() -> None:
+    assert payload_decoder(StructMayHold)(message(b'{"id": 5}')) == StructMayHold(5)
+
+
+@pytest.mark.parametrize("kind", [Struct, Model, list[Model], dict])
+def test_a_byte_order_mark_of_utf_8_is_passed_over(kind: Any) -> None:
+    value = b'[{"id": 5}]' if kind == list[Model] else b'{"id": 5}'
+    assert payload_decoder(kind)(message(codecs.BOM_UTF8 + value)) == payload_decoder(kind)(message(value))
+
+
+@pytest.mark.parametrize("kind", [Struct, Model])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+def test_another_byte_order_mark_is_named(kind: Any, encoding: str) -> None:
+    value = "\ufeff".encode(encoding) if encoding.endswith("be") else b""
+    with pytest.raises(DecodeError, match="by its byte order mark it is UTF-16 or UTF-32; JSON is UTF-8"):
+        payload_decoder(kind)(message(value + '{"id": 5}'.encode(encoding)))
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "payload"), [(int, b"7", 7), (list, b"[1]", [1]), (list[int], b"[1]", [1])]
 )
@@ -104,9 +259,6 @@ def test_a_decode_error_names_the_type_and_has_its_cause() -> None:
 
 
 def test_a_type_that_nothing_decodes_to_is_refused_at_once() -> None:
-    class Plain:
-        pass
-
     with pytest.raises(ConfigError, match="a handler cannot take"):
         payload_decoder(Plain)
 
@@ -130,4 +282,5 @@ def test_a_sender_that_invents_content_types_does_not_fill_the_memory(
 
 def test_decoding_needs_no_pydantic() -> None:
     assert "pydantic" not in vars(payload)
+    assert "pydantic" not in vars(models)
     assert sys.modules["things_kit.codecs.codec"].__dict__.get("pydantic") is None

@@ -1,10 +1,12 @@
 """What a codec is, and which one a content type asks for."""
 
+import codecs
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from things_kit.codecs.models import has_pydantic, is_model, model_decoder, model_decoder_of_message_pack
 from things_kit.messaging.errors import DecodeError
 
 
@@ -21,38 +23,61 @@ class Codec(Protocol):
 
 
 class JSONCodec:
-    """JSON, by msgspec; pydantic models parse and print themselves."""
+    """JSON, by msgspec; by pydantic what has a type of pydantic's in it."""
 
     content_type = "application/json"
 
     def decoder(self, kind: Any) -> Callable[[bytes], Any]:
-        """Decode UTF-8 JSON to a Struct, dataclass, TypedDict, pydantic model or built-in type."""
-        if is_pydantic(kind):
-            decode: Callable[[bytes], Any] = kind.model_validate_json
-            return decode
-        return msgspec.json.Decoder(kind).decode
+        """Decode UTF-8 JSON, with a byte order mark or without, to any type that msgspec or pydantic knows."""
+        decode: Callable[[bytes], Any] = (
+            model_decoder(kind) if has_pydantic(kind) else msgspec.json.Decoder(kind).decode
+        )
+
+        def decode_json(value: bytes) -> Any:
+            try:
+                return decode(value)
+            except Exception:
+                if value.startswith(codecs.BOM_UTF8):
+                    return decode(value[len(codecs.BOM_UTF8) :])
+                if value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+                    raise ValueError("by its byte order mark it is UTF-16 or UTF-32; JSON is UTF-8") from None
+                raise
+
+        return decode_json
 
     def encode(self, value: Any) -> bytes:
         """Encode to UTF-8 JSON."""
-        if is_pydantic(type(value)):
+        if is_model(type(value)):
             return bytes(value.model_dump_json(), "utf-8")
-        return msgspec.json.encode(value)
+        return msgspec.json.encode(value, enc_hook=_dumped_for_json)
 
 
 class MessagePackCodec:
-    """MessagePack, by msgspec."""
+    """MessagePack, by msgspec; checked by pydantic what has a type of pydantic's in it."""
 
     content_type = "application/msgpack"
 
     def decoder(self, kind: Any) -> Callable[[bytes], Any]:
         """Decode MessagePack to the same types as JSON."""
-        if is_pydantic(kind):
-            return lambda value: kind.model_validate(msgspec.msgpack.decode(value))
+        if has_pydantic(kind):
+            return model_decoder_of_message_pack(kind)
         return msgspec.msgpack.Decoder(kind).decode
 
     def encode(self, value: Any) -> bytes:
         """Encode to MessagePack."""
-        return msgspec.msgpack.encode(value.model_dump() if is_pydantic(type(value)) else value)
+        return msgspec.msgpack.encode(value, enc_hook=_dumped)
+
+
+def _dumped(value: Any) -> Any:
+    if not is_model(type(value)):
+        raise TypeError(f"a {type(value).__qualname__} cannot be encoded")
+    return value.model_dump()
+
+
+def _dumped_for_json(value: Any) -> Any:
+    if not is_model(type(value)):
+        raise TypeError(f"a {type(value).__qualname__} cannot be encoded")
+    return value.model_dump(mode="json")
 
 
 _JSON: Final = JSONCodec()
@@ -79,8 +104,3 @@ def codec_for(content_type: str | None) -> Codec:
     if codec is None:
         raise DecodeError(f"unknown content type {content_type!r}; known are {', '.join(sorted(_CODECS))}")
     return codec
-
-
-def is_pydantic(kind: Any) -> bool:
-    """Whether a type is a pydantic model, asked without importing pydantic."""
-    return isinstance(kind, type) and hasattr(kind, "model_validate_json")

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import msgspec.inspect
-
-from things_kit.codecs.codec import codec_for, is_pydantic
+from things_kit.codecs.codec import codec_for
+from things_kit.codecs.known import check_known
+from things_kit.codecs.models import has_pydantic
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE
@@ -24,8 +24,8 @@ def payload_decoder(kind: Any) -> Callable[[Message], Any]:
     if kind is str:
         return _text
     try:
-        if not is_pydantic(kind) and isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):
-            raise TypeError("it is no Struct, dataclass, TypedDict, pydantic model or built-in type")
+        if not has_pydantic(kind):
+            check_known(kind)
         decoders: dict[str | None, Callable[[bytes], Any]] = {None: codec_for(None).decoder(kind)}
     except TypeError as error:
         raise ConfigError(f"a handler cannot take {kind!r}: {error}") from error

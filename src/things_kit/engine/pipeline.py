@@ -22,6 +22,9 @@ else:  # inspect's does not know an AsyncMock before
     from asyncio import iscoroutinefunction
 
 
+_AS_THEY_ARE: Final = {Message, bytes, str}
+"""What is not decoded, whatever an `Annotated` says of it."""
+
 _LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
 """What the parameter of a batch handler may be."""
 
@@ -207,14 +210,18 @@ def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
         function = getattr(type(function).__call__, "__func__", type(function).__call__)
     try:
         hints = typing.get_type_hints(
-            SimpleNamespace(__annotations__={"kind": annotation}), getattr(function, "__globals__", {})
+            SimpleNamespace(__annotations__={"kind": annotation}),
+            getattr(function, "__globals__", {}),
+            include_extras=True,  # constraints are part of a payload's type
         )
     except (NameError, AttributeError, SyntaxError, TypeError) as error:
         raise ConfigError(
             f"the type {annotation!r} of the handler {name_of(target)} cannot be found: {error}; "
             "it must be importable where the handler is defined, not only for type checkers"
         ) from error
-    return hints["kind"]
+    kind = hints["kind"]
+    plain = getattr(kind, "__origin__", None) if typing.get_origin(kind) is Annotated else None
+    return plain if plain in _AS_THEY_ARE else kind
 
 
 def _decoder(kind: Any) -> Callable[[Message], Any]:

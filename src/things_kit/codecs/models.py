@@ -1,0 +1,108 @@
+"""Pydantic, wherever in a payload's type it is; nothing here imports it before somebody else has."""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from things_kit.codecs.known import check_known
+
+_CHECKS: Final = ("pydantic", "annotated_types")
+"""Packages whose constraints in an `Annotated` only pydantic checks."""
+
+
+def is_model(kind: Any) -> bool:
+    """Whether a type is a pydantic model."""
+    return isinstance(kind, type) and hasattr(kind, "model_validate_json")
+
+
+def has_pydantic(kind: Any) -> bool:
+    """Whether a type is pydantic's, or there is one in it, or a constraint that only pydantic checks."""
+    return "pydantic" in sys.modules and any(map(_is_pydantics, _parts(kind, set())))
+
+
+def model_decoder(kind: Any) -> Callable[[bytes], Any]:
+    """A function from JSON to such a type. Raises TypeError for one that cannot be decoded."""
+    decode: Callable[[bytes], Any]
+    if is_model(kind):
+        decode = kind.model_validate_json
+    elif (adapter := _adapter(kind)) is not None:
+        decode = adapter.validate_json
+    else:
+        decode = msgspec.json.Decoder(kind, dec_hook=_model_of_json).decode
+    return decode
+
+
+def model_decoder_of_message_pack(kind: Any) -> Callable[[bytes], Any]:
+    """The same from MessagePack."""
+    adapter = _adapter(kind)
+    if adapter is None:
+        return msgspec.msgpack.Decoder(kind, dec_hook=_model).decode
+    return lambda value: adapter.validate_python(msgspec.msgpack.decode(value))
+
+
+def _adapter(kind: Any) -> Any:
+    """Pydantic's adapter of a type; None where msgspec serves, as pydantic's part in it are models alone.
+
+    Pydantic refuses Structs, and the standard library's TypedDict before Python 3.12. Raises TypeError if neither serves.
+    """
+    from pydantic import TypeAdapter  # noqa: PLC0415 - an extra; it is there if a type of its is
+    from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError  # noqa: PLC0415
+
+    try:
+        return TypeAdapter(kind)
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        if not all(is_model(part) for part in _parts(kind, set()) if _is_pydantics(part)):
+            raise TypeError(f"pydantic cannot check all of it: {str(error).splitlines()[0]}") from error
+        check_known(kind, is_model)
+        return None
+
+
+def _model_of_json(kind: Any, value: Any) -> Any:
+    return kind.model_validate_json(msgspec.json.encode(value))
+
+
+def _model(kind: Any, value: Any) -> Any:
+    return kind.model_validate(value)
+
+
+def _is_pydantics(part: Any) -> bool:
+    return (
+        is_model(part)
+        or hasattr(part, "__is_pydantic_dataclass__")
+        or hasattr(part, "__pydantic_config__")
+        or type(part).__module__.partition(".")[0] in _CHECKS
+    )
+
+
+def _parts(kind: Any, seen: set[int]) -> Iterator[Any]:
+    """The type, all that are named in it, and what an `Annotated` says of them."""
+    if id(kind) in seen or typing.get_origin(kind) is Literal:
+        return
+    seen.add(id(kind))
+    yield kind
+    if typing.get_origin(kind) is Annotated:
+        yield from kind.__metadata__
+    inner = [*typing.get_args(kind), typing.get_origin(kind), *_fields(kind)]
+    inner += [getattr(kind, name, None) for name in ("__value__", "__supertype__", "__origin__")]
+    for part in inner:
+        if part is not None:
+            yield from _parts(part, seen)
+
+
+def _fields(kind: Any) -> list[Any]:
+    """The types of the fields of a dataclass, TypedDict, NamedTuple or Struct."""
+    if not isinstance(kind, type) or not (
+        dataclasses.is_dataclass(kind)
+        or typing.is_typeddict(kind)
+        or issubclass(kind, msgspec.Struct)
+        or hasattr(kind, "_field_defaults")
+    ):
+        return []
+    try:
+        return list(typing.get_type_hints(kind, include_extras=True).values())
+    except (NameError, TypeError):  # whoever decodes it says what is wrong
+        return []
