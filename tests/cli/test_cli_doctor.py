@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from things_kit.brokers.connect import connect
-from things_kit.brokers.sqlite.doctor import Standing, judge_standing
 from things_kit.cli import doctor
 from things_kit.engine import diagnosis
-from things_kit.engine.diagnosis import Examiner, Finding, Question, diagnose
+from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.facts import Facts, Factual, Question
 from things_kit.messaging.message import Message
 
 
@@ -193,12 +193,12 @@ async def test_a_broker_that_goes_away_meanwhile_is_an_error(
 ) -> None:
     async with connect(url) as broker:
         driver = broker.transmission.driver
-        assert isinstance(driver, Examiner)
+        assert isinstance(driver, Factual)
 
-        async def examine(question: Question) -> Sequence[Finding]:
+        async def facts(question: Question) -> Facts:
             raise ConnectionLost("it went")
 
-        monkeypatch.setattr(driver, "examine", examine)
+        monkeypatch.setattr(driver, "facts", facts)
         findings = await diagnose(broker, Question())
     assert findings[-1].level == "error"
     assert "it went" in findings[-1].what
@@ -233,22 +233,3 @@ def test_a_full_disk_is_an_error(
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage())
     assert [level for level, _ in about(cli("doctor", url, "--json"), "disk")] == [level]
-
-
-def standing(lag: int, receivers: int, *, ready: bool = True, group: str = "billing") -> Standing:
-    return Standing("orders", group, lag, ready, receivers)
-
-
-@pytest.mark.parametrize(
-    ("found", "levels"),
-    [
-        (standing(20_000, 0), ["warning"]),
-        (standing(20_000, 1), []),
-        (standing(20_000, 0, ready=False), []),
-        (standing(20_000, 0, group="dead-letters"), []),
-        (standing(20_000, 0, group="audit"), ["error"]),
-        (standing(0, 0, group="audit"), ["ok"]),
-    ],
-)  # fmt: skip
-def test_a_group_without_receivers_holds_back_retention(found: Standing, levels: list[str]) -> None:
-    assert [each.level for each in judge_standing(found, Question("orders", "audit"))] == levels

@@ -5,18 +5,16 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
-
-import msgspec
+from typing import Final, Protocol, runtime_checkable
 
 from things_kit.engine.broker import Broker
-from things_kit.engine.dead_letter import dead_letter_topic
+from things_kit.engine.conclusions import LARGE, conclude
 from things_kit.engine.driver import ConnectionLost
-from things_kit.engine.naming import check_name
+from things_kit.engine.facts import DEAD_LETTER, Factual, Finding, Level, Question
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 
-Level: TypeAlias = Literal["ok", "warning", "error"]
+__all__ = ["DEAD_LETTER", "LARGE", "Examiner", "Finding", "Level", "Question", "diagnose"]
 
 PATIENCE: Final = 10.0
 """Seconds for which a broker that is away is waited for: whoever asks what is wrong does not want to wait it out."""
@@ -26,59 +24,6 @@ SLOW: Final = 1.0
 
 WATCH: Final = 2.0
 """Seconds for which the lag is watched."""
-
-LARGE: Final = 10_000
-"""Messages from which on a lag is worth a look, though it does not grow."""
-
-DEAD_LETTER: Final = "{topic}-dlq"
-"""Where consumers put dead letters unless they are told otherwise."""
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at.
-
-    Attributes:
-        level: "error": messages are lost or stuck, or it takes none. "warning": that may come, or something
-            works otherwise than it seems. "ok": it is well, or good to know.
-        subject: What it is about, such as `topic orders`.
-        what: What was found, a sentence.
-        remedy: What to do about it, a sentence; empty where there is nothing to do.
-    """
-
-    level: Level
-    subject: str
-    what: str
-    remedy: str = ""
-
-
-class Question(msgspec.Struct, frozen=True):
-    """What the findings are to be about, beside the broker itself.
-
-    Attributes:
-        topic: A topic that is consumed.
-        group: The group that consumes it.
-        concurrency: Handler calls at once, over all its processes.
-        retry_span: Seconds from the first to the last attempt at a message; for so long it must not be deleted.
-    """
-
-    topic: str | None = None
-    group: str | None = None
-    concurrency: int | None = None
-    retry_span: float | None = None
-
-    def check(self) -> None:
-        """Raises ConfigError for what cannot be the name of a topic or group."""
-        for what in ("topic", "group"):
-            name = getattr(self, what)
-            if name is not None:
-                check_name(what, name)
-
-    @property
-    def dead_letter(self) -> str | None:
-        """The dead letter's topic, unless the topic is one itself."""
-        if self.topic is None or self.topic.removesuffix(".fifo").endswith("-dlq"):
-            return None
-        return dead_letter_topic(DEAD_LETTER, self.topic, self.group or "")
 
 
 @runtime_checkable
@@ -109,7 +54,11 @@ async def diagnose(broker: Broker, question: Question) -> list[Finding]:
     try:
         findings += await _work(broker, question)
         driver = broker.transmission.driver
-        if isinstance(driver, Examiner):
+        if isinstance(driver, Factual):
+            facts = await driver.facts(question)
+            declares = broker.url.engine.declare
+            findings += conclude(facts, question, driver.capabilities, declares=declares)
+        elif isinstance(driver, Examiner):
             findings += await driver.examine(question)
     except (ConnectionLost, ThingsKitError) as error:
         findings.append(

@@ -31,7 +31,7 @@ from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarg
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 LONGEST_DELAY: Final = 1e10
 
@@ -156,12 +156,12 @@ class SQLiteDriver:
         """How many messages the group has not settled."""
         return await self._opened.read(lambda store: store.lag(topic, group))
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the file."""
-        from things_kit.brokers.sqlite.doctor import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How things are in the file."""
+        from things_kit.brokers.sqlite.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
         path, durable = self._path, self._options.synchronous == "full"
-        return await self._opened.read(lambda store: examine(store, path, question, durable=durable))
+        return await self._opened.read(lambda store: facts_of(store, path, question, durable=durable))
 
     def _leave_again(self, worker: "Worker", joined: "asyncio.Future[Member]") -> None:
         """Undo a subscription whose caller was cancelled."""
