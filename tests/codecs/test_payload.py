@@ -284,3 +284,14 @@ def test_decoding_needs_no_pydantic() -> None:
     assert "pydantic" not in vars(payload)
     assert "pydantic" not in vars(models)
     assert sys.modules["things_kit.codecs.codec"].__dict__.get("pydantic") is None
+
+
+@pytest.mark.parametrize("name", ["content-type", "Content-Type", "CONTENT-TYPE", "Content-type"])
+def test_the_content_type_is_read_in_any_case(name: str) -> None:
+    sent = Message("t", msgspec.msgpack.encode({"id": 5}), headers={"a": "b", name: "application/msgpack"})
+    assert payload_decoder(Struct)(sent) == Struct(5)
+
+
+def test_the_content_type_as_we_write_it_goes_first() -> None:
+    headers = {"Content-Type": "text/plain", "content-type": "application/json"}
+    assert payload_decoder(Struct)(Message("t", b'{"id": 5}', headers=headers)) == Struct(5)

@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +218,11 @@ async def test_what_is_no_message_is_refused_as_ever(broker: Broker, spans: Span
     assert spans.names() == []
 
 
-async def test_a_context_of_the_users_own_is_respected(broker: Broker, spans: Spans) -> None:
-    headers = {"traceparent": TRACEPARENT, "tracestate": "shop=1"}
+@pytest.mark.parametrize("case", [str, str.title, str.upper])
+async def test_a_context_of_the_users_own_is_respected(
+    broker: Broker, spans: Spans, case: Callable[[str], str]
+) -> None:
+    headers = {case("traceparent"): TRACEPARENT, case("tracestate"): "shop=1"}
     handler = MockHandler()
     async with broker.consumer("orders", group="g", handler=handler):
         await broker.producer().publish(Message("orders", b"", headers=headers))
@@ -239,6 +242,18 @@ async def test_a_header_that_is_no_context_is_left_alone(broker: Broker, spans: 
         await handler.handled(1)
     assert handler.messages[0].headers == {"traceparent": "tea"}
     assert parent(spans.one("process orders")) is None
+
+
+async def test_baggage_is_read_in_any_case(broker: Broker) -> None:
+    seen: list[object] = []
+
+    async def handle(_: Message) -> None:
+        seen.append(baggage.get_baggage("tenant"))
+
+    async with broker.consumer("orders", group="g", handler=handle):
+        await broker.producer().publish(Message("orders", b"", headers={"Baggage": "tenant=acme"}))
+        await until(lambda: bool(seen))
+    assert seen == ["acme"]
 
 
 async def test_baggage_reaches_the_handler(broker: Broker) -> None:

@@ -8,13 +8,14 @@ from things_kit.codecs.known import check_known
 from things_kit.codecs.models import has_pydantic
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.message import Message
-from things_kit.messaging.names import CONTENT_TYPE
+from things_kit.messaging.names import CONTENT_TYPE, in_any_case
 
 
 def payload_decoder(kind: Any) -> Callable[[Message], Any]:
     """A function from a message to its value as `kind`; it raises DecodeError where the value is not that.
 
-    `bytes` is the value itself and `str` its UTF-8 text; every other type is decoded by the header `content-type`.
+    `bytes` is the value itself and `str` its UTF-8 text; every other type is decoded by the header `content-type`,
+    in any case.
 
     Raises:
         ConfigError: No value can be decoded to this type.
@@ -31,7 +32,7 @@ def payload_decoder(kind: Any) -> Callable[[Message], Any]:
         raise ConfigError(f"a handler cannot take {kind!r}: {error}") from error
 
     def decode(message: Message) -> Any:
-        content_type = message.headers.get(CONTENT_TYPE)
+        content_type = in_any_case(message.headers, CONTENT_TYPE)
         decoder = decoders.get(content_type)
         if decoder is None:
             decoder = codec_for(content_type).decoder(kind)

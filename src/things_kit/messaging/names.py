@@ -1,5 +1,6 @@
 """Header names that the kit gives a meaning to."""
 
+from collections.abc import Mapping
 from typing import Final
 
 CONTENT_TYPE: Final = "content-type"
@@ -27,3 +28,16 @@ DEAD_LETTER_MARK: Final = "tk-dead-letter"
 
 DEAD_LETTER_GROUP: Final = "dead-letters"
 """The group that keeps dead letters on a broker of queues; replay and the command line read as it."""
+
+
+def in_any_case(headers: Mapping[str, str], name: str) -> str | None:
+    """A header whose name the standards read in any case, such as `content-type`; as it is written here goes first."""
+    if not headers:
+        return None
+    text = headers.get(name)
+    if text is None:
+        wanted, length = name.lower(), len(name)
+        for other, found in headers.items():
+            if len(other) == length and other.lower() == wanted:
+                return found
+    return text

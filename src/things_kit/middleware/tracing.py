@@ -8,7 +8,7 @@ from typing import Final
 from opentelemetry import context as contexts
 from opentelemetry import propagate
 from opentelemetry.context import Context
-from opentelemetry.propagators.textmap import Setter
+from opentelemetry.propagators.textmap import Getter, Setter
 from opentelemetry.trace import (
     Link,
     Span,
@@ -23,6 +23,7 @@ from opentelemetry.trace import (
 from things_kit.messaging.handler import Handle, HandleBatch, Middleware
 from things_kit.messaging.instrument import Endpoint, Send
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import in_any_case
 from things_kit.messaging.outcomes import Retry
 from things_kit.middleware import conventions as words
 
@@ -108,7 +109,7 @@ class Tracing:
 
         def wrap(handle: Handle) -> Handle:
             async def traced(message: Message) -> None:
-                context = propagate.extract(message.headers, NOWHERE)
+                context = propagate.extract(message.headers, NOWHERE, _FOUND)
                 said = common | words.of_message(message, system)
                 said[words.ATTEMPT] = message.attempt
                 span = start(
@@ -184,13 +185,26 @@ class _Current:
             contexts.detach(self._token)
 
 
+class _Found(Getter[Mapping[str, str]]):
+    """Finds headers in any case, as their standards say."""
+
+    def get(self, carrier: Mapping[str, str], key: str) -> list[str] | None:
+        text = in_any_case(carrier, key)
+        return None if text is None else [text]
+
+    def keys(self, carrier: Mapping[str, str]) -> list[str]:
+        return list(carrier)
+
+
 class _Added(Setter[dict[str, str]]):
     """Sets headers, but none that the message has."""
 
     def set(self, carrier: dict[str, str], key: str, value: str) -> None:
-        carrier.setdefault(key, value)
+        if in_any_case(carrier, key) is None:
+            carrier[key] = value
 
 
+_FOUND: Final = _Found()
 _ADDED: Final = _Added()
 
 
@@ -208,7 +222,7 @@ def _link(message: Message, context: Context | None = None) -> list[Link]:
     if context is None:
         if not message.headers:
             return []
-        context = propagate.extract(message.headers, NOWHERE)
+        context = propagate.extract(message.headers, NOWHERE, _FOUND)
     came_from = get_current_span(context).get_span_context()
     return [Link(came_from)] if came_from.is_valid else []
 
