@@ -12,8 +12,11 @@ from nats.js import JetStreamContext
 
 import nats
 from things_kit import Broker, Message, connect
-from things_kit.brokers.nats.doctor import judge_dead_letter, judge_group, judge_server, judge_stream
-from things_kit.engine.diagnosis import Finding, Question, diagnose
+from things_kit.brokers.nats.facts import NEEDS, add_stream, group_facts, limits_of
+from things_kit.engine.conclusions import conclude
+from things_kit.engine.diagnosis import diagnose
+from things_kit.engine.driver import Capabilities
+from things_kit.engine.facts import Facts, Finding, Question, Server
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.nats import NATSServer
@@ -59,7 +62,7 @@ async def test_a_topic_with_a_group_at_work_is_well(broker: Broker, topic: str) 
     async with broker.consumer(topic, group="g", handler=Recorder()):
         findings = await diagnose(broker, Question(topic=topic, group="g", concurrency=8, retry_span=60))
     assert ill(findings) == []
-    assert any("JetStream" in finding.what for finding in findings)
+    assert any("It is NATS" in finding.what for finding in findings)
 
 
 async def test_what_is_missing_is_said(nats_server: NATSServer, broker: Broker, topic: str) -> None:
@@ -81,7 +84,7 @@ async def test_a_group_for_which_nobody_asks_is_stuck(broker: Broker, topic: str
     await broker.declare(topic, ["g"])
     await broker.declare(f"{topic}-dlq", ["dead-letters"])
     await broker.producer().publish(Message(topic, b"x"))
-    assert ("error", "It is stuck: 1 messages wait, and nobody asks for them.") in ill(
+    assert ("error", f"It is stuck: 1 message of {topic} wait, and nobody receives.") in ill(
         await diagnose(broker, Question(topic=topic, group="g"))
     )
     gate = Recorder(Gate())
@@ -97,34 +100,41 @@ async def test_a_stream_that_deletes_early_is_said(
     await broker.declare(f"{topic}-dlq")
     [(age, said), (size, _)] = ill(await diagnose(broker, Question(topic=topic, retry_span=3600)))
     assert (age, size) == ("error", "warning")
-    assert "keeps messages for 100 s, but they may be retried for 3600 s" in said
+    assert "keeps messages for 1.67 min, but they may be retried for 1 h" in said
+
+
+def said(facts: Facts) -> list[tuple[str, str]]:
+    question = Question("orders", "g")
+    return ill(list(conclude(facts, question, Capabilities(retained=True), declares=True)))
 
 
 def judged(**config: Any) -> list[tuple[str, str]]:
+    facts = Facts()
     state = {"bytes": 950, "messages": 5}
-    return ill(list(judge_stream("topic t", {"config": {"name": "t", **config}, "state": state}, None)))
+    add_stream(facts, "orders", {"config": {"name": "t", **config}, "state": state}, asked=True)
+    return said(facts)
 
 
 @pytest.mark.parametrize(
-    ("config", "level", "said"),
+    ("config", "level", "text"),
     [
         ({"no_ack": True}, "error", "confirms nothing"),
         ({"sealed": True}, "error", "sealed"),
-        ({"discard": "new", "max_bytes": 900}, "error", "refuses new ones"),
-        ({"discard": "new", "max_bytes": 1000}, "warning", "refuses new ones"),
+        ({"discard": "new", "max_bytes": 900}, "error", "refuses new messages"),
+        ({"discard": "new", "max_bytes": 1000}, "warning", "refuses new messages"),
         ({"max_msgs": 10}, "warning", "deletes the oldest"),
         ({"retention": "workqueue"}, "warning", "work queue"),
         ({"retention": "interest"}, "warning", "groups that exist"),
         ({"storage": "memory"}, "warning", "in memory"),
     ],
 )
-def test_settings_of_a_stream_are_judged(config: dict[str, Any], level: str, said: str) -> None:
+def test_settings_of_a_stream_are_judged(config: dict[str, Any], level: str, text: str) -> None:
     [(found, what)] = judged(**config)
-    assert (found, said in what) == (level, True)
+    assert (found, text in what) == (level, True)
 
 
 @pytest.mark.parametrize(
-    ("config", "state", "said"),
+    ("config", "state", "text"),
     [
         ({"max_deliver": 5}, {}, "gives a message up after 5 deliveries"),
         ({"max_ack_pending": 10}, {"num_ack_pending": 10}, "no more are handed out"),
@@ -133,20 +143,24 @@ def test_settings_of_a_stream_are_judged(config: dict[str, Any], level: str, sai
         ({}, {"paused": True}, "paused"),
     ],
 )
-def test_settings_of_a_group_are_judged(config: dict[str, Any], state: dict[str, Any], said: str) -> None:
+def test_settings_of_a_group_are_judged(config: dict[str, Any], state: dict[str, Any], text: str) -> None:
     info: dict[str, Any] = {**GROUP, **state, "config": {**GROUP["config"], **config}}  # type: ignore[dict-item]
-    [(level, what), *_] = ill(list(judge_group("group g", info, Question(topic="orders"), created=True)))
-    assert (level, said in what) == ("error", True)
+    [(level, what), *_] = said(Facts(groups=[group_facts("g", "orders", info)]))
+    assert (level, text in what) == ("error", True)
 
 
 def test_a_dead_letter_that_is_kept_for_less_long_is_said() -> None:
-    source, dead = {"config": {"max_age": 0}}, {"config": {"name": "d", "max_age": 5_000_000_000}}
-    [(level, what)] = ill(list(judge_dead_letter("dead letter d", dead, source)))
-    assert (level, "for 5 s, less long" in what) == ("warning", True)
+    facts = Facts()
+    add_stream(facts, "orders", {"config": {"name": "o", "max_age": 0}}, asked=True)
+    add_stream(facts, "orders-dlq", {"config": {"name": "d", "max_age": 5_000_000_000}}, asked=False)
+    [(level, what)] = said(facts)
+    assert (level, "for 5 s, shorter than orders" in what) == ("warning", True)
 
 
 def test_old_servers_and_full_accounts_are_said() -> None:
     account = {"storage": 95, "streams": 3, "limits": {"max_storage": 100, "max_streams": 3}}
-    findings = ill(list(judge_server("nats://x", "2.8.4", account)))
-    assert [level for level, _ in findings] == ["warning", "warning", "error"]
-    assert ill(list(judge_server("nats://x", "2.10.1", {}))) == []
+    old = Facts(
+        servers=[Server("nats://x", "NATS", "2.8.4", NEEDS)], limits=[*limits_of("nats://x", account)]
+    )
+    assert [level for level, _ in said(old)] == ["warning", "warning", "error"]
+    assert said(Facts(servers=[Server("nats://x", "NATS", "2.10.1", NEEDS)])) == []

@@ -35,7 +35,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 log = logging.getLogger("things_kit.nats")
 
@@ -231,11 +231,11 @@ class NATSDriver:
         await receiver.begin()
         return receiver
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the server."""
-        from things_kit.brokers.nats.doctor import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How things are at the server."""
+        from things_kit.brokers.nats.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await examine(await self._connected(), self._settings, question)
+        return await facts_of(await self._connected(), self._settings, question)
 
 
 def _impossible(topics: Iterable[str]) -> dict[str, PublishError]:
