@@ -8,14 +8,12 @@ import pytest
 pytest.importorskip("redis")
 
 from things_kit import connect
-from things_kit.brokers.redis.doctor import (
-    judge_memory,
-    judge_persistence,
-    judge_replicas,
-    judge_version,
-)
+from things_kit.brokers.redis.facts import add_server
 from things_kit.brokers.redis.options import RedisOptions
-from things_kit.engine.diagnosis import Finding, Question, diagnose
+from things_kit.engine.conclusions import conclude
+from things_kit.engine.diagnosis import diagnose
+from things_kit.engine.driver import Capabilities
+from things_kit.engine.facts import Facts, Finding, Question
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.redis import RedisServer
@@ -38,8 +36,12 @@ async def test_a_server_that_keeps_a_file_is_well(server: RedisServer) -> None:
 
 
 async def test_limits_that_delete_what_nobody_has_read_are_a_warning(server: RedisServer) -> None:
-    assert bad(await findings(f"{server.url}?maxlen=5&retain=-1")) == {
-        "maxlen": "warning",
+    topic = f"orders-{uuid4().hex}"
+    async with connect(server.url) as broker:
+        await broker.declare(topic, groups=["g"])
+        await broker.declare(f"{topic}-dlq", groups=["dead-letters"])
+    assert bad(await findings(f"{server.url}?maxlen=5&retain=-1", topic=topic)) == {
+        f"topic {topic}": "warning",
         "retain": "warning",
     }
 
@@ -88,15 +90,23 @@ async def test_a_group_without_consumers_that_lags_is_an_error(server: RedisServ
         assert "group g" not in bad(await findings(server.url, topic=topic, group="g"))
 
 
-def test_what_a_server_may_say_of_itself() -> None:
-    def levels(judge: Any, *more: Any, **info: Any) -> list[str]:
-        return [finding.level for finding in judge("server", info, *more)]
-
-    assert levels(judge_version, redis_version="5.0.14") == ["error"]
-    assert levels(judge_version, redis_version="6.2.1") == ["warning"]
-    assert levels(judge_version, redis_version="7.2.4") == ["ok"]
-    assert levels(judge_persistence, aof_enabled=1, aof_last_write_status="err") == ["error"]
-    assert levels(judge_persistence, aof_enabled=1, loading=1) == ["ok", "error"]
-    assert levels(judge_memory, maxmemory=100, used_memory=95) == ["warning"]
-    assert levels(judge_memory, maxmemory=100, maxmemory_policy="volatile-lru") == ["warning"]
-    assert levels(judge_replicas, RedisOptions(), role="slave") == ["error"]
+@pytest.mark.parametrize(
+    ("info", "levels"),
+    [
+        ({"redis_version": "5.0.14"}, ["error"]),
+        ({"redis_version": "6.2.1"}, ["warning"]),
+        ({"redis_version": "7.2.4"}, []),
+        ({"aof_last_write_status": "err"}, ["error"]),
+        ({"aof_enabled": 0}, ["warning"]),
+        ({"loading": 1}, ["error"]),
+        ({"maxmemory": 100, "used_memory": 95}, ["warning"]),
+        ({"maxmemory": 100, "maxmemory_policy": "volatile-lru"}, ["warning"]),
+        ({"maxmemory": 100, "maxmemory_policy": "allkeys-lru"}, ["error"]),
+        ({"role": "slave"}, ["error"]),
+    ],
+)
+def test_what_a_server_may_say_of_itself(info: dict[str, Any], levels: list[str]) -> None:
+    facts = Facts()
+    add_server(facts, "server", {"redis_version": "7.2.4", "aof_enabled": 1, **info}, RedisOptions())
+    found = conclude(facts, Question(), Capabilities(), declares=True)
+    assert [finding.level for finding in found if finding.level != "ok"] == levels

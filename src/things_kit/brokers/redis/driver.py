@@ -34,7 +34,7 @@ from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 log = logging.getLogger("things_kit.redis")
 
@@ -298,12 +298,12 @@ class RedisDriver:
         oldest = max(0, round(1000 * (time.time() - retain)))
         await scripts.TRIM(self._opened, keys, f"{oldest}-0", *groups)
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the server, the topic and the group."""
-        from things_kit.brokers.redis.doctor import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How things are at the server."""
+        from things_kit.brokers.redis.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
         with translated("examining the server"):
-            return await examine(self._opened, self._options, question)
+            return await facts_of(self._opened, self._options, question)
 
 
 def _delayed_keys(topic: str, groups: Sequence[bytes]) -> list[str]:
