@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -578,6 +579,8 @@ def test_system_exit_in_a_handler_ends_the_program() -> None:
         ({"timeout": 0}, "timeout must be more than 0"),
         ({"timeout": -1}, "timeout must be a duration"),
         ({"timeout": "5"}, "timeout must be a duration"),
+        ({"timeout": float("inf")}, "timeout must be at most 31622400 seconds, a year; it is inf"),
+        ({"drain_timeout": timedelta.max}, "drain_timeout must be at most 31622400 seconds, a year"),
         ({"drain_timeout": -1}, "drain_timeout must be a duration"),
         ({"batch": 5}, "batch must be a Batch"),
         ({"dead_letter": 5}, "dead_letter must be a topic's name, DISCARD or None"),

@@ -161,3 +161,9 @@ def test_an_unknown_option_is_told_of_the_prefixes_too() -> None:
 def test_an_option_of_a_prefix_has_a_name_and_is_text(query: str) -> None:
     with pytest.raises(ConfigError, match=r"expected conf\.NAME=VALUE, without null characters"):
         BrokerURL.parse(f"kafka://host?{query}").prefixed("conf.")
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "1e12"])
+def test_a_publish_timeout_is_a_duration_that_ends(timeout: str) -> None:
+    with pytest.raises(ConfigError, match="publish_timeout"):
+        BrokerURL.parse(f"kafka://host?publish_timeout={timeout}")

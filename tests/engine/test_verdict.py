@@ -1,3 +1,4 @@
+import math
 import random
 from datetime import timedelta
 
@@ -29,6 +30,8 @@ def verdict(
         (Retry(after=0), 1, TryAgain(0.0)),
         (Retry(after=-5), 1, TryAgain(0.0)),
         (Retry(after=timedelta(minutes=2)), 1, TryAgain(120.0)),
+        (Retry(after=1e12), 1, TryAgain(366 * 86400.0)),
+        (Retry(after=math.nan), 1, TryAgain(1.0)),
         (Retry(after=5), 3, Bury()),
         (Reject(), 1, Bury()),
         (DecodeError(), 1, Bury()),

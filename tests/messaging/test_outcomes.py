@@ -1,4 +1,8 @@
+import math
 from datetime import timedelta
+from typing import Any
+
+import pytest
 
 from things_kit import BatchError, MessageTooLarge, PublishError, Reject, Retry, ThingsKitError
 from things_kit.messaging.errors import ConfigError, DecodeError, UnroutableError, UnsupportedError
@@ -14,6 +18,36 @@ def test_retry_knows_when() -> None:
     assert Retry().after is None
     assert Retry(5).after == 5
     assert Retry(after=timedelta(minutes=1)).after == timedelta(minutes=1)
+
+
+YEAR = 366 * 86400
+
+
+@pytest.mark.parametrize(
+    ("after", "wait", "remark"),
+    [
+        (None, None, ""),
+        (5, 5.0, ""),
+        (-5, 0.0, ""),
+        (-math.inf, 0.0, ""),
+        (timedelta(minutes=1), 60.0, ""),
+        (timedelta.min, 0.0, ""),
+        (YEAR, YEAR, ""),
+        (1e12, YEAR, " after 1000000000000.0, of which no more than a year is waited"),
+        (10**400, YEAR, ", of which no more than a year is waited"),
+        (timedelta.max, YEAR, ", of which no more than a year is waited"),
+        (math.inf, YEAR, " after inf, of which no more than a year is waited"),
+        (math.nan, None, " after nan, which is no duration"),
+        ("soon", None, " after 'soon', which is no duration"),
+        (True, None, " after True, which is no duration"),
+    ],
+    ids=repr,
+)
+def test_retry_waits_a_year_at_most_and_says_so(after: Any, wait: float | None, remark: str) -> None:
+    retry = Retry(after)
+    assert retry.wait == wait
+    assert str(retry).startswith("the handler asked for another attempt")
+    assert str(retry).endswith(remark or "attempt")
 
 
 def test_reject_knows_why() -> None:

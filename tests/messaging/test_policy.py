@@ -70,6 +70,10 @@ def test_an_infinite_factor_goes_to_the_limit_at_once() -> None:
         ({"first": -1}, "RetryPolicy.first must be a duration in seconds, at least 0; it is -1"),
         ({"first": math.nan}, "RetryPolicy.first must be a duration"),
         ({"first": timedelta(seconds=-1)}, "RetryPolicy.first must be a duration"),
+        ({"first": math.inf}, "RetryPolicy.first must be at most 31622400 seconds, a year; it is inf"),
+        ({"first": 1e12}, "RetryPolicy.first must be at most 31622400 seconds, a year"),
+        ({"limit": timedelta.max}, "RetryPolicy.limit must be at most 31622400 seconds, a year"),
+        ({"limit": 10**400}, "RetryPolicy.limit must be at most 31622400 seconds, a year"),
         ({"limit": "30"}, "RetryPolicy.limit must be a duration in seconds, at least 0; it is '30'"),
         ({"limit": True}, "RetryPolicy.limit must be a duration"),
         ({"factor": 0.5}, "RetryPolicy.factor must be at least 1; it is 0.5"),
@@ -100,6 +104,7 @@ def test_a_policy_that_makes_no_sense_is_refused_with_a_sentence(
         ({"size": False}, "Batch.size must be a whole number from 1; it is False"),
         ({"wait": -0.1}, "Batch.wait must be a duration in seconds, at least 0; it is -0.1"),
         ({"wait": None}, "Batch.wait must be a duration"),
+        ({"wait": math.inf}, "Batch.wait must be at most 31622400 seconds, a year"),
     ],
     ids=str,
 )

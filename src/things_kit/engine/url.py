@@ -8,6 +8,7 @@ import msgspec
 from things_kit.engine.secrets import secrets_of
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.instrument import Endpoint
+from things_kit.messaging.policy import LONGEST
 
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
@@ -27,8 +28,10 @@ class EngineOptions(msgspec.Struct, frozen=True):
     unrouted: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
-        if not self.publish_timeout > 0:
-            raise ValueError("publish_timeout must be more than 0 seconds")
+        if not 0 < self.publish_timeout <= LONGEST:
+            raise ValueError(
+                f"publish_timeout must be more than 0 seconds, and at most {LONGEST:.0f}, a year"
+            )
 
 
 class BrokerURL(msgspec.Struct, frozen=True):

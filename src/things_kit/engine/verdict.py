@@ -1,13 +1,11 @@
 """What is to become of a message whose handler failed: a pure function of the error and the policy."""
 
-import contextlib
 import random
-from math import inf
 from typing import Final
 
 import msgspec
 
-from things_kit.messaging.errors import ConfigError, DecodeError, UnroutableError
+from things_kit.messaging.errors import DecodeError, UnroutableError
 from things_kit.messaging.outcomes import Reject, Retry
 from things_kit.messaging.policy import RetryPolicy, seconds
 
@@ -40,9 +38,8 @@ def judge(
     last = attempt >= policy.attempts
     if not keep and (last or isinstance(error, (*PERMANENT, *policy.permanent))):
         return Bury()
-    if isinstance(error, Retry) and error.after is not None:
-        with contextlib.suppress(ConfigError):  # it is no duration: an ordinary failure
-            return TryAgain(max(0.0, seconds(error.after, "Retry.after", -inf)))
+    if isinstance(error, Retry) and error.wait is not None:
+        return TryAgain(error.wait)
     if last:
         return TryAgain(_limit(policy) * (1.0 + policy.jitter * chance.random()))
     return TryAgain(policy.wait(attempt, chance))

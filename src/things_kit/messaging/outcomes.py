@@ -3,16 +3,32 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
+from things_kit.messaging.policy import LONGEST, Seconds, is_number
+
 
 class Retry(Exception):
     """Handle this message again, `after` so many seconds; without `after`, by the retry policy.
 
-    It counts as an attempt: after the last one the message is a dead letter.
+    It counts as an attempt: after the last one the message is a dead letter. More than a year is a year; what is no
+    duration counts as not said.
     """
 
-    def __init__(self, after: float | timedelta | None = None) -> None:
-        super().__init__("the handler asked for another attempt")
+    def __init__(self, after: Seconds | None = None) -> None:
         self.after = after
+        self.wait, remark = _bounded(after)
+        super().__init__(f"the handler asked for another attempt{remark}")
+
+
+def _bounded(after: Seconds | None) -> tuple[float | None, str]:
+    """The wait in seconds, None where there is none, and what there is to remark on it."""
+    wait = after.total_seconds() if isinstance(after, timedelta) else after
+    if wait is None:
+        return None, ""
+    if is_number(wait) and wait > LONGEST:
+        return LONGEST, f" after {after!r}, of which no more than a year is waited"
+    if is_number(wait) and wait <= LONGEST:
+        return max(0.0, float(wait)), ""
+    return None, f" after {after!r}, which is no duration"
 
 
 class Reject(Exception):

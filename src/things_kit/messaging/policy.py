@@ -16,15 +16,25 @@ Ordering: TypeAlias = Literal["key", "partition", "none"]
 Start: TypeAlias = Literal["earliest", "latest"]
 
 
+LONGEST: Final = 366.0 * 86400
+"""Seconds that anything may take or wait: a year. Clocks, timers and brokers fail one after another beyond that."""
+
+
 def seconds(duration: Seconds, name: str, minimum: float = 0.0) -> float:
-    """A duration in seconds. Raises ConfigError, naming the argument, if it is no duration or below `minimum`."""
+    """A duration in seconds.
+
+    Raises ConfigError, naming the argument, if it is no duration, below `minimum`, or longer than a year.
+    """
     value = duration.total_seconds() if isinstance(duration, timedelta) else duration
-    if not _is_number(value) or not value >= minimum:
+    if not is_number(value) or not value >= minimum:
         raise ConfigError(f"{name} must be a duration in seconds, at least {minimum:g}; it is {duration!r}")
+    if value > LONGEST:
+        raise ConfigError(f"{name} must be at most {LONGEST:.0f} seconds, a year; it is {duration!r}")
     return float(value)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether this is a number, and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -65,9 +75,9 @@ class RetryPolicy(msgspec.Struct, frozen=True):
             raise ConfigError(f"RetryPolicy.attempts must be a whole number from 1; it is {self.attempts!r}")
         seconds(self.first, "RetryPolicy.first")
         seconds(self.limit, "RetryPolicy.limit")
-        if not _is_number(self.factor) or not self.factor >= 1.0:
+        if not is_number(self.factor) or not self.factor >= 1.0:
             raise ConfigError(f"RetryPolicy.factor must be at least 1; it is {self.factor!r}")
-        if not _is_number(self.jitter) or not 0.0 <= self.jitter <= 1.0:
+        if not is_number(self.jitter) or not 0.0 <= self.jitter <= 1.0:
             raise ConfigError(f"RetryPolicy.jitter must be from 0 to 1; it is {self.jitter!r}")
         if self.mode not in {"in_place", "delayed"}:
             raise ConfigError(f'RetryPolicy.mode must be "in_place" or "delayed"; it is {self.mode!r}')
