@@ -29,7 +29,7 @@ from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 MOST_AT_ONCE: Final = 1000
 """Messages of one `send`: those of one message group go one after the other, and all have to be there in time."""
@@ -203,10 +203,10 @@ class SQSDriver:
         attributes = found.get("Attributes") or {}
         return sum(int(attributes.get(name, 0)) for name in COUNTS)
 
-    # --- findings
+    # --- facts
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the topic, its queues and subscriptions."""
-        from things_kit.brokers.sqs.doctor import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How the topic, its queues and subscriptions are."""
+        from things_kit.brokers.sqs.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await examine(self._settings, self._clients, self._topology, question)
+        return await facts_of(self._settings, self._clients, self._topology, question)
