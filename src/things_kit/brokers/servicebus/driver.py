@@ -27,7 +27,7 @@ from things_kit.messaging.errors import UnsupportedError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 
 class ServiceBusDriver:
@@ -103,8 +103,8 @@ class ServiceBusDriver:
         """What the service counts in the group's subscription, and what is scheduled."""
         return await self._admin.lag(topic, group) if self._admin.known else None
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of a topic and its subscriptions."""
-        from things_kit.brokers.servicebus.doctor import examine  # noqa: PLC0415 - only the doctor needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How a topic and its subscriptions are."""
+        from things_kit.brokers.servicebus.facts import facts_of  # noqa: PLC0415 - only the doctor needs it
 
-        return await examine(self._settings, self._admin, question)
+        return await facts_of(self._settings, self._admin, question)
