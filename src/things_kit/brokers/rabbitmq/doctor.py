@@ -1,12 +1,12 @@
 """What `things-kit doctor` finds out about a RabbitMQ: read-only, each finding with its remedy."""
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from things_kit.brokers.rabbitmq.link import Channel, Link
 from things_kit.brokers.rabbitmq.names import Names
 from things_kit.brokers.rabbitmq.options import Settings
+from things_kit.brokers.rabbitmq.patience import server_version
 from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.diagnosis import DEAD_LETTER, Finding, Question
 from things_kit.messaging.errors import ConfigError
@@ -38,9 +38,9 @@ async def examine(
 def _version(link: Link, settings: Settings) -> list[Finding]:
     subject = settings.url.display
     told = str(link.properties.get("version", ""))
-    numbers = tuple(int(number) for number in re.findall(r"\d+", told)[:2])
+    numbers = server_version(link.properties)
     product = str(link.properties.get("product", "an unknown broker"))
-    if product != "RabbitMQ" or not numbers:
+    if not numbers:
         what = f"It is {product} {told}".rstrip() + "; only RabbitMQ has been tried."
         return [Finding("warning", subject, what, "Run the conformance suite against it, or use RabbitMQ.")]
     if numbers < OLDEST:

@@ -9,17 +9,19 @@ reaches no queue is refused with `NobodyListens`. Publishing has a connection of
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
-from things_kit.brokers.rabbitmq.errors import missing, translated
+from things_kit.brokers.rabbitmq.errors import NotWaited, missing, translated
 from things_kit.brokers.rabbitmq.link import Channel, Link, get
 from things_kit.brokers.rabbitmq.names import Names, notes_queue, possible, registry
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter, Packer, Unpacker
+from things_kit.brokers.rabbitmq.patience import Patience, server_version
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
 from things_kit.brokers.rabbitmq.returned import Returned
@@ -264,24 +266,41 @@ class RabbitMQDriver:
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """Consume from the group's queue, or from an exclusive one for an ephemeral group."""
         topic, group = subscription.topic, subscription.group
-        exchange, queue = self._names.exchange(topic), self._names.queue(topic, group)
+        queue = self._names.queue(topic, group)
         if subscription.create:
             await self.declare(topic, () if subscription.ephemeral else [group])
         elif not subscription.ephemeral and await self._counts(queue) is None:
             raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
+        await self._link.ready()
+        patience = self._patience(subscription)
+        *attempts, last = patience.of_consumer
+        for asked in attempts:
+            with contextlib.suppress(NotWaited):
+                return await self._receiver(subscription, patience, asked)
+        return await self._receiver(subscription, patience, last)
+
+    def _patience(self, subscription: Subscription) -> Patience:
+        version = server_version(self._link.properties)
+        kind = self._settings.options.queue_arguments()["x-queue-type"] if self._names.own_queues else None
+        return Patience(version, subscription.ephemeral, kind)
+
+    async def _receiver(
+        self, subscription: Subscription, patience: Patience, asked: Mapping[str, int]
+    ) -> Receiver:
+        """A receiver on a channel of its own, whose consumer has these arguments. Raises NotWaited."""
+        topic, group = subscription.topic, subscription.group
+        exchange, queue = self._names.exchange(topic), self._names.queue(topic, group)
         channel = await self._link.channel()
         unpacker = Unpacker(topic, queue, exchange if self._names.own_exchanges else None)
         put_off = None if subscription.ephemeral else self._put_off(queue)
         try:
             if subscription.ephemeral:
-                name = queue if self._names.own_queues else ""
-                raw = channel.raw
-                queue = (await channel.ask(raw.queue_declare, name, exclusive=True, auto_delete=True)).queue
-                await self._bind(channel, topic, queue)
+                queue = await self._ephemeral_queue(channel, topic, queue, patience.of_queue)
             receiver = RabbitMQReceiver(
                 channel, queue, subscription, unpacker, put_off, self._members(queue), self._returned
             )
-            await receiver.begin(self._publisher, self._settings.options.consumer_timeout)
+            renew_within = self._settings.options.consumer_timeout if patience.renews else None
+            await receiver.begin(self._publisher, asked, renew_within)
         except asyncio.CancelledError:
             await channel.close()
             raise
@@ -290,6 +309,17 @@ class RabbitMQDriver:
             raise translated(error) from error
         _RECEIVERS[receiver] = self._place(queue)
         return receiver
+
+    async def _ephemeral_queue(
+        self, channel: Channel, topic: str, queue: str, arguments: Mapping[str, int]
+    ) -> str:
+        name = queue if self._names.own_queues else ""
+        answer = await channel.ask(
+            channel.raw.queue_declare, name, exclusive=True, auto_delete=True, arguments=dict(arguments)
+        )
+        made: str = answer.queue
+        await self._bind(channel, topic, made)
+        return made
 
     def _place(self, queue: str) -> Place:
         return self._settings.url.hosts, self._settings.url.path, queue

@@ -23,6 +23,10 @@ _TOO_LARGE: Final = re.compile(r"larger than (?:configured )?max size (\d+)")
 _FINAL: Final = ("not found", "refused", "NOT_ALLOWED")
 
 
+class NotWaited(ConfigError):
+    """The queue is of a kind whose consumers cannot ask the broker to wait longer for them."""
+
+
 def reason(error: BaseException | None) -> str:
     """A sentence for what happened, without secrets."""
     if isinstance(error, exceptions.ChannelClosed | exceptions.ConnectionClosed):
@@ -66,6 +70,8 @@ def translated(error: Exception) -> Exception:
             f"the {found['what']} {found['of']!r} exists with other arguments: {found['name']} is {there} there, "
             f"and {asked} is asked for; remove it, or give it another name"
         )
+    elif error.reply_code == MISMATCH and "'x-consumer-timeout'" in text:
+        answer = NotWaited(text)
     elif error.reply_code == REFUSED:
         answer = ConfigError(f"RabbitMQ refuses it: {text}")
     elif error.reply_code == NOT_FOUND and "inaccessible" not in text and "down" not in text:

@@ -28,9 +28,6 @@ log = logging.getLogger("things_kit.rabbitmq")
 MOST: Final = 65_535
 """What AMQP can count of messages that are handed out."""
 
-FOREVER: Final = 2**31 - 1
-"""Milliseconds for which the broker may wait for an acknowledgement: 24 days, and no more than its timers take."""
-
 SHORT: Final = 1.0
 """Seconds that a receiver waits out itself."""
 
@@ -95,8 +92,13 @@ class RabbitMQReceiver:
         """How many messages the broker has handed to us and waits for."""
         return 0 if self._closed or self._channel.error is not None else len(self._out)
 
-    async def begin(self, publisher: Publisher, consumer_timeout: float) -> None:
-        """Have the broker send messages; what is held for longer than it waits is renewed through the publisher."""
+    async def begin(
+        self, publisher: Publisher, arguments: Mapping[str, int], renew_within: float | None
+    ) -> None:
+        """Have the broker send messages to a consumer with these arguments.
+
+        What is held is renewed within so many seconds through the publisher, where the broker cannot be asked to wait.
+        """
         channel, raw = self._channel, self._channel.raw
         channel.on_lost(lambda _: self._woken.set())
         raw.add_on_cancel_callback(self._on_cancelled)
@@ -104,16 +106,12 @@ class RabbitMQReceiver:
         await listen(channel, self._queue, partial(self._returned.hear, self._queue))
         await self._read_notes()
         await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
-        await channel.ask(
-            raw.basic_consume,
-            self._queue,
-            self._on_message,
-            arguments={"x-consumer-timeout": FOREVER},
-        )
-        renewal = Renewal(channel, publisher, self._queue, consumer_timeout, self._held, self._exchange)
-        self._renewing = asyncio.create_task(
-            renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
-        )
+        await channel.ask(raw.basic_consume, self._queue, self._on_message, arguments=dict(arguments))
+        if renew_within is not None:
+            renewal = Renewal(channel, publisher, self._queue, renew_within, self._held, self._exchange)
+            self._renewing = asyncio.create_task(
+                renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
+            )
 
     async def _read_notes(self) -> None:
         """What the last one left, before anything can arrive; the group's others are told it too."""

@@ -1,7 +1,7 @@
 """Keeping what is held for longer than the broker waits for an acknowledgement (its setting `consumer_timeout`).
 
-RabbitMQ closes the channel of a consumer that holds a delivery for too long, and hands all that it held to others. There is
-no way to ask for more time before 3.12. So a delivery that gets old is exchanged for a young one: a copy goes to a queue
+RabbitMQ closes the channel of a consumer that holds a delivery for too long, and hands all that it held to others. Where it
+cannot be asked for more time (see `patience`), a delivery that gets old is exchanged for a young one: a copy goes to a queue
 that only this receiver consumes, the original is acknowledged once the copy is here, and whatever becomes of the original
 becomes of the copy. If the receiver dies, the copy is ready in its queue again, where nobody takes it, and after a second
 it expires into the group's queue.
