@@ -485,6 +485,21 @@ class TestTopicsThatAreRemoved:
             await producer.publish(Message(topic, b"after"))
             assert [m.value for m in await handled.until(2)] == [b"before", b"after"]
 
+    async def test_so_it_does_where_the_queues_went_as_well(
+        self, sqs: SQSServer, broker: Broker, topic: str
+    ) -> None:
+        handled = Handled()
+        async with (
+            broker.consumer(topic, group="billing", handler=handled),
+            connect(f"{sqs.url}&grace=0") as other,
+        ):
+            producer = broker.producer()
+            await producer.publish(Message(topic, b"before"))
+            await handled.until(1)
+            await other.remove(topic)
+            await _until_published(producer, Message(topic, b"after"))
+            assert [m.value for m in await handled.until(2)] == [b"before", b"after"]
+
     async def test_the_consumers_of_other_processes_subscribe_again(
         self, sqs: SQSServer, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

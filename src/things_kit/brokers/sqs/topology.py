@@ -204,7 +204,7 @@ class Topology:
         self._subscribed[topic] = time.monotonic()
 
     async def keep_subscribed(self, topic: str, url: str) -> None:
-        """Subscribe a queue again whose subscription was removed, as it is with its topic.
+        """Make a queue and its subscription anew where either was removed, as it is with its topic.
 
         Raises:
             ConnectionLost: There is no such topic any more.
@@ -212,7 +212,8 @@ class Topology:
         arn = await self.topic_arn(topic)
         if arn is None:
             raise ConnectionLost(f"the topic {topic!r} was removed")
-        await self._subscribe_queue(topic, arn, url.rpartition("/")[2])
+        queue = url.rpartition("/")[2]
+        await self._subscribe(topic, arn, queue, self.sign_of_life() if names.is_ephemeral(queue) else {})
 
     async def has_subscribers(self, topic: str) -> bool | None:
         """Whether anybody is subscribed to a topic, by any protocol; None if we may not ask."""
