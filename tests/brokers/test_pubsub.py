@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from things_kit import BrokerUnavailable, ConfigError, Message, MessageTooLarge, PublishError, connect
 from things_kit.brokers.pubsub.doctor import judge_subscription, judge_topic
-from things_kit.brokers.pubsub.errors import failures, refused, translated
+from things_kit.brokers.pubsub.errors import ERRORS, failures
 from things_kit.brokers.pubsub.messages import PUBSUB_MESSAGE, Order, Packer, Unpacker
 from things_kit.brokers.pubsub.names import subscription_id, topic_id, topic_of
 from things_kit.brokers.pubsub.options import DAY, Settings
@@ -279,7 +279,7 @@ _RefreshError: Any = RefreshError
     ],
 )  # fmt: skip
 def test_errors_are_translated_with_a_sentence(error: Exception, ours: type[Exception], said: str) -> None:
-    translation = translated(error, "doing")
+    translation = ERRORS.translate(error, "doing")
     assert type(translation) is ours
     assert said in str(translation)
     assert "hunter2" not in str(translation)
@@ -287,13 +287,13 @@ def test_errors_are_translated_with_a_sentence(error: Exception, ours: type[Exce
 
 
 def test_refusals_of_messages_are_told_apart() -> None:
-    assert isinstance(refused(_exceptions.NotFound("x"), "orders"), UnknownTopic)
+    assert isinstance(ERRORS.refusal(_exceptions.NotFound("x"), "orders"), UnknownTopic)
     assert isinstance(
-        refused(_exceptions.InvalidArgument("size exceeds the limit"), "orders"), MessageTooLarge
+        ERRORS.refusal(_exceptions.InvalidArgument("size exceeds the limit"), "orders"), MessageTooLarge
     )
-    assert type(refused(_exceptions.InvalidArgument("schema"), "orders")) is PublishError
-    assert type(refused(_exceptions.PermissionDenied("x"), "orders")) is PublishError
-    assert isinstance(refused(_exceptions.ResourceExhausted("x"), "orders"), ConnectionLost)
+    assert type(ERRORS.refusal(_exceptions.InvalidArgument("schema"), "orders")) is PublishError
+    assert type(ERRORS.refusal(_exceptions.PermissionDenied("x"), "orders")) is PublishError
+    assert isinstance(ERRORS.refusal(_exceptions.ResourceExhausted("x"), "orders"), ConnectionLost)
 
 
 def test_only_settlements_count_as_failed_settlements() -> None:

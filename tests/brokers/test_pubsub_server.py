@@ -22,11 +22,14 @@ from things_kit import (
     ConfigError,
     Message,
     MessageTooLarge,
+    NobodyListens,
     PublishError,
     RetryPolicy,
     UnsupportedError,
     connect,
 )
+from things_kit.brokers.pubsub import channel as channel_module
+from things_kit.brokers.pubsub import receiver as receiver_module
 from things_kit.engine.broker import Broker
 from things_kit.engine.diagnosis import Finding, Question, diagnose
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
@@ -34,7 +37,8 @@ from things_kit.testing.conformance.history import History, assert_lanes
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
-from things_kit.testing.servers.pubsub import PubSubServer, RunningPubSub
+from things_kit.testing.servers.pubsub import PubSubServer, RunningPubSub, pubsub_url
+from things_kit.testing.servers.relay import Relay
 
 pubsub = shared(PubSubServer, "pubsub")
 own_pubsub = own(PubSubServer)
@@ -280,7 +284,7 @@ async def test_one_message_that_the_service_refuses_harms_no_other(
 async def test_large_messages_go_in_several_requests_and_too_large_ones_are_refused(
     broker: Broker, topic: str
 ) -> None:
-    await broker.declare(topic)
+    await broker.declare(topic, groups=["billing"])
     large = Message(topic, b"x" * 6_000_000)
     with_headers = Message(topic, b"x" * 9_900_000, headers={f"h{n}": "ü" * 1000 for n in range(40)})
     with pytest.raises(PublishError) as raised:
@@ -306,7 +310,7 @@ async def test_a_quota_that_stays_used_up_is_said_in_the_end(
     pubsub: PubSubServer, admin: Admin, topic: str
 ) -> None:
     async with connect(f"{pubsub.url}&publish_timeout=0.5") as broker:
-        await broker.declare(topic)
+        await broker.declare(topic, groups=["billing"])
         await admin.label_topic(topic, fault="resource_exhausted")
         with pytest.raises(BrokerUnavailable, match="quota"):
             await broker.producer().publish(Message(topic, b"x"))
@@ -325,12 +329,142 @@ async def test_a_missing_right_is_said_with_what_helps(broker: Broker, admin: Ad
     await consumer.stop()
 
 
-async def test_a_topic_that_was_deleted_is_made_anew(broker: Broker, admin: Admin, topic: str) -> None:
-    await broker.declare(topic)
+# --- topics that are deleted, and groups
+
+
+async def until_published(producer: Any, message: Message) -> None:
+    async def published() -> bool:
+        try:
+            await producer.publish(message)
+        except NobodyListens:
+            return False
+        return True
+
+    await eventually(published, 15, "somebody listens")
+
+
+async def test_a_topic_that_was_deleted_is_made_anew_with_the_groups_of_this_process(
+    broker: Broker, admin: Admin, topic: str
+) -> None:
+    await broker.declare(topic, groups=["billing"])
     producer = broker.producer()
     await producer.publish(Message(topic, b"1"))
     await admin.publisher.delete_topic(topic=f"{PROJECT}/topics/{topic}")
     await producer.publish(Message(topic, b"2"))
+    assert await admin.pull(topic, "billing") == [b"2"]
+
+
+async def test_a_consumer_goes_on_when_its_topic_is_made_anew(
+    broker: Broker, admin: Admin, topic: str
+) -> None:
+    recorder = Recorder()
+    async with broker.consumer(topic, group="billing", handler=recorder):
+        producer = broker.producer()
+        await producer.publish(Message(topic, b"1"))
+        await recorder.until_done(1, 10)
+        await admin.publisher.delete_topic(topic=f"{PROJECT}/topics/{topic}")
+        await until_published(producer, Message(topic, b"2"))
+        await recorder.until_done(2, 10)
+
+
+async def test_a_consumer_looks_whether_its_topic_was_made_anew_by_somebody_else(
+    broker: Broker, pubsub: PubSubServer, admin: Admin, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver_module, "LOOK", 0.5)
+    recorder = Recorder()
+    async with (
+        broker.consumer(topic, group="billing", handler=recorder),
+        connect(pubsub.url) as other,
+    ):
+        producer = other.producer()
+        await producer.publish(Message(topic, b"1"))
+        await recorder.until_done(1, 10)
+        await admin.publisher.delete_topic(topic=f"{PROJECT}/topics/{topic}")
+        await until_published(producer, Message(topic, b"2"))
+        await recorder.until_done(2, 10)
+
+
+async def test_nothing_is_confirmed_that_nobody_gets(broker: Broker, admin: Admin, topic: str) -> None:
+    producer = broker.producer()
+    with pytest.raises(NobodyListens):
+        await producer.publish(Message(topic, b"x"))
+    foreign = f"{PROJECT}/subscriptions/{topic}-archive"
+    await admin.subscriber.create_subscription(name=foreign, topic=f"{PROJECT}/topics/{topic}")
+    await producer.publish(Message(topic, b"x"))
+
+
+async def test_a_topic_that_retains_keeps_messages_for_groups_to_come(
+    pubsub: PubSubServer, topic: str
+) -> None:
+    async with connect(f"{pubsub.url}&retain=600") as broker:
+        await publish(broker, topic, b"x")
+        async with receiving(broker, topic) as receiver:
+            assert values(await receive(receiver, 1)) == [b"x"]
+
+
+async def test_a_group_is_removed_alone(broker: Broker, admin: Admin, topic: str) -> None:
+    await broker.declare(topic, groups=["billing", "shipping"])
+    driver: Any = broker.transmission.driver
+    for _ in range(2):
+        await driver.remove(topic, "billing")
+    with pytest.raises(exceptions.NotFound):
+        await admin.subscription(topic, "billing")
+    assert await admin.subscription(topic, "shipping")
+
+
+# --- streams and connections
+
+
+async def test_a_stream_that_ends_leaves_no_task(pubsub: PubSubServer, topic: str) -> None:
+    async with (
+        Relay(pubsub.ports[0]) as relay,
+        connect(pubsub.url) as broker,
+        connect(f"{pubsub_url(f'127.0.0.1:{relay.port}')}&lease=1") as cut,
+        receiving(cut, topic) as receiver,
+    ):
+        open_streams = []
+        for value in (b"1", b"2", b"3", b"4"):
+            await publish(broker, topic, value)
+            [delivery] = await receive(receiver, 1)
+            await receiver.settle([delivery], [])
+            tasks = [task.get_coro() for task in asyncio.all_tasks()]
+            open_streams.append(sum("_consume_request_iterator" in repr(task) for task in tasks))
+            await relay.cut()
+        assert open_streams == [1, 1, 1, 1]
+
+
+async def test_a_connection_that_falls_silent_is_replaced(
+    pubsub: PubSubServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "QUIET", 0.5)
+    monkeypatch.setattr(channel_module, "ANSWER", 0.5)
+    recorder = Recorder()
+    async with (
+        Relay(pubsub.ports[0]) as relay,
+        connect(f"{pubsub_url(f'127.0.0.1:{relay.port}')}&lease=2") as broker,
+        broker.consumer(topic, group="billing", handler=recorder),
+    ):
+        await publish(broker, topic, b"before")
+        await recorder.until_done(1, 10)
+        relay.half_open()
+        await publish(broker, topic, b"under way")
+        await recorder.until_done(2, 20)
+        assert (await broker.health()).ok
+
+
+async def test_who_waits_for_long_without_hearing_keeps_its_connection(
+    pubsub: PubSubServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "QUIET", 0.1)
+    async with (
+        Relay(pubsub.ports[0]) as relay,
+        connect(pubsub_url(f"127.0.0.1:{relay.port}")) as broker,
+        receiving(broker, topic) as receiver,
+    ):
+        assert await receiver.receive(1, 1.0) == ()
+        connections = relay.connections
+        assert await receiver.receive(1, 1.0) == ()
+        assert relay.connections == connections
 
 
 # --- receiving and settling

@@ -1,8 +1,10 @@
 """The client of one driver: two channels, and the login for them."""
 
 import asyncio
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -15,9 +17,11 @@ from google.auth.exceptions import GoogleAuthError
 from google.oauth2 import service_account
 from google.pubsub_v1 import PublisherAsyncClient, SubscriberAsyncClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcAsyncIOTransport
-from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcAsyncIOTransport
 
+from things_kit.brokers.pubsub.channel import Channel
+from things_kit.brokers.pubsub.errors import ERRORS
 from things_kit.brokers.pubsub.options import Settings
+from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
 ResultT = TypeVar("ResultT")
@@ -25,7 +29,6 @@ ResultT = TypeVar("ResultT")
 CHANNEL: Final = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),  # finds a connection that is dead without having been closed
     # A channel of our own connection: those of others in this process may be waiting after a failure
     ("grpc.use_local_subchannel_pool", 1),
     # By default a second at first, then up to two minutes; the engine waits by itself
@@ -54,18 +57,14 @@ class Connection:
     the same package's own for asyncio.
     """
 
-    publisher: PublisherAsyncClient
-    subscriber: SubscriberAsyncClient
-    streams: SubscriberAsyncClient
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._channels: list[grpc.aio.Channel] = []
+        self._open: tuple[Channel, Channel] | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether there are channels."""
-        return bool(self._channels)
+        return self._open is not None
 
     async def open(self) -> None:
         """Log in and make the channels; nothing is called yet.
@@ -73,24 +72,46 @@ class Connection:
         Raises:
             ConfigError: There are no credentials, or their file is none.
         """
-        if self._channels:
+        if self._open is not None:
             return
         credentials = None
         if not self._settings.plain:
             credentials = await _in_thread(self._credentials)
-        calls, streams = self._channel(credentials), self._channel(credentials)
-        self._channels = [calls, streams]
-        self.publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=calls))
-        self.subscriber = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=calls))
-        self.streams = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=streams))
+        make = functools.partial(self._channel, credentials)
+        self._open = Channel(make), Channel(make)
 
     async def close(self) -> None:
         """Close both, and forget the clients: gRPC ends its thread with the last channel."""
-        channels, self._channels = self._channels, []
+        channels, self._open = self._open or (), None
         for channel in channels:
             await channel.close()
-        if channels:
-            del self.publisher, self.subscriber, self.streams
+
+    @property
+    def publisher(self) -> PublisherAsyncClient:
+        """For calls about topics; within `during`."""
+        return self._channels[0].publisher
+
+    @property
+    def subscriber(self) -> SubscriberAsyncClient:
+        """For calls about subscriptions; within `during`."""
+        return self._channels[0].subscriber
+
+    @property
+    def streams(self) -> Channel:
+        """For streams."""
+        return self._channels[1]
+
+    @property
+    def _channels(self) -> tuple[Channel, Channel]:
+        if self._open is None:
+            raise ConnectionLost("the broker was closed")
+        return self._open
+
+    @contextmanager
+    def during(self, doing: str, *, through: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """For calls: what they raise is ours, but for a cancellation and what is to go `through`."""
+        with self._channels[0].waiting(), ERRORS.during(doing, through=through):
+            yield
 
     def _channel(self, credentials: Credentials | None) -> grpc.aio.Channel:
         settings = self._settings

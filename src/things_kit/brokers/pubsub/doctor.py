@@ -35,7 +35,7 @@ async def _topic(
         if found is None:
             yield _missing_topic(subject, declare=settings.url.engine.declare)
             return
-        groups = [name async for name in resources.subscriptions(topic)]
+        groups = await resources.subscriptions(topic)
     except ConfigError as error:
         yield _forbidden(subject, error)
         return

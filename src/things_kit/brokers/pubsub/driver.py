@@ -10,12 +10,12 @@ held has a lease (the ack deadline), which the engine has extended; a message in
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from google.api_core import exceptions
 
 from things_kit.brokers.pubsub.connection import Connection
-from things_kit.brokers.pubsub.errors import ERRORS, translated
 from things_kit.brokers.pubsub.names import subscription_id, topic_id
 from things_kit.brokers.pubsub.options import Settings
 from things_kit.brokers.pubsub.publisher import Publication
@@ -43,6 +43,7 @@ class PubSubDriver:
         self._settings = settings
         self._connection = Connection(settings)
         self._resources = Resources(self._connection, settings)
+        self._receivers: set[PubSubReceiver] = set()
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -61,17 +62,14 @@ class PubSubDriver:
     async def ping(self) -> None:
         """Ask for a topic. That we may not see any is an answer too: whoever only publishes has no such right."""
         self._check_open()
-        doing = f"asking for the project {self._settings.project!r}"
-        try:
-            await self._connection.publisher.list_topics(
-                {"project": f"projects/{self._settings.project}", "page_size": 1},
-                retry=None,
-                timeout=self._settings.patience,
-            )
-        except exceptions.PermissionDenied:
-            pass
-        except ERRORS as error:
-            raise translated(error, doing) from error
+        asked = {"project": f"projects/{self._settings.project}", "page_size": 1}
+        with (
+            suppress(exceptions.PermissionDenied),
+            self._connection.during(
+                f"asking for the project {self._settings.project!r}", through=(exceptions.PermissionDenied,)
+            ),
+        ):
+            await self._connection.publisher.list_topics(asked, retry=None, timeout=self._settings.patience)
 
     def _check_open(self) -> None:
         if not self._connection.is_open:
@@ -86,15 +84,26 @@ class PubSubDriver:
         await self._resources.declare_topic(topic)
         for group in groups:
             await self._resources.declare_group(topic, group)
+        for receiver in self._receivers:
+            if receiver.topic == topic:
+                receiver.look()
 
-    async def remove(self, topic: str) -> None:
-        """Delete the topic and its groups; subscriptions that are named otherwise keep what they have."""
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the topic and its groups, or one group; subscriptions that are named otherwise keep what they have."""
         self._check_open()
         try:
-            topic_id(topic)
+            path = topic_id(topic) if group is None else self._resources.subscription_path(topic, group)
         except ConfigError:
-            return
-        await self._resources.remove_topic(topic)
+            return  # what cannot be is not there
+        if group is None:
+            await self._resources.remove_topic(topic)
+        else:
+            await self._resources.remove_subscription(path)
+
+    async def has_listeners(self, topic: str) -> bool | None:
+        """Whether a message to the topic would be kept for anybody; None if we may not ask."""
+        self._check_open()
+        return await self._resources.has_subscriptions(topic)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish in as few requests as the service's bounds allow."""
@@ -119,15 +128,29 @@ class PubSubDriver:
         exactly_once = await self._resources.join(subscription)
         path = self._resources.subscription_path(subscription.topic, subscription.group)
 
+        async def is_left() -> bool:
+            return subscription.create and await self._resources.is_left(
+                subscription.topic, subscription.group
+            )
+
         async def closed(lost: bool) -> None:
+            self._receivers.discard(receiver)
             if (
                 subscription.ephemeral and not lost
             ):  # else the engine is back soon, and what comes meanwhile is kept
                 await self._resources.remove_subscription(path)
 
-        return PubSubReceiver(
-            self._connection, self._settings, subscription, path, exactly_once=exactly_once, closed=closed
+        receiver = PubSubReceiver(
+            self._connection,
+            self._settings,
+            subscription,
+            path,
+            exactly_once=exactly_once,
+            is_left=is_left,
+            closed=closed,
         )
+        self._receivers.add(receiver)
+        return receiver
 
     async def lag(self, topic: str, group: str) -> int | None:
         """The API does not say; Cloud Monitoring does, minutes later."""

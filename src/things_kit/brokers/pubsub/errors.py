@@ -7,7 +7,8 @@ from google.api_core import exceptions
 from google.auth.exceptions import GoogleAuthError
 
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
-from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
+from things_kit.engine.errors import ErrorTable, Failure, on, sentence
+from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
 AWAY: Final = (
     exceptions.Aborted,
@@ -15,71 +16,68 @@ AWAY: Final = (
     exceptions.DeadlineExceeded,
     exceptions.GatewayTimeout,
     exceptions.InternalServerError,
-    exceptions.ResourceExhausted,
     exceptions.RetryError,
     exceptions.ServiceUnavailable,
     exceptions.Unknown,
 )
 """The service is away, moving or busy: trying again may help."""
 
-ERRORS: Final = (exceptions.GoogleAPIError, GoogleAuthError)
-"""What calls of the client raise."""
-
-LOGIN_FAILED: Final = "Getting metadata from plugin failed"
-"""How gRPC begins to say that google-auth got no token."""
-
-UNTRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
-"""What OpenSSL calls a certificate that nobody whom we trust has signed."""
-
-_REMEDY: Final[Mapping[type[Exception], str]] = {
-    exceptions.Unauthenticated: "it does not accept these credentials: they are wrong, expired or of another service",
-    exceptions.PermissionDenied: "these credentials may not do that: they need a role for it, such as Pub/Sub Editor; "
-    "with declare=false, Publisher or Subscriber is enough",
-    exceptions.ResourceExhausted: "a quota of the project is used up",
-}
-"""What the user can do about it."""
+WRONG: Final = (
+    exceptions.AlreadyExists,
+    exceptions.FailedPrecondition,
+    exceptions.InvalidArgument,
+    exceptions.MethodNotImplemented,
+    exceptions.NotFound,
+    exceptions.OutOfRange,
+)
+"""What was asked for cannot be had, however often it is asked for."""
 
 
-def translated(error: Exception, doing: str) -> Exception:
-    """Ours for an error of the client: ConnectionLost or ConfigError, with that as its cause."""
-    if isinstance(error, GoogleAuthError) or LOGIN_FAILED in str(error):
-        ours: Exception = ConnectionLost(
-            f"{doing}: Google gave no token for these credentials ({type(error).__name__}): they may be expired, or "
-            "the network away"
-        )
-    elif UNTRUSTED in str(error):
-        ours = ConfigError(
-            f"{sentence(error, doing)} (check the option ca: it signs the endpoint's certificate)"
-        )
-    elif isinstance(error, AWAY):
-        ours = ConnectionLost(sentence(error, doing))
-    else:
-        ours = ConfigError(sentence(error, doing))
-    ours.__cause__ = error
-    return ours
+def _no_token(error: Failure) -> bool:
+    """Whether google-auth got none, by itself or in a call of gRPC."""
+    return isinstance(error, GoogleAuthError) or "Getting metadata from plugin failed" in str(error)
 
 
-def refused(error: Exception, topic: str) -> Exception:
-    """Ours for why a message was not taken. ConnectionLost: it may be taken later."""
-    if isinstance(error, exceptions.NotFound):
-        ours: Exception = UnknownTopic(topic)
-    elif isinstance(error, exceptions.InvalidArgument) and "exceeds the limit" in str(error):
-        ours = MessageTooLarge(f"a message for {topic!r} is too large: {error.message}")
-    else:
-        ours = translated(error, f"publishing to {topic!r}")
-        if isinstance(ours, ConfigError):
-            ours = PublishError(str(ours))
-    ours.__cause__ = error
-    return ours
+def _untrusted(error: Failure) -> bool:
+    """Whether it is what OpenSSL says of a certificate that nobody whom we trust has signed."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
-def sentence(error: Exception | None, doing: str) -> str:
-    """What the service said, and what to do about it. Without an error it ended the stream politely."""
-    if error is None:
-        return f"{doing}: the service ended the stream"
-    said = getattr(error, "message", None) or str(error) or type(error).__name__
-    remedy = next((text for kind, text in _REMEDY.items() if isinstance(error, kind)), None)
-    return f"{doing}: {said}" + (f" ({remedy})" if remedy else "")
+def _too_large(error: Failure) -> bool:
+    return isinstance(error, exceptions.InvalidArgument) and "exceeds the limit" in str(error)
+
+
+def _said(error: Failure) -> str:
+    return str(getattr(error, "message", None) or sentence(error))
+
+
+ERRORS: Final = ErrorTable(
+    "pubsub",
+    on(
+        _no_token,
+        raises=ConnectionLost,
+        says="{doing}: Google gave no token for these credentials: they may be expired, or the network away",
+    ),
+    on(_untrusted, raises=ConfigError, hint="check the option ca: it signs the endpoint's certificate"),
+    on(_too_large, raises=ConfigError, publishing=MessageTooLarge, says="{doing}: it is too large: {said}"),
+    on(exceptions.NotFound, raises=ConfigError, publishing=UnknownTopic),
+    on(
+        exceptions.Unauthenticated,
+        raises=ConfigError,
+        hint="it does not accept these credentials: they are wrong, expired or of another service",
+    ),
+    on(
+        exceptions.PermissionDenied,
+        raises=ConfigError,
+        hint="these credentials may not do that: they need a role for it, such as Pub/Sub Editor; with declare=false, "
+        "Publisher or Subscriber is enough",
+    ),
+    on(exceptions.ResourceExhausted, raises=ConnectionLost, hint="a quota of the project is used up"),
+    on(*AWAY, raises=ConnectionLost),
+    on(*WRONG, raises=ConfigError),
+    client=(exceptions.GoogleAPIError, GoogleAuthError),
+    said=_said,
+)
 
 
 def failures(error: Exception) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from google.api_core import exceptions
 from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import Connection
-from things_kit.brokers.pubsub.errors import ERRORS, refused
+from things_kit.brokers.pubsub.errors import ERRORS
 from things_kit.brokers.pubsub.messages import Packer, Proto
 from things_kit.brokers.pubsub.names import topic_id
 from things_kit.brokers.pubsub.options import REQUEST_BYTES, Settings
@@ -107,10 +107,13 @@ class Publication:
             )
         else:
             try:
-                await self._connection.publisher.publish(
-                    types.PublishRequest.wrap(request), retry=None, timeout=self._settings.patience
-                )
-            except ERRORS as raised:
+                with self._connection.during(
+                    f"publishing to {topic!r}", through=(exceptions.GoogleAPIError,)
+                ):
+                    await self._connection.publisher.publish(
+                        types.PublishRequest.wrap(request), retry=None, timeout=self._settings.patience
+                    )
+            except (exceptions.GoogleAPIError, ConnectionLost) as raised:
                 error = raised
             else:
                 return
@@ -121,7 +124,7 @@ class Publication:
                 again = PUBLISH_REQUEST(topic=request.topic, messages=request.messages[half])
                 await self._send_request(topic, again, numbers[half])
             return
-        self._refuse(numbers, error if isinstance(error, MessageTooLarge) else refused(error, topic))
+        self._refuse(numbers, ERRORS.refusal(error, topic))
 
     def _refuse(self, numbers: Sequence[int], error: Exception) -> None:
         if isinstance(error, ConnectionLost):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -12,7 +12,7 @@ from google.api_core import exceptions
 from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
-from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures, sentence, translated
+from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures
 from things_kit.brokers.pubsub.messages import Unpacker
 from things_kit.brokers.pubsub.options import Settings
 from things_kit.engine.backoff import Backoff
@@ -28,6 +28,9 @@ BYTES: Final = 100 * 1024 * 1024
 FAREWELL: Final = 1.0
 """Seconds for what is on its way when a stream ends, and for giving it back."""
 
+LOOK: Final = 30.0
+"""Seconds after which a receiver that has nothing asks whether its topic is still there."""
+
 SHORT: Final = 1.0
 """A stream that lived no longer than that, and brought nothing, is no sign that the service is there."""
 
@@ -42,11 +45,35 @@ class Token(msgspec.Struct, eq=False, gc=False):
     message_id: str
 
 
+class Ending:
+    """Asks the stream that is being read to end, and those after it not to begin."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._over = asyncio.Event()
+
+    def ask(self) -> None:
+        """Tell the service that we have no more to say, upon which it ends the stream."""
+        self.asked = True
+        self._over.set()
+
+    @contextlib.contextmanager
+    def of_stream(self) -> Iterator[asyncio.Event]:
+        """Set when the stream is to end, and when it has ended: gRPC waits for what we say as long as we may."""
+        self._over = over = asyncio.Event()
+        if self.asked:
+            over.set()
+        try:
+            yield over
+        finally:
+            over.set()
+
+
 class PubSubReceiver:
     """A stream while somebody receives, and what it brought and was not settled yet.
 
     What is given back would come straight back over our own stream, so that is ended first, and opened anew by the next
-    `receive`. `closed` is called last, with whether the connection was lost before.
+    `receive`. `is_left` says whether the topic was deleted; `closed` is called last, with whether the connection was lost before.
     """
 
     def __init__(
@@ -57,8 +84,10 @@ class PubSubReceiver:
         path: str,
         *,
         exactly_once: bool,
+        is_left: Callable[[], Awaitable[bool]],
         closed: Callable[[bool], Awaitable[None]],
     ) -> None:
+        self.topic = subscription.topic
         self._connection = connection
         self._settings = settings
         self._lease = settings.options.lease
@@ -72,11 +101,13 @@ class PubSubReceiver:
         self._buffer: deque[Delivery] = deque()
         self._held: dict[str, Token] = {}
         self._arrived = asyncio.Event()
-        self._ending = asyncio.Event()
+        self._ending = Ending()
         self._reading: asyncio.Task[None] | None = None
         self._answered = False
         self._giving_back = False
         self._failure: Exception | None = None
+        self._is_left = is_left
+        self._look = asyncio.get_running_loop().time() + LOOK
         self._closed = closed
 
     # --- receiving
@@ -89,6 +120,7 @@ class PubSubReceiver:
                 raise self._failure
             if not self._giving_back:
                 self._begin()
+            await self._look_for_topic()
             self._arrived.clear()
             try:
                 async with asyncio.timeout_at(ends):
@@ -98,12 +130,30 @@ class PubSubReceiver:
         buffer = self._buffer
         return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
 
+    def look(self) -> None:
+        """The topic is made anew: see whether it is the one that we are subscribed to."""
+        self._look = 0.0
+        self._arrived.set()
+
+    async def _look_for_topic(self) -> None:
+        """A topic leaves its subscriptions behind when it is deleted, and they get nothing of another of its name.
+
+        Raises:
+            ConnectionLost: This one is left, and empty; subscribing makes topic and subscription anew.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._held or now < self._look:
+            return
+        self._look = now + LOOK
+        if await self._is_left() and not self._held:
+            raise ConnectionLost(f"receiving {self._name}: the topic was deleted")
+
     def _begin(self) -> None:
         if self._reading is None:
-            self._ending = asyncio.Event()
+            self._ending = Ending()
             self._reading = asyncio.create_task(self._read(self._ending), name=f"{self._name} stream")
 
-    async def _read(self, ending: asyncio.Event) -> None:
+    async def _read(self, ending: Ending) -> None:
         try:
             await self._read_streams(ending)
         except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
@@ -111,46 +161,56 @@ class PubSubReceiver:
         finally:
             self._arrived.set()
 
-    async def _read_streams(self, ending: asyncio.Event) -> None:
+    async def _read_streams(self, ending: Ending) -> None:
         """Read one stream after the other: the service closes each after a while."""
         backoff, loop = Backoff(), asyncio.get_running_loop()
-        while not ending.is_set():
+        while not ending.asked:
             began, self._answered = loop.time(), False
             error: Exception | None = None
             try:
-                await self._read_stream(ending)
-            except ERRORS as raised:
+                with self._connection.streams.waiting():
+                    await self._read_stream(ending)
+            except Exception as raised:  # noqa: BLE001 - the table knows it, or takes it for an outage
                 error = raised
-            if ending.is_set():
+            if ending.asked:
                 return
-            if error is not None and not isinstance(error, AWAY):
+            if error is not None and not isinstance(error, (*AWAY, ConnectionLost)):
                 raise self._lost(error, f"receiving {self._name}") from error
             if not self._answered and loop.time() - began < SHORT:
-                raise ConnectionLost(sentence(error, f"receiving {self._name}")) from error
+                raise self._short(error) from error
             await backoff.wait()
 
-    async def _read_stream(self, ending: asyncio.Event) -> None:
-        async def requests() -> AsyncIterator[types.StreamingPullRequest]:
-            yield types.StreamingPullRequest(
-                subscription=self._path,
-                stream_ack_deadline_seconds=self._lease,
-                max_outstanding_messages=self._most,
-                max_outstanding_bytes=BYTES,
-                client_id=self._client_id,
-            )
-            await ending.wait()
+    def _short(self, error: Exception | None) -> Exception:
+        doing = f"receiving {self._name}"
+        if error is None:
+            return ConnectionLost(f"{doing}: the service ended the stream")
+        return ERRORS.translate(error, doing)
 
-        stream = await self._connection.streams.streaming_pull(
-            requests=requests(),
-            retry=None,
-            timeout=None,
-            metadata=[("x-goog-request-params", f"subscription={self._path}")],
+    async def _read_stream(self, ending: Ending) -> None:
+        channel = self._connection.streams
+        with ending.of_stream() as over:
+            stream = await channel.subscriber.streaming_pull(
+                requests=self._requests(over),
+                retry=None,
+                timeout=None,
+                metadata=[("x-goog-request-params", f"subscription={self._path}")],
+            )
+            async for response in stream:
+                channel.hear()
+                received: Any = types.StreamingPullResponse.pb(response).received_messages
+                if self._exactly_once:
+                    received = await self._still_ours(received)
+                self._take(received)
+
+    async def _requests(self, over: asyncio.Event) -> AsyncIterator[types.StreamingPullRequest]:
+        yield types.StreamingPullRequest(
+            subscription=self._path,
+            stream_ack_deadline_seconds=self._lease,
+            max_outstanding_messages=self._most,
+            max_outstanding_bytes=BYTES,
+            client_id=self._client_id,
         )
-        async for response in stream:
-            received: Any = types.StreamingPullResponse.pb(response).received_messages
-            if self._exactly_once:
-                received = await self._still_ours(received)
-            self._take(received)
+        await over.wait()
 
     def _take(self, received: Iterable[Any]) -> None:
         held, buffer, unpack = self._held, self._buffer, self._unpacker.unpack
@@ -177,7 +237,7 @@ class PubSubReceiver:
             lost = ConnectionLost(f"{doing}: the subscription was removed")
             lost.__cause__ = error
             return lost
-        return translated(error, doing)
+        return ERRORS.translate(error, doing)
 
     # --- settling
 
@@ -252,8 +312,9 @@ class PubSubReceiver:
         failed: dict[str, str] = {}
         for start in range(0, len(ack_ids), ACK_IDS):
             try:
-                await ask(ack_ids[start : start + ACK_IDS])
-            except ERRORS as error:
+                with self._connection.during(f"settling {self._name}", through=(exceptions.GoogleAPIError,)):
+                    await ask(ack_ids[start : start + ACK_IDS])
+            except (exceptions.GoogleAPIError, ConnectionLost) as error:
                 why = failures(error)
                 if not why:
                     self._failure = self._lost(error, f"settling {self._name}")
@@ -268,7 +329,7 @@ class PubSubReceiver:
         reading, self._reading = self._reading, None
         if reading is None:
             return
-        self._ending.set()
+        self._ending.ask()
         try:
             await asyncio.wait({reading}, timeout=FAREWELL)
         finally:
@@ -282,7 +343,7 @@ class PubSubReceiver:
             await self._hush()
         finally:
             self._buffer.clear()
-            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-                async with asyncio.timeout(FAREWELL):
-                    await self._give_back(list(self._held.values()))
-                    await self._closed(away)
+            for work in (self._give_back(list(self._held.values())), self._closed(away)):
+                with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+                    async with asyncio.timeout(FAREWELL):
+                        await work

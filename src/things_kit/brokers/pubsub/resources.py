@@ -1,7 +1,8 @@
 """Topics and subscriptions at the service: looked at, created, removed."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 from google.api_core import exceptions
@@ -9,7 +10,6 @@ from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
 from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
-from things_kit.brokers.pubsub.errors import ERRORS, translated
 from things_kit.brokers.pubsub.names import BETWEEN, subscription_id, topic_id
 from things_kit.brokers.pubsub.options import DAY, SHORTEST_LEASE, Settings
 from things_kit.engine.driver import Subscription
@@ -22,6 +22,9 @@ ORDERED: Final = (
     "delete the subscription, so that it is created anew, as this cannot be changed afterwards; or "
     'consume with ordering="none"'
 )
+
+
+_MISSING: Final = exceptions.NotFound
 
 
 class Resources:
@@ -44,89 +47,86 @@ class Resources:
 
     async def declare_topic(self, topic: str) -> None:
         """Create the topic if it is missing."""
-        path, doing = self.topic_path(topic), f"declaring {topic!r}"
-        try:
-            await self._connection.publisher.get_topic(topic=path, **self._bounds)
-        except exceptions.NotFound:
-            await self._create_topic(path, doing)
-        except ERRORS as error:
-            raise translated(error, doing) from error
+        if await self.find_topic(topic) is None:
+            await self._create_topic(self.topic_path(topic), f"declaring {topic!r}")
 
     async def _create_topic(self, path: str, doing: str) -> None:
         wanted = types.Topic(name=path)
         if retain := self._settings.options.retain:
             wanted.message_retention_duration = duration_pb2.Duration(seconds=retain)
-        try:
+        with suppress(exceptions.AlreadyExists), self._during(doing, exceptions.AlreadyExists):
             await self._connection.publisher.create_topic(wanted, **self._bounds)
-        except exceptions.AlreadyExists:
-            pass  # somebody else was quicker
-        except ERRORS as error:
-            raise translated(error, doing) from error
 
     async def find_topic(self, topic: str) -> types.Topic | None:
         """The topic as it is; None if it is missing."""
-        try:
+        with suppress(exceptions.NotFound), self._during(f"looking for the topic {topic!r}", _MISSING):
             return await self._connection.publisher.get_topic(topic=self.topic_path(topic), **self._bounds)
-        except exceptions.NotFound:
-            return None
-        except ERRORS as error:
-            raise translated(error, f"looking for the topic {topic!r}") from error
+        return None
 
     async def remove_topic(self, topic: str) -> None:
         """Delete the topic and its groups, whether created by us or by others under these names."""
-        path, doing = self.topic_path(topic), f"removing {topic!r}"
-        try:
-            for subscription in [name async for name in self._groups(path)]:
-                await self.remove_subscription(subscription)
-            await self._connection.publisher.delete_topic(topic=path, **self._bounds)
-        except exceptions.NotFound:
-            pass
-        except ERRORS as error:
-            raise translated(error, doing) from error
-
-    async def _groups(self, path: str) -> AsyncIterator[str]:
+        path = self.topic_path(topic)
         prefix = path.replace("/topics/", "/subscriptions/") + BETWEEN
+        with suppress(exceptions.NotFound), self._during(f"removing {topic!r}", _MISSING):
+            for name in [name async for name in self._subscriptions(path) if name.startswith(prefix)]:
+                await self.remove_subscription(name)
+            await self._connection.publisher.delete_topic(topic=path, **self._bounds)
+
+    async def subscriptions(self, topic: str) -> Sequence[str]:
+        """The full names of all subscriptions of a topic, of groups and others."""
+        with self._during(f"looking for the groups of {topic!r}"):
+            return [name async for name in self._subscriptions(self.topic_path(topic))]
+
+    async def _subscriptions(self, path: str) -> AsyncIterator[str]:
         listed = await self._connection.publisher.list_topic_subscriptions(topic=path, **self._bounds)
         async for name in listed:
-            if name.startswith(prefix):
-                yield name
+            yield name
 
-    async def subscriptions(self, topic: str) -> AsyncIterator[str]:
-        """The full names of all subscriptions of a topic, of groups and others."""
+    async def has_subscriptions(self, topic: str) -> bool | None:
+        """Whether a topic has any, or keeps what is published for those to come; None if we may not ask."""
         path = self.topic_path(topic)
+        doing = f"asking who is subscribed to {topic!r}"
         try:
-            async for name in await self._connection.publisher.list_topic_subscriptions(
-                topic=path, **self._bounds
-            ):
-                yield name
-        except ERRORS as error:
-            raise translated(error, f"looking for the groups of {topic!r}") from error
+            with self._during(doing, exceptions.NotFound, exceptions.PermissionDenied):
+                async for _ in self._subscriptions(path):
+                    return True
+                found = await self._connection.publisher.get_topic(topic=path, **self._bounds)
+        except exceptions.NotFound:
+            return False
+        except exceptions.PermissionDenied:
+            return None
+        return bool(found.message_retention_duration)
+
+    def _during(self, doing: str, *through: type[Exception]) -> AbstractContextManager[None]:
+        return self._connection.during(doing, through=through)
 
     # --- subscriptions
 
     async def remove_subscription(self, path: str) -> None:
         """Delete a subscription with what it has."""
-        try:
+        with suppress(exceptions.NotFound), self._during(f"removing {path}", _MISSING):
             await self._connection.subscriber.delete_subscription(subscription=path, **self._bounds)
-        except exceptions.NotFound:
-            pass
-        except ERRORS as error:
-            raise translated(error, f"removing {path}") from error
 
     async def find(self, topic: str, group: str) -> types.Subscription | None:
         """The group's subscription as it is; None if it is missing, or left over from a topic that was deleted."""
         path = self.subscription_path(topic, group)
         try:
-            found = await self._connection.subscriber.get_subscription(subscription=path, **self._bounds)
+            with self._during(f"looking for the group {group!r} of {topic!r}", _MISSING):
+                found = await self._connection.subscriber.get_subscription(subscription=path, **self._bounds)
         except exceptions.NotFound:
             return None
-        except ERRORS as error:
-            raise translated(error, f"looking for the group {group!r} of {topic!r}") from error
         if found.topic == DELETED:
             return None
         if found.topic != self.topic_path(topic):
             raise ConfigError(f"{path} is a subscription of another topic: {found.topic}")
         return found
+
+    async def is_left(self, topic: str, group: str) -> bool:
+        """Whether a group's subscription is left over from a topic that was deleted, or gone; not if we may not ask."""
+        try:
+            return await self.find(topic, group) is None
+        except ConfigError:
+            return False
 
     async def declare_group(
         self, topic: str, group: str, *, ephemeral: bool = False, earliest: bool = True
@@ -162,7 +162,8 @@ class Resources:
         doing = f"declaring the group {group!r} of {topic!r}"
         for _ in range(3):
             try:
-                return await self._connection.subscriber.create_subscription(wanted, **self._bounds)
+                with self._during(doing, exceptions.AlreadyExists, _MISSING):
+                    return await self._connection.subscriber.create_subscription(wanted, **self._bounds)
             except exceptions.AlreadyExists:
                 found = await self.find(topic, group)
                 if found is not None:
@@ -170,28 +171,22 @@ class Resources:
                 await self.remove_subscription(wanted.name)  # left over, and never to get a message again
             except exceptions.NotFound:
                 await self._create_topic(wanted.topic, doing)
-            except ERRORS as error:
-                raise translated(error, doing) from error
         raise ConfigError(f"{doing}: somebody else removes it again and again")
 
     async def _rewind(self, path: str) -> None:
         """Back to the earliest message that the topic has kept."""
         since = timestamp_pb2.Timestamp(seconds=int(time.time()) - self._settings.options.retain)
         request = types.SeekRequest(subscription=path, time=since)
-        try:
+        with self._during(f"going back to the earliest message of {path}"):
             await self._connection.subscriber.seek(request, **self._bounds)
-        except ERRORS as error:
-            raise translated(error, f"going back to the earliest message of {path}") from error
 
     async def _make_exactly_once(self, found: types.Subscription) -> types.Subscription:
         found.enable_exactly_once_delivery = True
         mask = field_mask_pb2.FieldMask(paths=["enable_exactly_once_delivery"])
-        try:
+        with self._during(f"changing {found.name} to exactly-once delivery"):
             return await self._connection.subscriber.update_subscription(
                 subscription=found, update_mask=mask, **self._bounds
             )
-        except ERRORS as error:
-            raise translated(error, f"changing {found.name} to exactly-once delivery") from error
 
     async def join(self, subscription: Subscription) -> bool:
         """Have a subscription that can be received from as asked; returns whether its delivery is exactly-once.

@@ -1,6 +1,7 @@
 """Pub/Sub for tests: a stand-in for Google's service, as a process that survives being killed."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -75,6 +76,49 @@ class PubSubServer(ServerProcess):
         """Break all connections there are."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGUSR1)
+
+
+class PubSubEmulator(ServerProcess):
+    """Google's own emulator on 127.0.0.1, where it is installed (Debian: google-cloud-cli-pubsub-emulator). It keeps nothing."""
+
+    name: ClassVar[str] = "pubsub-emulator"
+
+    @property
+    def endpoint(self) -> str:
+        """HOST:PORT, as Google's clients take it ($PUBSUB_EMULATOR_HOST)."""
+        return f"127.0.0.1:{self.ports[0]}"
+
+    @property
+    def url(self) -> str:
+        """What `connect` takes."""
+        return pubsub_url(self.endpoint)
+
+    def prepare(self) -> None:
+        """Look for it."""
+        _emulator()
+
+    def command(self) -> Sequence[str | Path]:
+        """The emulator without its launcher, which would stay beside it."""
+        return ["java", "-Xmx512m", "-jar", _emulator(), "--host=127.0.0.1", f"--port={self.ports[0]}"]
+
+    def check(self) -> None:
+        """It speaks HTTP/1 as well."""
+        with socket.create_connection(("127.0.0.1", self.ports[0]), timeout=5) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            if not connection.recv(9).startswith(b"HTTP/1.1"):
+                raise ConnectionError("it hung up")
+
+
+def _emulator() -> Path:
+    """The archive that is the emulator."""
+    gcloud = shutil.which("gcloud")
+    if gcloud is not None and shutil.which("java") is not None:
+        for root in (Path(gcloud).resolve().parents[1], Path("/usr/lib/google-cloud-sdk")):
+            for found in root.glob("platform/pubsub-emulator/lib/cloud-pubsub-emulator-*-all.jar"):
+                return found
+    raise ServerUnavailable(
+        "Google's Pub/Sub emulator is not installed: google-cloud-cli-pubsub-emulator, and Java"
+    )
 
 
 class RunningPubSub(RunningServer, Protocol):

@@ -38,10 +38,15 @@ class Lane:
 
 
 class Taker:
-    """A stream or a pull: takes up to `capacity` messages at once."""
+    """A stream or a pull: takes up to `capacity` messages at once. A stream says which `client` it is of.
 
-    def __init__(self, capacity: int, deadline: int) -> None:
-        self.capacity, self.deadline = capacity, deadline
+    Whoever lets messages expire may have gone without a word, and is asked last.
+    """
+
+    def __init__(self, capacity: int, deadline: int, client: str = "") -> None:
+        self.capacity, self.deadline, self.client = capacity, deadline, client
+        self.followed = False
+        self.late = 0
         self.taken: list[Proto] = []
         self.holding = 0
         self.woken = asyncio.Event()
@@ -75,6 +80,23 @@ class Subscribed:
             lane.entries.append(entry)
             self._queue(lane)
 
+    def join(self, taker: Taker) -> None:
+        """A stream or pull begins. A stream of the same client has gone, told or not: what it has is this one's."""
+        for before in [each for each in self.takers if taker.client and each.client == taker.client]:
+            self.leave(before)
+            before.followed = True
+            before.woken.set()
+            for entry in self.entries.values():
+                if entry.taker is before:
+                    entry.taker = taker
+                    taker.holding += 1
+        self.takers.append(taker)
+
+    def leave(self, taker: Taker) -> None:
+        """It ends, if it was not followed by another before."""
+        if taker in self.takers:
+            self.takers.remove(taker)
+
     def _queue(self, lane: Lane) -> None:
         if not lane.queued:
             lane.queued = True
@@ -90,7 +112,7 @@ class Subscribed:
                 if not self._deliver_lane(each, free):
                     waiting.append(each)
             elif each.number in self.entries and each.taker is None:
-                self._hand(each, min(free, key=lambda taker: taker.holding))
+                self._hand(each, min(free, key=_load))
         for each in waiting:
             if isinstance(each, Lane):
                 self._queue(each)
@@ -98,7 +120,7 @@ class Subscribed:
     def _deliver_lane(self, lane: Lane, free: list[Taker]) -> bool:
         """False if it must wait for room with whom it is."""
         owner = next((entry.taker for entry in lane.entries if entry.taker is not None), None)
-        taker = owner or min(free, key=lambda taker: taker.holding)
+        taker = owner or min(free, key=_load)
         for entry in lane.entries:
             if entry.taker is not None:
                 continue
@@ -185,4 +207,9 @@ class Subscribed:
         now = time.monotonic()
         for entry in [each for each in self.by_ack_id.values() if each.taker and each.deadline < now]:
             if entry.taker is not None:
+                entry.taker.late += 1
                 self._give_back(entry)
+
+
+def _load(taker: Taker) -> tuple[int, int]:
+    return taker.late, taker.holding

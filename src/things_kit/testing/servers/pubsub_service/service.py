@@ -263,14 +263,14 @@ class Service:
         subscribed = self._subscription(request.subscription)
         _obey_fault(subscribed.settings)
         taker = Taker(min(request.max_messages, 1000), 0)
-        subscribed.takers.append(taker)
+        subscribed.join(taker)
         try:
             subscribed.deliver()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PULL):
                     await taker.woken.wait()
         finally:
-            subscribed.takers.remove(taker)
+            subscribed.leave(taker)
         return PULLED(received_messages=taker.take())
 
     async def streaming_pull(self, requests: AsyncIterator[Proto]) -> AsyncIterator[Proto]:
@@ -283,21 +283,22 @@ class Service:
             raise Refusal(Code.FAILED_PRECONDITION, "Subscription is configured for push.")
         if not 1 <= first.stream_ack_deadline_seconds <= 600:
             raise Refusal(Code.INVALID_ARGUMENT, "The ack deadline must be from 10 to 600 seconds.")
-        taker = Taker(first.max_outstanding_messages or 1000, first.stream_ack_deadline_seconds)
-        subscribed.takers.append(taker)
+        capacity = first.max_outstanding_messages or 1000
+        taker = Taker(capacity, first.stream_ack_deadline_seconds, first.client_id)
+        subscribed.join(taker)
         ended = asyncio.create_task(_end(requests, taker))
         try:
             subscribed.deliver()
             while self.subscriptions.get(name) is subscribed:
                 if taken := taker.take():
                     yield STREAMED(received_messages=taken)
-                elif ended.done():
+                elif ended.done() or taker.followed:
                     return
                 else:
                     await taker.woken.wait()
             raise Refusal(Code.NOT_FOUND, f"Resource not found (resource={name.rpartition('/')[2]}).")
         finally:
-            subscribed.takers.remove(taker)
+            subscribed.leave(taker)
             ended.cancel()
             subscribed.deliver()
 
