@@ -292,11 +292,11 @@ async def test_the_doctor_finds_a_group_that_is_missing_and_one_that_nobody_cons
 ) -> None:
     question = Question(topic=topic, group="g")
     missing = {finding.what for finding in await diagnose(broker, question) if finding.level == "error"}
-    assert any("There is no queue" in what for what in missing)
+    assert any("It has no queue" in what for what in missing)
     await broker.declare(topic, groups=["g"])
     await broker.producer().publish(Message(topic, b"x"))
     [stuck] = [finding for finding in await diagnose(broker, question) if finding.level == "error"]
-    assert "nobody consumes it" in stuck.what
+    assert "nobody receives" in stuck.what
     assert stuck.remedy
 
 

@@ -33,7 +33,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 ResultT = TypeVar("ResultT")
 
@@ -371,10 +371,10 @@ class RabbitMQDriver:
             raise translated(error) from error
         return found.message_count, found.consumer_count
 
-    # --- findings
+    # --- facts
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the broker, the topic and the group."""
-        from things_kit.brokers.rabbitmq.doctor import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How things are at the broker."""
+        from things_kit.brokers.rabbitmq.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await examine(self._link, self._answered, self._names, self._settings, question)
+        return await facts_of(self._link.properties, self._answered, self._names, self._settings, question)
