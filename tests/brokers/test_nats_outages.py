@@ -91,3 +91,111 @@ async def test_what_was_held_when_the_connection_broke_comes_again_without_waiti
             await eventually(settled, 15)
             assert set(seen.attempts) == {1}
             await broker.remove(topic)
+
+
+async def test_a_connection_that_falls_silent_is_replaced_and_what_is_published_meanwhile_goes_through(
+    nats_server: NATSServer,
+) -> None:
+    topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
+    async with Relay(nats_server.ports[0]) as relay, connect(nats_server.url) as outside:
+        async with (
+            connect(f"nats://127.0.0.1:{relay.port}") as broker,
+            broker.consumer(topic, group="g", handler=seen, dead_letter=None) as consumer,
+        ):
+            await broker.producer().publish(Message(topic, b"before"))
+            await seen.until_done(1, 10)
+            relay.half_open()
+            silent_since = asyncio.get_running_loop().time()
+            publishing = asyncio.create_task(broker.producer().publish(Message(topic, b"inside")))
+            await outside.producer().publish(Message(topic, b"outside"))
+            await seen.until_done(3, 30)
+            await publishing
+            assert asyncio.get_running_loop().time() - silent_since < 30
+            assert consumer.health().reason is None
+        await outside.remove(topic)
+
+
+async def test_an_idle_connection_that_falls_silent_is_noticed_by_a_consumer_alone(
+    nats_server: NATSServer,
+) -> None:
+    topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
+    async with Relay(nats_server.ports[0]) as relay, connect(nats_server.url) as outside:
+        async with (
+            connect(f"nats://127.0.0.1:{relay.port}") as broker,
+            broker.consumer(topic, group="g", handler=seen, dead_letter=None),
+        ):
+            relay.half_open()
+            await outside.producer().publish(Message(topic, b"outside"))
+            await seen.until_done(1, 30)
+        await outside.remove(topic)
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_stop_and_close_end_in_time_though_the_server_does_not_answer(
+    own_nats: NATSServer, how: str
+) -> None:
+    topic, seen, loop = f"orders-{uuid4().hex[:10]}", Recorder(Gate()), asyncio.get_running_loop()
+    broker = connect(own_nats.url)
+    try:
+        await broker.open()
+        consumer = broker.consumer(topic, group="g", handler=seen, concurrency=4, drain_timeout=0.5)
+        await consumer.start()
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
+        await seen.until_began(4, 10)
+        await asyncio.to_thread(own_nats.pause if how == "frozen" else own_nats.kill)
+        begun = loop.time()
+        await consumer.stop()
+        assert loop.time() - begun < 0.5 + 5
+        closing = loop.time()
+        await broker.close()
+        assert loop.time() - closing < 4.5
+    finally:
+        own_nats.resume()
+        await asyncio.to_thread(own_nats.start)
+
+
+@pytest.mark.parametrize("how", ["stream deleted", "stream declared again", "group deleted"])
+async def test_a_consumer_and_a_producer_go_on_after_what_an_operator_deletes(
+    nats_server: NATSServer, how: str
+) -> None:
+    """What is confirmed once the deletion took effect is handled, once or more often."""
+    topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
+    async with connect(nats_server.url) as broker, connect(nats_server.url) as operator:
+        if how == "stream declared again" and operator.transmission.driver._connection.version.startswith(
+            "2.9."
+        ):  # type: ignore[attr-defined]
+            pytest.skip("a server of 2.9 can lose what a stream took that was made anew at once")
+        confirmed: list[bytes] = []
+        deleted = asyncio.Event()
+        ends = asyncio.Event()
+
+        async def publish() -> None:
+            number = 0
+            while not ends.is_set():
+                value, after = b"%d" % number, deleted.is_set()
+                await broker.producer().publish(Message(topic, value))
+                if after:
+                    confirmed.append(value)
+                number += 1
+
+        async with broker.consumer(topic, group="g", handler=seen, concurrency=4, dead_letter=None):
+            publishing = asyncio.create_task(publish())
+            await seen.until_done(20, 10)
+            if how == "group deleted":
+                await (await operator.transmission.driver._streams()).leave(topic, "g")  # type: ignore[attr-defined]
+            else:
+                await operator.remove(topic)
+            if how == "stream declared again":
+                await operator.declare(topic, groups=["g"])
+            deleted.set()
+            await eventually(lambda: publishing.done() or len(confirmed) > 50, 20)
+            ends.set()
+            await publishing
+
+            def missing() -> list[bytes]:
+                return sorted(set(confirmed) - set(seen.values), key=int)
+
+            await eventually(
+                lambda: not missing(), 20, f"all of {len(confirmed)} that were confirmed are handled"
+            )
+        await operator.remove(topic)

@@ -27,7 +27,7 @@ from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.publications import Publications
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
 from things_kit.brokers.nats.records import raw_headers, size_of
-from things_kit.brokers.nats.streams import Streams
+from things_kit.brokers.nats.streams import Streams, Vanished
 from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
@@ -61,6 +61,7 @@ class NATSDriver:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._past = Past()
+        self._vanished = Vanished()
         self._publications = Publications(settings.url.engine.publish_timeout)
         self._by_id = settings.options.deduplicate == "id"
 
@@ -96,7 +97,7 @@ class NATSDriver:
 
     async def ping(self) -> None:
         """Ask JetStream for an answer."""
-        await Streams(await self._connected(), self._settings.options).account()
+        await (await self._streams()).account()
 
     async def _connected(self) -> Connection:
         """The connection, made anew if it was lost, to any of the servers."""
@@ -125,7 +126,10 @@ class NATSDriver:
         raise ConnectionLost("; ".join(map(str, failures))) from failures[-1]
 
     async def _streams(self) -> Streams:
-        return Streams(await self._connected(), self._settings.options)
+        return self._streams_over(await self._connected())
+
+    def _streams_over(self, connection: Connection) -> Streams:
+        return Streams(connection, self._settings.options, self._vanished)
 
     # --- topics
 
@@ -145,7 +149,7 @@ class NATSDriver:
         except ConfigError:
             return
         connection = await self._connected()
-        stream = await Streams(connection, self._settings.options).remove(topic)
+        stream = await self._streams_over(connection).remove(topic)
         if stream is not None:
             await Attempts(connection, self._settings).forget(stream)
 
@@ -219,15 +223,16 @@ class NATSDriver:
         topic, group = subscription.topic, subscription.group
         check_topic(topic)
         connection = await self._connected()
-        streams = Streams(connection, self._settings.options)
+        streams = self._streams_over(connection)
         if subscription.create:
+            await self.declare(topic, ())
             start = self._past.places.get((topic, group), subscription.start)
             found = await streams.join(topic, group, start, ephemeral=subscription.ephemeral)
         elif subscription.ephemeral:
             found = await streams.join_existing(topic, group)
         else:
             found = await streams.existing(topic, group)
-        receiver = NATSReceiver(connection, self._settings, subscription, found, self._past)
+        receiver = NATSReceiver(connection, self._settings, streams, subscription, found, self._past)
         await receiver.begin()
         return receiver
 

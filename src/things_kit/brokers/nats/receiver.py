@@ -23,10 +23,11 @@ from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.nats")
 
-EXPIRES: Final = 30.0
-"""Seconds that a request for messages stays at the server."""
+EXPIRES: Final = 8.0
+"""Seconds that a request for messages stays at the server. One that came over a connection which fell silent is answered as
+long, and what answers it waits for its lease."""
 
-HEARTBEAT: Final = 4.0
+HEARTBEAT: Final = 2.5
 """Seconds after which the server says that a request is still there."""
 
 LOOK: Final = 10.0
@@ -76,6 +77,7 @@ class NATSReceiver:
         self,
         connection: Connection,
         settings: Settings,
+        streams: Streams,
         subscription: Subscription,
         group: Group,
         past: Past,
@@ -84,7 +86,7 @@ class NATSReceiver:
         self._known = (subscription.topic, subscription.group)
         self._lease = settings.options.lease
         self._connection = connection
-        self._streams = Streams(connection, settings.options)
+        self._streams = streams
         self._attempts = Attempts(connection, settings)
         self._subscription = subscription
         self._group = group

@@ -1,5 +1,6 @@
 """Topics and groups as JetStream has them: streams and their durable pull consumers."""
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,6 +17,7 @@ from things_kit.brokers.nats.answers import (
 )
 from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.options import NATSOptions, durable_names, escaped
+from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
 
@@ -51,12 +53,42 @@ class Group(msgspec.Struct, frozen=True):
         return found
 
 
+REST: Final = 0.5
+"""Seconds for which a stream that was there, and is gone, is not made anew. A server of 2.9 forgets a stream before it
+deletes its files, and would delete those of a new one of that name, with what it has confirmed."""
+
+
+class Vanished:
+    """When topics that had a stream were first seen without one."""
+
+    def __init__(self) -> None:
+        self._missed: dict[str, float | None] = {}
+
+    def there(self, topic: str) -> None:
+        """It has a stream."""
+        self._missed[topic] = None
+
+    def removed(self, topic: str) -> None:
+        """Its stream was deleted, and the server has said that this is done."""
+        self._missed.pop(topic, None)
+
+    def missing(self, topic: str) -> None:
+        """It has no stream. Raises ConnectionLost while it is not to be made anew."""
+        if topic not in self._missed:
+            return
+        now = asyncio.get_running_loop().time()
+        missed = self._missed[topic] = self._missed[topic] or now
+        if now - missed < REST:
+            raise ConnectionLost(f"the stream of {topic!r} was deleted a moment ago")
+
+
 class Streams:
     """Asks JetStream through one connection. Every method raises ConnectionLost, and ConfigError for what is refused."""
 
-    def __init__(self, connection: Connection, options: NATSOptions) -> None:
+    def __init__(self, connection: Connection, options: NATSOptions, vanished: Vanished) -> None:
         self._connection = connection
         self._options = options
+        self._vanished = vanished
 
     async def _ask(
         self, doing: str, where: str, /, *, fine: tuple[int, ...] = (), **question: Any
@@ -91,15 +123,17 @@ class Streams:
         )
 
     async def declare(self, topic: str) -> str:
-        """The stream of a topic, created if there is none."""
+        """The stream of a topic, created if there is none. Raises ConnectionLost if there was one a moment ago."""
         found = await self.find(topic)
         if found is None:
+            self._vanished.missing(topic)
             wanted = self._options.stream or escaped(topic)
             if self._options.stream and (there := await self.stream(wanted)):
                 await self._widen(wanted, there, topic)
             else:
                 await self._create(wanted, topic)
             found = wanted
+        self._vanished.there(topic)
         return found
 
     async def _create(self, name: str, topic: str) -> None:
@@ -138,6 +172,7 @@ class Streams:
         doing = f"removing {topic!r}"
         if info["config"].get("subjects") == [topic]:
             await self._ask(doing, f"STREAM.DELETE.{name}", fine=(STREAM_NOT_FOUND,))
+            self._vanished.removed(topic)
             return name
         for consumer in await self.consumers(name):
             if consumer["config"].get("filter_subject") == topic:
