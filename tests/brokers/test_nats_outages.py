@@ -1,6 +1,7 @@
 """What happens to messages on their way when a server dies or a connection breaks."""
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -161,9 +162,8 @@ async def test_a_consumer_and_a_producer_go_on_after_what_an_operator_deletes(
     """What is confirmed once the deletion took effect is handled, once or more often."""
     topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
     async with connect(nats_server.url) as broker, connect(nats_server.url) as operator:
-        if how == "stream declared again" and operator.transmission.driver._connection.version.startswith(
-            "2.9."
-        ):  # type: ignore[attr-defined]
+        driver: Any = operator.transmission.driver
+        if how == "stream declared again" and driver._connection.version.startswith("2.9."):
             pytest.skip("a server of 2.9 can lose what a stream took that was made anew at once")
         confirmed: list[bytes] = []
         deleted = asyncio.Event()
@@ -182,7 +182,7 @@ async def test_a_consumer_and_a_producer_go_on_after_what_an_operator_deletes(
             publishing = asyncio.create_task(publish())
             await seen.until_done(20, 10)
             if how == "group deleted":
-                await (await operator.transmission.driver._streams()).leave(topic, "g")  # type: ignore[attr-defined]
+                await (await driver._streams()).leave(topic, "g")
             else:
                 await operator.remove(topic)
             if how == "stream declared again":
