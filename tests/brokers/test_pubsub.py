@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from things_kit import BrokerUnavailable, ConfigError, Message, MessageTooLarge, PublishError, connect
-from things_kit.brokers.pubsub.doctor import judge_subscription, judge_topic
 from things_kit.brokers.pubsub.errors import ERRORS, failures
+from things_kit.brokers.pubsub.facts import add_group, add_topic
 from things_kit.brokers.pubsub.messages import PUBSUB_MESSAGE, Order, Packer, Unpacker
 from things_kit.brokers.pubsub.names import subscription_id, topic_id, topic_of
 from things_kit.brokers.pubsub.options import DAY, Settings
-from things_kit.engine.diagnosis import Question
-from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.conclusions import conclude
+from things_kit.engine.driver import Capabilities, ConnectionLost, UnknownTopic
+from things_kit.engine.facts import Facts, Question
 from things_kit.engine.url import BrokerURL
 
 NOW = datetime(2026, 11, 23, 18, 40, 7, 369139, tzinfo=UTC)
@@ -324,13 +325,25 @@ def subscription(**fields: Any) -> types.Subscription:
     )
 
 
-def levels(found: types.Subscription, question: Question | None = None, *, ordered: bool = True) -> list[str]:
-    findings = judge_subscription("group billing", found, question or Question(), ordered=ordered)
-    return [finding.level for finding in findings]
+def levels(facts: Facts, retry_span: float | None = None) -> list[str]:
+    question = Question("orders", "billing", retry_span=retry_span)
+    return [finding.level for finding in conclude(facts, question, Capabilities(), declares=True)]
+
+
+def of_group(found: types.Subscription, retry_span: float | None = None) -> list[str]:
+    facts = Facts()
+    add_group(facts, "orders", "billing", found, ordered=True)
+    return [level for level in levels(facts, retry_span) if level != "ok"]
+
+
+def of_topic(topic: types.Topic, *groups: str) -> list[str]:
+    facts = Facts()
+    add_topic(facts, "orders", topic, groups)
+    return levels(facts)
 
 
 def test_a_subscription_as_we_make_it_is_well() -> None:
-    assert levels(subscription()) == ["ok"]
+    assert of_group(subscription()) == []
 
 
 @pytest.mark.parametrize(
@@ -348,16 +361,17 @@ def test_a_subscription_as_we_make_it_is_well() -> None:
     ids=str,
 )  # fmt: skip
 def test_what_would_lose_or_hold_up_messages_is_found(fields: dict[str, Any], level: str) -> None:
-    assert levels(subscription(**fields)) == [level, "ok"]
+    assert of_group(subscription(**fields)) == [level]
 
 
 def test_a_retention_shorter_than_the_retries_is_an_error() -> None:
-    assert levels(subscription(), Question(retry_span=8.0 * DAY)) == ["error", "ok"]
-    assert levels(subscription(), Question(retry_span=6.0 * DAY)) == ["ok"]
+    assert of_group(subscription(), retry_span=8.0 * DAY) == ["error"]
+    assert of_group(subscription(), retry_span=6.0 * DAY) == []
 
 
 def test_a_topic_that_nobody_gets_anything_of_is_a_warning() -> None:
-    assert [each.level for each in judge_topic("topic orders", types.Topic(), [])] == ["warning", "ok"]
-    assert [each.level for each in judge_topic("topic orders", types.Topic(), ["a"])] == ["ok"]
+    assert of_topic(types.Topic()) == ["warning"]
+    assert of_topic(types.Topic(), "a") == ["ok"]
+    assert of_topic(types.Topic(message_retention_duration=duration_pb2.Duration(seconds=DAY))) == []
     schema = types.Topic(schema_settings=types.SchemaSettings(schema="s"))
-    assert [each.level for each in judge_topic("topic orders", schema, ["a"])] == ["warning", "ok"]
+    assert of_topic(schema, "a") == ["ok", "warning"]

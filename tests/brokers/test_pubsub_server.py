@@ -750,7 +750,7 @@ async def test_doctor_names_what_is_missing(pubsub: PubSubServer, broker: Broker
     await broker.declare(f"{topic}-dlq")
     found = await findings(broker, topic=topic, group="billing")
     assert has(found, "warning", f"topic {topic}", "drops what is published")
-    assert has(found, "warning", "group billing", "has no subscription")
+    assert has(found, "error", "group billing", "has no subscription")
     assert has(found, "error", f"dead letter {topic}-dlq", "dead-letters")
 
 

@@ -27,7 +27,7 @@ from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
 
 class PubSubDriver:
@@ -157,8 +157,8 @@ class PubSubDriver:
         self._check_open()
         return None
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the topic and the group."""
-        from things_kit.brokers.pubsub.doctor import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How the topic and its subscriptions are."""
+        from things_kit.brokers.pubsub.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await examine(self._resources, self._settings, question)
+        return await facts_of(self._resources, self._settings, question)
