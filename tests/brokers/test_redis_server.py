@@ -18,6 +18,7 @@ from things_kit.brokers.redis.errors import translated
 from things_kit.brokers.redis.keys import CONSUMER, delayed_key
 from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
+from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -177,6 +178,64 @@ async def test_a_cancelled_receive_loses_and_doubles_nothing(driver: RedisDriver
     while len(values) < 20:
         values += [d.message.value for d in await received(receiver, 1)]
     assert values == [b"%d" % number for number in range(20)]
+    await receiver.close()
+
+
+async def test_what_is_put_back_and_taken_again_before_the_answer_is_handed_out(
+    driver: RedisDriver, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has put it back and the answer is on its way: whoever looks then gets it, and so does its handler."""
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    await driver.send([Message(topic, b"x", id="1")])
+    [first] = await received(receiver, 1)
+    answered, on_its_way = asyncio.Event(), asyncio.Event()
+    execute = driver.client.execute_command
+
+    async def late(*words: Any, **options: Any) -> Any:
+        answer = await execute(*words, **options)
+        if scripts.RELEASE.digest in words:
+            on_its_way.set()
+            await answered.wait()
+        return answer
+
+    monkeypatch.setattr(driver.client, "execute_command", late)
+    settling = asyncio.create_task(receiver.settle([], [Release(first, attempt=2)]))
+    await on_its_way.wait()
+    [again] = await received(receiver, 1)
+    answered.set()
+    await settling
+    assert (again.message.value, again.message.attempt) == (b"x", 2)
+    assert not await receiver.receive(1, 0), "and is nobody else's"
+    await receiver.settle([again], [])
+    assert await driver.lag(topic, "g") == 0
+    await receiver.close()
+
+
+async def test_what_is_on_its_way_back_when_its_lease_ends_is_handed_out_once(
+    driver: RedisDriver, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look claims it from ourselves before the server has put it back."""
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    await driver.send([Message(topic, b"x", id="1")])
+    [first] = await received(receiver, 1)
+    put_back, on_its_way = asyncio.Event(), asyncio.Event()
+    execute = driver.client.execute_command
+
+    async def late(*words: Any, **options: Any) -> Any:
+        if scripts.RELEASE.digest in words:
+            on_its_way.set()
+            await put_back.wait()
+        return await execute(*words, **options)
+
+    monkeypatch.setattr(driver.client, "execute_command", late)
+    settling = asyncio.create_task(receiver.settle([], [Release(first, attempt=2)]))
+    await on_its_way.wait()
+    assert not await receiver.receive(1, 1.0), "longer than the lease"
+    put_back.set()
+    await settling
+    [again] = await received(receiver, 1)
+    assert again.message.attempt == 2
+    assert not await receiver.receive(1, 0)
     await receiver.close()
 
 
@@ -374,6 +433,44 @@ async def test_lag_is_right_where_redis_has_lost_count(redis: RedisServer, clien
         [found] = await client.xinfo_groups(topic)
         assert found["lag"] is None
         assert await broker.lag(topic, "g") == 10_500
+
+
+@pytest.mark.parametrize("how", ["MAXLEN", "MINID", "XDEL"])
+async def test_lag_returns_to_nothing_after_unread_entries_were_trimmed(
+    driver: RedisDriver, client: Any, topic: str, how: str
+) -> None:
+    """Redis 7.0 counts them for ever."""
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(20)])
+    await receiver.settle(await received(receiver, 5), [])
+    entries = [entry for entry, _ in await client.xrange(topic)]
+    if how == "XDEL":
+        await client.xdel(topic, *entries[:12])
+    elif how == "MAXLEN":
+        await client.xtrim(topic, maxlen=8, approximate=False)
+    else:
+        await client.xtrim(topic, minid=entries[12], approximate=False)
+    assert await driver.lag(topic, "g") == 8
+    await receiver.settle(await received(receiver, 8), [])
+    assert await driver.lag(topic, "g") == 0
+    assert not await receiver.receive(1, 0.3), "it has looked around, and set the count right"
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(20, 25)])
+    await received(receiver, 2)
+    assert await driver.lag(topic, "g") == 5
+    await receiver.close()
+
+
+async def test_a_bridge_that_runs_until_empty_ends_though_unread_entries_were_trimmed(
+    redis: RedisServer, client: Any, topic: str
+) -> None:
+    async with connect(redis.url) as source, connect("memory://") as target:
+        await publish(source, topic, 5)
+        for count in (5, 8):
+            async with Bridge(source, target, [topic]) as bridge:
+                await asyncio.wait_for(bridge.until_empty(), 10)
+            assert bridge.moved == count
+            await publish(source, topic, 20)
+            await client.xtrim(topic, maxlen=8, approximate=False)
 
 
 # --- names

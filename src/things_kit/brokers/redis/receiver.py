@@ -58,6 +58,7 @@ class RedisReceiver:
         self._consumer = consumer_name()
         self._keys = topic, delayed_key(topic, group)
         self._held: dict[bytes, None] = {}
+        self._leaving: set[bytes] = set()  # being put back: by now it may be there, or still with us
         self._cursor: bytes = b"0-0"
         self._look_at = 0.0
         self._block_until = 0.0
@@ -99,8 +100,11 @@ class RedisReceiver:
             self._look_at = loop.time()
         elif due >= 0:
             self._look_at = min(self._look_at, loop.time() + due / 1000)
-        # What we hold ourselves was late to be renewed, as this process stood still: now it is
-        new = [entry for entry in taken if entry[0] not in self._held]
+        # What we hold ourselves was late to be renewed, as this process stood still: now it is. What had been put back is
+        # new, though the answer that says so may still be on its way
+        new = [
+            entry for entry in taken if entry[3] or not (entry[0] in self._held or entry[0] in self._leaving)
+        ]
         new.sort(key=lambda entry: position(entry[0]))
         attempts = {entry[0]: entry[2] for entry in new}
         deliveries = self._unpacked([(entry[0], entry[1]) for entry in new])
@@ -143,7 +147,7 @@ class RedisReceiver:
             "the group %r of %r is gone from Redis: it begins again after %s, where the stream still is",
             group, topic, self._place.decode(),
         )  # fmt: skip
-        self._home.gone(self._subscription, self._place, list(self._held))
+        self._home.gone(self._subscription, self._place, [*self._held, *self._leaving])
         return ConnectionLost(f"the group {group!r} of {topic!r} is gone from Redis")
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
@@ -166,10 +170,13 @@ class RedisReceiver:
                 (given.delivery.token, max(0, round(given.delay * 1000)), given.attempt)
                 for given in released[start : start + PAGE]
             ]
+            entries = {entry for entry, _, _ in rows}
+            for entry in entries:
+                self._held.pop(entry, None)
+            self._leaving |= entries
             words = (word for row in rows for word in row)
             await scripts.RELEASE(self._home.client, self._keys, group, self._consumer, *words)
-            for entry, _, _ in rows:
-                self._held.pop(entry, None)
+            self._leaving -= entries
         soonest = asyncio.get_running_loop().time() + max(0.0, min(given.delay for given in released))
         self._look_at = min(self._look_at, soonest)
         if soonest < self._block_until:

@@ -5,6 +5,10 @@ member of the sorted set of delayed messages, scored by the time it is due (mill
 `ID ATTEMPT`, the ID padded with zeros so that members of one score are in the order of the stream. In a consumer's hands the
 attempt is the entry's delivery count.
 
+How many entries a group has yet to read is counted by Redis from 7.0 on, but wrongly once some of them were trimmed:
+what it counts never returns to 0. It is known without counting where the group is at the stream's end, or before its
+beginning; a consumer that looks around then sets it right.
+
 Every script adds to one place before it takes from the other: a server without memory may refuse the first.
 """
 
@@ -41,6 +45,23 @@ local function named(flat)
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   return fields
 end
+local function its_group()
+  for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local found = named(flat)
+    if found.name == group then return found end
+  end
+end
+local function unread_for_sure(found)
+  local whole = named(redis.call('XINFO', 'STREAM', stream))
+  local last = padded(found['last-delivered-id'])
+  local unread
+  if whole.length == 0 or last >= padded(whole['last-generated-id']) then
+    unread = 0
+  elseif last < padded(whole['first-entry'][1]) then
+    unread = whole.length
+  end
+  return unread, unread and whole['entries-added'] and whole['entries-added'] - unread
+end
 """
 
 
@@ -49,13 +70,13 @@ class Script:
 
     def __init__(self, body: str) -> None:
         self._text = _COMMON + body
-        self._digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+        self.digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, client: Any, keys: tuple[str, ...], *arguments: Any) -> Any:
         """Run it. Raises the client's errors."""
         call = (len(keys), *keys, *arguments)
         try:
-            return await client.execute_command("EVALSHA", self._digest, *call)
+            return await client.execute_command("EVALSHA", self.digest, *call)
         except NoScriptError:
             return await client.execute_command("EVAL", self._text, *call)
 
@@ -80,10 +101,8 @@ if create == '1' then
     for i = 4, #ARGV do put_back(ARGV[i], 1, 0) end
   end
 end
-for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local found = named(flat)
-  if found.name == group then return {'joined', found['last-delivered-id']} end
-end
+local found = its_group()
+if found then return {'joined', found['last-delivered-id']} end
 return {'group'}
 """)
 """Create a group where it is missing, or say what is missing. Arguments: group, where it starts, 1 to create, and what it is
@@ -103,13 +122,18 @@ end
 
 TAKE: Final = Script("""
 local lease, limit, cursor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local found, read, _ = its_group()
+if found then _, read = unread_for_sure(found) end
+if read and found['entries-read'] ~= read then -- some were trimmed unread; and if we may not say so, it stays wrong
+  redis.pcall('XGROUP', 'SETID', stream, group, found['last-delivered-id'], 'ENTRIESREAD', read)
+end
 local taken = {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', now(), 'LIMIT', 0, limit)) do
   local id, attempt = parts(member)
   if id then
     local claimed = redis.call('XCLAIM', stream, group, consumer, 0, id, 'FORCE', 'RETRYCOUNT', attempt)
     if claimed[1] then
-      taken[#taken + 1] = {id, claimed[1][2], tonumber(attempt)}
+      taken[#taken + 1] = {id, claimed[1][2], tonumber(attempt), 1}
     else -- it was deleted from the stream
       redis.call('XACK', stream, group, id)
     end
@@ -122,7 +146,7 @@ if #taken < limit then
   for _, entry in ipairs(swept[2]) do
     if entry then
       local pending = redis.call('XPENDING', stream, group, entry[1], entry[1], 1)
-      taken[#taken + 1] = {entry[1], entry[2], pending[1][4]}
+      taken[#taken + 1] = {entry[1], entry[2], pending[1][4], 0}
     end
   end
 end
@@ -130,7 +154,8 @@ local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 return {taken, cursor, first[2] and math.max(0, first[2] - now()) or -1}
 """)
 """Take what is due, then what lies idle with others. Arguments: group, consumer, lease in milliseconds, limit, cursor.
-Returns entries with their attempts, the next cursor, and the milliseconds until more is due, -1 for never."""
+Returns entries with their attempts and whether they had been put back, the next cursor, and the milliseconds until more is due,
+-1 for never. Where Redis cannot be right about what the group has read, it is told so."""
 
 
 RELEASE: Final = Script("""
@@ -177,16 +202,13 @@ redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer) -- which would lose
 LAG: Final = Script("""
 if redis.call('EXISTS', stream) == 0 then return {0, ''} end
 local cursor = ARGV[2]
-local found
-for _, flat in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-  local fields = named(flat)
-  if fields.name == group then found = fields end
-end
+local found = its_group()
 if not found then return {redis.call('XLEN', stream), ''} end
 local lag = 0
 if cursor == '' then
   lag = found.pending + redis.call('ZCARD', delayed)
-  if found.lag then return {lag + found.lag, ''} end
+  local unread = unread_for_sure(found) or found.lag
+  if unread then return {lag + unread, ''} end
   cursor = found['last-delivered-id']
 end
 for _ = 1, 10 do -- Redis lost count: entries were deleted, the group began in the middle, or it is older than 7
