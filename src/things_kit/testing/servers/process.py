@@ -11,14 +11,13 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # pragma: no cover - Windows
-    fcntl = None  # type: ignore[assignment]
+from things_kit.testing.servers import guard as guards
+from things_kit.testing.servers.guard import descendants, end, guard
 
 PORTS: Final = range(20_000, 32_768)
 """Below the ephemeral range of Linux: a client that keeps trying a dead port inside of it can be given that very port
@@ -32,7 +31,8 @@ class ServerUnavailable(Exception):
 class ServerProcess(ABC):
     """One server on 127.0.0.1, with a folder and ports of its own, which it keeps through kills and restarts.
 
-    A subclass says how its folder is prepared, what is run, and when it is ready. All methods block.
+    A subclass says how its folder is prepared, what is run, and when it is ready. All methods block. It ends with the
+    process that started it, however that ends, unless it was detached.
 
     Attributes:
         folder: Where its data and its log are.
@@ -97,6 +97,7 @@ class ServerProcess(ABC):
                 stderr=log,
                 start_new_session=True,  # an interrupt from the keyboard is for the tests, not for it
             )
+        guard().server(self._process.pid, self.folder if self._own_folder else None)
         self._wait_until_ready()
         return self
 
@@ -165,6 +166,7 @@ class ServerProcess(ABC):
         if process is None or process.poll() is not None:
             raise RuntimeError(f"{self.name} does not run")
         process.returncode = 0  # else Python warns that we forgot it
+        guard().forget(process.pid)
         return process.pid
 
     def terminate(self) -> None:
@@ -184,47 +186,6 @@ class ServerProcess(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.terminate()
-
-
-def descendants(pid: int) -> list[tuple[int, str]]:
-    """The processes that a process started, and those that they did, each with when it began.
-
-    They may have left its process group, as Erlang's and PostgreSQL's do. Where /proc is missing, none are known.
-    """
-    parents: dict[int, list[tuple[int, str]]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append((int(path.parent.name), fields[19]))
-    found = parents.get(pid, [])
-    for child, _ in found:
-        found = [*found, *descendants(child)]
-    return found
-
-
-def born(pid: int | None) -> str | None:
-    """When a process began, so that another with the same number is not taken for it; None if there is none."""
-    if pid is None:
-        return None
-    with contextlib.suppress(OSError):
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state == "Z" else fields[18]
-    if Path("/proc/self/stat").exists():
-        return None
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return "?"
-
-
-def end(pid: int, began: str) -> None:
-    """End a process the hard way, unless another one has its number by now; returns when it is gone."""
-    while born(pid) == began:
-        _signal(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.005)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -267,11 +228,9 @@ def cached(name: str, build: Callable[[Path], Any]) -> Path:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Among all processes of this machine, one at a time is inside of this."""
-    if fcntl is None:  # pragma: no cover - Windows
+    if find_spec("fcntl") is None:  # pragma: no cover - Windows
         raise ServerUnavailable("local servers need a system with fcntl: Linux or macOS")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with guards.locked(path):
         yield
 
 
