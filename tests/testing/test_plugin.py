@@ -42,6 +42,39 @@ def test_memory_broker_is_an_open_broker_in_strict_mode(pytester: pytest.Pyteste
     _run(pytester, "-o", "asyncio_mode=strict").assert_outcomes(passed=2)
 
 
+HANDLER = """
+import pytest
+from things_kit import Message
+
+async def handle(message: Message) -> None:
+    pass
+"""
+
+LEFT_RUNNING = """
+{mark}
+async def test_{name}(memory_broker):
+    await memory_broker.consumer("orders", group="billing", handler=handle).start()
+    await memory_broker.producer().publish(Message("orders", b"x"))
+"""
+
+
+def test_memory_broker_is_closed_though_a_test_in_a_wider_loop_left_a_consumer_running(
+    pytester: pytest.Pytester,
+) -> None:
+    tests = [
+        LEFT_RUNNING.format(mark=f"@pytest.mark.asyncio(loop_scope={scope!r})", name=scope)
+        for scope in ("function", "class", "module", "package", "session")
+    ]
+    pytester.makepyfile(HANDLER + "".join(tests))
+    _run(pytester, "-o", "asyncio_mode=auto", "--timeout=60").assert_outcomes(passed=5)
+
+
+def test_memory_broker_is_on_the_loop_that_is_the_default_for_tests(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(HANDLER + LEFT_RUNNING.format(mark="", name="by_default"))
+    wider = ("-o", "asyncio_default_test_loop_scope=session")
+    _run(pytester, "-o", "asyncio_mode=auto", *wider, "--timeout=60").assert_outcomes(passed=1)
+
+
 def test_without_pytest_asyncio_only_its_fixtures_fail(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

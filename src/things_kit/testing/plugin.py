@@ -27,13 +27,44 @@ except ModuleNotFoundError:
 
 else:
 
-    @pytest_asyncio.fixture(name="memory_broker")
-    async def _memory_broker() -> "AsyncIterator[Broker]":
-        """An open broker in memory, the test's own; it is closed after the test, with its consumers and producers."""
-        from things_kit.brokers.connect import connect  # noqa: PLC0415 - every pytest run would pay for it
+    def _broker_on(loop_scope: Any) -> Any:
+        """A fixture of an open broker in memory, on the event loop of this scope."""
 
-        async with connect("memory://") as broker:
-            yield broker
+        async def opened() -> "AsyncIterator[Broker]":
+            from things_kit.brokers.connect import connect  # noqa: PLC0415 - every pytest run would pay for it
+
+            async with connect("memory://") as broker:
+                yield broker
+
+        return pytest_asyncio.fixture(
+            opened, loop_scope=loop_scope, name=f"_things_kit_memory_broker_{loop_scope}"
+        )
+
+    _on_function, _on_class, _on_module, _on_package, _on_session = map(
+        _broker_on, ("function", "class", "module", "package", "session")
+    )
+
+    @pytest.fixture
+    def memory_broker(request: pytest.FixtureRequest) -> "Broker":
+        """An open broker in memory, the test's own; it is closed after the test, with its consumers and producers.
+
+        It lives on the event loop that the test runs on, also where that is a wider one.
+        """
+        broker: Broker = request.getfixturevalue(f"_things_kit_memory_broker_{_loop_of(request)}")
+        return broker
+
+    def _loop_of(request: pytest.FixtureRequest) -> str:
+        """The scope of the test's event loop, as pytest-asyncio finds it."""
+        marker = request.node.get_closest_marker("asyncio")
+        said = {} if marker is None else marker.kwargs
+        configured = _setting(request.config, "asyncio_default_test_loop_scope")
+        return str(said.get("loop_scope") or said.get("scope") or configured or "function")
+
+    def _setting(config: pytest.Config, name: str) -> str | None:
+        try:
+            return str(config.getini(name)) or None
+        except ValueError:  # this pytest-asyncio does not have it yet
+            return None
 
 
 def _container(broker: str, name: str) -> Any:

@@ -18,11 +18,10 @@ import asyncio
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
-from things_kit.engine.broker import Broker
 from things_kit.engine.driver import (
     Capabilities,
     ConnectionLost,
@@ -35,6 +34,9 @@ from things_kit.engine.driver import (
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.engine.broker import Broker
 
 NATIVE_LANES: Final = Capabilities(delay=True, lanes=True, retained=True, attempts=True, targeted=True)
 """As memory and SQLite."""
@@ -429,6 +431,8 @@ class StubOptions(msgspec.Struct):
     """`stub://` has no options of its own."""
 
 
-def broker_of(driver: StubDriver, query: str = "") -> Broker:
+def broker_of(driver: StubDriver, query: str = "") -> "Broker":
     """A broker on the stub, not yet open."""
+    from things_kit.engine.broker import Broker  # noqa: PLC0415 - pytest's plugin lives beside this, and is to be light
+
     return Broker(driver, BrokerURL.parse(f"stub://stub{query}"))
