@@ -1,7 +1,7 @@
 """A real Apache Kafka keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +13,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.outages import OutageSuite, outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.relay import Relay
@@ -56,6 +58,23 @@ class Foreign:
     async def read(self, topic: str) -> Sequence[tuple[bytes | None, bytes, dict[str, str]]]:
         return await asyncio.to_thread(self._read, topic)
 
+    @property
+    def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
+        return [self.publish_bytes_as_headers, self.publish_a_tombstone]
+
+    async def publish_bytes_as_headers(self, topic: str) -> None:
+        await self._produce(
+            topic, b"x", headers=[("bytes", b"\xff\xfe"), ("null", None), ("bytes", b"twice")]
+        )
+
+    async def publish_a_tombstone(self, topic: str) -> None:
+        await self._produce(topic, None, b"k")
+
+    async def _produce(self, topic: str, *arguments: Any, **named: Any) -> None:
+        producer = Producer({"bootstrap.servers": self._server.brokers})
+        producer.produce(topic, *arguments, **named)
+        await asyncio.to_thread(producer.flush, 10)
+
     def _read(self, topic: str) -> list[Any]:
         consumer = Consumer({"bootstrap.servers": self._server.brokers, "group.id": uuid4().hex})
         records: list[Any] = []
@@ -82,6 +101,7 @@ class TestKafka(ConformanceSuite):
             absent="kafka://127.0.0.1:1",
             foreign_publish=foreign.publish,
             foreign_read=foreign.read,
+            unreadable=foreign.unreadable,
         )
 
 
@@ -106,3 +126,26 @@ class TestKafkaWithCutConnections(Suite):
             yield Target(url=f"kafka://127.0.0.1:{relayed}{SHORT_SESSIONS}", cut=relay.cut, patience=30.0)
 
     test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
+
+
+class TestKafkaThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, own_kafka: RelayedKafka) -> AsyncIterator[Target]:
+        _, _, direct, relayed = own_kafka.ports
+        async with Relay(direct, relayed) as relay:
+            yield falling_silent(relay, f"kafka://127.0.0.1:{relayed}{SHORT_SESSIONS}")
+
+
+class TestKafkaThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 6.0
+
+    @pytest.fixture
+    async def target(self, own_kafka: RelayedKafka) -> AsyncIterator[Target]:
+        async with outage(
+            own_kafka, "paused", url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0
+        ) as target:
+            yield target

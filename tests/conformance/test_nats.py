@@ -1,6 +1,7 @@
 """A real NATS JetStream keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import pytest
 
@@ -10,7 +11,9 @@ from nats.errors import TimeoutError as NothingLeft
 
 import nats
 from things_kit.testing.conformance import ConformanceSuite, Target
-from things_kit.testing.conformance.outages import OutageSuite, outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.relay import Relay
@@ -33,6 +36,28 @@ class Foreign:
         keyed = {**headers, **({} if key is None else {"tk-key": key.decode()})}
         await client.jetstream().publish(topic, value, headers=keyed)
         await client.close()
+
+    @property
+    def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
+        return [self.publish_headers_without_a_colon, self.publish_headers_that_are_no_text]
+
+    async def publish_headers_without_a_colon(self, topic: str) -> None:
+        await self._publish_raw(topic, b"NATS/1.0\r\nthis is no header\r\n\r\n")
+
+    async def publish_headers_that_are_no_text(self, topic: str) -> None:
+        await self._publish_raw(topic, b"NATS/1.0\r\nbytes: \xff\xfe\r\n\r\n")
+
+    async def _publish_raw(self, topic: str, header: bytes) -> None:
+        """As no client library would: the protocol alone."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._server.ports[0])
+        await reader.readline()  # INFO
+        writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n')
+        writer.write(
+            b"HPUB %s %d %d\r\n%sx\r\nPING\r\n" % (topic.encode(), len(header), len(header) + 1, header)
+        )
+        assert await reader.readline() == b"PONG\r\n"
+        writer.close()
+        await writer.wait_closed()
 
     async def read(self, topic: str) -> Sequence[tuple[bytes | None, bytes, dict[str, str]]]:
         client = await nats.connect(self._server.url)
@@ -63,6 +88,7 @@ class TestNATS(ConformanceSuite):
                 cut=relay.cut,
                 foreign_publish=foreign.publish,
                 foreign_read=foreign.read,
+                unreadable=foreign.unreadable,
             )
 
 
@@ -72,4 +98,24 @@ class TestNATSThatGoesAway(OutageSuite):
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_nats: NATSServer) -> AsyncIterator[Target]:
         async with outage(own_nats, request.param, url=own_nats.url + SHORT_LEASE) as target:
+            yield target
+
+
+class TestNATSThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, nats_server: NATSServer) -> AsyncIterator[Target]:
+        async with Relay(nats_server.ports[0]) as relay:
+            yield falling_silent(relay, f"nats://127.0.0.1:{relay.port}{SHORT_LEASE}")
+
+
+class TestNATSThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 5.0
+
+    @pytest.fixture
+    async def target(self, own_nats: NATSServer) -> AsyncIterator[Target]:
+        async with outage(own_nats, "paused", url=own_nats.url + SHORT_LEASE, patience=30.0) as target:
             yield target

@@ -21,10 +21,13 @@ from things_kit.testing.conformance import (
     Target,
 )
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.outages import OutageSuite, outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
-from things_kit.testing.servers.pubsub import PubSubServer
+from things_kit.testing.servers.pubsub import PubSubServer, pubsub_url
+from things_kit.testing.servers.relay import Relay
 
 pubsub = shared(PubSubServer, "pubsub")
 own_pubsub = own(PubSubServer)
@@ -134,3 +137,25 @@ class TestPubSubThatIsCut(Suite):
         return Target(url=own_pubsub.url, cut=cut)
 
     test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
+
+
+class TestPubSubThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, pubsub: PubSubServer) -> AsyncIterator[Target]:
+        async with Relay(pubsub.ports[0]) as relay:
+            yield falling_silent(relay, f"{pubsub_url(f'127.0.0.1:{relay.port}')}&lease={SHORT_LEASE}")
+
+
+class TestPubSubThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 5.0
+
+    @pytest.fixture
+    async def target(self, own_pubsub: PubSubServer) -> AsyncIterator[Target]:
+        async with outage(
+            own_pubsub, "paused", url=f"{own_pubsub.url}&lease={SHORT_LEASE}", patience=30.0
+        ) as target:
+            yield target

@@ -1,7 +1,8 @@
 """A real RabbitMQ keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -12,12 +13,23 @@ import pika
 
 from things_kit.testing.conformance import ConformanceSuite, OperationsSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.outages import outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
+from things_kit.testing.conformance.stopping import StoppingSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
+from things_kit.testing.servers.relay import Relay
 
 rabbitmq = shared(RabbitMQServer, "rabbitmq")
 own_rabbitmq = own(RabbitMQServer)
+
+
+class BeyondTheCalendar(datetime):
+    """A time that AMQP can carry and Python cannot: pika asks for its parts only."""
+
+    def utctimetuple(self) -> Any:
+        return (1970, 1, 1, 0, 0, 1_700_000_000_000)
 
 
 class Foreign:
@@ -34,6 +46,18 @@ class Foreign:
             channel = connection.channel()
             channel.confirm_delivery()
             channel.basic_publish(topic, key, value, pika.BasicProperties(headers=headers), mandatory=True)
+
+    @property
+    def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
+        return [self.publish_a_time_outside_the_calendar, self.publish_headers_that_are_no_text]
+
+    async def publish_a_time_outside_the_calendar(self, topic: str) -> None:
+        """As those do who take milliseconds for seconds."""
+        await asyncio.to_thread(self._publish, topic, "", b"x", {"at": BeyondTheCalendar(2024, 1, 1)})
+
+    async def publish_headers_that_are_no_text(self, topic: str) -> None:
+        headers = {"bytes": b"\xff\xfe", "table": {"nested": [1, None, True]}, "number": 5}
+        await asyncio.to_thread(self._publish, topic, "", b"x", headers)
 
     async def read(self, topic: str) -> Sequence[tuple[bytes | None, bytes, dict[str, str]]]:
         return await asyncio.to_thread(self._read, topic)
@@ -57,6 +81,7 @@ class TestRabbitMQ(ConformanceSuite):
             absent="amqp://127.0.0.1:1",
             foreign_publish=foreign.publish,
             foreign_read=foreign.read,
+            unreadable=foreign.unreadable,
         )
 
 
@@ -85,6 +110,9 @@ class TestRabbitMQThatStandsStill(Suite):
         async with outage(own_rabbitmq, "paused", url=own_rabbitmq.url, patience=60.0) as target:
             yield target
 
+    test_all_ends_in_time = (
+        StoppingSuite.test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers
+    )
     test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
 
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
@@ -96,3 +124,25 @@ class TestRabbitMQThatCutsConnections(Suite):
         return Target(url=own_rabbitmq.url, cut=lambda: asyncio.to_thread(own_rabbitmq.cut))
 
     test_after_a_cut = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
+
+
+class TestRabbitMQThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, rabbitmq: RabbitMQServer) -> AsyncIterator[Target]:
+        async with Relay(rabbitmq.ports[0]) as relay:
+            yield falling_silent(relay, f"amqp://guest:guest@127.0.0.1:{relay.port}/")
+
+
+class TestRabbitMQThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 6.0
+
+    @pytest.fixture
+    async def target(self, own_rabbitmq: RabbitMQServer) -> AsyncIterator[Target]:
+        async with outage(
+            own_rabbitmq, "paused", url=f"{own_rabbitmq.url}?publish_timeout=90", patience=60.0
+        ) as target:
+            yield target

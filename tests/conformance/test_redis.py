@@ -1,7 +1,7 @@
 """A real Redis keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +12,12 @@ from redis.asyncio import Redis
 
 from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.outages import OutageSuite, outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.relay import Relay
 
 redis = shared(RedisServer, "redis")
 own_redis = own(RedisServer)
@@ -30,6 +33,20 @@ class Foreign:
         fields: dict[Any, Any] = {"value": value, **headers}
         if key is not None:
             fields["key"] = key
+        async with Redis(port=self._server.port) as client:
+            await client.xadd(topic, fields)
+
+    @property
+    def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
+        return [self.publish_names_that_are_no_text, self.publish_without_a_value]
+
+    async def publish_names_that_are_no_text(self, topic: str) -> None:
+        await self._add(topic, {b"value": b"x", b"\xff\xfe": b"\xff"})
+
+    async def publish_without_a_value(self, topic: str) -> None:
+        await self._add(topic, {b"amount": b"5"})
+
+    async def _add(self, topic: str, fields: dict[Any, Any]) -> None:
         async with Redis(port=self._server.port) as client:
             await client.xadd(topic, fields)
 
@@ -66,6 +83,7 @@ class TestRedis(ConformanceSuite):
             absent="redis://127.0.0.1:1",
             foreign_publish=foreign.publish,
             foreign_read=foreign.read,
+            unreadable=foreign.unreadable,
         )
 
 
@@ -86,3 +104,25 @@ class TestRedisWithCutConnections(Suite):
         return Target(url=own_redis.url, cut=lambda: cut(own_redis))
 
     test_each_message_is_handled_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
+
+
+class TestRedisThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, redis: RedisServer) -> AsyncIterator[Target]:
+        async with Relay(redis.port) as relay:
+            yield falling_silent(relay, f"redis://127.0.0.1:{relay.port}/0?lease=1")
+
+
+class TestRedisThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 5.0
+
+    @pytest.fixture
+    async def target(self, own_redis: RedisServer) -> AsyncIterator[Target]:
+        async with outage(
+            own_redis, "paused", url=own_redis.url + "?timeout=1&lease=1", patience=30.0
+        ) as target:
+            yield target

@@ -1,7 +1,9 @@
 """Service Bus keeps every promise, as far as a stand-in for the service shows it."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -10,6 +12,7 @@ pytest.importorskip("azure.servicebus")
 
 from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
+from azure.servicebus.amqp import AmqpAnnotatedMessage
 
 from things_kit import UnsupportedError
 from things_kit.engine.driver import Capabilities
@@ -25,10 +28,13 @@ from things_kit.testing.conformance import (
     Target,
 )
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.outages import OutageSuite, outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.relay import Relay
 from things_kit.testing.servers.servicebus import KEY, ServiceBusServer
 
 servicebus = shared(ServiceBusServer, "servicebus")
@@ -52,6 +58,30 @@ class Foreign:
             application_properties={str(name): text for name, text in headers.items()},
             partition_key=None if key is None else key.decode(),
         )
+        async with self._client() as client, client.get_topic_sender(topic) as sender:
+            await sender.send_messages(message)
+
+    @property
+    def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
+        return [self.publish_properties_of_every_kind, self.publish_a_value, self.publish_a_sequence]
+
+    async def publish_properties_of_every_kind(self, topic: str) -> None:
+        kinds: Any = {
+            "bytes": b"\xff\xfe",
+            "number": 5,
+            "real": 1.5,
+            "uuid": uuid4(),
+            "time": datetime.now(UTC),
+        }
+        await self._send(topic, ServiceBusMessage(b"x", application_properties=kinds))
+
+    async def publish_a_value(self, topic: str) -> None:
+        await self._send(topic, AmqpAnnotatedMessage(value_body={"amount": 5}))
+
+    async def publish_a_sequence(self, topic: str) -> None:
+        await self._send(topic, AmqpAnnotatedMessage(sequence_body=[[1, "two"]]))
+
+    async def _send(self, topic: str, message: Any) -> None:
         async with self._client() as client, client.get_topic_sender(topic) as sender:
             await sender.send_messages(message)
 
@@ -82,6 +112,7 @@ class TestServiceBus(ConformanceSuite):
             patience=30.0,
             foreign_publish=foreign.publish,
             foreign_read=foreign.read,
+            unreadable=foreign.unreadable,
         )
 
 
@@ -158,3 +189,26 @@ class TestServiceBusThatIsCut(Suite):
         return Target(url=f"{own_servicebus.url}&{SHORT}", cut=cut, patience=30.0)
 
     test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
+
+
+class TestServiceBusThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, servicebus: ServiceBusServer) -> AsyncIterator[Target]:
+        async with Relay(servicebus.ports[0]) as relay:
+            url = servicebus.url.replace(f":{servicebus.ports[0]}", f":{relay.port}", 1)
+            yield falling_silent(relay, f"{url}&{SHORT}", patience=30.0)
+
+
+class TestServiceBusThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 8.0
+
+    @pytest.fixture
+    async def target(self, own_servicebus: ServiceBusServer) -> AsyncIterator[Target]:
+        async with outage(
+            own_servicebus, "paused", url=f"{own_servicebus.url}&{SHORT}", patience=60.0
+        ) as target:
+            yield target

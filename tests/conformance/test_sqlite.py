@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from things_kit.testing.conformance import ConformanceSuite, Target
+from things_kit.testing.conformance.stopping import StoppingSuite
 
 
 class Lock:
@@ -38,3 +39,7 @@ class TestSQLite(ConformanceSuite):
             resume=lock.release,
         )
         lock.close()
+
+    test_all_ends_in_time = (
+        StoppingSuite.test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers
+    )

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +21,9 @@ from things_kit.testing.conformance import (
     Target,
 )
 from things_kit.testing.conformance.base import Suite
-from things_kit.testing.conformance.outages import OutageSuite, outage
+from things_kit.testing.conformance.halfopen import HalfOpenSuite
+from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.relay import Relay
@@ -60,6 +62,23 @@ class Foreign:
                 Message=base64.b64encode(value).decode(),
                 MessageAttributes={
                     name: {"DataType": "String", "StringValue": text} for name, text in attributes.items()
+                },
+            )
+
+    @property
+    def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
+        return [self.publish_attributes_of_every_kind]
+
+    async def publish_attributes_of_every_kind(self, topic: str) -> None:
+        async with self._client("sns") as sns:
+            arn = (await sns.create_topic(Name=names.topic_name(topic)))["TopicArn"]
+            await sns.publish(
+                TopicArn=arn,
+                Message="x",
+                MessageAttributes={
+                    "bytes": {"DataType": "Binary", "BinaryValue": b"\xff\xfe"},
+                    "number": {"DataType": "Number", "StringValue": "1e3"},
+                    "tk-message": {"DataType": "String", "StringValue": "this is no JSON"},
                 },
             )
 
@@ -104,6 +123,7 @@ class TestSQS(ConformanceSuite):
             absent=f"sqs://{REGION}?endpoint=http://127.0.0.1:1",
             foreign_publish=foreign.publish,
             foreign_read=foreign.read,
+            unreadable=foreign.unreadable,
         )
 
 
@@ -159,3 +179,23 @@ class TestSQSInOrder(Suite):
     test_across_consumers = OrderSuite.test_keys_keep_their_order_across_the_consumers_of_a_group
     test_publishes_at_once = OrderSuite.test_concurrent_publishes_of_one_producer_keep_the_order_of_a_key
     test_a_killed_process = SurvivalSuite.test_a_killed_process_leaves_what_it_had_begun_to_others
+
+
+class TestSQSThatFallsSilent(HalfOpenSuite):
+    """Connections hear nothing more, without a reset, while new ones work."""
+
+    @pytest.fixture
+    async def target(self, sqs: SQSServer) -> AsyncIterator[Target]:
+        async with Relay(sqs.ports[0]) as relay:
+            yield falling_silent(relay, f"{sqs_url(f'http://127.0.0.1:{relay.port}')}&lease=2")
+
+
+class TestSQSThatFreezes(FreezeSuite):
+    """It stands still for longer than a session or a lease lasts."""
+
+    frozen = 5.0
+
+    @pytest.fixture
+    async def target(self, own_sqs: SQSServer) -> AsyncIterator[Target]:
+        async with outage(own_sqs, "paused", url=f"{own_sqs.url}&lease=2", patience=30.0) as target:
+            yield target

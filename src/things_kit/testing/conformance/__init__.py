@@ -16,8 +16,11 @@ A driver is proven by a test module of a few lines. Install `things-kit[testing]
 (With pytest-asyncio in strict mode the fixture is a `pytest_asyncio.fixture`.) That is all: every test of the suite is
 inherited. Each says in its docstring which line of the list of promises it proves. `pytest -k "line or words"` works
 as usual, and pytest-xdist may spread the tests: topics and groups have names that no other test uses, so they can
-share a server. To run the suite in parts, subclass `DeliverySuite`, `SurvivalSuite`, `ConnectionSuite`,
-`OutcomeSuite`, `DeadLetterSuite`, `OrderSuite`, `LoadSuite`, `FidelitySuite` or `OperationsSuite` instead.
+share a server. To run the suite in parts, subclass `DeliverySuite`, `SurvivalSuite`, `OutcomeSuite` or another of its
+bases instead, each in a module of its own beside `suite`.
+
+**What needs a server of its own** is not among them: `outages.OutageSuite` (the broker goes away), `progress.FreezeSuite`
+(it stands still for longer than a session lasts) and `halfopen.HalfOpenSuite` (connections fall silent, half a minute each).
 
 **What the suite reads.** It reads the driver's `Capabilities`, the same value that the engine reads. Where they say
 that the broker lacks something which the engine then emulates, the promise is tested all the same; where it cannot be
@@ -30,13 +33,14 @@ had, the test asserts the refusal, or skips and says why.
   `python -m things_kit.testing.conformance.worker`, so the driver must be installed: found by its entry point.
 * `durable=False` if messages do not outlive the last connection.
 * `pause` and `resume`, or `kill` and `restart`: to take the broker away and bring it back. `cut`: to break the open
-  connections. They are async functions without parameters. Where the server is a process of the tests, `outages.outage`
+  connections; `half_open`: to let them fall silent. They are async functions without parameters. Where the server is a process of the tests, `outages.outage`
   makes such targets, and `outages.OutageSuite` is what to run on them, so that all else can share one server.
 * `lease_options={"lease": "0.5"}`: options of the URL that make leases short, where the driver has leases. Without
   them the tests that outwait a lease skip if it is longer than 20 seconds.
 * `size_options={"max_message_bytes": "4096"}`: options that bound a message, so that a too large one is cheap to make.
 * `secret`: the password in the URL. `absent`: a URL of the same kind behind which there is nobody.
 * `foreign_publish` and `foreign_read`: another client of the broker, to prove that messages are normal ones there.
+  `unreadable`: functions with which it publishes what your client cannot read, or not as text.
 * `patience`: how long an event may take before a test fails, 15 seconds if nothing is said. Passing tests do not wait
   for it, so a slow server costs nothing but failures that take longer.
 

@@ -21,7 +21,8 @@ from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.conformance.waiting import eventually, throughout
 
 
-async def _faulty(stage: Stage, **options: object) -> tuple[Broker, FaultyDriver]:
+async def faulty(stage: Stage, **options: object) -> tuple[Broker, FaultyDriver]:
+    """A broker of the target whose driver loses its connections, or its hearing, when it is told to."""
     url = stage.target.at(**options)
     driver = FaultyDriver(connect(url)._driver)  # noqa: SLF001 - there is no public way to one, nor need there be
     broker = Broker(driver, BrokerURL.parse(url))
@@ -44,7 +45,7 @@ class ConnectionSuite(Suite):
     async def test_connections_lost_under_load_lose_no_message_and_no_order(self, stage: Stage) -> None:
         """Lines 10 and 11: ten cuts while publishing and consuming, with failures in between."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         fail = failing(1)
 
         async def act(message: Message) -> None:
@@ -68,7 +69,7 @@ class ConnectionSuite(Suite):
     async def test_a_slow_connection_does_not_disturb_the_order_of_a_key(self, stage: Stage) -> None:
         """Line 27: what is given back is still on its way while more of its key arrives, again and again."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         driver.latency = 0.02
         chance, fail = random.Random(27), failing(2)  # noqa: S311 - a plan, no secret
         messages, lanes = _load(topic, 300, keys=20)
@@ -91,7 +92,7 @@ class ConnectionSuite(Suite):
     async def test_an_outage_under_load_loses_no_message(self, stage: Stage) -> None:
         """Line 10: publishing waits, consuming comes back by itself."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         recorder = await stage.record(topic, group, broker=broker, concurrency=4)
         messages, lanes = _load(topic, 200)
         producer = broker.producer()
@@ -110,7 +111,7 @@ class ConnectionSuite(Suite):
     async def test_after_cuts_there_is_one_receiver_and_each_message_comes_once(self, stage: Stage) -> None:
         """Line 11: no consumer is left over from before."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         recorder = await stage.record(topic, group, broker=broker, concurrency=4)
         for round_ in range(3):
             driver.cut()
@@ -126,7 +127,7 @@ class ConnectionSuite(Suite):
     async def test_a_handler_that_outlives_its_connection_is_not_doubled(self, stage: Stage) -> None:
         """Line 11: what comes again over the new connection waits until its first handling has ended."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         gate = Gate(passing=lambda message: message.key != b"k")
         recorder = await stage.record(topic, group, gate, broker=broker, concurrency=4)
         await stage.publish(topic, b"1", b"2", key=b"k", broker=broker)
@@ -144,7 +145,7 @@ class ConnectionSuite(Suite):
     async def test_a_lost_answer_to_a_publish_is_no_lost_message(self, stage: Stage) -> None:
         """Line 10: it is sent again, under the same id."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         recorder = await stage.record(topic, group, broker=broker)
         driver.lost_answers = 2
         [sent] = await stage.publish(topic, b"x", broker=broker)
@@ -156,7 +157,7 @@ class ConnectionSuite(Suite):
     async def test_a_lost_answer_to_an_acknowledgement_changes_nothing(self, stage: Stage) -> None:
         """Line 11: what the broker had taken stays taken, and the consumer goes on."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         recorder = await stage.record(topic, group, broker=broker)
         for round_ in range(3):
             driver.lost_settlements = 1
@@ -171,7 +172,7 @@ class ConnectionSuite(Suite):
     ) -> None:
         """Line 13: neither waits for the broker to return, and what was in hand comes again."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         hanging = Recorder(Gate())
         consumer = await stage.consume(topic, group, hanging, broker=broker, drain_timeout=0.2)
         await stage.publish(topic, b"x", broker=broker)
@@ -187,7 +188,7 @@ class ConnectionSuite(Suite):
         """Line 40: each call after publish_timeout, with BrokerUnavailable, and works again afterwards."""
         topic = stage.topic()
         await stage.keep(topic)
-        broker, driver = await _faulty(stage, publish_timeout=0.4)
+        broker, driver = await faulty(stage, publish_timeout=0.4)
         producer = broker.producer()
         await producer.publish(Message(topic, b"before"))
         driver.go_away()
@@ -204,7 +205,7 @@ class ConnectionSuite(Suite):
     async def test_health_follows_the_connection(self, stage: Stage) -> None:
         """Line 42: bad with a reason while it is lost, good again by itself."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         await stage.record(topic, group, broker=broker)
 
         async def ok() -> bool:
@@ -221,7 +222,7 @@ class ConnectionSuite(Suite):
     async def test_health_stays_bad_when_the_pump_died(self, stage: Stage) -> None:
         """Line 42: a fault of the driver ends the consumer; `wait` raises it, and health does not forget it."""
         topic, group = stage.topic(), stage.group()
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         recorder = Recorder()
         consumer = await stage.consume(topic, group, recorder, broker=broker)
         driver.broken = RuntimeError("a fault of the driver")
@@ -240,7 +241,7 @@ class ConnectionSuite(Suite):
         """Line 40: whatever a driver raises, nobody waits for ever, and the next publish works."""
         topic = stage.topic()
         await stage.keep(topic)
-        broker, driver = await _faulty(stage)
+        broker, driver = await faulty(stage)
         producer = broker.producer()
         await producer.publish(Message(topic, b"before"))
         driver.broken = RuntimeError("a fault of the driver")

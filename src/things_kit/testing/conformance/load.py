@@ -111,6 +111,30 @@ class LoadSuite(Suite):
         assert history.ids("done") == [message.id for message in sent]
         assert history.ids("began") == history.ids("done")
 
+    async def test_what_waits_for_its_turn_is_leased_as_well(self, stage: Stage) -> None:
+        """Line 46: behind a slow handler, with and without a key, for longer than a lease: nothing comes twice."""
+        topic, group = stage.topic(), stage.group()
+        first, second, lease = await self._two_of_a_group(stage)
+        gate, history = Gate(), History()
+        slow, quick = (Recorder(act, history=history) for act in (gate, None))
+        await stage.consume(topic, group, slow, broker=first, concurrency=2, max_in_flight=40)
+        keyed = [Message(topic, b"x", key=b"k", id=uuid4().hex) for _ in range(10)]
+        free = [Message(topic, b"x", id=uuid4().hex) for _ in range(20)]
+        await stage.publish_all([*keyed, *free])
+        await slow.until_began(2, stage.patience)
+        await stage.consume(topic, group, quick, broker=second, concurrency=2)
+
+        def once() -> bool:
+            began = history.ids("began")
+            return len(set(began)) == len(began)
+
+        await throughout(once, 3 * lease, "what waits for its turn is delivered to nobody else")
+        gate.open()
+        await eventually(lambda: len(set(history.ids("done"))) == 30, stage.patience, "all are handled")
+        await stage.until_lag(topic, group, 0)
+        assert history.duplicates() == {}
+        assert {message.attempt for message in (*slow.began, *quick.began)} == {1}
+
     async def test_a_long_back_off_keeps_its_message_and_its_group(self, stage: Stage) -> None:
         """Line 32: for longer than a lease it waits, others are handled meanwhile, and it comes again when it should."""
         topic, group = stage.topic(), stage.group()

@@ -7,19 +7,24 @@ from typing import Any, Literal, TypeAlias
 
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.operations import OperationsSuite
+from things_kit.testing.conformance.stopping import StoppingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.target import Hook, Target
 from things_kit.testing.servers.process import ServerProcess
+from things_kit.testing.servers.relay import Relay
 
 Outage: TypeAlias = Literal["paused", "killed", "stopped"]
 """How a server is taken away: it stands still, is ended the hard way, or is asked to end."""
 
 
 class OutageSuite(Suite):
-    """Lines 10, 13, 40 and 42, while the broker is away: give it a fixture `target` made by `outage`."""
+    """Lines 10, 13, 40, 42 and 49, while the broker is away: give it a fixture `target` made by `outage`."""
 
     test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
     test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
+    test_all_ends_in_time = (
+        StoppingSuite.test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers
+    )
     test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
     test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
@@ -40,6 +45,15 @@ async def outage(
     finally:
         server.resume()
         await asyncio.to_thread(server.start)
+
+
+def falling_silent(relay: Relay, url: str, *, patience: float = 15.0) -> Target:
+    """A target behind a relay, whose connections can fall silent without a reset: for `halfopen.HalfOpenSuite`."""
+
+    async def half_open() -> None:
+        relay.half_open()
+
+    return Target(url=url, patience=patience, half_open=half_open, cut=relay.cut)
 
 
 def _hook(action: Callable[[], Any]) -> Hook:

@@ -64,6 +64,11 @@ class WorkerProcess:
         at = max([before, *(event.at for event in self.history.events)])
         self.history.events.append(Event("killed", "", worker=self.name, at=at))
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.returncode is None
+
     async def stop(self) -> None:
         """Have it drain and end, as by SIGTERM.
 

@@ -30,6 +30,8 @@ class Target:
         kill: End the broker's process, the hard way.
         restart: Start it again after `kill`.
         cut: Break the open connections once; the broker itself stays.
+        half_open: Let the open connections fall silent without a reset; new ones work.
+        unreadable: Publish, with a client that is not ours, what this broker's own client cannot read, or not as text.
         foreign_publish: Publish topic, key, value and headers with a client that is not ours.
         foreign_read: All messages of a topic, read with a client that is not ours.
     """
@@ -47,6 +49,8 @@ class Target:
     kill: Hook | None = None
     restart: Hook | None = None
     cut: Hook | None = None
+    half_open: Hook | None = None
+    unreadable: Sequence[Callable[[str], Awaitable[None]]] = ()
     foreign_publish: Callable[[str, bytes | None, bytes, Mapping[str, str]], Awaitable[None]] | None = None
     foreign_read: Callable[[str], Awaitable[Sequence[ForeignMessage]]] | None = None
 

@@ -5,9 +5,11 @@ standard output; the line `ready` comes first. SIGTERM stops it as a consumer sh
 """
 
 import asyncio
+import os
 import signal
 import sys
 import time
+from typing import Final
 
 import msgspec
 
@@ -15,6 +17,12 @@ from things_kit.brokers.connect import connect
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import RetryPolicy
 from things_kit.testing.conformance.history import Event, Kind
+
+EXIT: Final = b"exit"
+"""The value of a message whose handler calls `sys.exit`."""
+
+DIE: Final = b"die"
+"""The value of a message whose handler ends the process at once, as the kernel does where memory is short."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -24,12 +32,14 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
         concurrency: Handler calls at once.
         max_in_flight: Messages held at once.
         delay: Seconds that each handling takes.
+        attempts: How often a message is tried.
         hang_after: After so many messages, the handler hangs for ever.
     """
 
     concurrency: int = 4
     max_in_flight: int = 100
     delay: float = 0.0
+    attempts: int = 5
     hang_after: int | None = None
 
 
@@ -49,6 +59,10 @@ async def work(url: str, topic: str, group: str, settings: Settings) -> None:
         handled += 1
         if settings.hang_after is not None and handled > settings.hang_after:
             await asyncio.Event().wait()
+        if message.value == DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if message.value == EXIT:
+            sys.exit(3)
         if settings.delay:
             await asyncio.sleep(settings.delay)
         _say("done", message)
@@ -62,7 +76,7 @@ async def work(url: str, topic: str, group: str, settings: Settings) -> None:
             handler=handle,
             concurrency=settings.concurrency,
             max_in_flight=settings.max_in_flight,
-            retry=RetryPolicy(attempts=5, first=0.02, limit=0.1),
+            retry=RetryPolicy(attempts=settings.attempts, first=0.02, limit=0.1),
             drain_timeout=5.0,
         )
         await consumer.start()

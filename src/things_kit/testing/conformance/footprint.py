@@ -1,0 +1,58 @@
+"""What stopped consumers leave in memory: line 56."""
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from things_kit.testing.conformance.base import Suite
+from things_kit.testing.conformance.recorder import Gate, Recorder
+from things_kit.testing.conformance.stage import Stage
+
+MEGABYTE = 1_000_000
+
+
+def resident() -> int:
+    """How many bytes of memory this process has."""
+    gc.collect()
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        pytest.skip("this system does not say how much memory a process has")
+    return pages * 4096
+
+
+class FootprintSuite(Suite):
+    """A process that starts and stops consumers for months needs no more memory than on its first day."""
+
+    async def test_stopped_consumers_leave_no_memory_behind(self, stage: Stage) -> None:
+        """Line 56: twenty starts and stops with large messages, handled, in a handler and waiting."""
+        topic, group = stage.topic(), stage.group()
+        size = min(MEGABYTE, (stage.capabilities.max_message_bytes or MEGABYTE) - 1024)
+        await stage.broker.declare(topic, groups=[group])
+        rounds = 20 if stage.target.shared else 100
+        early = 0
+        for number in range(rounds):
+            await self._round(stage, topic, group, bytes([number]) * size)
+            if number == rounds // 4 - 1:
+                early = resident()
+        grown = resident() - early
+        later = rounds - rounds // 4
+        assert grown < later * 3 * size / 4, f"{grown / MEGABYTE:.0f} MB more after {later} starts and stops"
+
+    async def _round(self, stage: Stage, topic: str, group: str, value: bytes) -> None:
+        """Handle three messages, of which two wait for their turn while the consumer is stopped and started again."""
+        gate = Gate(passing=lambda message: message.headers["n"] == "0")
+        for n in range(3):
+            await stage.publish(topic, value, headers={"n": str(n)}, key=b"k")
+        recorder = Recorder(gate)
+        consumer = await stage.consume(topic, group, recorder, drain_timeout=0.0)
+        await recorder.until_began(2, stage.patience)
+        await consumer.stop()
+        stage.consumers.clear()
+        rest = Recorder()
+        consumer = await stage.consume(topic, group, rest)
+        await rest.until_done(2, stage.patience)
+        await stage.until_lag(topic, group, 0)
+        await consumer.stop()
+        stage.consumers.clear()
