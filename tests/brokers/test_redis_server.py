@@ -491,7 +491,7 @@ def test_no_two_groups_share_what_they_put_back(one: tuple[str, str], other: tup
         ("cluster=true&wait_replicas=1", "does not go with cluster"),
         ("lease=0", "at least 0.1"),
         ("value_field=a&key_field=a", "two names"),
-        ("ca=/nowhere.pem", "write rediss://"),
+        ("ca=/nowhere.pem", "goes with rediss://"),
         ("max_message_bytes=999999999", "at most 500 MiB"),
     ],
 )

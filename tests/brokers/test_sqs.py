@@ -215,7 +215,7 @@ class TestOptions:
             ("sqs://us-east-1?account=12", "twelve digits"),
             ("sqs://us-east-1?mode=stack", "'mode'"),
             ("sqs://us-east-1?max_message_bytes=300000", "topic.MaximumMessageSize"),
-            ("sqs://us-east-1?queue.=1", "needs the name of an attribute"),
+            ("sqs://us-east-1?queue.=1", "expected queue.NAME=VALUE"),
             ("sqs://us-east-1?topic.MaximumMessageSize=big", "must be a number"),
             ("sqs://us-east-1?wait=1", "unknown option 'wait'"),
         ],

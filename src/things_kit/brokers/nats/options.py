@@ -1,14 +1,16 @@
 """What a `nats://` URL says, and which names JetStream can have."""
 
 import hashlib
-import re
 import ssl
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import msgspec
 
+from things_kit.engine.addresses import addresses
+from things_kit.engine.tls import TLSOptions, check_tls, tls_context
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
@@ -17,11 +19,9 @@ PORT: Final = 4222
 SEED: Final = b"SU"
 """How the seed of a user's nkey begins. A file with a JWT begins with dashes."""
 
-_PORTED: Final = re.compile(r":\d+$")
 
-
-class NATSOptions(msgspec.Struct, frozen=True):
-    """The options of a `nats://` or `tls://` URL.
+class NATSOptions(TLSOptions, frozen=True):
+    """The options of a `nats://` or `tls://` URL, beside those of TLS.
 
     Attributes:
         stream: The stream in which all topics of this URL are; it is created if it is missing, and given the subjects
@@ -37,9 +37,6 @@ class NATSOptions(msgspec.Struct, frozen=True):
         max_message_bytes: The largest value, key and headers together; by default what the server takes.
         domain: The JetStream domain, for leaf nodes.
         credentials: File with a user's JWT and nkey seed, or with the seed alone.
-        ca: File of the certificates that sign the server's; the system's by default.
-        cert: File of this client's certificate.
-        key: File of its private key.
     """
 
     stream: str | None = None
@@ -54,9 +51,6 @@ class NATSOptions(msgspec.Struct, frozen=True):
     max_message_bytes: int | None = None
     domain: str | None = None
     credentials: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.replicas <= 5:
@@ -80,18 +74,15 @@ class Settings(msgspec.Struct, frozen=True):
 
     url: BrokerURL
     options: NATSOptions
+    servers: Sequence[str]
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
-        """Raises ConfigError if it is no URL of NATS, or an option is unknown."""
-        if not url.hosts or url.path.strip("/"):
-            raise ConfigError(
-                f"{url.display}: expected {url.scheme}://HOST:PORT, or several hosts with commas between them"
-            )
+        """Raises ConfigError if it is no URL of NATS, an option is unknown, or a file cannot be read."""
+        servers = [str(each) for each in addresses(url, PORT)]
         options = url.options(NATSOptions)
-        if options.key and not options.cert:
-            raise ConfigError(f"{url.display}: the option 'key' needs 'cert', the certificate that it is for")
-        return cls(url, options)
+        check_tls(url, options)
+        return cls(url, options, servers)
 
     def __repr__(self) -> str:
         return f"Settings({self.url.display!r})"
@@ -105,11 +96,6 @@ class Settings(msgspec.Struct, frozen=True):
         return self.url.scheme == "tls"
 
     @property
-    def servers(self) -> list[str]:
-        """HOST:PORT of all that were named."""
-        return [host if _PORTED.search(host) else f"{host.rstrip(':')}:{PORT}" for host in self.url.hosts]
-
-    @property
     def api(self) -> str:
         """What the subjects of JetStream's API begin with."""
         return f"$JS.{self.options.domain}.API" if self.options.domain else "$JS.API"
@@ -119,15 +105,7 @@ class Settings(msgspec.Struct, frozen=True):
         options = self.options
         if not (self.encrypted or options.ca or options.cert):
             return None
-        try:
-            context = ssl.create_default_context(cafile=options.ca)
-            if options.cert:
-                context.load_cert_chain(options.cert, options.key, password="")  # else it asks the terminal
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.url.display}: the files of ca, cert and key cannot be used: {error}"
-            ) from error
-        return context
+        return tls_context(self.url, options)
 
     def credentials(self) -> dict[str, str]:
         """How nats-py is told of the file. Raises ConfigError if it or the package nkeys is missing."""

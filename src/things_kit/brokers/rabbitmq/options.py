@@ -2,14 +2,15 @@
 
 import re
 import ssl
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final, Self
 
 import msgspec
 import pika
 
+from things_kit.engine.addresses import Address, addresses
+from things_kit.engine.tls import TLSOptions, check_tls, tls_context
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError
 
 PORTS: Final = {"amqp": 5672, "amqps": 5671}
 
@@ -23,8 +24,8 @@ every message that comes back on 3.10."""
 _TEMPLATE: Final = re.compile(r"\{(?!topic\}|group\})")
 
 
-class RabbitMQOptions(msgspec.Struct, frozen=True):
-    """The options of `amqp://`.
+class RabbitMQOptions(TLSOptions, frozen=True):
+    """The options of `amqp://` and `amqps://`; those of TLS are for the latter.
 
     Attributes:
         exclusive: Group queues have a single active consumer: order across processes.
@@ -38,10 +39,6 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
             held for longer is renewed before.
         heartbeat: Both sides say twice in so many seconds that they live; a connection that is silent for twice as
             long is opened anew. 0: neither.
-        ca: File of the certificates that sign the broker's; the system's by default.
-        cert: File of this client's certificate.
-        key: File of its private key.
-        key_password: What the private key is encrypted with.
     """
 
     exclusive: bool = False
@@ -52,10 +49,6 @@ class RabbitMQOptions(msgspec.Struct, frozen=True):
     max_message_bytes: int = 16 * 1024 * 1024
     consumer_timeout: float = 1800.0
     heartbeat: int = 10
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    key_password: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_message_bytes <= 512 * 1024 * 1024:
@@ -96,22 +89,15 @@ class Settings(msgspec.Struct, frozen=True):
 
     url: BrokerURL
     options: RabbitMQOptions
+    addresses: Sequence[Address]
     context: ssl.SSLContext | None
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
         """Raises ConfigError if it is no URL of RabbitMQ, an option is unknown, or a file cannot be read."""
-        if not url.hosts:
-            raise ConfigError(
-                f"{url.display}: expected {url.scheme}://HOST:PORT/VHOST, or several hosts with commas between them"
-            )
-        options = url.options(RabbitMQOptions)
-        files = {name: getattr(options, name) for name in ("ca", "cert", "key", "key_password")}
-        if url.scheme != "amqps":
-            if given := [name for name, value in files.items() if value is not None]:
-                raise ConfigError(f"{url.display}: the option {given[0]!r} goes with amqps://")
-            return cls(url, options, None)
-        return cls(url, options, _context(url, options))
+        options, hosts = url.options(RabbitMQOptions), addresses(url, PORTS[url.scheme], path="/VHOST")
+        check_tls(url, options, secure="amqps")
+        return cls(url, options, hosts, tls_context(url, options) if url.scheme == "amqps" else None)
 
     def __repr__(self) -> str:
         return f"Settings({self.url.display!r})"
@@ -126,13 +112,11 @@ class Settings(msgspec.Struct, frozen=True):
         url = self.url
         credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
         found = []
-        for host in url.hosts:
-            name, _, port = host.rpartition(":") if _PORT.search(host) else (host, "", "")
-            name = name.strip("[]")
+        for name, port in self.addresses:
             found.append(
                 pika.ConnectionParameters(
                     host=name,
-                    port=int(port) if port else PORTS[url.scheme],
+                    port=port,
                     virtual_host=url.path[1:] or "/",
                     credentials=credentials,
                     heartbeat=self.options.heartbeat,
@@ -141,23 +125,3 @@ class Settings(msgspec.Struct, frozen=True):
                 )
             )
         return found
-
-
-_PORT: Final = re.compile(r":\d+$")
-
-
-def _context(url: BrokerURL, options: RabbitMQOptions) -> ssl.SSLContext:
-    for name in ("ca", "cert", "key"):
-        path = getattr(options, name)
-        if path is not None and not Path(path).is_file():
-            raise ConfigError(f"{url.display}: option {name!r}: there is no file {path!r}")
-    if options.key is not None and options.cert is None:
-        raise ConfigError(f"{url.display}: the option 'key' goes with 'cert'")
-    try:
-        context = ssl.create_default_context(cafile=options.ca)
-        if options.cert is not None:
-            # A function, or OpenSSL would ask the terminal where a password is missing
-            context.load_cert_chain(options.cert, options.key, lambda: options.key_password or "")
-    except ssl.SSLError as error:
-        raise ConfigError(f"{url.display}: a certificate or key cannot be read: {error.reason}") from error
-    return context

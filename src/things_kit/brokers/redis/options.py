@@ -1,6 +1,6 @@
 """What a URL of Redis says: options, and the client made by them."""
 
-import os
+from collections.abc import Sequence
 from typing import Any, Final, Self, TypeAlias
 
 import msgspec
@@ -10,6 +10,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from things_kit.brokers.redis.cluster import Cluster
+from things_kit.engine.addresses import Address, addresses
+from things_kit.engine.secrets import Secret
+from things_kit.engine.tls import TLSOptions, check_tls
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
@@ -22,8 +25,8 @@ CONNECTIONS: Final = 10_000
 Client: TypeAlias = "Redis | RedisCluster"
 
 
-class RedisOptions(msgspec.Struct, frozen=True):
-    """The options of `redis://` and `rediss://`.
+class RedisOptions(TLSOptions, frozen=True):
+    """The options of `redis://` and `rediss://`; those of TLS are for the latter.
 
     Attributes:
         cluster: The hosts are nodes of a Redis Cluster.
@@ -39,17 +42,13 @@ class RedisOptions(msgspec.Struct, frozen=True):
         max_message_bytes: The largest value, key and headers together.
         value_field: The field of an entry that is a message's value.
         key_field: The field that is its key.
-        ca: File of the certificates that sign the server's; the system's where it is not given.
-        cert: File of this client's certificate.
-        key: File of its private key.
-        key_password: What that is encrypted with.
         check_hostname: Whether the server's certificate must be for the host of the URL.
     """
 
     cluster: bool = False
     sentinel: str | None = None
     sentinel_username: str | None = None
-    sentinel_password: str | None = None
+    sentinel_password: Secret | None = None
     lease: float = 30.0
     retain: float = 604_800.0
     maxlen: int = 0
@@ -59,10 +58,6 @@ class RedisOptions(msgspec.Struct, frozen=True):
     max_message_bytes: int = 16 * 2**20
     value_field: str = "value"
     key_field: str = "key"
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    key_password: str | None = None
     check_hostname: bool = True
 
     def __post_init__(self) -> None:
@@ -104,13 +99,7 @@ class Settings(msgspec.Struct, frozen=True):
             raise ConfigError(
                 f"{url.display}: several hosts are a cluster or sentinels: add ?cluster=true or ?sentinel=NAME"
             )
-        tls = options.ca or options.cert or options.key
-        if tls and url.scheme != "rediss":
-            raise ConfigError(f"{url.display}: certificates are for TLS: write rediss://")
-        for name in ("ca", "cert", "key"):
-            path = getattr(options, name)
-            if path is not None and not os.access(path, os.R_OK):
-                raise ConfigError(f"{url.display}: option {name!r}: the file {path} cannot be read")
+        check_tls(url, options, secure="rediss")
         return cls(url, options, database)
 
     def __repr__(self) -> str:
@@ -120,10 +109,10 @@ class Settings(msgspec.Struct, frozen=True):
         return [("url", self.url)]
 
     @property
-    def addresses(self) -> list[tuple[str, int]]:
+    def addresses(self) -> Sequence[Address]:
         """Hosts and ports of the URL."""
         port = SENTINEL_PORT if self.options.sentinel else PORT
-        return [_address(host, port) for host in self.url.hosts or ("localhost",)]
+        return addresses(self.url, port, default="localhost", path="/DATABASE")
 
     def connection(self) -> dict[str, Any]:
         """What a connection to a server of Redis itself is made of."""
@@ -145,7 +134,7 @@ class Settings(msgspec.Struct, frozen=True):
             "ssl_ca_certs": options.ca,
             "ssl_certfile": options.cert,
             "ssl_keyfile": options.key,
-            "ssl_password": options.key_password,
+            "ssl_password": options.key_password.reveal() if options.key_password else None,
             "ssl_check_hostname": options.check_hostname,
         }
 
@@ -183,12 +172,12 @@ class Settings(msgspec.Struct, frozen=True):
             **self.connection(),
             **ssl,
             "username": options.sentinel_username,
-            "password": options.sentinel_password,
+            "password": options.sentinel_password.reveal() if options.sentinel_password else None,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,  # redis-py before 8 does not understand what sentinels answer in RESP3
         }
         sentinel: Any = Sentinel  # which has no annotations
-        return sentinel(self.addresses, sentinel_kwargs=own, **ssl, **self.connection())
+        return sentinel([*self.addresses], sentinel_kwargs=own, **ssl, **self.connection())
 
     def _without(self, arguments: dict[str, Any], name: str) -> dict[str, Any]:
         if name in arguments:  # the client has no way to say it to a cluster
@@ -203,11 +192,3 @@ def _database(url: BrokerURL) -> int:
     if not (path.isascii() and path.isdigit()):
         raise ConfigError(f"{url.display}: the path is the number of a database, such as /0")
     return int(path)
-
-
-def _address(host: str, port: int) -> tuple[str, int]:
-    if host.startswith("["):  # IPv6
-        name, _, rest = host[1:].partition("]")
-        return name, int(rest.removeprefix(":") or port)
-    name, _, given = host.partition(":")
-    return name or "localhost", int(given or port)

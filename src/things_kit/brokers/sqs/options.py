@@ -115,13 +115,8 @@ class Settings(msgspec.Struct, frozen=True):
             )
         if len(url.hosts) > 1 or url.path.strip("/") or any(":" in host for host in url.hosts):
             raise ConfigError(f"{url.display}: expected sqs://REGION, such as sqs://us-east-1")
-        queue, topic = _attributes(url, QUEUE_ATTRIBUTES), _attributes(url, TOPIC_ATTRIBUTES)
-        ours = {
-            name: value
-            for name, value in url.query.items()
-            if not name.startswith((QUEUE_ATTRIBUTES, TOPIC_ATTRIBUTES))
-        }
-        options = msgspec.structs.replace(url, query=ours).options(SQSOptions)
+        queue, topic = url.prefixed(QUEUE_ATTRIBUTES), url.prefixed(TOPIC_ATTRIBUTES)
+        options = url.options(SQSOptions, besides=(QUEUE_ATTRIBUTES, TOPIC_ATTRIBUTES))
         _check_endpoint(url, options.endpoint)
         limit = _limit(url, options, queue, topic)
         return cls(
@@ -173,15 +168,6 @@ class Settings(msgspec.Struct, frozen=True):
         """The attributes with which a topic is created."""
         more = {"FifoTopic": "true"} if is_fifo(name) else {}
         return {**self.topic_attributes, **more}
-
-
-def _attributes(url: BrokerURL, prefix: str) -> dict[str, str]:
-    found = {name[len(prefix) :]: value for name, value in url.query.items() if name.startswith(prefix)}
-    if "" in found:
-        raise ConfigError(
-            f"{url.display}: {prefix} needs the name of an attribute, such as {prefix}KmsMasterKeyId"
-        )
-    return found
 
 
 def _check_endpoint(url: BrokerURL, endpoint: str | None) -> None:
