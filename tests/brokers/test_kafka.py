@@ -15,13 +15,13 @@ from confluent_kafka import Message as Record
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError
 from things_kit.brokers.kafka.driver import KafkaDriver
+from things_kit.brokers.kafka.errors import refused, translated
 from things_kit.brokers.kafka.options import (
     Settings,
     check_group,
     check_topic,
+    instance_id,
     possible_topic,
-    refused,
-    translated,
 )  # fmt: skip
 from things_kit.brokers.kafka.records import TOMBSTONE, Clock, raw_headers, unpack
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
@@ -84,8 +84,10 @@ def test_publishing_is_idempotent_and_meets_the_java_client_in_its_partitions() 
     assert config["message.timeout.ms"] == 7000
 
 
-def test_a_weaker_confirmation_gives_up_idempotence() -> None:
-    assert settings("kafka://a?acks=1").producer(1000)["enable.idempotence"] is False
+def test_a_weaker_confirmation_gives_up_idempotence_and_keeps_the_order_by_one_request_at_a_time() -> None:
+    config = settings("kafka://a?acks=1").producer(1000)
+    assert config["enable.idempotence"] is False
+    assert config["max.in.flight.requests.per.connection"] == 1
 
 
 def test_the_new_group_protocol_leaves_assignment_and_sessions_to_the_broker() -> None:
@@ -94,8 +96,15 @@ def test_the_new_group_protocol_leaves_assignment_and_sessions_to_the_broker() -
     assert not {"partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"} & set(config)
 
 
-def test_static_membership_is_an_option() -> None:
-    assert settings("kafka://a?group_instance_id=worker-1").consumer("g")["group.instance.id"] == "worker-1"
+def test_each_consumer_of_a_process_has_an_instance_of_its_own() -> None:
+    names = [
+        instance_id("w", *each)
+        for each in [("orders", 0), ("orders", 1), ("orders-retry-10s", 0), ("x" * 249, 0)]
+    ]
+    assert names[:3] == ["w-orders", "w-orders-1", "w-orders-retry-10s"]
+    assert len(set(names)) == 4
+    assert all(possible_topic(name) for name in names), "Kafka takes no other"
+    assert settings("kafka://a").consumer("g", names[0])["group.instance.id"] == "w-orders"
 
 
 @pytest.mark.parametrize(
@@ -297,6 +306,8 @@ def test_why_a_message_was_refused(code: int, kind: type[Exception]) -> None:
         (KafkaError._AUTHENTICATION, ConfigError, "login"),
         (KafkaError.UNSUPPORTED_VERSION, ConfigError, "too old"),
         (KafkaError.INVALID_REPLICATION_FACTOR, ConfigError, "replication"),
+        (KafkaError._DESTROY_BROKER, ConnectionLost, "asking"),
+        (KafkaError.UNKNOWN, ConnectionLost, "asking"),
     ],
 )
 def test_what_an_error_means(code: int, kind: type[Exception], says: str) -> None:

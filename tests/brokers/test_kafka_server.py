@@ -31,7 +31,7 @@ from things_kit import (
     UnsupportedError,
     connect,
 )
-from things_kit.brokers.kafka import ephemeral, receiver
+from things_kit.brokers.kafka import ephemeral, receiver, standing
 from things_kit.brokers.kafka.records import TOMBSTONE
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.testing.conformance.history import assert_lanes, merged
@@ -287,24 +287,20 @@ async def test_more_consumers_than_partitions_start(kafka: KafkaServer, topic: s
 async def test_a_consumer_that_stands_by_is_well(
     kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More consumers than partitions: those that have none are looked into, and nothing is found."""
-    found: list[str | None] = []
+    """More consumers than partitions: those that have none are in their group all the same."""
+    heard: list[float] = []
+    hear = standing.Standing.heard
 
-    why_idle = receiver.KafkaReceiver._why_idle
+    def hearing(self: standing.Standing, text: str) -> None:
+        hear(self, text)
+        heard.append(self.out)
 
-    def looking(*arguments: Any) -> str | None:
-        found.append(why_idle(*arguments))
-        return found[-1]
-
-    monkeypatch.setattr(receiver.KafkaReceiver, "_why_idle", looking)
-    monkeypatch.setattr(receiver, "UNASSIGNED", 0.2)
+    monkeypatch.setattr(standing.Standing, "heard", hearing)
     group = f"billing-{topic}"
     async with connect(f"{kafka.url}?partitions=1&session_timeout=3") as broker:
         for _ in range(2):
             await broker.consumer(topic, group=group, handler=Handler()).start()
-        found.clear()
-        await eventually(lambda: len(found) > 2, PATIENCE)
-        assert set(found[1:]) == {None}
+        await eventually(lambda: heard[-4:] == [0.0] * 4, PATIENCE)
         assert (await broker.health()).ok
         await broker.remove(topic)
 
@@ -626,3 +622,52 @@ async def test_three_processes_that_join_leave_and_die_lose_nothing(kafka: Kafka
     twice = history.duplicates()
     # Of each that was killed: what it held, and what was finished while its last commit was on its way
     assert len(twice) <= 2 * 2 * most, f"{len(twice)} were handled twice"
+
+
+async def test_a_partition_that_is_added_is_read_from_its_first_message_whatever_start_says(
+    kafka: KafkaServer, topic: str
+) -> None:
+    """`start` is for new groups; what such a partition holds came after the group began."""
+    group = f"billing-{topic}"
+    async with connect(
+        f"{kafka.url}?partitions=1&session_timeout=3&conf.topic.metadata.refresh.interval.ms=1000"
+    ) as broker:
+        await broker.declare(topic)
+        await broker.producer().publish(Message(topic, b"before"))
+        handler = Handler()
+        async with broker.consumer(topic, group=group, handler=handler, start="latest", dead_letter=None):
+            admin = AdminClient({"bootstrap.servers": kafka.brokers})
+            admin.create_partitions([NewPartitions(topic, 3)])[topic].result(10)
+            foreign = Producer(
+                {"bootstrap.servers": kafka.brokers, "topic.metadata.refresh.interval.ms": 100}
+            )
+
+            def published() -> bool:
+                if len(foreign.list_topics(topic, timeout=10).topics[topic].partitions) < 3:
+                    return False
+                for partition in range(3):
+                    foreign.produce(topic, b"x", partition=partition)
+                return foreign.flush(10) == 0
+
+            await eventually(published, PATIENCE)
+            await eventually(lambda: len(handler.done) == 3, PATIENCE)
+        assert sorted((m.partition, m.value) for m in handler.done) == [(0, b"x"), (1, b"x"), (2, b"x")]
+        await broker.remove(topic)
+
+
+async def test_static_members_of_one_process_do_not_fence_each_other(kafka: KafkaServer, topic: str) -> None:
+    """A consumer of two topics with retry topics has many members."""
+    url = f"{kafka.url}?group_instance_id=worker-1&partitions=1&session_timeout=3"
+    async with connect(url) as broker:
+        handler, topics = Handler(), [topic, f"{topic}-b"]
+        retry = RetryPolicy(mode="delayed")
+        options: Any = {"group": f"billing-{topic}", "handler": handler, "dead_letter": None, "retry": retry}
+        for _ in range(2):
+            handler.done.clear()
+            async with broker.consumer(topics, **options), broker.consumer(topic, **options):
+                await broker.producer().publish_batch([Message(each, b"x") for each in topics])
+                await eventually(lambda: len(handler.done) == 2, PATIENCE)
+                assert (await broker.health()).ok
+        for each in topics:
+            for name in (each, *retry_topics(each, f"billing-{topic}")):
+                await broker.remove(name)

@@ -408,6 +408,19 @@ class TestDeclaring:
         assert left == [other]
         await clients.sqs.delete_queue(QueueUrl=other)
 
+    async def test_a_group_is_removed_alone(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing", "shipping"])
+        for _ in range(2):
+            await driver(broker).remove(topic, "billing")
+        queues = [name async for _, name in driver(broker)._topology.subscriptions(topic)]
+        assert queues == [f"{topic}_-_shipping"]
+        assert await driver(broker)._topology._url_of(f"{topic}_-_billing") is None
+
+    async def test_the_group_of_a_queue_is_the_queue(self, sqs: SQSServer, topic: str) -> None:
+        async with connect(f"{sqs.url}&mode=queue&grace=0") as broker:
+            with pytest.raises(UnsupportedError, match="remove the topic"):
+                await driver(broker).remove(topic, "billing")
+
     async def test_a_replay_for_a_group_that_is_gone_says_so(self, broker: Broker, topic: str) -> None:
         await broker.declare(topic, groups=["shipping"])
         with pytest.raises(PublishError, match=r"'billing' .* has no queue"):

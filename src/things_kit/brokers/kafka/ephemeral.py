@@ -18,6 +18,8 @@ REFRESH: Final = 5.0
 class EphemeralReceiver(KafkaReceiver):
     """Reads all partitions from now on, as nobody's member, and leaves no trace at the broker."""
 
+    member = False
+
     _next_refresh = 0.0
 
     def _begin(self, consumer: Consumer) -> None:

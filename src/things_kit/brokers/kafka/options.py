@@ -1,18 +1,17 @@
-"""What a `kafka://` URL asks for, as properties of librdkafka, and what librdkafka's errors mean to us."""
+"""What a `kafka://` URL asks for, as properties of librdkafka."""
 
-# ruff: noqa: SLF001 - the names of librdkafka's own errors begin with an underscore
-
+import hashlib
 import logging
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaException
 
-from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.brokers.kafka.errors import error_of
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
+from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.kafka")
 
@@ -32,6 +31,10 @@ OVERHEAD: Final = 10_000
 """Bytes beside a message's value, key and headers that a request may need: framing, our headers, the topic's name."""
 
 
+SILENCE_MS: Final = 10_000
+"""Milliseconds after which a request without an answer ends its connection; what can be is asked again over the next."""
+
+
 class KafkaOptions(msgspec.Struct, frozen=True):
     """The options of `kafka://`.
 
@@ -42,6 +45,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
         group_protocol: "classic", with cooperative-sticky assignment, or "consumer" for KIP-848.
         group_instance_id: Static membership: a consumer that restarts under this name keeps its partitions.
         session_timeout: Seconds after which a silent consumer's partitions go to others; classic protocol only.
+        commit_interval: Seconds between two commits of what was acknowledged, unless `max_in_flight` were before.
         acks: "all" replicas in sync confirm a message, or the leader alone, "1": then it can be lost with the leader.
         compression: Of what is published.
         linger: Milliseconds for which messages may wait for more while `publish_batch` is still handing some over.
@@ -61,6 +65,7 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     group_protocol: Literal["classic", "consumer"] = "classic"
     group_instance_id: str | None = None
     session_timeout: float = 45.0
+    commit_interval: float = 1.0
     acks: Literal["all", "1"] = "all"
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     linger: float = 10.0
@@ -81,6 +86,8 @@ class KafkaOptions(msgspec.Struct, frozen=True):
             raise ValueError(
                 "session_timeout must be more than 0 seconds, and linger not less than 0 milliseconds"
             )
+        if not 0 <= self.commit_interval <= 3600:
+            raise ValueError("commit_interval must be from 0 to 3600 seconds")
         if not 1 <= self.max_message_bytes <= 1_000_000_000 - OVERHEAD:
             raise ValueError("max_message_bytes must be from 1 to about a billion")
 
@@ -122,6 +129,11 @@ class Settings(msgspec.Struct, frozen=True):
             # By default a client may sleep for ten seconds after its broker is back
             "reconnect.backoff.max.ms": 250,
             "log.connection.close": False,
+            # A connection that went silent is replaced after so long: a minute by default
+            "socket.timeout.ms": SILENCE_MS,
+            "socket.connection.setup.timeout.ms": SILENCE_MS,
+            # A broker that was fenced for a moment names no brokers, and a client that hears so forgets its last one
+            "metadata.recovery.rebootstrap.trigger.ms": 5000,
             **self._security(),
             **self.passed,
         }
@@ -132,6 +144,9 @@ class Settings(msgspec.Struct, frozen=True):
         return {
             "acks": options.acks,
             "enable.idempotence": options.acks == "all",
+            # Without idempotence one request at a time, as one that is repeated would come behind the next
+            "max.in.flight.requests.per.connection": 5 if options.acks == "all" else 1,
+            "request.timeout.ms": SILENCE_MS - 1000,
             "partitioner": "murmur2_random",  # what the Java client does, so keys meet theirs in one partition
             "compression.type": options.compression,
             "linger.ms": options.linger,
@@ -143,10 +158,11 @@ class Settings(msgspec.Struct, frozen=True):
             **self.common(),
         }
 
-    def consumer(self, group: str) -> Config:
+    def consumer(self, group: str, instance: str | None = None) -> Config:
         """For receiving. Where to begin, and what to commit, is decided by the receiver."""
         config: Config = {
             "group.id": group,
+            "statistics.interval.ms": 1000,  # which say whether it is in its group
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             # Only where a committed offset is gone: what is still there was not handled by anybody
@@ -159,8 +175,8 @@ class Settings(msgspec.Struct, frozen=True):
             # A partition that was assigned or resumed waits for the request that is under way to the same broker
             "fetch.wait.max.ms": 100,
         }
-        if self.options.group_instance_id:
-            config["group.instance.id"] = self.options.group_instance_id
+        if instance is not None:
+            config["group.instance.id"] = instance
         if self.options.group_protocol == "consumer":
             config["group.protocol"] = "consumer"
         else:
@@ -263,111 +279,15 @@ def check_group(group: str) -> None:
         )
 
 
-# --- the error table
+# --- static membership
 
-MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED
-PARTITION_END: Final = KafkaError._PARTITION_EOF
-
-GIVEN_UP: Final = frozenset({KafkaError._FATAL, KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
-"""What librdkafka says of each message that it did not publish because of something else."""
+_LONGEST_INSTANCE: Final = 249
+"""Kafka takes the id of an instance if it could be the name of a topic."""
 
 
-def away(why: str) -> KafkaException:
-    """An error as librdkafka would raise it, for a broker that keeps us waiting."""
-    return KafkaException(KafkaError(KafkaError._TIMED_OUT, why))
-
-
-def refused_login(error: KafkaError) -> bool:
-    """Whether it says that we are not let in: librdkafka goes on trying, and may only say "timed out" in the end."""
-    return error.code() in {
-        KafkaError._AUTHENTICATION,
-        KafkaError._SSL,
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-    }
-
-
-_AWAY: Final = frozenset({
-    KafkaError._ALL_BROKERS_DOWN, KafkaError._DESTROY, KafkaError._MAX_POLL_EXCEEDED, KafkaError._MSG_TIMED_OUT,
-    KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE, KafkaError._RESOLVE, KafkaError._TIMED_OUT,
-    KafkaError._TIMED_OUT_QUEUE, KafkaError._TRANSPORT, KafkaError._WAIT_COORD, KafkaError._STATE,
-    KafkaError._ASSIGNMENT_LOST, KafkaError._FENCED, KafkaError._UNKNOWN_BROKER, KafkaError._NO_OFFSET, KafkaError._PARTIAL,
-    KafkaError.BROKER_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.FENCED_MEMBER_EPOCH, KafkaError.ILLEGAL_GENERATION, KafkaError.KAFKA_STORAGE_ERROR,
-    KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NETWORK_EXCEPTION, KafkaError.NOT_CONTROLLER,
-    KafkaError.NOT_COORDINATOR, KafkaError.NOT_ENOUGH_REPLICAS, KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, KafkaError.REBALANCE_IN_PROGRESS,
-    KafkaError.REPLICA_NOT_AVAILABLE, KafkaError.REQUEST_TIMED_OUT, KafkaError.STALE_MEMBER_EPOCH,
-    KafkaError.THROTTLING_QUOTA_EXCEEDED, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.UNKNOWN_PRODUCER_ID,
-    KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.UNRELEASED_INSTANCE_ID,
-})  # fmt: skip
-"""The broker is away, moving, or has forgotten who we are: trying again may help."""
-
-_UNKNOWN: Final = frozenset({
-    KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID, KafkaError._UNKNOWN_TOPIC,
-})  # fmt: skip
-
-_NOT_OFFERED: Final = (
-    "this broker is too old for what was asked, or has it switched off: check group_protocol and group_type"
-)
-
-_REMEDY: Final = {
-    KafkaError._AUTHENTICATION: "it does not accept this login: check user, password, sasl_mechanism and ca",
-    KafkaError._SSL: "the TLS handshake failed: check security_protocol and ca",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "it does not accept this user and password",
-    KafkaError.UNSUPPORTED_SASL_MECHANISM: "it does not offer this sasl_mechanism",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "this user may not use the topic: it needs an ACL for it",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "this user may not use the group: it needs an ACL for it",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "this user may not do that in the cluster: it needs an ACL for it",
-    KafkaError.FENCED_INSTANCE_ID: "another consumer has the same group_instance_id",
-    KafkaError.INCONSISTENT_GROUP_PROTOCOL: "the group has members of another protocol: give all the same options",
-    KafkaError.UNSUPPORTED_VERSION: _NOT_OFFERED,
-    KafkaError._UNSUPPORTED_FEATURE: _NOT_OFFERED,
-    KafkaError.INVALID_CONFIG: "check the options topic.NAME=VALUE",
-    KafkaError.INVALID_REPLICATION_FACTOR: "it has not so many brokers: check the option replication",
-}
-"""What the user can do about errors that trying again does not mend."""
-
-
-def error_of(error: KafkaException) -> KafkaError:
-    """The error that an exception of the client carries."""
-    found = error.args[0] if error.args else None
-    return found if isinstance(found, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
-
-
-def translated(error: KafkaError, doing: str) -> Exception:
-    """Ours for one of librdkafka's, while asking the broker for something: ConnectionLost or ConfigError."""
-    code, said = error.code(), f"{doing}: {error.str()}"
-    if code in _AWAY or (error.retriable() and code not in _UNKNOWN):
-        return _caused(ConnectionLost(said), error)
-    return _caused(ConfigError(said + _remedy(error)), error)
-
-
-def refused(error: KafkaError, topic: str) -> Exception:
-    """Ours for why a message was not taken: ConnectionLost means that it may be taken later."""
-    code = error.code()
-    if code in {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}:
-        return _caused(MessageTooLarge(f"a message for {topic!r} is too large: {error.str()}"), error)
-    if code in _UNKNOWN:
-        return _caused(UnknownTopic(topic), error)
-    if code == KafkaError._UNKNOWN_PARTITION:
-        return _caused(PublishError(f"the topic {topic!r} has no such partition"), error)
-    if code in _AWAY or error.retriable():
-        return _caused(ConnectionLost(f"publishing to {topic!r}: {error.str()}"), error)
-    return _caused(PublishError(f"publishing to {topic!r}: {error.str()}{_remedy(error)}"), error)
-
-
-def _remedy(error: KafkaError) -> str:
-    code = error.code()
-    if code == KafkaError._FATAL:  # whose own code is only in the text
-        code = next((each for each in _REMEDY if KafkaError(each).str() in error.str()), code)
-    return f" ({_REMEDY[code]})" if code in _REMEDY else ""
-
-
-def unknown(error: KafkaError) -> bool:
-    """Whether it says that a topic is not there."""
-    return error.code() in _UNKNOWN
-
-
-def _caused(ours: Exception, error: KafkaError) -> Exception:
-    ours.__cause__ = KafkaException(error)
-    return ours
+def instance_id(name: str, topic: str, number: int) -> str:
+    """The `group.instance.id` of one consumer of a process: the same each time, and nobody else's."""
+    whole = f"{name}-{topic}" if number == 0 else f"{name}-{topic}-{number}"
+    if len(whole) <= _LONGEST_INSTANCE:
+        return whole
+    return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:32]}"

@@ -1,9 +1,11 @@
 """The thread that publishes to Kafka: messages go in by the batch, and delivery reports come back by the batch."""
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -11,7 +13,9 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from things_kit.brokers.kafka.batches import LARGEST
-from things_kit.brokers.kafka.options import GIVEN_UP, Settings, error_of, refused
+from things_kit.brokers.kafka.errors import GIVEN_UP, error_of, refused
+from things_kit.brokers.kafka.options import Settings
+from things_kit.brokers.kafka.parting import PARTING, part, told, within_or_not
 from things_kit.brokers.kafka.records import Clock, raw_headers
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.message import Message
@@ -26,6 +30,16 @@ IDLE: Final = 1.0
 
 BUSY: Final = 0.003
 """Seconds for which a wait for delivery reports may keep the next batch waiting."""
+
+OVERDUE: Final = 12.0
+"""Seconds without any delivery report after which it is asked whether the broker answers others; longer than librdkafka
+takes to replace a connection that went silent."""
+
+AGAIN: Final = 3.0
+"""Seconds that librdkafka then has to find back to a broker that answers."""
+
+PURGE: Final = 1.0
+"""Seconds that the reports of messages may take that are given up."""
 
 Results = list[Exception | None]
 
@@ -51,6 +65,11 @@ class Sending:
         self._loop = asyncio.get_running_loop()
         self._results: Results = [None] * len(messages)
         self._open = len(messages)
+
+    @property
+    def open(self) -> int:
+        """How many of its messages are neither confirmed nor refused."""
+        return self._open
 
     def report(self, index: int, error: KafkaError | None) -> None:
         """A delivery report, or why there will be none. In the sending thread."""
@@ -90,8 +109,11 @@ class _Report(msgspec.Struct, eq=False, gc=False):
 class SendingThread:
     """Owns the producers, nearly always one. librdkafka keeps their order, and repeats what was not confirmed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ping: Callable[[], Awaitable[None]]) -> None:
         self._settings = settings
+        self._ping = ping
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self._forsaken = False
         self._jobs: SimpleQueue[Sending | None] = SimpleQueue()
         self._producers: dict[int, Producer] = {
             LARGEST: settings.created(Producer, settings.producer(LARGEST))
@@ -113,41 +135,61 @@ class SendingThread:
             return []
         self._jobs.put(sending)
         try:
-            return await sending.answer
+            while not sending.answer.done():
+                await self._attend(sending)
+            return sending.answer.result()
         finally:
             sending.given_up = True
+            sending.answer.cancel()
 
-    def close(self) -> None:
-        """End the thread; what is not confirmed by now is nobody's any more. Blocks."""
+    async def _attend(self, sending: Sending) -> None:
+        """Wait for the answer. If nothing comes from a broker that answers others, the producers are replaced."""
+        before = sending.open
+        if await _answered(sending, OVERDUE) or sending.open != before:
+            return
+        try:
+            await self._ping()
+        except ConnectionLost:
+            return  # it is away: librdkafka goes on trying
+        if not await _answered(sending, AGAIN) and sending.open == before:
+            self._forsaken = True
+            await _answered(sending, AGAIN)
+
+    async def close(self) -> None:
+        """End the thread; what is not confirmed by now is nobody's any more."""
         self._stopping = True
         self._jobs.put(None)
-        self._thread.join()
+        await within_or_not(self._ended, PARTING)
 
     # --- in the thread
 
     def _run(self) -> None:
-        while True:
-            busy = [producer for producer in self._producers.values() if len(producer)]
-            try:
-                sending = self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
-            except Empty:
-                for producer in busy:  # what waits goes out at once: nothing is coming to linger for
-                    self._serve_one(producer.flush, BUSY)
-                self._serve()
-                continue
-            if sending is None:
-                break
-            self._produce(sending)
+        while not self._stopping:
+            sending = self._next()
+            if sending is not None:
+                self._produce(sending)
             self._serve()
-        self._drop_all()
+        self._drop_all().join(PARTING)
+        told(self._loop, self._ended.set)
+
+    def _next(self) -> Sending | None:
+        """What is to be sent; None after a wait in which nothing came, or to end."""
+        busy = [producer for producer in self._producers.values() if len(producer)]
+        try:
+            return self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
+        except Empty:
+            for producer in busy:  # what waits goes out at once: nothing is coming to linger for
+                self._serve_one(producer.flush, BUSY)
+            return None
 
     def _serve(self) -> None:
         for producer in self._producers.values():
             self._serve_one(producer.poll, 0)
-        if self._fatal is not None:
-            log.warning("publishing begins anew: %s", self._fatal)
+        if self._fatal is not None or self._forsaken:
+            why = self._fatal or "the client does not find back to a broker that answers"
+            log.warning("publishing begins anew: %s", why)
             self._drop_all()
-            self._fatal = None
+            self._fatal, self._forsaken = None, False
             self._producer(LARGEST)
 
     def _serve_one(self, call: Callable[[float], object], wait: float) -> None:
@@ -157,11 +199,18 @@ class SendingThread:
         except KafkaException as error:
             self._fatal = error_of(error)
 
-    def _drop_all(self) -> None:
-        for producer in self._producers.values():
-            producer.purge()
-            self._serve_one(producer.poll, 0)
+    def _drop_all(self) -> threading.Thread:
+        """Report what is open as given up, and have the producers end in a thread of their own."""
+        producers = list(self._producers.values())
         self._producers.clear()
+        ends = time.monotonic() + PURGE
+        for producer in producers:
+            with contextlib.suppress(KafkaException):
+                producer.purge()
+            while len(producer) and time.monotonic() < ends:
+                self._serve_one(producer.poll, 0.01)
+        del producer
+        return part(producers.clear, "producer end")
 
     def _why(self, error: KafkaError) -> KafkaError:
         """What stands behind the failure of a message."""
@@ -201,3 +250,8 @@ class SendingThread:
                     break
                 else:
                     break
+
+
+async def _answered(sending: Sending, within: float) -> bool:
+    await asyncio.wait({sending.answer}, timeout=within)
+    return sending.answer.done()

@@ -1,12 +1,13 @@
 """The thread that receives from Kafka: a member of a group, or a reader of its own."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -16,16 +17,13 @@ from confluent_kafka import (
     TopicPartition,
 )  # fmt: skip
 
+from things_kit.brokers.kafka.admin import Admin
+from things_kit.brokers.kafka.errors import UNREACHABLE, error_of, translated, unknown
 from things_kit.brokers.kafka.inbox import Inbox
-from things_kit.brokers.kafka.options import (
-    MAX_POLL_EXCEEDED,
-    Settings,
-    away,
-    error_of,
-    translated,
-    unknown,
-)  # fmt: skip
+from things_kit.brokers.kafka.options import Settings
+from things_kit.brokers.kafka.progress import Progress
 from things_kit.brokers.kafka.records import unpack
+from things_kit.brokers.kafka.standing import UNHEARD, Standing
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.offsets import LIMIT, Mark, Offsets
 
@@ -34,18 +32,35 @@ log = logging.getLogger("things_kit.kafka")
 POLL: Final = 0.1
 """Seconds that the thread waits in one go; so late it may notice that it is to close or commit."""
 
-COMMIT: Final = 0.02
-"""Seconds between two commits, unless `max_in_flight` were acknowledged before: if this process is killed, what was
-acknowledged since comes again. At full speed it makes no difference, as then those are soon acknowledged."""
+SHORTEST: Final = 0.02
+"""The same where commits are to follow sooner."""
+
+STALLED: Final = 30.0
+"""Seconds without a round of the thread, unless it waits for handlers, after which librdkafka is taken to hang."""
+
+HASTE: Final = 0.1
+"""Seconds between two commits where `max_in_flight` are acknowledged sooner than `commit_interval` is over."""
 
 UNASSIGNED: Final = 10.0
-"""Seconds without a partition after which it is looked into, and again after as many."""
+"""Seconds out of the group without a partition after which it is said so, and a client without a member's id replaced."""
 
-LIVELY: Final = 1.0
-"""Seconds since something came or was acknowledged during which the thread waits no longer than to the next commit."""
+OUT: Final = 60.0
+"""Seconds after which any client that is out of its group is replaced."""
+
+FORSAKEN: Final = 10.0
+"""Seconds without a broker after which a client is replaced that has nothing to lose; others wait for their session's end."""
+
+STRANDED: Final = 5.0
+"""Seconds without a group for which it has not even asked: one that met a broker as it came back may not do so for minutes."""
+
+NEARLY: Final = 0.8
+"""The part of a session after which a member that hears nothing leaves: once it has ended it could not, and its group
+would wait for it for as long again."""
 
 PATIENCE: Final = 1.0
 """Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
+
+MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED  # noqa: SLF001 - the name of librdkafka's own error
 
 BATCH: Final = 250
 """The most records fetched in one go: more would only make the event loop wait for their unpacking."""
@@ -53,8 +68,25 @@ BATCH: Final = 250
 ANSWER: Final = 10.0
 """Seconds that the broker may take to answer a question of the receiver."""
 
-GOODBYE: Final = 5.0
+GOODBYE: Final = 2.0
 """Seconds that the last commit may take."""
+
+PARTING: Final = 3.0
+"""Seconds that leaving the group is waited for; it is finished, or left to the session timeout, without us."""
+
+
+class Beginning(NamedTuple):
+    """Where a receiver begins in partitions of which its group has no place.
+
+    Attributes:
+        topic_id: The topic's id: one of the same name that is made later has another.
+        anew: The topic took the place of one that this group had read: what is committed may be of that one.
+        latest: Partitions below this number begin at their end. Those that are added later begin at their first message.
+    """
+
+    topic_id: str
+    anew: bool = False
+    latest: int = 0
 
 
 class KafkaReceiver:
@@ -64,7 +96,20 @@ class KafkaReceiver:
     so the group is kept however long the handlers take. What was acknowledged is committed a moment later.
     """
 
-    def __init__(self, settings: Settings, subscription: Subscription) -> None:
+    member = True
+    """Whether it is a member of its group, which librdkafka keeps in touch with."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        subscription: Subscription,
+        admin: Admin,
+        beginning: Beginning,
+        instance: str | None = None,
+    ) -> None:
+        self.instance = instance
+        self._options = settings.options
+        self._beginning = beginning
         self._subscription = subscription
         self._topic = subscription.topic
         self._batch = min(BATCH, subscription.max_in_flight)
@@ -78,20 +123,29 @@ class KafkaReceiver:
         self._room = threading.Event()
         self._closing = False
         self._letting_go: Future[None] | None = None
+        self._progress = Progress(admin, subscription.topic, beginning.topic_id)
+        self._watching: asyncio.Task[None] | None = None
         # Of the thread
         self._partitions: dict[int, Offsets] = {}
         self._committed: dict[int, Mark] = {}
         self._committing = False
         self._next_commit = 0.0
-        self._lively_until = 0.0
+        self._hasty_from = 0.0
         self._seen = 0
         self._full_since: float | None = None
         self._paused = False
         self._metadata_limit = LIMIT
+        self._classic = self.member and settings.options.group_protocol == "classic"
+        self._poll = min(POLL, max(SHORTEST, settings.options.commit_interval))
+        self._turned = time.monotonic()
         self._ailment: str | None = None
-        self._next_look = time.monotonic() + UNASSIGNED
+        self._lost = False
+        self._standing = Standing(member=self.member)
         self._consumer: Consumer = settings.created(
-            Consumer, settings.consumer(subscription.group), on_commit=self._on_commit
+            Consumer,
+            settings.consumer(subscription.group, instance),
+            on_commit=self._on_commit,
+            stats_cb=self._standing.heard,
         )
         self.thread = threading.Thread(
             target=self._run,
@@ -115,11 +169,24 @@ class KafkaReceiver:
         except TimeoutError as error:
             self.abandon()
             raise ConnectionLost(
-                f"the group {self._subscription.group!r} was not joined within {within:g} s"
+                f"the group {self._subscription.group!r} was not joined within {within:g} s ({self._standing.where})"
             ) from error
         except BaseException:
             self.abandon()
             raise
+        self._watching = asyncio.create_task(self._watch_progress(), name=f"{self.thread.name} progress")
+
+    async def _watch_progress(self) -> None:
+        """End this receiver if nothing arrives that should: whatever the client says, a new one begins afresh."""
+        while True:
+            await asyncio.sleep(self._progress.interval)
+            reason = await self._progress.look(dict(self._partitions), full=self._full_since is not None)
+            if reason is None and self._letting_go is None and time.monotonic() - self._turned > STALLED:
+                reason = f"the client of {self._topic!r} hangs"
+            if reason is not None:
+                self._has_ended(ConnectionLost(reason))
+                self.abandon()
+                return
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
         """Take from the inbox; wait for the thread to fill it."""
@@ -143,14 +210,23 @@ class KafkaReceiver:
     async def close(self) -> None:
         """Commit, and leave the group. If the broker is away, that is left to its session timeout."""
         self.abandon()
-        await self._inbox.ended()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PARTING):
+                await self._inbox.ended()
 
     def abandon(self) -> None:
         """Have the thread close by itself."""
         self._closing = True
+        if self._watching is not None:
+            self._watching.cancel()
         self._room.set()
         if self._letting_go is not None:
             self._letting_go.cancel()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it has not been told to close."""
+        return not self._closing
 
     def _has_joined(self) -> None:
         if not self._joined.done():
@@ -183,6 +259,8 @@ class KafkaReceiver:
             self._begin(consumer)
             while not self._closing:
                 self._turn(consumer)
+        except ConnectionLost as error:
+            failure = error
         except KafkaException as error:
             failure = translated(error_of(error), f"receiving from {self._topic!r}")
         except Exception as error:  # a fault of ours must reach somebody
@@ -190,7 +268,9 @@ class KafkaReceiver:
             log.exception("%s: the receiving thread broke", self._topic)
         finally:
             self._closing = True
-            self._finish(consumer)
+            if failure is not None:  # whoever subscribes anew need not wait for the end of this client
+                self._tell(self._has_ended, failure)
+            self._finish(consumer, commits=failure is None and not self._progress.gone)
             self._tell(self._has_ended, failure)
 
     def _begin(self, consumer: Consumer) -> None:
@@ -200,14 +280,14 @@ class KafkaReceiver:
 
     def _turn(self, consumer: Consumer) -> None:
         """One round: commit if it is time, then fetch, or wait for room."""
-        now = time.monotonic()
-        self._watch(consumer, now)
-        if now >= self._next_commit or self._acknowledged - self._seen >= self._subscription.max_in_flight:
-            self._next_commit = now + COMMIT
-            if self._acknowledged != self._seen:
-                self._seen = self._acknowledged
-                self._lively_until = now + LIVELY
-            self._commit(consumer)
+        now = self._turned = time.monotonic()
+        self._watch(consumer)
+        many = self._acknowledged - self._seen >= self._subscription.max_in_flight
+        if now >= self._next_commit or (many and now >= self._hasty_from):
+            self._seen = self._acknowledged
+            commits = self._commit(consumer)
+            self._next_commit = now + (self._options.commit_interval if commits else self._poll)
+            self._hasty_from = now + HASTE
         if self._handed - self._taken < self._batch:
             self._full_since = None
             if self._paused:
@@ -226,8 +306,7 @@ class KafkaReceiver:
 
     def _fetch(self, consumer: Consumer) -> None:
         # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
-        lively = time.monotonic() < self._lively_until
-        records = consumer.consume(1, COMMIT if lively else POLL)
+        records = consumer.consume(1, self._poll)
         if records:
             if self._batch > 1:
                 records += consumer.consume(self._batch - 1, 0)
@@ -237,7 +316,6 @@ class KafkaReceiver:
         deliveries, errors = unpack(records, self._partitions)
         if deliveries:
             self._handed += len(deliveries)
-            self._lively_until = time.monotonic() + LIVELY
             self._tell(self._inbox.put, deliveries)
         for error in errors:
             self._note(error)
@@ -246,31 +324,45 @@ class KafkaReceiver:
         """An event of librdkafka. It mends by itself what can be mended: only the rest is a failure."""
         failure = translated(error, f"receiving from {self._topic!r}")
         if unknown(error):
-            raise away(f"the topic {self._topic!r} was removed")
+            raise ConnectionLost(f"the topic {self._topic!r} was removed")
         if error.fatal() or not isinstance(failure, ConnectionLost) or error.code() == MAX_POLL_EXCEEDED:
             raise KafkaException(error)
+        if error.code() in UNREACHABLE:
+            self._standing.failed(error)
         log.debug("%s", failure)
 
-    def _watch(self, consumer: Consumer, now: float) -> None:
-        """Say so if this consumer receives nothing and no other does in its place."""
+    def _watch(self, consumer: Consumer) -> None:
+        """Say so if this consumer receives nothing, and end it if its client may never find back by itself."""
+        standing, session = self._standing, self._options.session_timeout
+        if self._lost:
+            raise ConnectionLost(f"the group {self._subscription.group!r} took this consumer for dead")
+        if standing.quiet > NEARLY * session:
+            raise ConnectionLost(f"the coordinator has not answered for {standing.quiet:.0f} s")
+        if standing.away > (max(session, FORSAKEN) if self._joined.done() else FORSAKEN):
+            raise ConnectionLost(f"no broker has answered for {standing.away:.0f} s{standing.reason}")
+        if self._classic and standing.waiting > STRANDED:
+            raise ConnectionLost(
+                f"the client has not asked for its group for {standing.waiting:.0f} s ({standing.where})"
+            )
         ailment = None
-        if not self._partitions:
-            if now < self._next_look:
-                return
+        if standing.away > UNHEARD:
+            ailment = f"the broker does not answer{standing.reason}"
+        elif self.member and not self._partitions and standing.out > UNASSIGNED:
             ailment = self._why_idle(consumer)
-        self._next_look = now + UNASSIGNED
         if ailment != self._ailment:
             self._ailment = ailment
             self._tell(self._subscription.ailing, ailment)
 
-    def _why_idle(self, consumer: Consumer) -> str | None:
-        """What is wrong with having no partition. None for a member to which its group gave none: it stands by.
+    def _why_idle(self, consumer: Consumer) -> str:
+        """What is wrong with being out of the group. A member to which its group gave nothing is in it: it stands by.
 
         Not from the broker's description of the group: librdkafka (2.16) may end the process while it asks for one.
         """
         if not self._joined.done():
             return "it is not let in: its group is rebalancing, and a member does not let go of what it has"
-        return None if consumer.memberid() else "it is not in its group any more"
+        if not consumer.memberid() or self._standing.out > OUT:
+            raise ConnectionLost("it is not in its group any more")
+        return "its group is rebalancing, and a member does not let go of what it has"
 
     def _pause(self, consumer: Consumer, pause: bool) -> None:
         self._paused = pause
@@ -323,11 +415,11 @@ class KafkaReceiver:
             if trouble.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
                 self._metadata_limit = 0  # this broker takes less than Kafka's default
 
-    def _finish(self, consumer: Consumer) -> None:
+    def _finish(self, consumer: Consumer, *, commits: bool) -> None:
         """Commit for the last time, in bounded time, and leave."""
         ends = time.monotonic() + GOODBYE
         try:
-            while self._commit(consumer) and time.monotonic() < ends:
+            while commits and self._commit(consumer) and time.monotonic() < ends:
                 consumer.consume(
                     1, 0.02
                 )  # only for the answer: a message that comes with it is others' again
@@ -358,17 +450,19 @@ class KafkaReceiver:
         """Find where each partition goes on, and fix the start of a group that begins at the end."""
         new = []
         for each in partitions:
-            if each.offset >= 0:
+            if each.offset >= 0 and not self._beginning.anew:
                 self._partitions[each.partition] = Offsets.restored(each.offset, each.metadata)
                 self._committed[each.partition] = (each.offset, each.metadata or "")
-            elif self._subscription.start == "latest":
-                each.offset = consumer.get_watermark_offsets(each, timeout=ANSWER)[1]
+            elif self._beginning.anew or each.partition < self._beginning.latest:
+                start, end = consumer.get_watermark_offsets(each, timeout=ANSWER)
+                each.offset = start if self._beginning.anew else end
                 self._partitions[each.partition] = Offsets(each.offset)
                 new.append(TopicPartition(each.topic, each.partition, each.offset))
             else:
                 each.offset = OFFSET_BEGINNING
                 self._partitions[each.partition] = Offsets()
-        if new:  # else a restart before the first commit would jump to what is then the end
+        self._beginning = self._beginning._replace(anew=False)
+        if new:  # else a restart before the first commit would go on from somewhere else
             consumer.commit(offsets=new, asynchronous=False)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -394,6 +488,7 @@ class KafkaReceiver:
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Somebody else has them already: a commit would be refused, or worse, go back."""
+        self._lost = True
         lost = self._held(partitions)
         self._tell(self._forget, frozenset(lost.values()))
         self._remove(lost)

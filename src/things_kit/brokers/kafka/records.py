@@ -23,7 +23,7 @@ import msgspec
 from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
-from things_kit.brokers.kafka.options import PARTITION_END
+from things_kit.brokers.kafka.errors import PARTITION_END
 from things_kit.engine.driver import Delivery
 from things_kit.engine.offsets import Offsets
 from things_kit.messaging.message import RESERVED_PREFIX, Message

@@ -10,6 +10,7 @@ has the broker's count of deliveries as its attempt. What librdkafka's share con
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -19,8 +20,9 @@ from typing import Any, Final
 
 from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 
+from things_kit.brokers.kafka.errors import error_of, translated
 from things_kit.brokers.kafka.inbox import Inbox
-from things_kit.brokers.kafka.options import Config, Settings, error_of, translated
+from things_kit.brokers.kafka.options import Config, Settings
 from things_kit.brokers.kafka.records import unpack_one
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
@@ -31,6 +33,9 @@ POLL: Final = 0.1
 
 ANSWER: Final = 10.0
 """Seconds that the broker may take to note acknowledgements."""
+
+PARTING: Final = 3.0
+"""Seconds that leaving the group is waited for."""
 
 GENEROSITY: Final = 1.0
 """Seconds without fetching after a release: a consumer gives back when it stops, and is not to take that again."""
@@ -84,7 +89,9 @@ class ShareReceiver:
     async def close(self) -> None:
         """Give back what was not settled, and leave."""
         self.abandon()
-        await self._inbox.ended()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PARTING):
+                await self._inbox.ended()
 
     def abandon(self) -> None:
         """Have the thread close by itself."""

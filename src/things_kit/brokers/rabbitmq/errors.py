@@ -1,5 +1,6 @@
 """What pika's exceptions mean to us."""
 
+import logging
 import re
 from typing import Final
 
@@ -9,7 +10,6 @@ from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
 NOT_FOUND: Final = 404
-LOCKED: Final = 405
 MISMATCH: Final = 406
 REFUSED: Final = 403
 
@@ -20,7 +20,14 @@ _DIFFERS: Final = re.compile(
 )
 _VALUE: Final = re.compile(r"^(?:the value )?'(?P<value>.*?)'(?: of type '.*')?$", re.DOTALL)
 _TOO_LARGE: Final = re.compile(r"larger than (?:configured )?max size (\d+)")
-_FINAL: Final = ("not found", "refused", "NOT_ALLOWED")
+_NONE: Final = re.compile(r"no (?:queue|exchange|binding) ")
+_PASSES: Final = re.compile(r"is down|limit .*is reached|in exclusive use")
+"""Refusals that end by themselves: of a virtual host that is starting, of one more connection, of a second consumer."""
+
+KNOWN: Final = (exceptions.AMQPConnectionError, exceptions.AMQPChannelError, OSError, ConnectionLost)
+"""What says that the broker is away, or has closed a channel. Anything else is a fault, here or in pika."""
+
+log = logging.getLogger("things_kit.rabbitmq")
 
 
 class NotWaited(ConfigError):
@@ -31,11 +38,15 @@ def reason(error: BaseException | None) -> str:
     """A sentence for what happened, without secrets."""
     if isinstance(error, exceptions.ChannelClosed | exceptions.ConnectionClosed):
         return str(error.reply_text)
+    if isinstance(error, TimeoutError):
+        return str(error) or "it did not answer in time"
     return str(error) or type(error).__name__
 
 
 def lost(error: BaseException | None, what: str = "the connection was lost") -> ConnectionLost:
-    """The broker is away."""
+    """The broker is away, or something failed that nobody knows: that is in the log whole, and tried again."""
+    if error is not None and not isinstance(error, KNOWN):
+        log.error("an unexpected error at RabbitMQ, which is taken for an outage: %r", error, exc_info=error)
     wrapped = ConnectionLost(f"{what}: {reason(error)}")
     wrapped.__cause__ = error
     return wrapped
@@ -50,13 +61,17 @@ def opening(error: BaseException, display: str) -> Exception:
         refused = ConfigError(f"{display} refuses this user name or password")
         refused.__cause__ = error
         return refused
-    if isinstance(error, exceptions.ProbableAccessDeniedError) and any(word in said for word in _FINAL):
+    if isinstance(error, exceptions.ProbableAccessDeniedError) and _is_final(said):
         denied = ConfigError(
             f"{display} does not let this user into its virtual host, or has none of that name: {said}"
         )
         denied.__cause__ = error
         return denied
     return lost(error, "it cannot be reached")
+
+
+def _is_final(said: str) -> bool:
+    return any(word in said for word in ("not found", "refused", "NOT_ALLOWED")) and not _PASSES.search(said)
 
 
 def translated(error: Exception) -> Exception:
@@ -72,9 +87,11 @@ def translated(error: Exception) -> Exception:
         )
     elif error.reply_code == MISMATCH and "'x-consumer-timeout'" in text:
         answer = NotWaited(text)
-    elif error.reply_code == REFUSED:
+    elif (error.reply_code == MISMATCH and "invalid arg" in text) or (
+        error.reply_code == REFUSED and not _PASSES.search(text)
+    ):
         answer = ConfigError(f"RabbitMQ refuses it: {text}")
-    elif error.reply_code == NOT_FOUND and "inaccessible" not in text and "down" not in text:
+    elif missing(error):
         answer = ConfigError(f"RabbitMQ has none: {text}")
     else:
         answer = ConnectionLost(text)
@@ -93,7 +110,7 @@ def missing(error: BaseException) -> bool:
     return (
         isinstance(error, exceptions.ChannelClosedByBroker)
         and error.reply_code == NOT_FOUND
-        and "inaccessible" not in str(error.reply_text)
+        and _NONE.search(str(error.reply_text)) is not None
     )
 
 

@@ -232,4 +232,5 @@ async def get(channel: Channel, queue: str) -> bytes | None:
     channel.on_lost(lambda error: fail(answered, error))
     channel.raw.add_callback(lambda _: answer(answered, None), [spec.Basic.GetEmpty])
     channel.raw.basic_get(queue, lambda _, __, ___, body: answer(answered, body), auto_ack=True)
-    return await answered
+    async with asyncio.timeout(ANSWER):
+        return await answered

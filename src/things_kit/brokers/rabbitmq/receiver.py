@@ -283,7 +283,7 @@ class RabbitMQReceiver:
 
     def _settle(self, tags: Sequence[int], tell: Callable[[int, bool], None]) -> None:
         """Tell the broker of deliveries: of the oldest, if all of them are meant, at once."""
-        if not tags or self._channel.error is not None:
+        if not tags or self._channel.error is not None or not self._channel.raw.is_open:
             return
         meant, out = set(tags), self._out
         for tag in tags if self._counts else ():

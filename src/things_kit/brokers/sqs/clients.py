@@ -8,7 +8,7 @@ from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 
-from things_kit.brokers.sqs.errors import translated
+from things_kit.brokers.sqs.errors import ERRORS
 from things_kit.brokers.sqs.options import Settings
 from things_kit.messaging.errors import ConfigError
 
@@ -62,7 +62,7 @@ class Clients:
                 setattr(self, service, client)
         except (BotoCoreError, ValueError, OSError) as error:
             await stack.aclose()
-            raise translated(error, f"{self._settings.url.display}: making its clients") from error
+            raise ERRORS.translate(error, f"{self._settings.url.display}: making its clients") from error
         except BaseException:
             await stack.aclose()
             raise

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ALLOWED, MISSING, bare, code_of, translated
+from things_kit.brokers.sqs.errors import ERRORS, FORBIDDEN, MISSING, bare, code_of
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
 from things_kit.brokers.sqs.receiver import SQSReceiver
@@ -95,8 +95,8 @@ class SQSDriver:
         try:
             await bare(self._clients.sqs.list_queues(MaxResults=1), doing)
         except ClientError as error:
-            if code_of(error) not in ALLOWED:
-                raise translated(error, doing) from error
+            if code_of(error) not in FORBIDDEN:
+                raise ERRORS.translate(error, doing) from error
 
     def _check_open(self) -> None:
         if not self._clients.is_open:
@@ -122,9 +122,12 @@ class SQSDriver:
         except ConfigError as error:
             raise PublishError(str(error)) from error
 
-    async def remove(self, topic: str) -> None:
-        """Delete the topic, its groups' subscriptions, and their queues."""
-        await self._topology.remove(topic)
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the topic with its groups' queues and subscriptions, or one group's alone."""
+        if group is None:
+            await self._topology.remove(topic)
+        else:
+            await self._topology.remove_group(topic, group)
 
     # --- sending and receiving
 
@@ -199,7 +202,7 @@ class SQSDriver:
             if code_of(error) in MISSING:
                 self._topology.forget(topic)
                 return 0
-            raise translated(error, doing) from error
+            raise ERRORS.translate(error, doing) from error
         attributes = found.get("Attributes") or {}
         return sum(int(attributes.get(name, 0)) for name in COUNTS)
 

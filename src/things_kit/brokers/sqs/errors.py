@@ -1,8 +1,7 @@
 """What AWS's errors, and its client's, mean to us."""
 
-import asyncio
 from collections.abc import Awaitable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from aiohttp import ClientError as HTTPError
 from botocore.exceptions import (
@@ -16,6 +15,7 @@ from botocore.exceptions import (
     InvalidRegionError,
     NoCredentialsError,
     NoRegionError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
     SSLError,
@@ -24,10 +24,9 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from things_kit.engine.driver import ConnectionLost
-from things_kit.messaging.errors import ConfigError, PublishError
-
-ResultT = TypeVar("ResultT")
+from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.errors import ErrorTable, Failure, on, sentence
+from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
 ANSWER: Final = 10.0
 """Seconds that AWS may take for an answer, the client's retries included."""
@@ -44,37 +43,31 @@ STALE: Final = frozenset({
 })  # fmt: skip
 """The lease of a message was lost: somebody else has it, or did it."""
 
-ALLOWED: Final = frozenset(
-    {"AccessDenied", "AccessDeniedException", "AuthorizationError", "AuthorizationErrorException"}
-)
+FORBIDDEN: Final = frozenset({
+    "AccessDenied", "AccessDeniedException", "AuthorizationError", "AuthorizationErrorException",
+})  # fmt: skip
 """These credentials may not do that."""
 
 OVER_LIMIT: Final = frozenset({"OverLimit"})
 """As many messages of the queue are in flight as SQS allows."""
 
-_REFUSED: Final = {
-    "AccessDenied": "these credentials may not do that: give them the permission",
-    "AccessDeniedException": "these credentials may not do that: give them the permission",
-    "AuthorizationError": "these credentials may not do that: give them the permission",
-    "AuthorizationErrorException": "these credentials may not do that: give them the permission",
-    "ExpiredToken": "the credentials have expired: renew them",
-    "ExpiredTokenException": "the credentials have expired: renew them",
-    "RequestExpired": "the credentials have expired, or this machine's clock is wrong",
-    "InvalidClientTokenId": "AWS does not know this access key: check the credentials, and the region",
-    "InvalidAccessKeyId": "AWS does not know this access key: check the credentials, and the region",
-    "UnrecognizedClientException": "AWS does not know this access key: check the credentials, and the region",
-    "SignatureDoesNotMatch": "the secret key does not fit the access key, or this machine's clock is wrong",
-    "IncompleteSignature": "the credentials are not complete",
-    "MissingAuthenticationToken": "there are no credentials: set AWS_ACCESS_KEY_ID and its fellows, a profile or a role",
-    "OptInRequired": "this account has not opted in to the region or service",
-    "KmsAccessDenied": "the key that encrypts it may not be used: allow kms:Decrypt and kms:GenerateDataKey",
-    "KMSAccessDenied": "the key that encrypts it may not be used: allow kms:Decrypt and kms:GenerateDataKey",
-    "KmsDisabled": "the key that encrypts it is disabled",
-    "KMSDisabled": "the key that encrypts it is disabled",
-    "KmsNotFound": "the key that encrypts it is gone",
-    "KMSNotFound": "the key that encrypts it is gone",
-}
-"""What the user can do about errors that trying again does not mend."""
+_REMEDIES: Final = {
+    FORBIDDEN: "these credentials may not do that: give them the permission",
+    frozenset({"ExpiredToken", "ExpiredTokenException"}): "the credentials have expired: renew them",
+    frozenset({"RequestExpired"}): "the credentials have expired, or this machine's clock is wrong",
+    frozenset({"InvalidClientTokenId", "InvalidAccessKeyId", "UnrecognizedClientException"}):
+        "AWS does not know this access key: check the credentials, and the region",
+    frozenset({"SignatureDoesNotMatch"}): "the secret key does not fit the access key, or this machine's clock is wrong",
+    frozenset({"IncompleteSignature"}): "the credentials are not complete",
+    frozenset({"MissingAuthenticationToken"}):
+        "there are no credentials: set AWS_ACCESS_KEY_ID and its fellows, a profile or a role",
+    frozenset({"OptInRequired"}): "this account has not opted in to the region or service",
+    frozenset({"KmsAccessDenied", "KMSAccessDenied"}):
+        "the key that encrypts it may not be used: allow kms:Decrypt and kms:GenerateDataKey",
+    frozenset({"KmsDisabled", "KMSDisabled"}): "the key that encrypts it is disabled",
+    frozenset({"KmsNotFound", "KMSNotFound"}): "the key that encrypts it is gone",
+}  # fmt: skip
+"""What the user can do about errors that trying again does not mend. AWS's own words for them quote accounts."""
 
 _AWAY: Final = frozenset({
     "InternalError", "InternalErrorException", "InternalFailure", "KMSThrottling", "KmsThrottled",
@@ -83,77 +76,90 @@ _AWAY: Final = frozenset({
 })  # fmt: skip
 """AWS is busy or failed: the client has tried several times, and trying again later may help."""
 
+_WRONG: Final = frozenset({
+    "AWS.SimpleQueueService.BatchEntryIdsNotDistinct", "AWS.SimpleQueueService.BatchRequestTooLong",
+    "AWS.SimpleQueueService.EmptyBatchRequest", "AWS.SimpleQueueService.InvalidBatchEntryId",
+    "AWS.SimpleQueueService.TooManyEntriesInBatchRequest", "AWS.SimpleQueueService.UnsupportedOperation",
+    "BatchRequestTooLong", "FilterPolicyLimitExceeded", "InvalidAction", "InvalidAddress", "InvalidAttributeName",
+    "InvalidAttributeValue", "InvalidIdFormat", "InvalidMessageContents", "InvalidParameter", "InvalidParameterException",
+    "InvalidParameterValue", "InvalidParameterValueException", "InvalidSecurity", "KmsInvalidKeyUsage", "KmsInvalidState",
+    "KmsOptInRequired", "MalformedQueryString", "MissingParameter", "ParameterValueInvalid", "QueueAlreadyExists",
+    "QueueNameExists", "SubscriptionLimitExceeded", "TagLimitExceeded", "TagPolicy", "TopicLimitExceeded",
+    "UnsupportedOperation", "ValidationError", "ValidationException",
+})  # fmt: skip
+"""What was asked for cannot be had, however often it is asked for."""
+
 _NO_CREDENTIALS: Final = (
-    NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound, ConfigNotFound,
-    ConfigParseError, NoRegionError, InvalidRegionError, SSOError, TokenRetrievalError, UnauthorizedSSOTokenError,
+    NoCredentialsError, PartialCredentialsError, ProfileNotFound, ConfigNotFound, ConfigParseError, NoRegionError,
+    InvalidRegionError, SSOError, UnauthorizedSSOTokenError,
 )  # fmt: skip
 
 
-def code_of(error: ClientError) -> str:
-    """How AWS calls an error."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+def code_of(failure: Failure) -> str:
+    """How AWS calls an error: one that was raised, or one of an entry of a batch."""
+    if isinstance(failure, ClientError):
+        return str(failure.response.get("Error", {}).get("Code", ""))
+    return str(failure.get("Code", "")) if isinstance(failure, dict) else ""
 
 
-def translated(error: Exception, doing: str) -> Exception:
-    """Ours for one of the client's, while asking for something: ConnectionLost, ConfigError or PublishError."""
-    if isinstance(error, ClientError):
-        ours = _of_answer(error, doing)
-    elif isinstance(error, _NO_CREDENTIALS):
-        ours = ConfigError(f"{doing}: {_sentence(error)}")
-    elif isinstance(error, SSLError):
-        ours = ConfigError(f"{doing}: {_sentence(error)} (check the endpoint, and the option ca)")
-    elif isinstance(error, ConnectionError | HTTPClientError | HTTPError | OSError):
-        ours = ConnectionLost(f"{doing}: {_sentence(error)}")
-    else:
-        ours = ConfigError(f"{doing}: {_sentence(error)}")
-    ours.__cause__ = error
-    return ours
+def _words(failure: Failure) -> str:
+    error = failure.response.get("Error", {}) if isinstance(failure, ClientError) else failure
+    return str(error.get("Message") or "")
 
 
-def _of_answer(error: ClientError, doing: str) -> Exception:
-    code = code_of(error)
-    said = str(error.response.get("Error", {}).get("Message") or code or error)
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in _REFUSED:
-        return ConfigError(f"{doing}: {code} ({_REFUSED[code]})")
-    if code in DELETED:
-        return ConnectionLost(
-            f"{doing}: a queue of that name was deleted; SQS allows another after 60 seconds"
-        )
-    if code in _AWAY or code in MISSING or status >= 500 or status == 429:
-        return ConnectionLost(f"{doing}: {code}: {said}")
-    return ConfigError(f"{doing}: {code}: {said}")
+def _said(failure: Failure) -> str:
+    if not isinstance(failure, ClientError | dict):
+        return sentence(failure)
+    code = code_of(failure)
+    if any(code in codes for codes in _REMEDIES):
+        return code
+    return ": ".join(filter(None, (code, _words(failure))))
 
 
-def refused(code: str, said: str, topic: str) -> PublishError:
-    """Why AWS did not take one message of several."""
-    remedy = f" ({_REFUSED[code]})" if code in _REFUSED else ""
-    return PublishError(f"publishing to {topic!r}: {code}: {said}{remedy}")
+def _too_large(failure: Failure) -> bool:
+    return isinstance(failure, ClientError | dict) and any(
+        said in _words(failure) for said in ("too long", "shorter than")
+    )
 
 
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _busy(failure: Failure) -> bool:
+    if not isinstance(failure, ClientError):
+        return False
+    status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return bool(status >= 500 or status == 429)
+
+
+def _untrusted(failure: Failure) -> bool:
+    return isinstance(failure, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(failure)
+
+
+ERRORS: Final = ErrorTable(
+    "sqs",
+    *(on(*codes, raises=ConfigError, hint=remedy) for codes, remedy in _REMEDIES.items()),
+    on(*MISSING, raises=ConnectionLost, publishing=UnknownTopic),
+    on(
+        *DELETED,
+        raises=ConnectionLost,
+        says="{doing}: a queue of that name was deleted; SQS allows another after 60 seconds",
+    ),
+    on(_too_large, raises=ConfigError, publishing=MessageTooLarge, says="{doing}: it is too large: {said}"),
+    on(*_AWAY, _busy, raises=ConnectionLost),
+    on(*_WRONG, *_NO_CREDENTIALS, ParamValidationError, raises=ConfigError),
+    on(_untrusted, raises=ConfigError, hint="check the endpoint, and the option ca"),
+    # The machine that gives credentials, too, is away now and then
+    on(CredentialRetrievalError, TokenRetrievalError, raises=ConnectionLost),
+    on(ConnectionError, HTTPClientError, HTTPError, raises=ConnectionLost),
+    client=(ClientError, BotoCoreError, HTTPError, dict),
+    code=code_of,
+    said=_said,
+)
 
 
 async def ask(call: Awaitable[Any], doing: str, within: float = ANSWER) -> Any:
     """Await a call of the client, and translate its errors: for who does not look at what AWS answered."""
-    try:
-        return await bare(call, doing, within)
-    except ClientError as error:
-        raise translated(error, doing) from error
+    return await ERRORS.ask(call, doing, within=within)
 
 
 async def bare(call: Awaitable[Any], doing: str, within: float = ANSWER) -> Any:
     """Await a call of the client; what AWS answers comes as ClientError, all else is translated."""
-    limit = asyncio.timeout(within)
-    try:
-        async with limit:
-            return await call
-    except ClientError:
-        raise
-    except TimeoutError as error:
-        if not limit.expired():
-            raise translated(error, doing) from error
-        raise ConnectionLost(f"{doing}: no answer within {within:g} s") from error
-    except (BotoCoreError, HTTPError, OSError) as error:
-        raise translated(error, doing) from error
+    return await ERRORS.ask(call, doing, within=within, through=(ClientError,))

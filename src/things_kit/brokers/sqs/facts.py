@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import MISSING, ask, bare, code_of, translated
+from things_kit.brokers.sqs.errors import ERRORS, MISSING, ask, bare, code_of
 from things_kit.brokers.sqs.options import ROOM, SNS_BYTES, SQS_BYTES, Settings
 from things_kit.brokers.sqs.topology import Topology
 from things_kit.engine.facts import Blocked, Facts, GroupFacts, Limit, Question, Retention, TopicFacts
@@ -109,7 +109,7 @@ class Look:
             return (await bare(asked, "asking for a queue")).get("Attributes") or {}
         except ClientError as error:
             if code_of(error) not in MISSING:
-                raise translated(error, "asking for a queue") from error
+                raise ERRORS.translate(error, "asking for a queue") from error
             self._topology.forget(self._topic)
             return None
 

@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import MISSING, bare, code_of, refused, translated
+from things_kit.brokers.sqs.errors import ERRORS, MISSING, bare, code_of
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.packing import Entry, pack
 from things_kit.brokers.sqs.topology import Topology
@@ -191,20 +191,16 @@ class Publisher:
         """Why a whole request was refused. Raises ConnectionLost if it was not, for good."""
         if code_of(error) in MISSING:
             self._topology.forget(topic)
-            return UnknownTopic(topic)
-        trouble = translated(error, f"publishing to {topic!r}")
+        trouble = ERRORS.refusal(error, topic)
         if isinstance(trouble, ConnectionLost):
             raise trouble
-        final = PublishError(str(trouble))
-        final.__cause__ = error
-        return final
+        return trouble
 
 
 def _why(failure: Entry, topic: str) -> Exception:
-    code, said = str(failure.get("Code")), str(failure.get("Message"))
-    if "too long" in said or "shorter than" in said:
-        return MessageTooLarge(f"a message for {topic!r} is too large: {said}")
-    return refused(code, said, topic)
+    """Why AWS refused one message of several; AWS says of these that sending them again is of no use."""
+    trouble = ERRORS.refusal(failure, topic)
+    return PublishError(str(trouble)) if isinstance(trouble, ConnectionLost) else trouble
 
 
 def streams(items: Sequence[Item], most: int) -> list[list[Item]]:

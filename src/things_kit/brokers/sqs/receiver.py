@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import MISSING, OVER_LIMIT, STALE, bare, code_of, translated
+from things_kit.brokers.sqs.errors import ERRORS, MISSING, OVER_LIMIT, STALE, bare, code_of
 from things_kit.brokers.sqs.options import MOST_EXTENDED, Settings
 from things_kit.brokers.sqs.packing import Entry, Unpacked, pack, unpack
 from things_kit.brokers.sqs.publisher import together
@@ -205,7 +205,7 @@ class SQSReceiver:
             lost = ConnectionLost(f"{doing}: its queue was removed")
             lost.__cause__ = error
             return lost
-        return translated(error, doing)
+        return ERRORS.translate(error, doing)
 
     async def _ready(self, entries: Iterable[Entry]) -> list[Delivery]:
         """What may be handed out of these; what is not due yet is hidden again."""
@@ -411,4 +411,4 @@ class SQSReceiver:
             await _cancelled(wave)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL):
-                await self._topology.delete_ephemeral(self.topic, self.url)
+                await self._topology.delete_subscribed(self.topic, self.url)

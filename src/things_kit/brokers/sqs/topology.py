@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ALLOWED, EXISTS, MISSING, ask, bare, code_of, translated
+from things_kit.brokers.sqs.errors import ERRORS, EXISTS, FORBIDDEN, MISSING, ask, bare, code_of
 from things_kit.brokers.sqs.options import Settings
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError, UnsupportedError
@@ -73,7 +73,7 @@ class Topology:
             return ConfigError(
                 f"{what!r} exists, with other attributes than the options topic.NAME and queue.NAME ask for: {said}"
             )
-        return translated(error, f"declaring {what!r}")
+        return ERRORS.translate(error, f"declaring {what!r}")
 
     async def topic_arn(self, topic: str) -> str | None:
         """The ARN of a topic that exists as far as is known; None if there is none."""
@@ -106,7 +106,7 @@ class Topology:
         except ClientError as error:
             if code_of(error) in MISSING:
                 return False
-            raise translated(error, doing) from error
+            raise ERRORS.translate(error, doing) from error
         return True
 
     def forget(self, topic: str) -> None:
@@ -140,7 +140,7 @@ class Topology:
         except ClientError as error:
             if code_of(error) in MISSING:
                 return None
-            raise translated(error, doing) from error
+            raise ERRORS.translate(error, doing) from error
         return str(found["QueueUrl"])
 
     async def declare_group(self, topic: str, group: str) -> str:
@@ -200,7 +200,7 @@ class Topology:
                 ) from error
             if code_of(error) in MISSING:
                 self.forget(topic)
-            raise translated(error, doing) from error
+            raise ERRORS.translate(error, doing) from error
         self._subscribed[topic] = time.monotonic()
 
     async def keep_subscribed(self, topic: str, url: str) -> None:
@@ -229,9 +229,9 @@ class Topology:
             if code_of(error) in MISSING:
                 self.forget(topic)
                 return False
-            if code_of(error) in ALLOWED:
+            if code_of(error) in FORBIDDEN:
                 return None
-            raise translated(error, doing) from error
+            raise ERRORS.translate(error, doing) from error
         return bool(found.get("Subscriptions"))
 
     async def _declare_queue(
@@ -252,7 +252,7 @@ class Topology:
             return str(made["QueueUrl"])
         except ClientError as error:
             if code_of(error) not in EXISTS:
-                raise translated(error, f"declaring the queue {name!r} of {what!r}") from error
+                raise ERRORS.translate(error, f"declaring the queue {name!r} of {what!r}") from error
         return await self._adopt(name, policy)
 
     async def _adopt(self, name: str, policy: tuple[str, str] | None) -> str:
@@ -354,7 +354,7 @@ class Topology:
             await bare(self._clients.sns.delete_topic(TopicArn=arn), doing)
         except ClientError as error:
             if code_of(error) not in MISSING:
-                raise translated(error, doing) from error
+                raise ERRORS.translate(error, doing) from error
         for _, queue in ours:
             await self.delete_queue(await self._url_of(queue))
 
@@ -371,7 +371,7 @@ class Topology:
             except ClientError as error:
                 if code_of(error) in MISSING:
                     return
-                raise translated(error, doing) from error
+                raise ERRORS.translate(error, doing) from error
             for entry in page.get("Subscriptions", ()):
                 if entry["Protocol"] == "sqs":
                     yield entry["SubscriptionArn"], entry["Endpoint"].rpartition(":")[2]
@@ -384,7 +384,7 @@ class Topology:
             await bare(self._clients.sns.unsubscribe(SubscriptionArn=subscription), "removing a subscription")
         except ClientError as error:
             if code_of(error) not in MISSING:
-                raise translated(error, "removing a subscription") from error
+                raise ERRORS.translate(error, "removing a subscription") from error
 
     async def delete_queue(self, url: str | None) -> None:
         """Delete a queue; one that is missing is fine."""
@@ -394,15 +394,34 @@ class Topology:
             await bare(self._clients.sqs.delete_queue(QueueUrl=url), "removing a queue")
         except ClientError as error:
             if code_of(error) not in MISSING:
-                raise translated(error, "removing a queue") from error
+                raise ERRORS.translate(error, "removing a queue") from error
 
-    async def delete_ephemeral(self, topic: str, url: str) -> None:
-        """Delete the queue of an ephemeral group, and its subscription."""
+    async def remove_group(self, topic: str, group: str) -> None:
+        """Delete a group's queue, and its subscription.
+
+        Raises:
+            UnsupportedError: The group is the whole topic.
+        """
+        if self._settings.by_queue:
+            raise UnsupportedError(
+                f"{self._settings.url.display}: with mode=queue the queue {topic!r} is its group: remove the topic"
+            )
+        try:
+            url = await self.queue_url(topic, group)
+        except ConfigError:
+            return  # what cannot be is not there
+        if url is not None:
+            await self.delete_subscribed(topic, url)
+        self._queues.pop((topic, group), None)
+
+    async def delete_subscribed(self, topic: str, url: str) -> None:
+        """Delete a queue and its subscription, such as those of an ephemeral group."""
         queue = url.rpartition("/")[2]
         for subscription, name in [pair async for pair in self.subscriptions(topic)]:
             if name == queue:
                 await self._unsubscribe(subscription)
         await self.delete_queue(url)
+        self._subscribed.pop(topic, None)
 
 
 def _queue_arn(topic_arn: str, queue: str) -> str:

@@ -41,7 +41,8 @@ from things_kit.brokers.kafka.doctor.topics import (
     judge_topic,
     missing_topic,
 )
-from things_kit.brokers.kafka.options import Settings, error_of, possible_topic, translated, unknown
+from things_kit.brokers.kafka.errors import error_of, translated, unknown
+from things_kit.brokers.kafka.options import Settings, possible_topic
 from things_kit.brokers.kafka.versions import ask
 from things_kit.engine.diagnosis import Finding, Question
 from things_kit.engine.driver import ConnectionLost

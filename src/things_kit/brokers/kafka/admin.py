@@ -1,0 +1,370 @@
+"""What the cluster is asked for and told beside messages: topics, settings, places of groups.
+
+librdkafka's admin client answers from threads of its own, so no call blocks. One that got no answer is replaced: it
+may have forgotten its last broker (see `standing`), and a new one begins at the addresses of the URL.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import (
+    OFFSET_INVALID,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)  # fmt: skip
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+)
+
+from things_kit.brokers.kafka.errors import (
+    ERRORS,
+    REFUSED_LOGIN,
+    UNREACHABLE,
+    away,
+    error_of,
+    unanswered,
+    unknown,
+)  # fmt: skip
+from things_kit.brokers.kafka.options import Settings
+from things_kit.brokers.kafka.parting import part, parted
+from things_kit.engine.offsets import decode
+from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.policy import Start
+
+log = logging.getLogger("things_kit.kafka")
+
+ResultT = TypeVar("ResultT")
+KeyT = TypeVar("KeyT")
+
+ANSWER: Final = 5.0
+"""Seconds that the broker may take to answer a question."""
+
+VISIBLE: Final = 10.0
+"""Seconds until a topic that was created or removed is so for everybody."""
+
+LOOK: Final = 0.02
+"""Seconds between two looks at whether it is."""
+
+EVENTS: Final = 0.1
+"""Seconds between two looks at what librdkafka has to say while an answer is awaited."""
+
+EVERYWHERE: Final = "__consumer_offsets"
+"""The topic in which Kafka itself keeps the groups' places."""
+
+_Spec: Any = OffsetSpec  # which has no annotations
+_EARLIEST: Final[Any] = _Spec.earliest()
+_LATEST: Final[Any] = _Spec.latest()
+
+
+class Admin:
+    """The driver's questions to the cluster. All methods raise ConnectionLost or ConfigError, and can be cancelled."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: AdminClient | None = None
+        self._refused: KafkaError | None = None
+        self._unreachable: KafkaError | None = None
+        self._all_down = False
+        self._is_away = False
+
+    def open(self) -> None:
+        """Have a client. Raises ConfigError if librdkafka refuses a property."""
+        if self._client is None:
+            settings = self._settings
+            self._client = settings.created(AdminClient, settings.common(), error_cb=self._on_error)
+
+    @property
+    def client(self) -> AdminClient:
+        """Raises ConfigError while it is closed."""
+        if self._client is None:
+            raise ConfigError(f"{self._settings.url.display} is not open")
+        return self._client
+
+    async def close(self) -> None:
+        """End the client, in bounded time."""
+        clients, self._client = [self._client], None
+        await parted(clients.clear, "admin close")
+
+    def _replace(self) -> None:
+        clients, self._client = [self._client], None
+        part(clients.clear, "admin")
+        self.open()
+
+    def _on_error(self, error: KafkaError) -> None:
+        """What stands behind "timed out": called by librdkafka inside of `poll`."""
+        if error.code() in REFUSED_LOGIN:
+            self._refused = error
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            self._all_down = True
+        elif error.code() in UNREACHABLE:
+            self._unreachable = error
+
+    def _reason(self) -> KafkaException | None:
+        found = self._refused or self._unreachable
+        return None if found is None else KafkaException(found)
+
+    # --- asking
+
+    async def _ask(
+        self, doing: str, call: Callable[[Any], Mapping[KeyT, "Future[ResultT]"]], within: float = ANSWER
+    ) -> dict[KeyT, ResultT | KafkaException]:
+        """Every answer, or why there is none. Raises for what concerns the client, not what was asked for."""
+        client = self.client
+        client.poll(0)  # what it says of the past concerns nobody
+        self._refused, self._unreachable, self._all_down = None, None, False
+        try:
+            with ERRORS.during(doing):
+                asked = call(client)
+                answers: dict[KeyT, ResultT | KafkaException] = {}
+                for key, future in asked.items():
+                    answers[key] = await self._answer(client, future, within)
+                lost = [
+                    each
+                    for each in answers.values()
+                    if isinstance(each, KafkaException) and unanswered(error_of(each))
+                ]
+                if lost:
+                    raise self._reason() or lost[0]
+        except Exception as error:
+            if client is self._client:
+                self._replace()
+            self._went_away(error)
+            raise
+        self._is_back()
+        return answers
+
+    async def _answer(
+        self, client: AdminClient, future: "Future[Any]", within: float
+    ) -> ResultT | KafkaException:
+        answer = asyncio.wrap_future(future)
+        answer.add_done_callback(_heard)
+        ends = asyncio.get_running_loop().time() + within + 1.0  # librdkafka ends it in time; if not, we do
+        while not answer.done():
+            await asyncio.wait({answer}, timeout=EVENTS)
+            client.poll(0)
+            if answer.done():
+                break
+            if self._refused is not None or self._all_down:
+                raise self._reason() or away("no broker can be reached")
+            if asyncio.get_running_loop().time() > ends:
+                raise away("no answer")
+        error = answer.exception()
+        if error is None:
+            found: ResultT = answer.result()
+            return found
+        if isinstance(error, KafkaException):
+            return error
+        raise error
+
+    async def _ask_one(
+        self, doing: str, call: Callable[[Any], Mapping[Any, "Future[ResultT]"]], within: float = ANSWER
+    ) -> ResultT:
+        (answer,) = (await self._ask(doing, call, within)).values()
+        if isinstance(answer, KafkaException):
+            raise answer
+        return answer
+
+    def _went_away(self, error: Exception) -> None:
+        if not self._is_away and not isinstance(error, ConfigError):
+            self._is_away = True
+            log.warning("%s: the broker is away: %s", self._settings.url.display, error)
+
+    def _is_back(self) -> None:
+        if self._is_away:
+            self._is_away = False
+            log.info("%s: the broker is back", self._settings.url.display)
+
+    async def ping(self) -> None:
+        """Ask any broker about a topic that every cluster has; that it answers is enough.
+
+        Not describe_cluster(): a broker that is fenced knows of no brokers, and at such an answer librdkafka (2.16)
+        ends the whole process by an assertion in rd_kafka_admin_response_parse. It cannot be empty of topics.
+        """
+        doing = "asking the cluster for an answer"
+        within = min(ANSWER, max(0.5, self._settings.url.engine.publish_timeout))
+        await self._described(EVERYWHERE, doing, within)
+
+    # --- topics
+
+    async def topic(self, topic: str) -> Any:
+        """Its description, with its id and partitions; None if it is missing."""
+        return await self._described(topic, f"looking for the topic {topic!r}", ANSWER)
+
+    async def _described(self, topic: str, doing: str, within: float) -> Any:
+        """Unlike list_topics() this never creates one."""
+        answers = await self._ask(
+            doing,
+            lambda client: client.describe_topics(TopicCollection([topic]), request_timeout=within),
+            within,
+        )
+        answer = answers[topic]
+        if not isinstance(answer, KafkaException):
+            return answer
+        error = error_of(answer)
+        if unknown(error) or (topic == EVERYWHERE and error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED):
+            return None
+        with ERRORS.during(doing):
+            raise answer
+
+    async def declare(self, topic: str, *, kept: bool) -> None:
+        """Create a topic that is missing. What is in one that is to be `kept` is not cleaned by options of the URL."""
+        if await self._is_led(topic):
+            return
+        options = self._settings.options
+        new = NewTopic(
+            topic,
+            num_partitions=options.partitions,
+            replication_factor=options.replication,
+            config=self._settings.topic_settings(kept=kept),
+        )
+        with ERRORS.during(f"declaring {topic!r}"):
+            try:
+                await self._ask_one(
+                    f"declaring {topic!r}",
+                    lambda client: client.create_topics(
+                        [new], operation_timeout=VISIBLE, request_timeout=VISIBLE
+                    ),
+                    VISIBLE,
+                )
+            except KafkaException as error:
+                if error_of(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        await self._until(topic, True, f"the topic {topic!r} has no leaders yet")
+
+    async def _is_led(self, topic: str) -> bool:
+        """Whether the topic is there, and every partition has a leader that takes messages."""
+        found = await self.topic(topic)
+        return found is not None and bool(found.partitions) and all(
+            each.leader is not None for each in found.partitions
+        )  # fmt: skip
+
+    async def _until(self, topic: str, there: bool, otherwise: str) -> None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + VISIBLE
+        while (await self._is_led(topic) if there else await self.topic(topic) is None) is False:
+            if loop.time() > ends:
+                with ERRORS.during(f"declaring {topic!r}" if there else f"removing {topic!r}"):
+                    raise away(otherwise)
+            await asyncio.sleep(LOOK)
+
+    async def remove(self, topic: str) -> None:
+        """Delete a topic; Kafka forgets the offsets that groups have committed for it."""
+        with ERRORS.during(f"removing {topic!r}"):
+            try:
+                await self._ask_one(
+                    f"removing {topic!r}",
+                    lambda client: client.delete_topics(
+                        [topic], operation_timeout=VISIBLE, request_timeout=VISIBLE
+                    ),
+                    VISIBLE,
+                )
+            except KafkaException as error:
+                if not unknown(error_of(error)):
+                    raise
+        await self._until(topic, False, f"the topic {topic!r} is not gone yet")
+
+    async def largest(self, topics: Iterable[str]) -> dict[str, int | None]:
+        """`max.message.bytes` of topics that are there; None where we may not know."""
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+        doing = "asking for the settings of topics"
+        answers = await self._ask(
+            doing, lambda client: client.describe_configs(resources, request_timeout=ANSWER)
+        )
+        largest: dict[str, int | None] = {}
+        for resource, answer in answers.items():
+            if not isinstance(answer, KafkaException):
+                largest[resource.name] = int(answer["max.message.bytes"].value)
+            elif error_of(answer).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                largest[resource.name] = None
+            elif not unknown(error_of(answer)):
+                with ERRORS.during(doing):
+                    raise answer
+        return largest
+
+    # --- groups
+
+    async def begin_share(self, group: str, start: Start) -> None:
+        """Where a share group begins is a setting of the group, which counts when its first member comes."""
+        setting = ConfigEntry("share.auto.offset.reset", start, incremental_operation=AlterConfigOpType.SET)
+        asked = ConfigResource(ConfigResource.Type.GROUP, group, incremental_configs=[setting])
+        doing = f"setting up the share group {group!r}"
+        with ERRORS.during(doing):
+            await self._ask_one(doing, lambda client: client.incremental_alter_configs([asked]))
+
+    async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, TopicPartition]:
+        """The places of a group in these partitions; those without one are left out."""
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, each) for each in partitions])
+        doing = f"asking for the places of the group {group!r}"
+        with ERRORS.during(doing):
+            try:
+                found = await self._ask_one(
+                    doing,
+                    lambda client: client.list_consumer_group_offsets([asked], request_timeout=ANSWER),
+                )
+            except KafkaException as error:
+                if error_of(error).code() != KafkaError.GROUP_ID_NOT_FOUND:
+                    raise
+                return {}
+        return {each.partition: each for each in found.topic_partitions if each.offset != OFFSET_INVALID}
+
+    async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset behind the last message that a group can get, of each partition."""
+        return await self._offsets(topic, partitions, _LATEST)
+
+    async def _offsets(self, topic: str, partitions: Iterable[int], spec: Any) -> dict[int, int]:
+        asked = {TopicPartition(topic, each): spec for each in partitions}
+        if not asked:
+            return {}
+        doing = f"asking for the offsets of {topic!r}"
+        committed = IsolationLevel.READ_COMMITTED
+        answers = await self._ask(
+            doing,
+            lambda client: client.list_offsets(asked, isolation_level=committed, request_timeout=ANSWER),
+        )
+        found = {}
+        for each, answer in answers.items():
+            if isinstance(answer, KafkaException):
+                with ERRORS.during(doing):
+                    raise answer
+            found[each.partition] = answer.offset
+        return found
+
+    async def lag(self, topic: str, group: str) -> int:
+        """What lies behind the committed offsets, less what their metadata says is finished."""
+        found = await self.topic(topic)
+        if found is None:
+            return 0
+        partitions = [each.id for each in found.partitions]
+        committed = await self.committed(group, topic, partitions)
+        ends = await self.ends(topic, partitions)
+        starts = await self._offsets(topic, [each for each in partitions if each not in committed], _EARLIEST)
+        lag = 0
+        for partition, end in ends.items():
+            place = committed.get(partition)
+            begin = starts[partition] if place is None else place.offset
+            finished = decode(begin, None if place is None else place.metadata)
+            lag += max(0, end - begin) - sum(min(stop, end) - min(start, end) for start, stop in finished)
+        return max(0, lag)
+
+
+def _heard(answer: "asyncio.Future[Any]") -> None:
+    """Where nobody waits any more, asyncio would report its error as one that nobody has asked for."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def id_of(topic: Any) -> str:
+    """The id of a topic from its description: one that is made under the same name has another."""
+    return str(topic.topic_id)  # a Uuid of the client equals nothing but itself

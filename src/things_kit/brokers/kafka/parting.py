@@ -1,0 +1,48 @@
+"""Ending what belongs to librdkafka: that may block for as long as a broker stands still, and nobody waits for it."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Final
+
+PARTING: Final = 2.0
+"""Seconds that the end of a client is waited for: enough where the broker answers."""
+
+
+def part(end: Callable[[], object], name: str) -> threading.Thread:
+    """Have it end in a thread of its own, which keeps no process alive."""
+    thread = threading.Thread(target=end, name=f"things_kit kafka {name}", daemon=True)
+    thread.start()
+    return thread
+
+
+async def parted(end: Callable[[], object], name: str, within: float = PARTING) -> None:
+    """The same, and wait for it for a while."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def ending() -> None:
+        try:
+            end()
+        finally:
+            told(loop, ended.set)
+
+    part(ending, name)
+    await within_or_not(ended, within)
+
+
+async def within_or_not(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but no longer than so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
+
+
+def told(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> bool:
+    """Have a loop call back, from any thread. False if it is closed: nobody is there any more."""
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        return False
+    return True
