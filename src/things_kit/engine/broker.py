@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
 from weakref import WeakSet
 
+from things_kit.engine.cancelling import abandon, cancellable, ended, is_cancelled
 from things_kit.engine.consumer import BrokerConsumer, ConsumerOptions
 from things_kit.engine.driver import Capabilities, Driver
 from things_kit.engine.naming import check_name
@@ -20,6 +23,14 @@ from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start
 
+log = logging.getLogger("things_kit.broker")
+
+CLOSE: Final = 4.0
+"""Seconds that flushing and disconnecting may take once the consumers have stopped."""
+
+LEAVE: Final = 1.0
+"""Seconds of these that are kept for disconnecting."""
+
 
 class Broker:
     """A connection to one broker; enter it with `async with`, or call `open` and `close`.
@@ -31,6 +42,8 @@ class Broker:
         self.url = url
         self._driver = driver
         self.transmission = Transmission(driver, url)
+        self._turn = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._open = False
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -54,35 +67,81 @@ class Broker:
             BrokerUnavailable: The broker was not there for `publish_timeout`.
             ConfigError: It is there, but is not what the URL says, or does not let us in.
         """
-        if self._closed:
-            raise ClosedError(f"{self!r} is closed")
-        if not self._open:
-            await self.transmission.patiently(self._driver.open)
+        self.transmission.check_loop()
+        async with self._turn:
+            if self._closed:
+                raise ClosedError(f"{self!r} is closed")
+            if self._open:
+                return
+            self._opening = asyncio.create_task(self.transmission.open(), name=f"{self!r} open")
+            try:
+                with cancellable():
+                    await self._opening
+            except asyncio.CancelledError:
+                if not self._closed or is_cancelled():
+                    raise
+            if self._closed:
+                raise ClosedError(f"{self!r} was closed while it opened")
             self._open = True
 
     async def close(self) -> None:
-        """Stop the consumers side by side, flush and close the producers, disconnect. Closing twice is fine."""
+        """Stop the consumers side by side, flush and close the producers, disconnect. Closing twice is fine.
+
+        What the broker has not confirmed a few seconds after the consumers have stopped is `BrokerUnavailable` for who
+        publishes it. A handler may close the broker: this returns at once, and disconnects when its message is settled.
+        """
+        self.transmission.check_loop()
         self._closed = True
+        task = asyncio.current_task()
+        ours = [consumer for consumer in self._consumers if consumer.runs_in(task)]
+        for consumer in ours:
+            await consumer.stop()  # which does not wait for its own handler, and begins no other from here on
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(), name=f"{self!r} close")
-        await asyncio.shield(self._closing)
+        if ours:
+            self._closing.add_done_callback(self._closed_unseen)
+        else:
+            await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
+        if self._opening is not None:
+            await ended(self._opening)
+        loop = asyncio.get_running_loop()
+        errors: list[BaseException] = []
         try:
-            await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
+            errors += await _failures(consumer.stop() for consumer in list(self._consumers))
         finally:
+            ends = loop.time() + CLOSE
             try:
-                await asyncio.gather(*(producer.close() for producer in list(self._producers)))
+                errors += await _failures(producer.close(CLOSE - LEAVE) for producer in list(self._producers))
             finally:
-                await self._driver.close()
+                errors += await self._disconnect(max(LEAVE, ends - loop.time()))
+        for other in errors[1:]:
+            log.error("while %r closed, as well: %s", self, other, exc_info=other)
+        if errors:
+            raise errors[0]
+
+    async def _disconnect(self, within: float) -> list[BaseException]:
+        """Close the driver; returns what that raised. One that does not end in time is left to itself."""
+        closing = asyncio.create_task(self._driver.close(), name=f"{self!r} disconnect")
+        done, _ = await asyncio.wait({closing}, timeout=within)
+        if not done:
+            abandon(closing)
+            log.warning("%r did not disconnect within %.0f s; its connection is left to itself", self, within)
+            return []
+        error = None if closing.cancelled() else closing.exception()
+        return [] if error is None else [error]
+
+    def _closed_unseen(self, closing: asyncio.Task[None]) -> None:
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            log.error("%r did not close cleanly: %s", self, error, exc_info=error)
 
     async def __aenter__(self) -> "Broker":
         try:
             await self.open()
         except BaseException:
-            self._closed = True
             with contextlib.suppress(Exception):
-                await self._driver.close()
+                await self.close()
             raise
         return self
 
@@ -155,6 +214,7 @@ class Broker:
 
     async def health(self) -> Health:
         """Whether the broker answers and every consumer gets on."""
+        self.transmission.check_loop()
         consumers = tuple(consumer.health() for consumer in self._consumers)
         reason = await self._trouble()
         if reason is None:
@@ -192,7 +252,7 @@ class Broker:
                 an outage, which `publish` waits out for `publish_timeout`, instead of `NobodyListens` at once; and a dead
                 letter may have 2 KiB more than other messages.
         """
-        self._check_open()
+        self._check_state()
         producer = BrokerProducer(self.transmission, insist=insist)
         self._producers.add(producer)
         return producer
@@ -266,7 +326,17 @@ class Broker:
         self._consumers.pop(consumer, None)
 
     def _check_open(self) -> None:
+        self.transmission.check_loop()
+        self._check_state()
+
+    def _check_state(self) -> None:
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
         if not self._open:
             raise ClosedError(f"{self!r} is not open: use `async with`, or await its open()")
+
+
+async def _failures(calls: Iterable[Awaitable[None]]) -> list[BaseException]:
+    """Wait for all of them, side by side; returns what they raised."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    return [result for result in results if result is not None]

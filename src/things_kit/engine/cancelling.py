@@ -35,6 +35,29 @@ async def ended(*tasks: asyncio.Task[Any], patience: float = AGAIN) -> None:
         raise own
 
 
+def is_cancelled() -> bool:
+    """Whether somebody cancels the task that runs, so that a CancelledError in it is meant for it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def abandon(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and leave it to itself."""
+    task.cancel()
+    _abandoned.add(task)
+    task.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    _abandoned.discard(task)
+    if not task.cancelled():
+        task.exception()  # else it would be reported as one that nobody has asked for
+
+
+_abandoned: Final[set[asyncio.Task[Any]]] = set()
+"""What is left to itself: the event loop alone does not keep a task."""
+
+
 @contextlib.contextmanager
 def cancellable() -> Iterator[None]:
     """For calls of a driver in a user's own task: a cancellation that they swallow arrives at the next `await`.

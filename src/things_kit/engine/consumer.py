@@ -140,6 +140,7 @@ class BrokerConsumer:
             UnsupportedError: The broker cannot do what was asked.
             ClosedError: The consumer was stopped before, or its broker closed.
         """
+        self._transmission.check_loop()
         if self._state == "running":
             return
         if self._state != "new":
@@ -167,6 +168,7 @@ class BrokerConsumer:
 
         Stopping twice is fine; a handler may stop its own consumer, and then does not wait for itself.
         """
+        self._transmission.check_loop()
         if self._state == "new":
             self._state = "stopped"
             self._stopped.set()
@@ -180,9 +182,14 @@ class BrokerConsumer:
 
     async def wait(self) -> None:
         """Wait until it has stopped. Raises what broke it."""
+        self._transmission.check_loop()
         await self._stopped.wait()
         if self._broken is not None:
             raise self._broken
+
+    def runs_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether this task is one in which its handler is called."""
+        return self._workers.owns(task)
 
     async def __aenter__(self) -> "BrokerConsumer":
         await self.start()
@@ -238,6 +245,8 @@ class BrokerConsumer:
     # --- parts
 
     async def _declare(self) -> None:
+        for topic in self.options.topics:
+            await self._transmission.refuse_pattern(topic)
         if not self._transmission.url.engine.declare:
             return
         for topic, dead_letter in self._dead_letters.items():

@@ -1,5 +1,7 @@
 """What can be the name of a topic or group at all; a driver refuses further what its broker cannot have."""
 
+import re
+
 from things_kit.messaging.errors import ConfigError
 
 
@@ -12,3 +14,8 @@ def check_name(what: str, name: object) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"{what} is not text that UTF-8 can carry: {name!r}") from error
+
+
+def looks_like_pattern(name: str) -> bool:
+    """Whether a name would stand for others somewhere: it has a `*`, or `#` or `>` as a whole segment."""
+    return "*" in name or any(segment in {"#", ">"} for segment in re.split(r"[./]", name))

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from things_kit.engine.cancelling import abandon
 from things_kit.engine.outbound import prepare
 from things_kit.engine.transmission import Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
@@ -76,11 +77,21 @@ class BrokerProducer:
                 errors,
             ) from first
 
-    async def close(self) -> None:
-        """Send what is waiting, then close. Closing twice is fine."""
+    async def close(self, within: float | None = None) -> None:
+        """Send what is waiting, for at most `within` seconds, then close. Closing twice is fine.
+
+        What is not confirmed by then is `BrokerUnavailable` for those who wait for it.
+        """
+        self._transmission.check_loop()
         self._closed = True
+        ends = None if within is None else asyncio.get_running_loop().time() + within
         while self._sender is not None:
-            await asyncio.wait({self._sender})
+            left = None if ends is None else max(0.0, ends - asyncio.get_running_loop().time())
+            done, _ = await asyncio.wait({self._sender}, timeout=left)
+            if not done:
+                abandon(self._sender)
+                self._give_up("the producer was closed before the broker confirmed it", None)
+                return
 
     async def __aenter__(self) -> "BrokerProducer":
         return self
@@ -89,6 +100,7 @@ class BrokerProducer:
         await self.close()
 
     def _enqueue(self, messages: Sequence[Message]) -> "asyncio.Future[dict[int, Exception]]":
+        self._transmission.check_loop()
         if self._closed:
             raise ClosedError("the producer is closed")
         loop = asyncio.get_running_loop()
@@ -176,12 +188,13 @@ class BrokerProducer:
         if error is None:
             return
         self._sender = None
+        self._give_up("the producer was interrupted", error)
+
+    def _give_up(self, why: str, cause: BaseException | None) -> None:
         waiting = [*self._sending, *self._queue]
         self._queue.clear()
         for each in waiting:
             if not each.outcome.done():
-                failure = BrokerUnavailable(
-                    "the producer was interrupted; whether the message arrived is not known"
-                )
-                failure.__cause__ = error
+                failure = BrokerUnavailable(f"{why}; whether the message arrived is not known")
+                failure.__cause__ = cause
                 each.outcome.set_exception(failure)

@@ -1,15 +1,18 @@
 """Sending through a driver: declares what is missing, waits out an outage, and ends in time."""
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Final, TypeVar
+from uuid import uuid4
 
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import cancellable
-from things_kit.engine.driver import ConnectionLost, Driver, Listened, UnknownTopic
+from things_kit.engine.driver import ConnectionLost, Driver, Listened, Subscription, UnknownTopic
 from things_kit.engine.listeners import HasListeners, Listeners
+from things_kit.engine.naming import looks_like_pattern
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import (
     BrokerUnavailable,
@@ -17,6 +20,7 @@ from things_kit.messaging.errors import (
     NobodyListens,
     PublishError,
     ThingsKitError,
+    UnsupportedError,
 )
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
@@ -36,15 +40,62 @@ class Transmission:
         self.driver = driver
         self.url = url
         self.away: Exception | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.instruments: tuple[Instrument, ...] = ()
         self._declared: dict[str, set[str]] = {}
         self._listeners = Listeners(url.display)
         self._has_listeners = driver.has_listeners if isinstance(driver, Listened) else None
 
+    async def open(self) -> None:
+        """Connect, for the event loop that runs. Raises BrokerUnavailable, ConfigError."""
+        self.loop = asyncio.get_running_loop()
+        try:
+            await self.patiently(self.driver.open)
+        except BaseException:
+            self.loop = None
+            raise
+
+    def check_loop(self) -> None:
+        """Raise ConfigError in an event loop other than the one that the driver was opened for."""
+        if self.loop is not None and asyncio.get_running_loop() is not self.loop:
+            raise ConfigError(
+                f"{self.url.display} was opened in another event loop: open a broker in each loop that uses one"
+            )
+
     async def declare(self, topic: str, groups: Sequence[str] = (), deadline: float | None = None) -> None:
         """Create what is missing. Raises BrokerUnavailable, ConfigError."""
         await self.patiently(lambda: self.driver.declare(topic, groups), deadline)
         self._declared.setdefault(topic, set()).update(groups)
+
+    async def refuse_pattern(self, topic: str, deadline: float | None = None) -> None:
+        """Raise ConfigError for a name that looks like a pattern, unless the broker has a topic of that very name."""
+        if topic in self._declared or not looks_like_pattern(topic):
+            return
+        if not await self.has_topic(topic, deadline):
+            raise ConfigError(
+                f"the topic {topic!r} looks like a pattern, which nothing here is, and {self.url.display} has no topic "
+                "of that very name"
+            )
+        self._declared.setdefault(topic, set())
+
+    async def has_topic(self, topic: str, deadline: float | None = None) -> bool:
+        """Whether the broker has a topic, as a group that vanishes at once finds out. Raises BrokerUnavailable."""
+        look = Subscription(
+            topic=topic,
+            group=f"looks-{uuid4().hex}",
+            ephemeral=True,
+            start="latest",
+            ordering="none",
+            max_in_flight=1,
+            create=False,
+        )
+        try:
+            receiver = await self.patiently(lambda: self.driver.subscribe(look), deadline)
+        except (ConfigError, UnsupportedError):
+            return False
+        with contextlib.suppress(ConnectionLost):
+            await receiver.close()
+        return True
 
     def forget(self, topic: str) -> None:
         """The topic was removed: declare it again before the next message."""
@@ -184,6 +235,7 @@ class Transmission:
         refused: dict[str, Exception] = {}
         for topic in topics:
             try:
+                await self.refuse_pattern(topic, deadline)
                 await self.declare(topic, tuple(self._declared.get(topic, ())), deadline)
             except (ConfigError, PublishError) as error:
                 refused[topic] = error

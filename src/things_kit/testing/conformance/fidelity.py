@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError, ThingsKitError, UnsupportedError
+from things_kit.engine.naming import looks_like_pattern
 from things_kit.testing.conformance.base import Suite, random_plans
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.stage import Stage
@@ -241,6 +242,8 @@ class FidelitySuite(Suite):
         await stage.publish(decoy, b"decoy")
         recorder, group = Recorder(), stage.group()
         try:
+            if looks_like_pattern(hostile):
+                await self._declared_as_it_is_no_pattern(stage, hostile)
             await stage.consume(hostile, group, recorder, dead_letter=None)
             await stage.publish(hostile, b"hostile")
         except (ConfigError, PublishError, UnsupportedError) as refusal:
@@ -283,6 +286,15 @@ class FidelitySuite(Suite):
                 return name
             await stage.broker.remove(name)
         pytest.skip("this broker carries every name")
+
+    async def _declared_as_it_is_no_pattern(self, stage: Stage, name: str) -> None:
+        """Without a topic of that very name, neither publish nor a consumer takes it."""
+        with pytest.raises((ConfigError, PublishError, UnsupportedError)):
+            await stage.publish(name, b"x")
+        with pytest.raises((ConfigError, UnsupportedError)):
+            await stage.consume(name, stage.group(), dead_letter=None, handler=Recorder())
+        await stage.broker.declare(name)
+        stage.sweep(name)
 
     async def _refused_by_publish_too(self, stage: Stage, hostile: str, refusal: Exception) -> None:
         with pytest.raises((ConfigError, PublishError, UnsupportedError)):
