@@ -8,13 +8,17 @@ import pytest
 
 pytest.importorskip("redis")
 
+from redis.asyncio import Redis
+
 from things_kit import Message, connect
 from things_kit.testing.conformance.processes import WorkerProcess
-from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
-from things_kit.testing.servers.fixtures import own
+from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.relay import Relay
 
+redis = shared(RedisServer, "redis")
 own_redis = own(RedisServer)
 
 COUNT = 3000
@@ -91,3 +95,109 @@ async def test_a_killed_server_and_a_killed_process_of_a_group_lose_nothing(
                 await worker.kill()
     twice = Counter(number for worker in workers for number in worker.history.ids("done"))
     assert sum(count - 1 for count in twice.values()) <= 400, "no more than what they had in flight, twice"
+
+
+async def test_a_connection_that_falls_silent_is_replaced_and_what_is_published_meanwhile_goes_through(
+    redis: RedisServer, topic: str
+) -> None:
+    seen, loop = Recorder(), asyncio.get_running_loop()
+    async with Relay(redis.port) as relay, connect(redis.url) as outside:
+        async with (
+            connect(f"redis://127.0.0.1:{relay.port}") as broker,
+            broker.consumer(topic, group="g", handler=seen, dead_letter=None) as consumer,
+        ):
+            await broker.producer().publish(Message(topic, b"before"))
+            await seen.until_done(1, 10)
+            relay.half_open()
+            since = loop.time()
+            publishing = asyncio.create_task(broker.producer().publish(Message(topic, b"inside")))
+            await outside.producer().publish(Message(topic, b"outside"))
+            await eventually(lambda: {b"inside", b"outside"} <= set(seen.values), 30)
+            await publishing
+            assert loop.time() - since < 30
+            assert consumer.health().reason is None
+        await outside.remove(topic)
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_stop_and_close_end_in_time_though_the_server_does_not_answer(
+    own_redis: RedisServer, topic: str, how: str
+) -> None:
+    seen, loop = Recorder(Gate()), asyncio.get_running_loop()
+    broker = connect(own_redis.url)
+    try:
+        await broker.open()
+        consumer = broker.consumer(topic, group="g", handler=seen, concurrency=4, drain_timeout=0.5)
+        await consumer.start()
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
+        await seen.until_began(4, 10)
+        await asyncio.to_thread(own_redis.pause if how == "frozen" else own_redis.kill)
+        begun = loop.time()
+        await consumer.stop()
+        assert loop.time() - begun < 0.5 + 5
+        closing = loop.time()
+        await broker.close()
+        assert loop.time() - closing < 4.5
+    finally:
+        own_redis.resume()
+        await asyncio.to_thread(own_redis.start)
+
+
+@pytest.mark.parametrize("how", ["deleted", "declared again", "group destroyed", "flushed"])
+async def test_a_consumer_and_a_producer_go_on_after_what_an_operator_deletes(
+    own_redis: RedisServer, topic: str, how: str
+) -> None:
+    """What is confirmed once the deletion took effect is handled, once or more often."""
+    seen, confirmed = Recorder(), []
+    deleted, ends = asyncio.Event(), asyncio.Event()
+    async with connect(own_redis.url) as broker, connect(own_redis.url) as operator:
+
+        async def publish() -> None:
+            number = 0
+            while not ends.is_set():
+                value, after = b"%d" % number, deleted.is_set()
+                await broker.producer().publish(Message(topic, value))
+                if after:
+                    confirmed.append(value)
+                number += 1
+
+        async with broker.consumer(topic, group="g", handler=seen, concurrency=4, dead_letter=None):
+            publishing = asyncio.create_task(publish())
+            await seen.until_done(20, 10)
+            if how == "flushed":
+                own_redis.ask("FLUSHALL")
+            elif how == "group destroyed":
+                own_redis.ask("XGROUP", "DESTROY", topic, "g")
+            else:
+                await operator.remove(topic)
+            if how == "declared again":
+                await operator.declare(topic, groups=["g"])
+            deleted.set()
+            await eventually(lambda: publishing.done() or len(confirmed) > 50, 20)
+            ends.set()
+            await publishing
+            await eventually(lambda: set(confirmed) <= set(seen.values), 20)
+
+
+STRANGE = {
+    "half a character": (b"value", b"x", b"tk-headers", b'{"a":"\\ud800"}'),
+    "a time in no calendar": (b"value", b"x", b"tk-time", b"99999-01-01T00:00:00+00:00", b"tk-id", b"1"),
+    "a time without a zone": (b"value", b"x", b"tk-time", b"2026-01-01", b"tk-id", b"1"),
+    "a time that leaves the calendar": (b"value", b"x", b"tk-time", b"0001-01-01T00:00:00+14:00", b"tk-id", b"1"),
+    "no names": (b"", b"", b"\xff\x00", b"\r\n"),
+    "headers that are numbers": (b"value", b"x", b"tk-headers", b'{"a":1}'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", STRANGE.values(), ids=STRANGE)
+async def test_an_entry_that_nobody_can_read_does_not_stop_its_group(
+    redis: RedisServer, topic: str, fields: tuple[bytes, ...]
+) -> None:
+    seen = Recorder()
+    async with Redis(port=redis.port) as client, connect(redis.url) as broker:
+        await client.execute_command("XADD", topic, "*", *fields)
+        async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
+            await broker.producer().publish(Message(topic, b"after"))
+            await seen.until_done(2, 10)
+        await broker.remove(topic)
+    assert seen.values[1] == b"after"

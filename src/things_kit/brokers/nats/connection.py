@@ -21,8 +21,8 @@ from things_kit.messaging.errors import ConfigError, PublishError
 
 log = logging.getLogger("things_kit.nats")
 
-ANSWER: Final = 5.0
-"""Seconds that the server may take to answer: it is alive, but does it work?"""
+ANSWER: Final = 4.0
+"""Seconds that the server may take to answer: it is alive, but does it work? Below the 5 that a stop may take in all."""
 
 GOODBYE: Final = 1.0
 """Seconds that closing may take before the socket is simply dropped."""
