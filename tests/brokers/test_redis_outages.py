@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -195,7 +196,8 @@ async def test_an_entry_that_nobody_can_read_does_not_stop_its_group(
 ) -> None:
     seen = Recorder()
     async with Redis(port=redis.port) as client, connect(redis.url) as broker:
-        await client.execute_command("XADD", topic, "*", *fields)
+        command: Any = client.execute_command
+        await command("XADD", topic, "*", *fields)
         async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
             await broker.producer().publish(Message(topic, b"after"))
             await seen.until_done(2, 10)

@@ -22,6 +22,9 @@ LOOK: Final = 1.0
 FAREWELL: Final = 2.0
 """Seconds that a server may take to let a receiver go. Otherwise the next one of its group, or the lease, frees its messages."""
 
+HASTE: Final = 0.5
+"""The same where it has just failed to answer in its time: a stop must not wait for it once more."""
+
 PAGE: Final = 1000
 """Entries that one script is asked to put back: a server does nothing else meanwhile."""
 
@@ -62,6 +65,7 @@ class RedisReceiver:
         self._cursor: bytes = b"0-0"
         self._look_at = 0.0
         self._block_until = 0.0
+        self._failed = False
         self._closed = False
 
     async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
@@ -82,6 +86,7 @@ class RedisReceiver:
         except CLIENT_ERRORS as error:
             if says(error, "NOGROUP") or says(error, "UNBLOCKED") or says(error, "no such key"):
                 raise self._gone() from error
+            self._failed = True
             raise meaning(error, doing) from error
 
     async def _look(self, limit: int) -> Sequence[Delivery]:
@@ -152,16 +157,23 @@ class RedisReceiver:
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Acknowledge all in one command, and put back the rest by a script."""
-        topic, group, held = self._subscription.topic, self._subscription.group, self._held
-        with translated(f"settling messages of {topic!r}"):
-            if acknowledged:
-                done = [delivery.token for delivery in acknowledged]
-                await self._home.client.execute_command("XACK", topic, group, *done)
-                for entry in done:
-                    held.pop(entry, None)
-            if released:
-                await self._put_back(released)
+        topic = self._subscription.topic
+        try:
+            with translated(f"settling messages of {topic!r}"):
+                if acknowledged:
+                    await self._acknowledge([delivery.token for delivery in acknowledged])
+                if released:
+                    await self._put_back(released)
+        except ConnectionLost:
+            self._failed = True
+            raise
         await self._home.tidy(topic)
+
+    async def _acknowledge(self, entries: Sequence[bytes]) -> None:
+        topic, group = self._subscription.topic, self._subscription.group
+        await self._home.client.execute_command("XACK", topic, group, *entries)
+        for entry in entries:
+            self._held.pop(entry, None)
 
     async def _put_back(self, released: Sequence[Release]) -> None:
         group = self._subscription.group
@@ -193,7 +205,7 @@ class RedisReceiver:
             return
         self._closed = True
         try:
-            async with asyncio.timeout(FAREWELL):
+            async with asyncio.timeout(HASTE if self._failed else FAREWELL):
                 await self._reading.settle_down()
                 await leave(self._home.client, self._subscription, self._consumer)
         except (TimeoutError, *CLIENT_ERRORS) as error:
