@@ -88,16 +88,8 @@ EXPECTED_FAILURES: Final = (
         "line 56: a stopped consumer is retained with what it handled last",
     ),
     ExpectedFailure(
-        "test_a_broker_used_from_a_second_event_loop_says_so",
-        "line 57: nobody notices",
-    ),
-    ExpectedFailure(
         "test_a_retry_comes_in_time_though_the_clock_was_set_back",
         "line 58: when a message is due is kept by the wall clock",
         {"TestRabbitMQ", "TestSQLite"},
-    ),
-    ExpectedFailure(
-        "test_an_error_about_an_option_quotes_its_value",
-        "line 59: it says what was expected, and not what was given",
     ),
 )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.pretty import pretty_repr
 
 from things_kit import ConfigError
+from things_kit.engine.secrets import Secret
 from things_kit.engine.url import BrokerURL
 
 
@@ -59,8 +60,13 @@ def test_a_url_without_login_host_or_query() -> None:
         ("kafka://host?size", "this is not a URL"),
         ("kafka://host#x", "kafka://: a broker's URL has no '#' part; write '#' as %23"),
         ("kafka://host?a=1&a=2", "kafka://: the option 'a' is given more than once"),
-        ("kafka://host?publish_timeout=soon", "kafka://host: option 'publish_timeout': Expected `float`"),
+        (
+            "kafka://host?publish_timeout=soon",
+            "kafka://host: option 'publish_timeout': Expected `float`, got `str`; it is 'soon'",
+        ),
         ("kafka://host?publish_timeout=0", "kafka://host: publish_timeout must be more than 0 seconds"),
+        ("kafka://host?publish_timeout=-7", "at most 31622400, a year; publish_timeout is '-7'"),
+        ("kafka://host?unrouted=keep", "option 'unrouted': Invalid enum value 'keep'; it is 'keep'"),
         ("kafka://host?publish_timeout=nan", "publish_timeout must be more than 0 seconds"),
         ("kafka://host?declare=perhaps", "kafka://host: option 'declare': Expected `bool`"),
     ],
@@ -79,9 +85,10 @@ def test_a_url_that_cannot_be_understood_is_refused_with_a_sentence(url: str, se
             "sise=5",
             "kafka://host: unknown option 'sise'; known are declare, fast, key, mode, publish_timeout, size, unrouted",
         ),
-        ("size=five", "kafka://host: option 'size': Expected `int`, got `str`"),
+        ("size=five", "kafka://host: option 'size': Expected `int`, got `str`; it is 'five'"),
+        ("size=" + "x" * 900, "got `str`; it is '" + "x" * 200 + "...'"),
         ("mode=c", "kafka://host: option 'mode': Invalid enum value"),
-        ("size=0", "kafka://host: size must be from 1"),
+        ("size=0", "kafka://host: size must be from 1; size is '0'"),
     ],
 )
 def test_an_option_that_cannot_be_understood_is_refused_with_a_sentence(query: str, sentence: str) -> None:
@@ -167,3 +174,24 @@ def test_an_option_of_a_prefix_has_a_name_and_is_text(query: str) -> None:
 def test_a_publish_timeout_is_a_duration_that_ends(timeout: str) -> None:
     with pytest.raises(ConfigError, match="publish_timeout"):
         BrokerURL.parse(f"kafka://host?publish_timeout={timeout}")
+
+
+class Guarded(msgspec.Struct, frozen=True):
+    secret: Secret | None = None
+    access_token: int = 0
+    key: int = 0
+    endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.endpoint:
+            raise ValueError("endpoint and key cannot both be given")
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["access_token=SECRET", "key=SECRET", "key=7&endpoint=http://me:SECRET@host", "secret=SECRET&endpoint=x"],
+)
+def test_a_value_that_may_be_secret_is_not_quoted(query: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        BrokerURL.parse(f"kafka://host?{query}").options(Guarded)
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value, limit=0))

@@ -1,16 +1,23 @@
 """Broker URLs: what connect() is given, and the options in their query."""
 
-from typing import Any, Literal, TypeVar
+import re
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from things_kit.engine.secrets import secrets_of
+from things_kit.engine.secrets import is_secret, secrets_of
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.instrument import Endpoint
 from things_kit.messaging.policy import LONGEST
 
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+
+LONGEST_QUOTE: Final = 200
+"""Characters of a wrong value that are quoted."""
+
+_SECRET_WORDS: Final = ("password", "passphrase", "secret", "token", "key", "credential", "sasl")
 
 
 class EngineOptions(msgspec.Struct, frozen=True):
@@ -154,15 +161,35 @@ def _check_hosts(scheme: str, hosts: str, path: str) -> None:
 
 def _convert(url: BrokerURL, query: dict[str, str], kind: type[OptionsT]) -> OptionsT:
     known: dict[str, Any] = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    shown = {name: value for name, value in query.items() if not _hidden(name, value, known[name])}
     for name, value in query.items():
         try:
             msgspec.convert(value, known[name], strict=False, dec_hook=secrets_of)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{url.display}: option {name!r}: {_sentence(error)}") from error
+            given = f"; it is {_quoted(value)}" if name in shown else ""
+            # Some of msgspec's texts quote the value, so that of a secret one is no cause to show
+            raise ConfigError(f"{url.display}: option {name!r}: {_sentence(error)}{given}") from (
+                error if name in shown else None
+            )
     try:
         return msgspec.convert(query, kind, strict=False, dec_hook=secrets_of)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{url.display}: {_sentence(error)}") from error
+        text = _sentence(error)
+        given = "".join(
+            f"; {name} is {_quoted(value)}"
+            for name, value in shown.items()
+            if re.search(rf"\b{re.escape(name)}\b", text)
+        )
+        raise ConfigError(f"{url.display}: {text}{given}") from error
+
+
+def _hidden(name: str, value: str, kind: Any) -> bool:
+    """Whether an option's value may be or have a secret: by its type, its name, or as a URL with a login."""
+    return is_secret(kind) or "@" in value or any(word in name.lower() for word in _SECRET_WORDS)
+
+
+def _quoted(value: str) -> str:
+    return repr(value if len(value) <= LONGEST_QUOTE else f"{value[:LONGEST_QUOTE]}...")
 
 
 def _sentence(error: msgspec.ValidationError) -> str:
