@@ -9,7 +9,12 @@ from rich.pretty import pretty_repr
 from things_kit.engine.secrets import is_secret
 from things_kit.engine.url import BrokerURL
 
-DRIVERS = {"nats": "NATSOptions", "rabbitmq": "RabbitMQOptions", "redis": "RedisOptions"}
+DRIVERS = {
+    "kafka": "KafkaOptions",
+    "nats": "NATSOptions",
+    "rabbitmq": "RabbitMQOptions",
+    "redis": "RedisOptions",
+}
 
 SECRET_NAMES = ("password", "secret", "token")
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from things_kit.brokers.kafka.admin import Admin, id_of
 from things_kit.brokers.kafka.batches import BatchSizes
 from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
-from things_kit.brokers.kafka.errors import ERRORS
 from things_kit.brokers.kafka.options import Settings, check_group, check_topic, instance_id, possible_topic
 from things_kit.brokers.kafka.parting import part, told
 from things_kit.brokers.kafka.producer import SendingThread
@@ -40,7 +39,7 @@ from things_kit.messaging.names import DEAD_LETTER_GROUP
 
 if TYPE_CHECKING:
     from things_kit.brokers.kafka.share import ShareReceiver
-    from things_kit.engine.diagnosis import Finding, Question
+    from things_kit.engine.facts import Facts, Question
 
     Member: TypeAlias = KafkaReceiver | ShareReceiver
 
@@ -193,22 +192,21 @@ class KafkaDriver:
         check_group(group)
         return await self._admin.lag(topic, group)
 
-    # --- findings
+    # --- facts
 
-    async def examine(self, question: "Question") -> "Sequence[Finding]":
-        """What `things-kit doctor` has to say of the cluster, the topic and the group."""
-        from things_kit.brokers.kafka.doctor.examination import examine  # noqa: PLC0415 - nobody else needs it
+    async def facts(self, question: "Question") -> "Facts":
+        """How the cluster, the topic and the group are."""
+        from things_kit.brokers.kafka.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        with ERRORS.during("examining the cluster"):
-            return await _blocking(lambda: examine(self._admin.client, self._settings, question))
+        return await _blocking(lambda: facts_of(self._admin.client, self._settings, question))
 
 
-async def _blocking(call: "Callable[[], Sequence[Finding]]") -> "Sequence[Finding]":
+async def _blocking(call: "Callable[[], Facts]") -> "Facts":
     """Call in a thread that keeps no process alive."""
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Sequence[Finding]] = loop.create_future()
+    answer: asyncio.Future[Facts] = loop.create_future()
 
-    def answered(outcome: "Sequence[Finding] | BaseException") -> None:
+    def answered(outcome: "Facts | BaseException") -> None:
         if answer.done():
             return
         if isinstance(outcome, BaseException):
@@ -217,7 +215,7 @@ async def _blocking(call: "Callable[[], Sequence[Finding]]") -> "Sequence[Findin
             answer.set_result(outcome)
 
     def calling() -> None:
-        outcome: Sequence[Finding] | BaseException
+        outcome: Facts | BaseException
         try:
             outcome = call()
         except BaseException as error:  # noqa: BLE001 - it is raised where it was asked for

@@ -3,13 +3,15 @@
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
 import msgspec
 from confluent_kafka import KafkaException
 
 from things_kit.brokers.kafka.errors import error_of
+from things_kit.engine.addresses import Address, addresses
+from things_kit.engine.tls import TLSOptions
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
@@ -17,6 +19,8 @@ log = logging.getLogger("things_kit.kafka")
 
 Config = dict[str, Any]
 """Properties of librdkafka (its CONFIGURATION.md names them all)."""
+
+PORT: Final = 9092
 
 NATIVE: Final = "conf."
 """Options of the URL that begin so are properties of librdkafka, handed on as they are."""
@@ -35,8 +39,8 @@ SILENCE_MS: Final = 10_000
 """Milliseconds after which a request without an answer ends its connection; what can be is asked again over the next."""
 
 
-class KafkaOptions(msgspec.Struct, frozen=True):
-    """The options of `kafka://`.
+class KafkaOptions(TLSOptions, frozen=True):
+    """The options of `kafka://`, beside those of TLS.
 
     Attributes:
         partitions: Of topics that are created.
@@ -53,10 +57,6 @@ class KafkaOptions(msgspec.Struct, frozen=True):
             (`message.max.bytes`).
         security_protocol: By default "sasl_ssl" with a user name in the URL, "ssl" with `ca` or `cert`, else "plaintext".
         sasl_mechanism: By default "PLAIN" with a user name in the URL.
-        ca: File of the certificates that sign the broker's; the system's by default.
-        cert: File of this client's certificate.
-        key: File of its private key.
-        key_password: What the private key is encrypted with.
     """
 
     partitions: int = 6
@@ -72,10 +72,6 @@ class KafkaOptions(msgspec.Struct, frozen=True):
     max_message_bytes: int = 1_000_000
     security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] | None = None
     sasl_mechanism: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-    key_password: str | None = None
 
     def __post_init__(self) -> None:
         if self.partitions < 1 or self.replication == 0 or self.replication < -1:
@@ -97,20 +93,16 @@ class Settings(msgspec.Struct, frozen=True):
 
     url: BrokerURL
     options: KafkaOptions
+    addresses: Sequence[Address]
     passed: Mapping[str, str]
     topic: Mapping[str, str] = {}
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
         """Raises ConfigError if it is no URL of Kafka, or an option is unknown."""
-        if not url.hosts or url.path.strip("/"):
-            raise ConfigError(
-                f"{url.display}: expected kafka://HOST:PORT, or several hosts with commas between them"
-            )
-        passed = _named(url, NATIVE, "property of librdkafka")
-        topic = _named(url, TOPIC, "setting of a topic")
-        ours = {name: value for name, value in url.query.items() if not name.startswith((NATIVE, TOPIC))}
-        return cls(url, msgspec.structs.replace(url, query=ours).options(KafkaOptions), passed, topic)
+        hosts = addresses(url, PORT)
+        options = url.options(KafkaOptions, besides=(NATIVE, TOPIC))
+        return cls(url, options, hosts, url.prefixed(NATIVE), url.prefixed(TOPIC))
 
     def topic_settings(self, *, kept: bool) -> dict[str, str]:
         """For a topic that is created. One that is to be `kept` is cleaned by the broker's own settings alone."""
@@ -122,9 +114,7 @@ class Settings(msgspec.Struct, frozen=True):
     def common(self) -> Config:
         """What every client of librdkafka needs."""
         return {
-            "bootstrap.servers": ",".join(
-                host if _PORT.search(host) else f"{host}:9092" for host in self.url.hosts
-            ),
+            "bootstrap.servers": ",".join(map(str, self.addresses)),
             "client.id": "things-kit",
             # By default a client may sleep for ten seconds after its broker is back
             "reconnect.backoff.max.ms": 250,
@@ -204,7 +194,7 @@ class Settings(msgspec.Struct, frozen=True):
             "ssl.ca.location": options.ca,
             "ssl.certificate.location": options.cert,
             "ssl.key.location": options.key,
-            "ssl.key.password": options.key_password,
+            "ssl.key.password": options.key_password.reveal() if options.key_password else None,
         }
         return config | {name: value for name, value in chosen.items() if value is not None}
 
@@ -220,7 +210,9 @@ class Settings(msgspec.Struct, frozen=True):
         raise ConfigError(f"{self.url.display}: {self._concealed(said)}")
 
     def _concealed(self, text: str) -> str:
-        for secret in (self.url.password, self.options.key_password, *self.passed.values()):
+        key_password = self.options.key_password
+        own = (self.url.password, key_password.reveal() if key_password else None)
+        for secret in (*own, *self.passed.values()):
             if secret:
                 text = text.replace(secret, "***")
         return text
@@ -233,16 +225,6 @@ class Quiet:
         """One line of librdkafka: of use to who looks for the cause of trouble, at the level of debugging."""
         log.log(min(level, logging.DEBUG), message, *arguments)
 
-
-def _named(url: BrokerURL, prefix: str, what: str) -> dict[str, str]:
-    """The options of that prefix, without it."""
-    found = {name[len(prefix) :]: value for name, value in url.query.items() if name.startswith(prefix)}
-    if wrong := [name for name, value in found.items() if not name or "\0" in name + value]:
-        raise ConfigError(f"{url.display}: {(prefix + wrong[0])!r} is no {what} with a value")
-    return found
-
-
-_PORT: Final = re.compile(r":\d+$")
 
 # --- names
 
