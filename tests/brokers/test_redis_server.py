@@ -10,11 +10,12 @@ import pytest
 pytest.importorskip("redis")
 
 from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, ResponseError
 
 from things_kit import Broker, ConfigError, Message, PublishError, RetryPolicy, connect
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.driver import RedisDriver
-from things_kit.brokers.redis.errors import translated
+from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, delayed_key
 from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
 from things_kit.engine.url import BrokerURL
@@ -364,6 +365,22 @@ async def test_remove_leaves_no_key(redis: RedisServer, client: Any, topic: str)
     assert [key async for key in client.scan_iter(f"*{topic}*")] == []
 
 
+async def test_a_group_is_removed_alone_with_what_it_has_put_back(
+    driver: RedisDriver, client: Any, topic: str
+) -> None:
+    await driver.declare(topic, ["a", "b"])
+    receiver = await driver.subscribe(Subscription(topic=topic, group="a"))
+    await driver.send([Message(topic, b"x", id="1")])
+    await receiver.settle([], [Release((await received(receiver, 1))[0], delay=3600, attempt=2)])
+    await receiver.close()
+    await driver.remove(topic, "a")
+    await driver.remove(topic, "a")
+    await driver.remove(f"{topic}-missing", "a")
+    assert [group["name"] for group in await client.xinfo_groups(topic)] == [b"b"]
+    assert not await client.exists(delayed_key(topic, "a"))
+    assert await driver.lag(topic, "b") == 1
+
+
 async def publish(broker: Broker, topic: str, count: int) -> None:
     await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(count)])
 
@@ -392,28 +409,28 @@ async def test_trimming_removes_only_what_every_group_has_acknowledged(
 
 
 async def test_trimming_spares_what_was_put_back(driver: RedisDriver, client: Any, topic: str) -> None:
-    driver._options = type(driver._options)(retain=0.0)
+    driver._asking._retain = 0.0
     receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
     taken = await received(receiver, 500)
     await receiver.settle(taken[1:], [Release(taken[0], delay=3600, attempt=2)])
-    driver._tidied.clear()
+    driver._asking._tidied.clear()
     await driver.tidy(topic)
     assert await client.xlen(topic) == 500
     await receiver.close()
 
 
 async def test_trimming_spares_what_is_being_handled(driver: RedisDriver, client: Any, topic: str) -> None:
-    driver._options = type(driver._options)(retain=0.0)
+    driver._asking._retain = 0.0
     receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
     taken = await received(receiver, 500)
     await receiver.settle(taken[1:], [])
-    driver._tidied.clear()
+    driver._asking._tidied.clear()
     await driver.tidy(topic)
     assert await client.xlen(topic) == 500
     await receiver.settle(taken[:1], [])
-    driver._tidied.clear()
+    driver._asking._tidied.clear()
     await driver.tidy(topic)
     assert await client.xlen(topic) < 200
     await receiver.close()
@@ -506,21 +523,45 @@ def test_urls_that_cannot_be_are_refused(url: str) -> None:
         connect(url)
 
 
-def test_a_connection_that_the_client_has_lost_is_no_fault_of_the_program() -> None:
+def test_a_connection_that_the_client_has_lost_is_an_outage_as_others_are() -> None:
     lost = compile("None.writelines", "connection.py", "eval")
-    with pytest.raises(ConnectionLost, match="settling: the connection was closed"), translated("settling"):
+    with pytest.raises(AttributeError) as raised:
         eval(lost, {"__name__": "redis.asyncio.connection"})
-    with pytest.raises(AttributeError), translated("settling"):
+    assert ERRORS.knows(raised.value)
+    with pytest.raises(AttributeError) as raised:
         eval(lost, {"__name__": "things_kit.brokers.redis.driver"})
+    assert not ERRORS.knows(raised.value)
 
 
-def test_a_transport_that_cannot_write_any_more_is_no_fault_of_the_program() -> None:
+def test_a_transport_that_cannot_write_any_more_is_an_outage_as_others_are() -> None:
     """As asyncio's transports are once they are closed, from Python 3.12 on."""
     code = compile("def writelines(write=None): write()", "selector_events.py", "exec")
     transport, ours = {"__name__": "asyncio.selector_events"}, {"__name__": "things_kit.brokers.redis.driver"}
-    exec(code, transport)
-    exec(code, ours)
-    with pytest.raises(ConnectionLost, match="settling: the connection was closed"), translated("settling"):
-        transport["writelines"]()  # type: ignore[operator]
-    with pytest.raises(TypeError), translated("settling"):
-        ours["writelines"]()  # type: ignore[operator]
+    for names, known in ((transport, True), (ours, False)):
+        exec(code, names)
+        with pytest.raises(TypeError) as raised:
+            names["writelines"]()  # type: ignore[operator]
+        assert ERRORS.knows(raised.value) is known
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "said"),
+    [
+        (ResponseError("NOAUTH Authentication required."), ConfigError, "does not accept this login"),
+        (NoPermissionError("NOPERM this user has no permissions"), ConfigError, "does not let this user"),
+        (ResponseError("WRONGTYPE Operation against a key"), ConfigError, "no stream"),
+        (ResponseError("ERR unknown command 'XADD'"), ConfigError, "refused"),
+        (ResponseError("LOADING Redis is loading the dataset in memory"), ConnectionLost, "LOADING"),
+        (ResponseError("OOM command not allowed"), ConnectionLost, "takes no more"),
+        (ResponseError("ERR something that nobody has heard of"), ConnectionLost, "nobody has heard of"),
+        (RuntimeError("a fault in the client"), ConnectionLost, "a fault in the client"),
+    ],
+)
+def test_what_nobody_knows_is_an_outage_and_ends_no_consumer(
+    error: Exception, ours: type[Exception], said: str
+) -> None:
+    translated = ERRORS.translate(error, "asking")
+    assert type(translated) is ours
+    assert said in str(translated)
+    refused = ERRORS.refusal(error, "orders")
+    assert type(refused) is (PublishError if ours is ConfigError or "OOM" in str(error) else ConnectionLost)

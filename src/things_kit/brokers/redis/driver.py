@@ -13,17 +13,16 @@ Order is kept within a process: Redis hands out the entries of a stream to all c
 
 import asyncio
 import contextlib
-import logging
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from redis.asyncio import RedisCluster
 
 from things_kit.brokers.redis import scripts
+from things_kit.brokers.redis.admin import Admin
 from things_kit.brokers.redis.entries import Layout, position
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
-from things_kit.brokers.redis.errors import CLIENT_ERRORS, meaning, refusal, says, translated
+from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, check_topic, delayed_key
 from things_kit.brokers.redis.options import Settings
 from things_kit.brokers.redis.reading import Reading
@@ -36,13 +35,8 @@ from things_kit.messaging.message import Message
 if TYPE_CHECKING:
     from things_kit.engine.facts import Facts, Question
 
-log = logging.getLogger("things_kit.redis")
-
 CHUNK: Final = 8 * 2**20
 """Bytes after which a batch goes on in another round trip, so that each stays within the time for an answer."""
-
-TIDY: Final = 60.0
-"""Seconds between two trims of a topic, at the most."""
 
 LONG_IDLE: Final = 600.0
 """Seconds after which a consumer without messages, whose process must be dead, is deleted."""
@@ -67,7 +61,7 @@ class RedisDriver:
         self._left: dict[tuple[str, str], set[str]] = {}
         self._gone: dict[tuple[str, str], tuple[bytes, Sequence[bytes]]] = {}
         self._resume: dict[tuple[str, str], bytes] = {}
-        self._tidied: dict[str, float] = {}
+        self._admin: Admin | None = None
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -78,7 +72,8 @@ class RedisDriver:
         """Ask the server for an answer, so that a wrong address or login shows at once."""
         if self.client is None:
             self.client = self._settings.client()
-        with translated("connecting"):
+            self._admin = Admin(self.client, self._options.retain)
+        with ERRORS.during("connecting"):
             await self.client.initialize()
         await self.ping()
 
@@ -87,16 +82,16 @@ class RedisDriver:
         client, self.client = self.client, None
         if client is None:
             return
-        with contextlib.suppress(TimeoutError, *CLIENT_ERRORS):
+        with contextlib.suppress(TimeoutError, ConnectionLost, ConfigError), ERRORS.during("closing"):
             async with asyncio.timeout(FAREWELL):
                 for topic, group in list(self._left):
                     await self._free(client, Subscription(topic=topic, group=group))
-        with contextlib.suppress(*CLIENT_ERRORS):
+        with contextlib.suppress(ConnectionLost, ConfigError), ERRORS.during("closing"):
             await client.aclose()
 
     async def ping(self) -> None:
         """Ask the server, or every node of a cluster, for an answer."""
-        with translated("asking the server for an answer"):
+        with ERRORS.during("asking the server for an answer"):
             await self._opened.ping()
 
     @property
@@ -105,31 +100,33 @@ class RedisDriver:
             raise ConfigError(f"{self._settings.url.display} is not open")
         return self.client
 
+    @property
+    def _asking(self) -> Admin:
+        if self._admin is None:
+            raise ConfigError(f"{self._settings.url.display} is not open")
+        return self._admin
+
     # --- topics
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create a stream without entries, and groups."""
         check_topic(topic)
-        with translated(f"declaring {topic!r}"):
-            if not groups:
-                await scripts.DECLARE(self._opened, (topic,))
-            for group in groups:
-                await scripts.JOIN(self._opened, (topic, delayed_key(topic, group)), group, "0", 1)
+        await self._asking.declare(topic, groups)
 
-    async def remove(self, topic: str) -> None:
-        """Delete the stream, and what its groups have put back."""
-        with translated(f"removing {topic!r}"):
-            groups = await self._groups(topic)
-            await self._opened.unlink(topic, *_delayed_keys(topic, groups))
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the stream, and what its groups have put back; with a group that one alone."""
+        for kept in (self._left, self._gone, self._resume):
+            for known in [each for each in kept if each[0] == topic and group in {None, each[1]}]:
+                del kept[known]
+        await self._asking.remove(topic, group)
 
-    async def _groups(self, topic: str) -> list[bytes]:
-        try:
-            found = await self._opened.xinfo_groups(topic)
-        except CLIENT_ERRORS as error:
-            if says(error, "no such key"):
-                return []
-            raise
-        return [group["name"] for group in found]
+    async def lag(self, topic: str, group: str) -> int | None:
+        """What is not delivered yet, what is pending, and what was put back."""
+        return await self._asking.lag(topic, group)
+
+    async def tidy(self, topic: str) -> None:
+        """Trim the stream, if it is time."""
+        await self._asking.tidy(topic)
 
     # --- sending
 
@@ -153,7 +150,7 @@ class RedisDriver:
 
     async def _add(self, commands: Sequence[Sequence[Any]]) -> list[Exception | None]:
         replicas = self._options.wait_replicas
-        with translated("publishing"):
+        with ERRORS.during("publishing"):
             async with self._opened.pipeline(transaction=False) as pipeline:
                 for command in commands:
                     pipeline.execute_command(*command)
@@ -163,7 +160,7 @@ class RedisDriver:
         if replicas:
             there = answers.pop()
             if isinstance(there, Exception):
-                raise meaning(there, "waiting for replicas")
+                raise ERRORS.translate(there, "waiting for replicas")
             if there < replicas:
                 return [self._alone(there)] * len(answers)
         if all(type(answer) is bytes for answer in answers):
@@ -183,7 +180,7 @@ class RedisDriver:
         """Join the group, or find out where the stream ends for an ephemeral one."""
         check_topic(subscription.topic)
         doing = f"subscribing to {subscription.topic!r}"
-        with translated(doing):
+        with ERRORS.during(doing):
             if subscription.ephemeral:
                 place = await self._place(subscription)
             else:
@@ -223,22 +220,12 @@ class RedisDriver:
 
     async def _where_it_was(self, topic: str, place: bytes) -> bytes:
         """A place in a stream, unless it is another stream by now, which has not come so far."""
-        last = await self._end(topic)
+        last = await self._asking.end(topic)
         return place if last is not None and position(last) >= position(place) else b"0"
-
-    async def _end(self, topic: str) -> bytes | None:
-        """The last ID of a stream; None where there is none."""
-        try:
-            found = await self._opened.xinfo_stream(topic)
-        except CLIENT_ERRORS as error:
-            if says(error, "no such key"):
-                return None
-            raise
-        return bytes(found["last-generated-id"])
 
     async def _place(self, subscription: Subscription) -> bytes:
         topic = subscription.topic
-        end = await self._end(topic)
+        end = await self._asking.end(topic)
         if end is None:
             if not subscription.create:
                 raise ConfigError(f"there is no topic {topic!r}: declare it first")
@@ -267,59 +254,19 @@ class RedisDriver:
         """Where an ephemeral group reads on after a lost connection."""
         self._resume[subscription.topic, subscription.group] = place
 
-    # --- lag and trimming
-
-    async def lag(self, topic: str, group: str) -> int | None:
-        """What is not delivered yet, what is pending, and what was put back."""
-        keys, cursor = (topic, delayed_key(topic, group)), b""
-        lag: int = 0
-        with translated(f"asking for the lag of {topic!r}"):
-            while True:
-                counted, cursor = await scripts.LAG(self._opened, keys, group, cursor)
-                lag += counted
-                if not cursor:
-                    return lag
-
-    async def tidy(self, topic: str) -> None:
-        """Delete from a stream what is older than `retain` and acknowledged by every group, if it is time to."""
-        retain = self._options.retain
-        now = asyncio.get_running_loop().time()
-        if retain < 0 or now < self._tidied.get(topic, 0.0):
-            return
-        self._tidied[topic] = now + min(TIDY, max(1.0, retain / 10))
-        try:
-            await self._trim(topic, retain)
-        except CLIENT_ERRORS as error:  # nothing that was asked for depends on it
-            log.debug("trimming %r: %s", topic, error)
-
-    async def _trim(self, topic: str, retain: float) -> None:
-        groups = await self._groups(topic)
-        keys = topic, *_delayed_keys(topic, groups)
-        oldest = max(0, round(1000 * (time.time() - retain)))
-        await scripts.TRIM(self._opened, keys, f"{oldest}-0", *groups)
-
     async def facts(self, question: "Question") -> "Facts":
         """How things are at the server."""
         from things_kit.brokers.redis.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        with translated("examining the server"):
+        with ERRORS.during("examining the server"):
             return await facts_of(self._opened, self._options, question)
-
-
-def _delayed_keys(topic: str, groups: Sequence[bytes]) -> list[str]:
-    """Of all groups that can be ours: those of others may have names that are no UTF-8."""
-    ours = []
-    for group in groups:
-        with contextlib.suppress(UnicodeDecodeError):
-            ours.append(delayed_key(topic, group.decode()))
-    return ours
 
 
 def _result(answer: Any, topic: str) -> Exception | None:
     if answer is None:
         return UnknownTopic(topic)
     if isinstance(answer, Exception):
-        refused = refusal(answer, topic)
+        refused = ERRORS.refusal(answer, topic)
         if isinstance(refused, ConnectionLost):
             raise refused
         return refused

@@ -8,7 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from things_kit.brokers.redis.entries import before, position
-from things_kit.brokers.redis.errors import translated
+from things_kit.brokers.redis.errors import ERRORS
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.message import Message
 
@@ -67,7 +67,7 @@ class EphemeralReceiver:
             command += ("BLOCK", block)
             self._block_until = until
         topic = self._subscription.topic
-        with translated(f"receiving from {topic!r}"):
+        with ERRORS.during(f"receiving from {topic!r}"):
             answer = await self._reading.command(*command, "STREAMS", topic, self._place)
         self._block_until = 0.0
         if not answer:
@@ -90,7 +90,7 @@ class EphemeralReceiver:
                 heapq.heappush(self._back, (now + max(0.0, given.delay), next(self._order), entry, message))
         if self._back and self._back[0][0] < self._block_until:
             # If that fails, the receiver says so itself, or looks again within a second
-            with contextlib.suppress(ConnectionLost), translated("waking the receiver"):
+            with contextlib.suppress(ConnectionLost), ERRORS.during("waking the receiver"):
                 await self._reading.wake()
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:

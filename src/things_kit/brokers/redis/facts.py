@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from things_kit.brokers.redis.errors import CLIENT_ERRORS, sentence
+from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.options import RedisOptions
 from things_kit.engine.facts import Facts, GroupFacts, Limit, Need, Question, Retention, Server, TopicFacts
-from things_kit.messaging.errors import ConfigError
 
 NEEDS: Final = (
     Need((6, 2), "it has neither XAUTOCLAIM nor NOMKSTREAM"),
@@ -99,10 +98,8 @@ async def _topic(facts: Facts, client: Any, options: RedisOptions, topic: str, g
     if await client.ttl(topic) >= 0:
         what = "Its key expires: then all its messages are gone."
         facts.find("error", subject, what, "PERSIST it, and look for who sets the expiry.")
-    try:
+    with ERRORS.during("its groups cannot be seen"):
         groups = await client.xinfo_groups(topic)
-    except CLIENT_ERRORS as error:
-        raise ConfigError(f"its groups cannot be seen: {sentence(error)}") from error
     found.groups = [each["name"].decode(errors="backslashreplace") for each in groups]
     if not groups:
         what = "It has no group: its messages are kept until one has acknowledged them."

@@ -9,7 +9,6 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
-from things_kit.brokers.redis.cluster import Cluster
 from things_kit.engine.addresses import Address, addresses
 from things_kit.engine.secrets import Secret
 from things_kit.engine.tls import TLSOptions, check_tls
@@ -149,7 +148,7 @@ class Settings(msgspec.Struct, frozen=True):
         """Not yet connected."""
         ssl: dict[str, Any] = {"ssl": True} if self.url.scheme == "rediss" else {}
         if self.options.cluster:
-            return Cluster(
+            return RedisCluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in self.addresses],
                 retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 3),
                 max_connections=CONNECTIONS,

@@ -8,9 +8,10 @@ from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis
 
-from things_kit.brokers.redis.errors import CLIENT_ERRORS, translated
+from things_kit.brokers.redis.errors import ERRORS
 from things_kit.engine.cancelling import ended
-from things_kit.engine.driver import Delivery
+from things_kit.engine.driver import ConnectionLost, Delivery
+from things_kit.messaging.errors import ConfigError
 
 
 class Reading:
@@ -34,7 +35,7 @@ class Reading:
     async def open(self) -> None:
         """Connect. Raises ConnectionLost."""
         try:
-            with translated("connecting"):
+            with ERRORS.during("connecting"):
                 await self._client.initialize()
                 self._number = await self._client.client_id()
         except BaseException:
@@ -76,9 +77,9 @@ class Reading:
             self._call = None
         connection = self._client.connection
         if connection is not None:
-            with contextlib.suppress(*CLIENT_ERRORS):
+            with contextlib.suppress(ConnectionLost, ConfigError), ERRORS.during("disconnecting"):
                 await connection.disconnect(nowait=True)  # it was blocked, so it is not for anybody else
-        with contextlib.suppress(*CLIENT_ERRORS):
+        with contextlib.suppress(ConnectionLost, ConfigError), ERRORS.during("disconnecting"):
             await self._client.aclose()
             if self._own:
                 await self._pool.aclose()

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from redis.exceptions import ResponseError
+
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.entries import Layout, position
-from things_kit.brokers.redis.errors import CLIENT_ERRORS, meaning, says, translated
+from things_kit.brokers.redis.errors import ERRORS, says
 from things_kit.brokers.redis.keys import consumer_name, delayed_key
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
@@ -82,12 +84,15 @@ class RedisReceiver:
     async def _fetch(self, limit: int, ends: float) -> Sequence[Delivery]:
         doing = f"receiving from {self._subscription.topic!r}"
         try:
-            return await self._look(limit) or await self._read(limit, ends)
-        except CLIENT_ERRORS as error:
+            with ERRORS.during(doing, through=(ResponseError,)):
+                return await self._look(limit) or await self._read(limit, ends)
+        except ResponseError as error:
             if says(error, "NOGROUP") or says(error, "UNBLOCKED") or says(error, "no such key"):
                 raise self._gone() from error
+            raise ERRORS.translate(error, doing) from error
+        except ConnectionLost:
             self._failed = True
-            raise meaning(error, doing) from error
+            raise
 
     async def _look(self, limit: int) -> Sequence[Delivery]:
         """For what is not new, if it is time."""
@@ -159,7 +164,7 @@ class RedisReceiver:
         """Acknowledge all in one command, and put back the rest by a script."""
         topic = self._subscription.topic
         try:
-            with translated(f"settling messages of {topic!r}"):
+            with ERRORS.during(f"settling messages of {topic!r}"):
                 if acknowledged:
                     await self._acknowledge([delivery.token for delivery in acknowledged])
                 if released:
@@ -196,7 +201,7 @@ class RedisReceiver:
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Renew the lease of all that this consumer has; what was taken from it stays with whom has it."""
-        with translated("extending leases"):
+        with ERRORS.during("extending leases"):
             await scripts.EXTEND(self._home.client, self._keys, self._subscription.group, self._consumer)
 
     async def close(self) -> None:
@@ -205,12 +210,10 @@ class RedisReceiver:
             return
         self._closed = True
         try:
-            async with asyncio.timeout(HASTE if self._failed else FAREWELL):
-                await self._reading.settle_down()
-                await leave(self._home.client, self._subscription, self._consumer)
-        except (TimeoutError, *CLIENT_ERRORS) as error:
-            self._home.left(self._subscription, self._consumer)
-            raise ConnectionLost(f"leaving {self._subscription.topic!r}: {error or 'no answer'}") from error
+            with ERRORS.during(f"leaving {self._subscription.topic!r}"):
+                async with asyncio.timeout(HASTE if self._failed else FAREWELL):
+                    await self._reading.settle_down()
+                    await leave(self._home.client, self._subscription, self._consumer)
         except BaseException:
             self._home.left(self._subscription, self._consumer)
             raise
@@ -223,6 +226,6 @@ async def leave(client: Any, subscription: Subscription, consumer: str) -> None:
     keys = subscription.topic, delayed_key(subscription.topic, subscription.group)
     try:
         await scripts.LEAVE(client, keys, subscription.group, consumer)
-    except CLIENT_ERRORS as error:
+    except ResponseError as error:
         if not (says(error, "NOGROUP") or says(error, "no such key") or says(error, "key to exist")):
             raise
