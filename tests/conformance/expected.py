@@ -55,7 +55,6 @@ EXPECTED_FAILURES: Final = (
             "TestPubSubThatGoesAway",
             "TestRabbitMQThatStandsStill",
             "TestRedisThatGoesAway",
-            "TestSQLite",
             "TestSQSThatGoesAway",
             "TestServiceBusThatGoesAway",
         },

@@ -3,14 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.engine.scenario import Recorder, turns, until, virtual
-from things_kit import Broker, BrokerUnavailable, ClosedError, ConfigError, Message
+from things_kit import Broker, BrokerUnavailable, ClosedError, ConfigError, Message, connect
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.naming import looks_like_pattern
+from things_kit.testing import MockHandler
 from things_kit.testing.stub import BARE, StubDriver, broker_of
 
 
@@ -329,3 +331,48 @@ async def test_asking_for_such_a_topic_waits_out_an_outage(caplog: pytest.LogCap
         async with broker_of(driver) as broker:
             await broker.producer().publish(message("2", "orders.*"))
     assert len(driver.topics["orders.*"]) == 2
+
+
+# --- removing
+
+
+@pytest.mark.parametrize("scheme", ["memory", "sqlite"])
+async def test_removing_a_group_leaves_the_topic_and_the_others(scheme: str, tmp_path: Path) -> None:
+    url = "memory://" if scheme == "memory" else f"sqlite:///{tmp_path}/events.db"
+    async with connect(url) as broker:
+        await broker.declare("t", ["gone", "other"])
+        await broker.producer().publish(message("1"))
+        first, other = MockHandler(), MockHandler()
+        async with broker.consumer("t", group="gone", handler=first):
+            await first.handled(1)
+            await broker.remove("t", group="gone")
+            again = await first.handled(2)  # it subscribes anew, and its group begins at the earliest
+        await broker.remove("t", group="gone")
+        await broker.remove("t", group="never there")
+        await broker.remove("no topic", group="gone")
+        assert await broker.lag("t", "gone") == 1
+        assert await broker.lag("t", "other") == 1
+        async with broker.consumer("t", group="other", handler=other):
+            await other.handled(1)
+    assert [m.value for m in again] == [b"1", b"1"]
+
+
+@virtual
+async def test_a_removed_group_is_not_declared_again_with_its_topic() -> None:
+    driver = StubDriver()
+    async with broker_of(driver) as broker:
+        await broker.declare("t", ["gone", "kept"])
+        await broker.remove("t", group="gone")
+        del driver.topics["t"]
+        driver.groups.clear()
+        await broker.producer().publish(message("1"))
+    assert set(driver.groups) == {("t", "kept")}
+
+
+@virtual
+async def test_what_a_removed_group_had_put_aside_goes_with_it() -> None:
+    driver = StubDriver(BARE)
+    driver.put(message("1", "t-gone-retry-10s"), message("2", "t-other-retry-10s"))
+    async with broker_of(driver) as broker:
+        await broker.remove("t", group="gone")
+    assert set(driver.topics) == {"t-other-retry-10s"}

@@ -82,11 +82,14 @@ class MemoryDriver:
         for group in groups:
             target.groups.setdefault(group, Group(target, group, target.first))
 
-    async def remove(self, topic: str) -> None:
-        """Forget the topic; its receivers lose their connection."""
-        removed = self._topics.pop(topic, None)
-        if removed is not None:
-            removed.lose()
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Forget the topic, or one group; its receivers lose their connection."""
+        if group is None:
+            removed = self._topics.pop(topic, None)
+            if removed is not None:
+                removed.lose()
+        elif (target := self._topics.get(topic)) is not None:
+            target.lose(group)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Append each message to its topic."""
@@ -148,7 +151,7 @@ class MemoryReceiver:
         deadline = loop.time() + wait
         while True:
             if self._group.lost:
-                raise ConnectionLost(f"the topic {self._group.topic.name!r} was removed")
+                raise ConnectionLost(f"the topic {self._group.topic.name!r} was removed, or this group of it")
             deliveries = self._group.take(self, limit, loop.time())
             now = loop.time()
             if deliveries or now >= deadline:
@@ -225,11 +228,13 @@ class Topic:
         for group in self.groups.values():
             group.wake()
 
-    def lose(self) -> None:
-        """The topic was removed."""
-        for group in self.groups.values():
-            group.lost = True
-            group.wake()
+    def lose(self, name: str | None = None) -> None:
+        """The topic was removed, or one group of it."""
+        for each in list(self.groups) if name is None else [name]:
+            group = self.groups.pop(each, None)
+            if group is not None:
+                group.lost = True
+                group.wake()
 
     def trim(self, now: float, retain: float) -> None:
         """Drop what is older than `retain` seconds and acknowledged by every group; at most once a second."""

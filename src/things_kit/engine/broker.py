@@ -165,10 +165,25 @@ class Broker:
             check_name("group", group)
         await self.transmission.declare(topic, groups)
 
-    async def remove(self, topic: str) -> None:
-        """Delete a topic with its messages and groups. Raises BrokerUnavailable."""
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete a topic with its messages and groups; or one group alone, so that it holds back nothing for ever.
+
+        What is missing is fine. A consumer of it that runs makes it anew. Raises BrokerUnavailable.
+        """
         self._check_open()
         check_name("topic", topic)
+        if group is None:
+            self.transmission.forget(topic)
+            await self.transmission.patiently(lambda: self._driver.remove(topic))
+            return
+        check_name("group", group)
+        self.transmission.forget(topic, group)
+        await self.transmission.patiently(lambda: self._driver.remove(topic, group))
+        for retries in () if self.capabilities.delay else retry_topics(topic, group):
+            await self._remove_retries(retries)
+
+    async def _remove_retries(self, topic: str) -> None:
+        """What a group has put aside for later, where that has topics of its own."""
         self.transmission.forget(topic)
         await self.transmission.patiently(lambda: self._driver.remove(topic))
 

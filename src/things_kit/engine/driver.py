@@ -237,8 +237,11 @@ class Driver(Protocol):
             ConfigError: The broker cannot have a topic or group of that name.
         """
 
-    async def remove(self, topic: str) -> None:
-        """Delete the topic with its messages and groups. A topic that is missing is fine."""
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the topic with its messages and groups; or this group alone, with all that it has not acknowledged.
+
+        What is missing is fine. Whoever receives from what was deleted gets `ConnectionLost`, and subscribes anew.
+        """
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish up to `Capabilities.max_batch` messages of any topics; returns when all are confirmed or refused.

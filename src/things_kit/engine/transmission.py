@@ -97,9 +97,12 @@ class Transmission:
             await receiver.close()
         return True
 
-    def forget(self, topic: str) -> None:
-        """The topic was removed: declare it again before the next message."""
-        self._declared.pop(topic, None)
+    def forget(self, topic: str, group: str | None = None) -> None:
+        """The topic, or one group of it, was removed: declare a topic again before the next message, but not the group."""
+        if group is None:
+            self._declared.pop(topic, None)
+        else:
+            self._declared.get(topic, set()).discard(group)
         self._listeners.forget(topic)
 
     async def patiently(

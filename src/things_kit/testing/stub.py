@@ -314,10 +314,13 @@ class StubDriver:
         for group in groups:
             self._group(topic, group, earliest=True)
 
-    async def remove(self, topic: str) -> None:
-        """Forget the topic."""
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Forget the topic, or one group."""
         await self.enter("remove")
-        self.topics.pop(topic, None)
+        if group is None:
+            self.topics.pop(topic, None)
+        else:
+            self.groups.pop((topic, group), None)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Append each to its topic, unless `refuse` says otherwise."""

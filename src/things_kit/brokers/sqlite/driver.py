@@ -120,9 +120,9 @@ class SQLiteDriver:
         """Create what is missing."""
         await self._opened.write(lambda store: store.declare(topic, groups))
 
-    async def remove(self, topic: str) -> None:
-        """Delete a topic; waiting receivers of it lose their subscription."""
-        await self._opened.write(lambda store: store.remove(topic))
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete a topic, or one group; waiting receivers of it lose their subscription."""
+        await self._opened.write(lambda store: store.remove(topic, group))
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Append messages to their topics, in one transaction."""

@@ -137,12 +137,20 @@ class Store:
         for group in groups:
             self._group(number, group, "earliest", ephemeral=False)
 
-    def remove(self, topic: str) -> None:
-        """Delete a topic and all that belongs to it."""
+    def remove(self, topic: str, group_name: str | None = None) -> None:
+        """Delete a topic and all that belongs to it, or one group."""
         row = self._row("SELECT id FROM topic WHERE name = ?", (topic,))
         if row is None:
             return
         number: int = row[0]
+        if group_name is not None:
+            one = self._row(
+                "SELECT id FROM consumer_group WHERE topic = ? AND name = ?", (number, group_name)
+            )
+            if one is not None:
+                self._drop_group(one[0])
+                self.touched.add(number)
+            return
         groups = self._row("SELECT json_group_array(id) FROM consumer_group WHERE topic = ?", (number,))[0]
         for group in _offsets(groups):
             self._drop_group(group)

@@ -90,10 +90,10 @@ class FaultyDriver:
         self.check()
         await self._inner.declare(topic, groups)
 
-    async def remove(self, topic: str) -> None:
+    async def remove(self, topic: str, group: str | None = None) -> None:
         """As the driver does."""
         self.check()
-        await self._inner.remove(topic)
+        await self._inner.remove(topic, group)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """As the driver does, or not."""
