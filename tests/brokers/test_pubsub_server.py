@@ -31,8 +31,9 @@ from things_kit import (
 from things_kit.brokers.pubsub import channel as channel_module
 from things_kit.brokers.pubsub import receiver as receiver_module
 from things_kit.engine.broker import Broker
-from things_kit.engine.diagnosis import Finding, Question, diagnose
+from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.engine.facts import Finding, Question
 from things_kit.testing.conformance.history import History, assert_lanes
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually

@@ -23,7 +23,8 @@ from things_kit import (
     connect,
 )
 from things_kit.brokers.rabbitmq.packing import Packer
-from things_kit.engine.diagnosis import Question, diagnose
+from things_kit.engine.diagnosis import diagnose
+from things_kit.engine.facts import Question
 from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Recorder, failing

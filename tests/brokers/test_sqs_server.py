@@ -25,8 +25,9 @@ from things_kit import (
 )
 from things_kit.brokers.sqs import receiver as receiver_module
 from things_kit.brokers.sqs import topology as topology_module
-from things_kit.engine.diagnosis import Question, diagnose
+from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import Delivery, Release, Subscription
+from things_kit.engine.facts import Question
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.sqs import SQSServer

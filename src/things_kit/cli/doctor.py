@@ -14,7 +14,8 @@ from things_kit.brokers.connect import connect, schemes
 from things_kit.cli.options import JsonFlag
 from things_kit.cli.printing import as_json, safe, say, terminal, without_login
 from things_kit.cli.running import FAILED, WRONG_USE, CommandFailed, run
-from things_kit.engine.diagnosis import Finding, Level, Question, diagnose
+from things_kit.engine.diagnosis import diagnose
+from things_kit.engine.facts import Finding, Level, Question
 
 COLOURS: Final[dict[Level, str]] = {"ok": "green", "warning": "yellow", "error": "bold red"}
 EXTRA: Final = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")

@@ -1,20 +1,17 @@
 """What is wrong with a broker, or soon will be: findings, each with its remedy.
 
-`diagnose` asks what every broker can answer. A driver that knows more of its broker is an `Examiner`.
+`diagnose` asks what every broker can answer. Of a driver that is `Factual` it asks how things are, and concludes.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 from things_kit.engine.broker import Broker
 from things_kit.engine.conclusions import LARGE, conclude
 from things_kit.engine.driver import ConnectionLost
-from things_kit.engine.facts import DEAD_LETTER, Factual, Finding, Level, Question
+from things_kit.engine.facts import Factual, Finding, Question
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.names import DEAD_LETTER_GROUP
-
-__all__ = ["DEAD_LETTER", "LARGE", "Examiner", "Finding", "Level", "Question", "diagnose"]
 
 PATIENCE: Final = 10.0
 """Seconds for which a broker that is away is waited for: whoever asks what is wrong does not want to wait it out."""
@@ -24,20 +21,6 @@ SLOW: Final = 1.0
 
 WATCH: Final = 2.0
 """Seconds for which the lag is watched."""
-
-
-@runtime_checkable
-class Examiner(Protocol):
-    """What a driver may have beside the contract, if it can tell more about its broker than others."""
-
-    async def examine(self, question: Question) -> Sequence[Finding]:
-        """What it finds; called while it is open. Changes nothing at the broker.
-
-        What this user may not ask the broker is a finding too, no reason to leave the others out.
-
-        Raises:
-            ConnectionLost: The broker went away.
-        """
 
 
 async def diagnose(broker: Broker, question: Question) -> list[Finding]:
@@ -58,8 +41,6 @@ async def diagnose(broker: Broker, question: Question) -> list[Finding]:
             facts = await driver.facts(question)
             declares = broker.url.engine.declare
             findings += conclude(facts, question, driver.capabilities, declares=declares)
-        elif isinstance(driver, Examiner):
-            findings += await driver.examine(question)
     except (ConnectionLost, ThingsKitError) as error:
         findings.append(
             Finding(

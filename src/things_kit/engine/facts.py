@@ -7,7 +7,7 @@ of the driver's own.
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -18,7 +18,7 @@ from things_kit.messaging.names import DEAD_LETTER_GROUP
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
 
-DEAD_LETTER = "{topic}-dlq"
+DEAD_LETTER: Final = "{topic}-dlq"
 """Where consumers put dead letters unless they are told otherwise."""
 
 
