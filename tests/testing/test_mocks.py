@@ -2,7 +2,17 @@ import asyncio
 
 import pytest
 
-from things_kit import BrokerUnavailable, ClosedError, Consumer, Handler, Message, Producer, PublishError
+from things_kit import (
+    BrokerUnavailable,
+    ClosedError,
+    Consumer,
+    Handler,
+    Message,
+    MessageTooLarge,
+    Producer,
+    PublishError,
+    connect,
+)
 from things_kit.testing import MockConsumer, MockHandler, MockProducer
 
 ORDER = Message("orders", b"{}", key=b"o-1")
@@ -97,6 +107,35 @@ async def test_a_mock_producer_fails_as_told() -> None:
     producer.fail_with = None
     await producer.publish(ORDER)
     assert producer.messages == [ORDER]
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (Message("orders", "text"), "must be bytes"),  # type: ignore[arg-type]
+        (Message("orders", b"x", headers={"tk-mine": "x"}), "belongs to the drivers"),
+        (Message("orders", b"x", headers={"n": 1}), "must be a string"),  # type: ignore[dict-item]
+        (Message("orders", b"x" * (16 * 1024 * 1024 + 1)), "bytes"),
+    ],
+)
+async def test_a_mock_producer_refuses_what_the_engine_refuses(message: Message, says: str) -> None:
+    producer = MockProducer()
+    with pytest.raises(PublishError, match=says):
+        await producer.publish(message)
+    with pytest.raises(PublishError) as raised:
+        await producer.publish_batch([ORDER, message, ORDER])
+    assert list(raised.value.failures) == [1]
+    assert producer.messages == [ORDER, ORDER]
+    async with connect("memory://") as broker:
+        with pytest.raises(PublishError, match=says):
+            await broker.producer().publish(message)
+
+
+async def test_a_mock_producer_has_the_limit_that_it_is_given() -> None:
+    producer = MockProducer(max_message_bytes=10)
+    await producer.publish(Message("orders", b"x" * 10))
+    with pytest.raises(MessageTooLarge):
+        await producer.publish(Message("orders", b"x" * 11))
 
 
 async def test_a_mock_consumer_remembers_what_was_asked() -> None:

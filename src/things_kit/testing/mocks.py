@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
+from things_kit.brokers.memory import MemoryOptions
+from things_kit.engine.outbound import prepare
 from things_kit.messaging.errors import ClosedError, PublishError
 from things_kit.messaging.message import Message
 
@@ -109,7 +111,10 @@ class MockHandler:
 
 
 class MockProducer:
-    """A producer that keeps what is published.
+    """A producer that keeps what is published, and refuses what every broker's producer refuses.
+
+    A value that is no bytes, a header that begins with `tk-` or a message that is too large fails in a test of a user's
+    own as it would fail later.
 
     Attributes:
         messages: What was published, in order and as it was given.
@@ -117,35 +122,58 @@ class MockProducer:
         closed: Whether it was closed.
     """
 
-    def __init__(self, *, fail_with: Exception | type[Exception] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fail_with: Exception | type[Exception] | None = None,
+        max_message_bytes: int = MemoryOptions().max_message_bytes,
+    ) -> None:
         self.messages: list[Message] = []
         self.fail_with = fail_with
         self.closed = False
+        self._max_message_bytes = max_message_bytes
 
     async def publish(self, message: Message) -> None:
-        """Keep one message. Raises `fail_with` where it is set, and ClosedError after close."""
-        self._refuse_if_closed()
-        if self.fail_with is not None:
-            raise self.fail_with
-        self.messages.append(message)
+        """Keep one message.
+
+        Raises:
+            PublishError: It is not what a message must be; `MessageTooLarge` where it is too large.
+            ClosedError: The producer was closed before.
+            Exception: `fail_with`, where it is set.
+        """
+        errors = self._keep([message])
+        if errors:
+            raise errors[0]
 
     async def publish_batch(self, messages: Sequence[Message]) -> None:
-        """Keep many messages, or refuse all of them with `fail_with`."""
-        self._refuse_if_closed()
-        if self.fail_with is not None:
-            error = self.fail_with() if isinstance(self.fail_with, type) else self.fail_with
+        """Keep many messages, but those that are refused.
+
+        Raises:
+            PublishError: `failures` maps the index of each that was not kept to its error.
+            ClosedError: The producer was closed before.
+        """
+        errors = self._keep(messages)
+        if errors:
+            index, first = next(iter(sorted(errors.items())))
             raise PublishError(
-                f"{len(messages)} messages were refused", dict.fromkeys(range(len(messages)), error)
-            )
-        self.messages.extend(messages)
+                f"{len(errors)} of {len(messages)} messages were not published; message {index}: {first}",
+                errors,
+            ) from first
 
     async def close(self) -> None:
         """Refuse what comes from now on. Closing twice is fine."""
         self.closed = True
 
-    def _refuse_if_closed(self) -> None:
+    def _keep(self, messages: Sequence[Message]) -> dict[int, Exception]:
+        """Keep those that a producer would publish; returns the errors of the others by index."""
         if self.closed:
             raise ClosedError("this producer is closed")
+        _, errors = prepare(messages, self._max_message_bytes)
+        if self.fail_with is not None:
+            told = self.fail_with() if isinstance(self.fail_with, type) else self.fail_with
+            errors = {**dict.fromkeys(range(len(messages)), told), **errors}
+        self.messages.extend(message for index, message in enumerate(messages) if index not in errors)
+        return errors
 
 
 class MockConsumer:
