@@ -195,3 +195,14 @@ def test_a_value_that_may_be_secret_is_not_quoted(query: str) -> None:
     with pytest.raises(ConfigError) as raised:
         BrokerURL.parse(f"kafka://host?{query}").options(Guarded)
     assert "SECRET" not in "".join(traceback.format_exception(raised.value, limit=0))
+
+
+class Named(msgspec.Struct, frozen=True):
+    routing_key: int = 0
+    key_field: int = 0
+
+
+@pytest.mark.parametrize("name", ["routing_key", "key_field"])
+def test_a_name_with_key_in_it_is_not_therefore_secret(name: str) -> None:
+    with pytest.raises(ConfigError, match="it is 'plain'"):
+        BrokerURL.parse(f"kafka://host?{name}=plain").options(Named)

@@ -17,7 +17,10 @@ OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 LONGEST_QUOTE: Final = 200
 """Characters of a wrong value that are quoted."""
 
-_SECRET_WORDS: Final = ("password", "passphrase", "secret", "token", "key", "credential", "sasl")
+_SECRET_NAMES: Final = re.compile(
+    r"password|passphrase|secret|token|credential|sasl|(^|access|account|api|private|shared)[._-]?key$"
+)
+"""How options are named whose values may be secret, whatever a driver made of their types."""
 
 
 class EngineOptions(msgspec.Struct, frozen=True):
@@ -185,7 +188,7 @@ def _convert(url: BrokerURL, query: dict[str, str], kind: type[OptionsT]) -> Opt
 
 def _hidden(name: str, value: str, kind: Any) -> bool:
     """Whether an option's value may be or have a secret: by its type, its name, or as a URL with a login."""
-    return is_secret(kind) or "@" in value or any(word in name.lower() for word in _SECRET_WORDS)
+    return is_secret(kind) or "@" in value or _SECRET_NAMES.search(name.lower()) is not None
 
 
 def _quoted(value: str) -> str:

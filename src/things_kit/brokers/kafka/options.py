@@ -111,6 +111,9 @@ class Settings(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"Settings({self.url.display!r})"
 
+    def __rich_repr__(self) -> list[tuple[str, str]]:  # else rich prints every field
+        return [("url", self.url.display)]
+
     def common(self) -> Config:
         """What every client of librdkafka needs."""
         return {

@@ -88,7 +88,7 @@ class Admin:
         if settings.options.key is None:
             credential = self._links.credential
             return ServiceBusAdministrationClient(host, credential, transport=transport, retry_total=0)
-        login = f"Endpoint=sb://{host};SharedAccessKeyName={settings.options.key_name};SharedAccessKey={settings.options.key}"
+        login = f"Endpoint=sb://{host};SharedAccessKeyName={settings.options.key_name};SharedAccessKey={settings.options.key.reveal()}"
         return ServiceBusAdministrationClient.from_connection_string(
             login, transport=transport, retry_total=0
         )

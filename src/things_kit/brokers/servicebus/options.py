@@ -10,6 +10,7 @@ import msgspec
 from azure.core.credentials import AzureNamedKeyCredential
 from azure.servicebus import TransportType
 
+from things_kit.engine.secrets import Secret
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
@@ -39,7 +40,7 @@ class ServiceBusOptions(msgspec.Struct, frozen=True):
     """
 
     key_name: str | None = None
-    key: str | None = None
+    key: Secret | None = None
     emulator: bool = False
     admin_port: int | None = None
     mode: Literal["topic", "queue"] = "topic"
@@ -58,7 +59,7 @@ class ServiceBusOptions(msgspec.Struct, frozen=True):
             raise ValueError(
                 "key_name and key go together: give both, or neither to have azure-identity find some"
             )
-        if ";" in f"{self.key_name}{self.key}":
+        if ";" in f"{self.key_name}{self.key and self.key.reveal()}":
             raise ValueError("key_name and key have no ';'")
         if not 5 <= self.lease <= 300:
             raise ValueError("lease must be from 5 to 300 seconds: Service Bus locks a message for no longer")
@@ -138,7 +139,7 @@ class Settings:
             ConfigError: There is no key, and azure-identity is not installed.
         """
         if self.options.key_name is not None and self.options.key is not None:
-            return AzureNamedKeyCredential(self.options.key_name, self.options.key)
+            return AzureNamedKeyCredential(self.options.key_name, self.options.key.reveal())
         try:
             identity = import_module("azure.identity.aio")
         except ModuleNotFoundError as error:
