@@ -26,10 +26,11 @@ from things_kit.testing.conformance.outages import OutageSuite, falling_silent, 
 from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
-from things_kit.testing.servers.pubsub import PubSubServer, pubsub_url
+from things_kit.testing.servers.pubsub import PubSubEmulator, PubSubServer, RunningPubSub, pubsub_url
 from things_kit.testing.servers.relay import Relay
 
 pubsub = shared(PubSubServer, "pubsub")
+emulator = shared(PubSubEmulator, "pubsub-emulator")
 own_pubsub = own(PubSubServer)
 
 SHORT_LEASE = "2"
@@ -38,7 +39,7 @@ SHORT_LEASE = "2"
 class Foreign:
     """Another client of Pub/Sub: Google's, alone."""
 
-    def __init__(self, server: PubSubServer) -> None:
+    def __init__(self, server: RunningPubSub) -> None:
         self._endpoint = server.endpoint
 
     async def publish(self, topic: str, key: bytes | None, value: bytes, headers: Mapping[str, str]) -> None:
@@ -159,3 +160,43 @@ class TestPubSubThatFreezes(FreezeSuite):
             own_pubsub, "paused", url=f"{own_pubsub.url}&lease={SHORT_LEASE}", patience=30.0
         ) as target:
             yield target
+
+
+MISORDERED = "it hands out what was given back behind what was published meanwhile, whatever their key"
+UNBOUNDED = "it pays no heed to the bounds of a stream, and sends all that there is to whoever asks first"
+DEVIATIONS = {
+    "test_connections_lost_under_load_lose_no_message_and_no_order": MISORDERED,
+    "test_two_processes_of_a_group_share_a_load_in_order": MISORDERED,
+    "test_a_killed_process_leaves_what_it_had_begun_to_others": UNBOUNDED,
+    "test_processes_killed_under_load_lose_nothing_and_keep_order": MISORDERED,
+    "test_what_a_slow_consumer_does_not_hold_goes_to_others": UNBOUNDED,
+    "test_two_slow_consumers_share_a_load_evenly": UNBOUNDED,
+}
+"""What Google's emulator 0.8.20 does otherwise than the service's documentation says; seen with Google's client alone."""
+
+
+class TestPubSubOnGooglesEmulator(ConformanceSuite):
+    """The whole suite on what users have on their machines; it is no package, so not in every CI."""
+
+    @pytest.fixture(autouse=True)
+    def deviation(self, request: pytest.FixtureRequest) -> None:
+        """It may happen to go well."""
+        if reason := DEVIATIONS.get(request.function.__name__):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+
+    @pytest.fixture
+    def target(self, emulator: PubSubEmulator) -> Target:
+        foreign = Foreign(emulator)
+        return Target(
+            url=emulator.url,
+            lease_options={"lease": "10"},
+            size_options={"max_message_bytes": "4096"},
+            absent="pubsub://things-kit?endpoint=127.0.0.1:1",
+            foreign_publish=foreign.publish,
+            foreign_read=foreign.read,
+        )
+
+    async def test_a_partition_is_handled_in_strict_order_through_retries(self, stage: Stage) -> None:
+        """Line 26: the service orders keys, so this is refused, with what to do instead."""
+        with pytest.raises(UnsupportedError, match="ordering=topic"):
+            await stage.consume(stage.topic(), stage.group(), ordering="partition", handler=print)
