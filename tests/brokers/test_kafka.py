@@ -1,5 +1,6 @@
 """What the driver for Kafka makes of URLs, records and errors; no broker is needed for these."""
 
+import json
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from things_kit.brokers.kafka.options import (
     possible_topic,
 )  # fmt: skip
 from things_kit.brokers.kafka.records import TOMBSTONE, Clock, raw_headers, unpack
+from things_kit.brokers.kafka.standing import Standing
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.offsets import Offsets
 from things_kit.engine.url import BrokerURL
@@ -314,3 +316,66 @@ def test_what_an_error_means(code: int, kind: type[Exception], says: str) -> Non
     error = translated(KafkaError(code), "asking")
     assert type(error) is kind
     assert says in str(error)
+
+
+# --- standing
+
+
+def standing_after(monkeypatch: pytest.MonkeyPatch, seconds: float, query: str = "", **said: Any) -> Standing:
+    """One that heard the same statistics at the beginning and at the end of so many seconds."""
+    clock = [100.0]
+    monkeypatch.setattr("things_kit.brokers.kafka.standing.time.monotonic", lambda: clock[0])
+    standing = Standing(settings(f"kafka://a?session_timeout=10{query}").options, member=True)
+    group = {"state": said.get("state", "up"), "join_state": said.get("joining", "steady")}
+    idle = int(1e6 * said.get("silence", 0.0))
+    brokers = {
+        name: {"nodeid": node, "state": "UP", "rxidle": idle, "waitresp_cnt": 1}
+        for name, node in said.get("brokers", {"a:9092/1": 1, "GroupCoordinator": -1}).items()
+    }
+    text = json.dumps({"brokers": brokers, "cgrp": group, "more": [1, {"that": "is not read"}]})
+    standing.heard(text)
+    clock[0] += seconds
+    standing.heard(text)
+    return standing
+
+
+def test_a_member_that_hears_of_its_group_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    standing = standing_after(monkeypatch, 1000)
+    assert standing.ailment(joined=True, has_any=False, is_known=lambda: "id") is None
+
+
+def test_a_client_that_has_forgotten_its_last_broker_is_said_to_hear_of_none_and_then_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: Any = {"state": "query-coord", "joining": "init", "brokers": {}}
+    ailment = standing_after(monkeypatch, 4, **lost).ailment(joined=True, has_any=True, is_known=lambda: "id")
+    assert ailment == "the broker does not answer"
+    with pytest.raises(ConnectionLost):
+        standing_after(monkeypatch, 12, **lost).ailment(joined=True, has_any=True, is_known=lambda: "id")
+
+
+def test_a_member_leaves_shortly_before_its_session_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = standing_after(monkeypatch, 1, silence=7.0)
+    assert silent.ailment(joined=True, has_any=True, is_known=lambda: "id") is None
+    with pytest.raises(ConnectionLost, match="coordinator"):
+        standing_after(monkeypatch, 1, silence=8.5).ailment(joined=True, has_any=True, is_known=lambda: "id")
+
+
+def test_a_rebalance_that_takes_long_is_waited_out_but_not_one_that_nobody_has_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = standing_after(
+        monkeypatch, 30, joining="wait-join", silence=30.0, brokers={"a:9092/1": 1, "GroupCoordinator": -1}
+    )
+    waits.away_since = None
+    assert "rebalancing" in (waits.ailment(joined=True, has_any=False, is_known=lambda: "id") or "")
+    with pytest.raises(ConnectionLost, match="has not asked"):
+        standing_after(monkeypatch, 6, joining="wait-metadata").ailment(
+            joined=False, has_any=False, is_known=lambda: "id"
+        )
+
+
+def test_a_member_that_its_group_has_forgotten_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = standing_after(monkeypatch, 11, joining="wait-join")
+    with pytest.raises(ConnectionLost, match="not in its group"):
+        out.ailment(joined=True, has_any=False, is_known=lambda: "")

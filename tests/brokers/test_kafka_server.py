@@ -309,7 +309,7 @@ async def test_a_consumer_that_its_group_does_not_let_in_is_ill(
     kafka: KafkaServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A member that has stopped polling keeps what it has, and with that everybody else out."""
-    monkeypatch.setattr(receiver, "UNASSIGNED", 0.2)
+    monkeypatch.setattr(standing, "UNASSIGNED", 0.2)
     group = f"billing-{topic}"
     async with connect(f"{kafka.url}?session_timeout=3") as broker:
         await broker.declare(topic)

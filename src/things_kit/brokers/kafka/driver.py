@@ -28,8 +28,9 @@ from things_kit.brokers.kafka.batches import BatchSizes
 from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
 from things_kit.brokers.kafka.options import Settings, check_group, check_topic, instance_id, possible_topic
 from things_kit.brokers.kafka.parting import part, told
+from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
-from things_kit.brokers.kafka.receiver import Beginning, KafkaReceiver
+from things_kit.brokers.kafka.receiver import KafkaReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL

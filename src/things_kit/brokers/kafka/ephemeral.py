@@ -6,7 +6,8 @@ from typing import Final
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
 
-from things_kit.brokers.kafka.receiver import ANSWER, KafkaReceiver
+from things_kit.brokers.kafka.places import ANSWER
+from things_kit.brokers.kafka.receiver import KafkaReceiver
 from things_kit.engine.offsets import Offsets
 
 log = logging.getLogger("things_kit.kafka")
@@ -43,12 +44,12 @@ class EphemeralReceiver(KafkaReceiver):
         new = [
             TopicPartition(self._topic, partition, OFFSET_BEGINNING)
             for partition in known.partitions
-            if partition not in self._partitions
+            if partition not in self._places.partitions
         ]
         for each in new:
             if at_end:
                 each.offset = consumer.get_watermark_offsets(each, timeout=ANSWER)[1]
-            self._partitions[each.partition] = Offsets(each.offset if at_end else None)
+            self._places.partitions[each.partition] = Offsets(each.offset if at_end else None)
         if new:
             consumer.incremental_assign(new)
             if self._paused:

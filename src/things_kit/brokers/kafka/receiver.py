@@ -5,12 +5,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -21,11 +20,12 @@ from things_kit.brokers.kafka.admin import Admin
 from things_kit.brokers.kafka.errors import UNREACHABLE, error_of, translated, unknown
 from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import Settings
+from things_kit.brokers.kafka.places import Beginning, Places
 from things_kit.brokers.kafka.progress import Progress
 from things_kit.brokers.kafka.records import unpack
-from things_kit.brokers.kafka.standing import UNHEARD, Standing
+from things_kit.brokers.kafka.standing import Standing
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
-from things_kit.engine.offsets import LIMIT, Mark, Offsets
+from things_kit.engine.offsets import Offsets
 
 log = logging.getLogger("things_kit.kafka")
 
@@ -41,22 +41,6 @@ STALLED: Final = 30.0
 HASTE: Final = 0.1
 """Seconds between two commits where `max_in_flight` are acknowledged sooner than `commit_interval` is over."""
 
-UNASSIGNED: Final = 10.0
-"""Seconds out of the group without a partition after which it is said so, and a client without a member's id replaced."""
-
-OUT: Final = 60.0
-"""Seconds after which any client that is out of its group is replaced."""
-
-FORSAKEN: Final = 10.0
-"""Seconds without a broker after which a client is replaced that has nothing to lose; others wait for their session's end."""
-
-STRANDED: Final = 5.0
-"""Seconds without a group for which it has not even asked: one that met a broker as it came back may not do so for minutes."""
-
-NEARLY: Final = 0.8
-"""The part of a session after which a member that hears nothing leaves: once it has ended it could not, and its group
-would wait for it for as long again."""
-
 PATIENCE: Final = 1.0
 """Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
 
@@ -65,28 +49,11 @@ MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED  # noqa: SLF001 - the n
 BATCH: Final = 250
 """The most records fetched in one go: more would only make the event loop wait for their unpacking."""
 
-ANSWER: Final = 10.0
-"""Seconds that the broker may take to answer a question of the receiver."""
-
 GOODBYE: Final = 2.0
 """Seconds that the last commit may take."""
 
 PARTING: Final = 3.0
 """Seconds that leaving the group is waited for; it is finished, or left to the session timeout, without us."""
-
-
-class Beginning(NamedTuple):
-    """Where a receiver begins in partitions of which its group has no place.
-
-    Attributes:
-        topic_id: The topic's id: one of the same name that is made later has another.
-        anew: The topic took the place of one that this group had read: what is committed may be of that one.
-        latest: Partitions below this number begin at their end. Those that are added later begin at their first message.
-    """
-
-    topic_id: str
-    anew: bool = False
-    latest: int = 0
 
 
 class KafkaReceiver:
@@ -109,7 +76,6 @@ class KafkaReceiver:
     ) -> None:
         self.instance = instance
         self._options = settings.options
-        self._beginning = beginning
         self._subscription = subscription
         self._topic = subscription.topic
         self._batch = min(BATCH, subscription.max_in_flight)
@@ -126,25 +92,21 @@ class KafkaReceiver:
         self._progress = Progress(admin, subscription.topic, beginning.topic_id)
         self._watching: asyncio.Task[None] | None = None
         # Of the thread
-        self._partitions: dict[int, Offsets] = {}
-        self._committed: dict[int, Mark] = {}
-        self._committing = False
+        self._places = Places(subscription.topic, beginning)
         self._next_commit = 0.0
         self._hasty_from = 0.0
         self._seen = 0
         self._full_since: float | None = None
         self._paused = False
-        self._metadata_limit = LIMIT
-        self._classic = self.member and settings.options.group_protocol == "classic"
         self._poll = min(POLL, max(SHORTEST, settings.options.commit_interval))
         self._turned = time.monotonic()
         self._ailment: str | None = None
         self._lost = False
-        self._standing = Standing(member=self.member)
+        self._standing = Standing(settings.options, member=self.member)
         self._consumer: Consumer = settings.created(
             Consumer,
             settings.consumer(subscription.group, instance),
-            on_commit=self._on_commit,
+            on_commit=self._places.on_commit,
             stats_cb=self._standing.heard,
         )
         self.thread = threading.Thread(
@@ -180,7 +142,9 @@ class KafkaReceiver:
         """End this receiver if nothing arrives that should: whatever the client says, a new one begins afresh."""
         while True:
             await asyncio.sleep(self._progress.interval)
-            reason = await self._progress.look(dict(self._partitions), full=self._full_since is not None)
+            reason = await self._progress.look(
+                dict(self._places.partitions), full=self._full_since is not None
+            )
             if reason is None and self._letting_go is None and time.monotonic() - self._turned > STALLED:
                 reason = f"the client of {self._topic!r} hangs"
             if reason is not None:
@@ -203,6 +167,10 @@ class KafkaReceiver:
             offsets, offset = delivery.token
             offsets.finish(offset)
         self._acknowledged += len(acknowledged)
+
+    async def overdue(self) -> int:
+        """How many messages its own partitions have that it has not received. Raises ConnectionLost."""
+        return sum((await self._progress.overdue(dict(self._places.partitions))).values())
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """There are no leases."""
@@ -313,7 +281,7 @@ class KafkaReceiver:
             self._accept(records)
 
     def _accept(self, records: list[Any]) -> None:
-        deliveries, errors = unpack(records, self._partitions)
+        deliveries, errors = unpack(records, self._places.partitions)
         if deliveries:
             self._handed += len(deliveries)
             self._tell(self._inbox.put, deliveries)
@@ -332,88 +300,27 @@ class KafkaReceiver:
         log.debug("%s", failure)
 
     def _watch(self, consumer: Consumer) -> None:
-        """Say so if this consumer receives nothing, and end it if its client may never find back by itself."""
-        standing, session = self._standing, self._options.session_timeout
+        """Say so if this consumer receives nothing. Raises ConnectionLost if its client may never find back by itself."""
         if self._lost:
             raise ConnectionLost(f"the group {self._subscription.group!r} took this consumer for dead")
-        if standing.quiet > NEARLY * session:
-            raise ConnectionLost(f"the coordinator has not answered for {standing.quiet:.0f} s")
-        if standing.away > (max(session, FORSAKEN) if self._joined.done() else FORSAKEN):
-            raise ConnectionLost(f"no broker has answered for {standing.away:.0f} s{standing.reason}")
-        if self._classic and standing.waiting > STRANDED:
-            raise ConnectionLost(
-                f"the client has not asked for its group for {standing.waiting:.0f} s ({standing.where})"
-            )
-        ailment = None
-        if standing.away > UNHEARD:
-            ailment = f"the broker does not answer{standing.reason}"
-        elif self.member and not self._partitions and standing.out > UNASSIGNED:
-            ailment = self._why_idle(consumer)
+        has_any, joined = bool(self._places.partitions), self._joined.done()
+        ailment = self._standing.ailment(joined=joined, has_any=has_any, is_known=consumer.memberid)
         if ailment != self._ailment:
             self._ailment = ailment
             self._tell(self._subscription.ailing, ailment)
 
-    def _why_idle(self, consumer: Consumer) -> str:
-        """What is wrong with being out of the group. A member to which its group gave nothing is in it: it stands by.
-
-        Not from the broker's description of the group: librdkafka (2.16) may end the process while it asks for one.
-        """
-        if not self._joined.done():
-            return "it is not let in: its group is rebalancing, and a member does not let go of what it has"
-        if not consumer.memberid() or self._standing.out > OUT:
-            raise ConnectionLost("it is not in its group any more")
-        return "its group is rebalancing, and a member does not let go of what it has"
-
     def _pause(self, consumer: Consumer, pause: bool) -> None:
         self._paused = pause
-        partitions = [TopicPartition(self._topic, partition) for partition in self._partitions]
+        partitions = [TopicPartition(self._topic, partition) for partition in self._places.partitions]
         (consumer.pause if pause else consumer.resume)(partitions)
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         if not self._inbox.tell(callback, *arguments):
             self._closing = True  # there is nobody to receive for
 
-    # --- committing
-
     def _commit(self, consumer: Consumer) -> bool:
-        """Commit what has changed, without waiting for the answer; False if there was nothing.
-
-        One commit is under way at a time. While the group rebalances by the classic protocol it waits: the broker
-        answers one request of a connection after another, and JoinGroup only when all members have joined.
-        """
-        if self._committing:
-            return True
-        due = {
-            number: mark
-            for number, mark in self._marks(self._partitions)
-            if self._committed.get(number) != mark
-        }
-        if due:
-            self._committed.update(due)
-            self._committing = True
-            consumer.commit(offsets=self._places(due), asynchronous=True)
-        return bool(due)
-
-    def _marks(self, partitions: Mapping[int, Offsets]) -> Iterator[tuple[int, Mark]]:
-        for number, offsets in partitions.items():
-            mark = offsets.mark(self._metadata_limit)
-            if mark is not None:
-                yield number, mark
-
-    def _places(self, marks: Mapping[int, Mark]) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, number, *mark) for number, mark in marks.items()]
-
-    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        """What became of a commit; what was not taken is committed again."""
-        self._committing = False
-        for each in partitions:
-            trouble = each.error or error
-            if trouble is None:
-                continue
-            log.debug("%s %d: the commit failed: %s", self._topic, each.partition, trouble)
-            self._committed.pop(each.partition, None)
-            if trouble.code() == KafkaError.OFFSET_METADATA_TOO_LARGE:
-                self._metadata_limit = 0  # this broker takes less than Kafka's default
+        """Commit what has changed, without waiting for the answer; False if there was nothing."""
+        return self._places.commit(consumer)
 
     def _finish(self, consumer: Consumer, *, commits: bool) -> None:
         """Commit for the last time, in bounded time, and leave."""
@@ -435,39 +342,16 @@ class KafkaReceiver:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         if partitions:
-            partitions = consumer.committed(partitions, timeout=ANSWER)
-            for each in partitions:
-                if each.error is not None:
-                    raise KafkaException(each.error)
-            self._place(consumer, partitions)
+            partitions = self._places.begin(consumer, partitions)
         consumer.incremental_assign(partitions)
         if partitions:
             # Also resumed: one that left while it was paused is still so, if it comes back to this client
             (consumer.pause if self._paused else consumer.resume)(partitions)
         self._tell(self._has_joined)
 
-    def _place(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Find where each partition goes on, and fix the start of a group that begins at the end."""
-        new = []
-        for each in partitions:
-            if each.offset >= 0 and not self._beginning.anew:
-                self._partitions[each.partition] = Offsets.restored(each.offset, each.metadata)
-                self._committed[each.partition] = (each.offset, each.metadata or "")
-            elif self._beginning.anew or each.partition < self._beginning.latest:
-                start, end = consumer.get_watermark_offsets(each, timeout=ANSWER)
-                each.offset = start if self._beginning.anew else end
-                self._partitions[each.partition] = Offsets(each.offset)
-                new.append(TopicPartition(each.topic, each.partition, each.offset))
-            else:
-                each.offset = OFFSET_BEGINNING
-                self._partitions[each.partition] = Offsets()
-        self._beginning = self._beginning._replace(anew=False)
-        if new:  # else a restart before the first commit would go on from somewhere else
-            consumer.commit(offsets=new, asynchronous=False)
-
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Let begun handlers finish, commit, and only then let go."""
-        leaving = self._held(partitions)
+        leaving = self._places.held(partitions)
         if leaving and not self._closing:
             try:
                 letting_go = self._let_go(frozenset(leaving.values()))
@@ -477,28 +361,15 @@ class KafkaReceiver:
                 log.debug("%s: closed while letting go", self._topic)
             finally:
                 self._letting_go = None
-        marks = dict(self._marks(leaving))  # all: of a commit under way nobody knows yet whether it is taken
-        if marks and not self._closing:
-            try:
-                consumer.commit(offsets=self._places(marks), asynchronous=False)
-            except KafkaException as error:
-                log.debug("%s: the commit before a rebalance failed: %s", self._topic, error)
-        self._remove(leaving)
+        if not self._closing:
+            self._places.commit_leaving(consumer, leaving)
+        self._places.remove(leaving)
         consumer.incremental_unassign(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Somebody else has them already: a commit would be refused, or worse, go back."""
         self._lost = True
-        lost = self._held(partitions)
+        lost = self._places.held(partitions)
         self._tell(self._forget, frozenset(lost.values()))
-        self._remove(lost)
+        self._places.remove(lost)
         consumer.incremental_unassign(partitions)
-
-    def _held(self, partitions: list[TopicPartition]) -> dict[int, Offsets]:
-        numbers = [each.partition for each in partitions if each.partition in self._partitions]
-        return {number: self._partitions[number] for number in numbers}
-
-    def _remove(self, partitions: dict[int, Offsets]) -> None:
-        for partition in partitions:
-            del self._partitions[partition]
-            self._committed.pop(partition, None)

@@ -5,11 +5,14 @@ one, and may look for a coordinator for ever, without an event and with its memb
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 from confluent_kafka import KafkaError
+
+from things_kit.brokers.kafka.options import KafkaOptions
+from things_kit.engine.driver import ConnectionLost
 
 SILENCE: Final = 5.0
 """Seconds without an answer to what was asked after which a connection counts as silent."""
@@ -53,6 +56,24 @@ COORDINATOR: Final = "GroupCoordinator"
 """The name of the connection over which a group is kept."""
 
 
+UNASSIGNED: Final = 10.0
+"""Seconds out of the group without a partition after which it is said so, and a client without a member's id replaced."""
+
+OUT: Final = 60.0
+"""Seconds after which any client that is out of its group without a partition is replaced."""
+
+FORSAKEN: Final = 10.0
+"""Seconds without a broker after which a client is replaced that has nothing to lose; others wait for their session's end."""
+
+STRANDED: Final = 5.0
+"""Seconds without a group for which it has not even asked: one that met a broker as it came back may not do so for minutes."""
+
+NEARLY: Final = 0.8
+"""The part of a session after which a member that hears nothing leaves: once it has ended it could not, and its group
+would wait for it for as long again."""
+
+NOT_LET_IN: Final = "its group is rebalancing, and a member does not let go of what it has"
+
 UNASKED: Final = frozenset({"init", "wait-metadata"})
 """What its joining is called before a member of the classic protocol asks the coordinator to be let in."""
 
@@ -69,8 +90,10 @@ class Standing:
         said: What librdkafka last said of a connection that failed.
     """
 
-    def __init__(self, *, member: bool) -> None:
+    def __init__(self, options: KafkaOptions, *, member: bool) -> None:
+        self._session = options.session_timeout
         self._member = member
+        self._classic = member and options.group_protocol == "classic"
         self.away_since: float | None = None
         self.out_since: float | None = time.monotonic()
         self.waiting_since: float | None = None
@@ -106,6 +129,37 @@ class Standing:
             self.waiting_since = None
         elif self.waiting_since is None:
             self.waiting_since = now
+
+    def ailment(self, *, joined: bool, has_any: bool, is_known: Callable[[], str | None]) -> str | None:
+        """Why nothing can arrive; None while it can, also if others of the group have all the partitions.
+
+        Not from the broker's description of the group: librdkafka (2.16) may end the process while it asks for one.
+
+        Args:
+            joined: It was in its group before.
+            has_any: It has a partition.
+            is_known: Gives the id by which the group knows it.
+
+        Raises:
+            ConnectionLost: The client may never find back by itself, and a new one loses nothing.
+        """
+        if self.quiet > NEARLY * self._session:
+            raise ConnectionLost(f"the coordinator has not answered for {self.quiet:.0f} s")
+        if self.away > (max(self._session, FORSAKEN) if joined else FORSAKEN):
+            raise ConnectionLost(f"no broker has answered for {self.away:.0f} s{self.reason}")
+        if self._classic and self.waiting > STRANDED:
+            raise ConnectionLost(
+                f"the client has not asked for its group for {self.waiting:.0f} s ({self.where})"
+            )
+        if self.away > UNHEARD:
+            return f"the broker does not answer{self.reason}"
+        if not self._member or has_any or self.out <= UNASSIGNED:
+            return None
+        if not joined:
+            return f"it is not let in: {NOT_LET_IN}"
+        if self.out > OUT or not is_known():
+            raise ConnectionLost(f"it is not in its group any more ({self.where})")
+        return NOT_LET_IN
 
     def failed(self, error: KafkaError) -> None:
         """A connection failed, or the last one did."""
