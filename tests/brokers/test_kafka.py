@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError
+from things_kit.brokers.kafka.admin import Admin
 from things_kit.brokers.kafka.driver import KafkaDriver
 from things_kit.brokers.kafka.errors import refused, translated
 from things_kit.brokers.kafka.options import (
@@ -29,6 +31,8 @@ from things_kit.brokers.kafka.standing import Standing
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.offsets import Offsets
 from things_kit.engine.url import BrokerURL
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.process import free_ports
 
 
 def settings(url: str) -> Settings:
@@ -379,3 +383,21 @@ def test_a_member_that_its_group_has_forgotten_is_replaced(monkeypatch: pytest.M
     out = standing_after(monkeypatch, 11, joining="wait-join")
     with pytest.raises(ConnectionLost, match="not in its group"):
         out.ailment(joined=True, has_any=False, is_known=lambda: "")
+
+
+# --- the admin client
+
+
+async def test_an_admin_client_without_an_answer_is_replaced_and_ends_though_its_error_is_kept() -> None:
+    """Errors have tracebacks, and these all that was named in their frames; the engine keeps the last one."""
+    (port,) = free_ports(1)
+    admin = Admin(settings(f"kafka://127.0.0.1:{port}"))
+    admin.open()
+    first = weakref.ref(admin.client)
+    with pytest.raises(ConnectionLost, match="Connection refused") as kept:
+        await admin.ping()
+    await eventually(lambda: first() is None)
+    assert kept.value.__traceback__ is not None
+    with pytest.raises(ConnectionLost):
+        await admin.ping()
+    await admin.close()

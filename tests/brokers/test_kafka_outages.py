@@ -214,7 +214,7 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning(kafka: Kafka
             await all_arrive([handler], await published(broker, topic, 50))
             await broker.remove(topic)
             await broker.declare(topic)
-            await all_arrive([handler], await published(broker, topic, 20))
+            await all_arrive([handler], await published(broker, topic, 200))  # beyond the old position, too
 
             async def caught_up() -> bool:
                 return await broker.lag(topic, group=topic) == 0

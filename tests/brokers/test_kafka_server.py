@@ -520,7 +520,8 @@ async def test_what_waits_in_retry_topics_outlives_its_consumer(kafka: KafkaServ
             spent = time.process_time()
             asked = time.monotonic()
             await eventually(lambda: len(handled) == 6, PATIENCE)
-            busy = (time.process_time() - spent) / (time.monotonic() - asked)
+            # In less than a second, where the start took long, it is not waiting that is measured
+            busy = (time.process_time() - spent) / max(1.0, time.monotonic() - asked)
             await lag_is(broker, topic, 0, group)
         assert busy < 0.3, f"waiting took {busy:.0%} of a core"
         assert [(id_, attempt) for id_, attempt, _ in handled[3:]] == [("0", 2), ("2", 2), ("4", 2)]

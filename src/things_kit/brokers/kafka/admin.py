@@ -68,12 +68,34 @@ _EARLIEST: Final[Any] = _Spec.earliest()
 _LATEST: Final[Any] = _Spec.latest()
 
 
+class _Held:
+    """The one reference to a client: what is asked, and the errors that keep what was asked, know only this.
+
+    Whoever drops the last reference to a client waits for its end. So that is a thread of its own, and never the loop.
+    """
+
+    def __init__(self, client: AdminClient) -> None:
+        self._clients = [client]
+
+    @property
+    def client(self) -> Any:
+        """Raises KafkaException once it is to end."""
+        if not self._clients:
+            raise away("the client was replaced")
+        return self._clients[0]
+
+    def end(self) -> None:
+        """Let it go. Blocks."""
+        clients, self._clients = self._clients, []
+        clients.clear()
+
+
 class Admin:
     """The driver's questions to the cluster. All methods raise ConnectionLost or ConfigError, and can be cancelled."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client: AdminClient | None = None
+        self._held: _Held | None = None
         self._refused: KafkaError | None = None
         self._unreachable: KafkaError | None = None
         self._all_down = False
@@ -81,26 +103,32 @@ class Admin:
 
     def open(self) -> None:
         """Have a client. Raises ConfigError if librdkafka refuses a property."""
-        if self._client is None:
+        if self._held is None:
             settings = self._settings
-            self._client = settings.created(AdminClient, settings.common(), error_cb=self._on_error)
+            self._held = _Held(settings.created(AdminClient, settings.common(), error_cb=self._on_error))
 
     @property
     def client(self) -> AdminClient:
         """Raises ConfigError while it is closed."""
-        if self._client is None:
+        client: AdminClient = self._here().client
+        return client
+
+    def _here(self) -> _Held:
+        if self._held is None:
             raise ConfigError(f"{self._settings.url.display} is not open")
-        return self._client
+        return self._held
 
     async def close(self) -> None:
         """End the client, in bounded time."""
-        clients, self._client = [self._client], None
-        await parted(clients.clear, "admin close")
+        held, self._held = self._held, None
+        if held is not None:
+            await parted(held.end, "admin close")
 
-    def _replace(self) -> None:
-        clients, self._client = [self._client], None
-        part(clients.clear, "admin")
-        self.open()
+    def _replace(self, held: _Held) -> None:
+        if held is self._held:
+            self._held = None
+            part(held.end, "admin end")
+            self.open()
 
     def _on_error(self, error: KafkaError) -> None:
         """What stands behind "timed out": called by librdkafka inside of `poll`."""
@@ -121,15 +149,15 @@ class Admin:
         self, doing: str, call: Callable[[Any], Mapping[KeyT, "Future[ResultT]"]], within: float = ANSWER
     ) -> dict[KeyT, ResultT | KafkaException]:
         """Every answer, or why there is none. Raises for what concerns the client, not what was asked for."""
-        client = self.client
-        client.poll(0)  # what it says of the past concerns nobody
+        held = self._here()
+        held.client.poll(0)  # what it says of the past concerns nobody
         self._refused, self._unreachable, self._all_down = None, None, False
         try:
             with ERRORS.during(doing):
-                asked = call(client)
+                asked = call(held.client)
                 answers: dict[KeyT, ResultT | KafkaException] = {}
                 for key, future in asked.items():
-                    answers[key] = await self._answer(client, future, within)
+                    answers[key] = await self._answer(held, future, within)
                 lost = [
                     each
                     for each in answers.values()
@@ -138,22 +166,19 @@ class Admin:
                 if lost:
                     raise self._reason() or lost[0]
         except Exception as error:
-            if client is self._client:
-                self._replace()
+            self._replace(held)
             self._went_away(error)
             raise
         self._is_back()
         return answers
 
-    async def _answer(
-        self, client: AdminClient, future: "Future[Any]", within: float
-    ) -> ResultT | KafkaException:
+    async def _answer(self, held: _Held, future: "Future[Any]", within: float) -> ResultT | KafkaException:
         answer = asyncio.wrap_future(future)
         answer.add_done_callback(_heard)
         ends = asyncio.get_running_loop().time() + within + 1.0  # librdkafka ends it in time; if not, we do
         while not answer.done():
             await asyncio.wait({answer}, timeout=EVENTS)
-            client.poll(0)
+            held.client.poll(0)
             if answer.done():
                 break
             if self._refused is not None or self._all_down:

@@ -228,7 +228,7 @@ class KafkaReceiver:
             while not self._closing:
                 self._turn(consumer)
         except ConnectionLost as error:
-            failure = error
+            failure = error.with_traceback(None)  # whose frames would keep the client
         except KafkaException as error:
             failure = translated(error_of(error), f"receiving from {self._topic!r}")
         except Exception as error:  # a fault of ours must reach somebody
