@@ -421,7 +421,8 @@ async def test_another_process_goes_on_counting_attempts(
     """What stop gives back unhandled counts for nobody; a failure counts for all."""
 
     async def fail(message: Message) -> None:
-        raise Retry(after=0.05)
+        # A server of 2.9 counts anew what is due in the very moment in which its request is withdrawn
+        raise Retry(after=0.05 if message.attempt < 3 else 1.0)
 
     gate = Recorder(Gate())
     held = broker.consumer(topic, group="g", handler=gate, dead_letter=None, drain_timeout=0.05)

@@ -14,8 +14,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 import nats
-from things_kit import Broker, ConfigError, Message, connect
+from things_kit import Broker, ConfigError, Message, PublishError, connect
 from things_kit.brokers.nats import connection
+from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refusal, Refused
 from things_kit.brokers.nats.options import LONGEST, durable_names
 from things_kit.brokers.nats.streams import wrong_kind
 from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Subscription
@@ -331,3 +332,47 @@ async def test_what_was_acknowledged_of_a_lost_stream_acknowledges_nothing_of_th
         await elsewhere.close()
         await after.close()
         await other.remove("orders")
+
+
+# --- errors, and groups that are removed
+
+
+@pytest.mark.parametrize(
+    ("error", "ours", "said"),
+    [
+        (Refused(Refusal(400, 10065, "subjects overlap")), ConfigError, "another stream takes a part"),
+        (Refused(Refusal(400, 99_999, "what is that")), ConfigError, "what is that"),
+        (
+            Refused(Refusal(503, 10008, "JetStream system temporarily unavailable")),
+            ConnectionLost,
+            "temporarily",
+        ),
+        (Refused(Refusal(404, 10059, "stream not found")), ConnectionLost, "stream not found"),
+        (Refused(Refusal(500, 99_999, "nobody has heard of it")), ConnectionLost, "nobody has heard of it"),
+        (NoResponders(), ConnectionLost, "nobody answers"),
+        (nats.errors.OutboundBufferLimitError(), ConnectionLost, "limit"),
+        (RuntimeError("a fault in the client"), ConnectionLost, "a fault in the client"),
+    ],
+)
+def test_what_nobody_knows_is_an_outage_and_ends_no_consumer(
+    error: Exception, ours: type[Exception], said: str
+) -> None:
+    translated = ERRORS.translate(error, "asking")
+    assert type(translated) is ours
+    assert said in str(translated)
+    assert type(ERRORS.refusal(error, "orders")) is (PublishError if ours is ConfigError else ConnectionLost)
+
+
+def test_only_who_connects_is_told_how_jetstream_is_started() -> None:
+    assert isinstance(OPENING.translate(NoResponders(), "asking"), ConfigError)
+
+
+async def test_a_group_is_removed_alone(broker: Broker, stream: JetStreamContext, topic: str) -> None:
+    driver: Any = broker.transmission.driver
+    await broker.declare(topic, groups=["a", "b"])
+    await broker.producer().publish(Message(topic, b"x"))
+    for _ in range(2):
+        await driver.remove(topic, "a")
+    await driver.remove(f"{topic}-missing", "a")
+    assert [info.name for info in await stream.consumers_info(topic)] == ["b"]
+    assert await broker.lag(topic, "b") == 1

@@ -14,8 +14,8 @@ from typing import Final
 import msgspec
 from nats.aio.msg import Msg
 
-from things_kit.brokers.nats.answers import NoResponders, Refused, answer
 from things_kit.brokers.nats.connection import Connection, Outgoing, encoded
+from things_kit.brokers.nats.errors import NoResponders, Refused, answer
 from things_kit.brokers.nats.options import Settings
 from things_kit.brokers.nats.records import Coordinates
 from things_kit.messaging.errors import ConfigError
@@ -109,13 +109,13 @@ class Attempts:
                     found[at.seq] = note.attempt + at.delivered - note.delivered - 1
         return found
 
-    async def forget(self, stream: str) -> None:
-        """The stream is gone. Raises ConnectionLost."""
+    async def forget(self, gone: str) -> None:
+        """A stream, or `STREAM.CONSUMER`, is gone. Raises ConnectionLost."""
         await self._connection.exchange(
             [
                 (
                     f"{self._settings.api}.STREAM.PURGE.{STREAM}",
-                    encoded({"filter": f"{SUBJECT}.{stream}.>"}),
+                    encoded({"filter": f"{SUBJECT}.{gone}.>"}),
                     None,
                 )
             ]

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, Final
@@ -14,9 +13,10 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 from nats.errors import Error
 
-from things_kit.brokers.nats.answers import NoResponders, answer
+from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, answer
 from things_kit.brokers.nats.options import Settings
 from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.errors import OURS
 from things_kit.messaging.errors import ConfigError, PublishError
 
 log = logging.getLogger("things_kit.nats")
@@ -79,7 +79,6 @@ class Connection:
         self.lost: ConnectionLost | None = None
         self._settings = settings
         self._client = _Client()
-        self._refusal: Exception | None = None
         self._watchers: set[Callable[[], None]] = set()
         self._numbers = count()
         self._waiting: dict[str, Answers] = {}
@@ -99,19 +98,13 @@ class Connection:
             await client.subscribe(f"{self._inbox}.*", cb=self._answered, pending_bytes_limit=0)
         except BaseException as error:
             await self._end()
-            if isinstance(error, ConnectionLost | ConfigError):
+            if not isinstance(error, Exception) or isinstance(error, OURS):
                 raise
-            if isinstance(error, OSError | Error | TimeoutError):
-                raise _unopened(error, self.server) from error
-            if (
-                settings.options.credentials
-                and isinstance(error, Exception)
-                and not isinstance(error, ConfigError)
-            ):
+            if settings.options.credentials and not isinstance(error, OSError | Error):
                 raise ConfigError(
                     f"{settings.url.display}: the file of credentials cannot be used"
                 ) from error
-            raise
+            raise OPENING.translate(error, f"connecting to {self.server}") from error
 
     def _options(self) -> dict[str, Any]:
         url, settings = self._settings.url, self._settings
@@ -279,7 +272,7 @@ class Connection:
         try:
             await self._client.publish(subject, payload, reply, headers)
         except (Error, OSError) as error:
-            raise ConnectionLost(f"sending to {self.server}: {error}") from error
+            raise ERRORS.translate(error, f"sending to {self.server}") from error
 
     async def _answered(self, msg: Msg) -> None:
         token, _, index = msg.subject.rpartition(".")[2].partition("-")
@@ -298,7 +291,7 @@ class Connection:
         try:
             return subject, await self._client.subscribe(subject, cb=accept, pending_bytes_limit=0)
         except (Error, OSError) as error:
-            raise ConnectionLost(f"subscribing at {self.server}: {error}") from error
+            raise ERRORS.translate(error, f"subscribing at {self.server}") from error
 
     async def stop_receiving(self, inbox: Inbox) -> None:
         """Take nothing more; returns when all that was on its way has arrived. Raises ConnectionLost."""
@@ -321,15 +314,3 @@ class Connection:
 def encoded(question: dict[str, Any]) -> bytes:
     """A question as JetStream takes it; nothing at all for no question."""
     return msgspec.json.encode(question) if question else b""
-
-
-def _unopened(error: Exception, server: str) -> Exception:
-    said = str(error) or type(error).__name__
-    lowered = said.lower()
-    if any(word in lowered for word in ("authorization violation", "authentication", "credentials")):
-        return ConfigError(f"{server} does not accept this login: check user, password, token or credentials")
-    if isinstance(error, ssl.SSLError):
-        return ConfigError(
-            f"{server}: the TLS handshake failed: check ca, cert and key: {error.reason or 'no reason was given'}"
-        )
-    return ConnectionLost(f"connecting to {server}: {said}")

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 from nats.aio.msg import Msg
 
-from things_kit.brokers.nats.answers import NoResponders, confirmation, unpublished
 from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, Outgoing
+from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refused, confirmation
 from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.publications import Publications
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
@@ -86,7 +86,7 @@ class NATSDriver:
     async def open(self) -> None:
         """Connect, and see that JetStream is there."""
         connection = await self._connected()
-        await self.ping()
+        await Streams(connection, self._settings.options, self._vanished, OPENING).account()
         self._set_capabilities(connection.max_payload)
 
     async def close(self) -> None:
@@ -141,17 +141,20 @@ class NATSDriver:
         for group in groups:
             await streams.join(topic, group, "earliest")
 
-    async def remove(self, topic: str) -> None:
-        """Delete a topic's stream; of a stream with other subjects, what is of this one."""
-        self._past.forget(topic)
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete a topic's stream; of a stream with other subjects, what is of this one. With a group, that one alone."""
+        self._past.forget(topic, group)
         try:
             check_topic(topic)
         except ConfigError:
             return
         connection = await self._connected()
-        stream = await self._streams_over(connection).remove(topic)
-        if stream is not None:
-            await Attempts(connection, self._settings).forget(stream)
+        streams, attempts = self._streams_over(connection), Attempts(connection, self._settings)
+        if group is None:
+            if (stream := await streams.remove(topic)) is not None:
+                await attempts.forget(stream)
+        elif (found := await streams.remove_group(topic, group)) is not None:
+            await attempts.forget(f"{found.stream}.{found.name}")
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What the group has not acknowledged."""
@@ -266,4 +269,4 @@ def _judged(topic: str, came: Msg | Exception) -> Exception | None:
         refused = PublishError(f"publishing to {topic!r}: somebody answered who is no stream")
         refused.__cause__ = error
         return refused
-    return None if confirmed.error is None else unpublished(confirmed.error, topic)
+    return None if confirmed.error is None else ERRORS.refusal(Refused(confirmed.error), topic)

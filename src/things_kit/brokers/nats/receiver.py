@@ -12,9 +12,9 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 
-from things_kit.brokers.nats.answers import NoResponders
 from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, encoded
+from things_kit.brokers.nats.errors import NoResponders
 from things_kit.brokers.nats.options import Settings
 from things_kit.brokers.nats.records import coordinates, unpack
 from things_kit.brokers.nats.streams import SECOND, Group, Place, Streams
@@ -63,10 +63,10 @@ class Past:
         self.unsettled: dict[tuple[str, str], Unsettled] = {}
         self.places: dict[tuple[str, str], Place] = {}
 
-    def forget(self, topic: str) -> None:
-        """It was removed, and whatever comes after it is new."""
+    def forget(self, topic: str, group: str | None) -> None:
+        """It was removed, or one group of it, and whatever comes after it is new."""
         for kept in (self.unsettled, self.places):
-            for known in [known for known in kept if known[0] == topic]:
+            for known in [each for each in kept if each[0] == topic and group in {None, each[1]}]:
                 del kept[known]
 
 

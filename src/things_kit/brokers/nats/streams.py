@@ -7,17 +7,18 @@ from typing import Any, Final
 
 import msgspec
 
-from things_kit.brokers.nats.answers import (
+from things_kit.brokers.nats.connection import Connection
+from things_kit.brokers.nats.errors import (
     CONSUMER_NOT_FOUND,
+    ERRORS,
     STREAM_NAME_IN_USE,
     STREAM_NOT_FOUND,
     NoResponders,
     Refused,
-    translated,
 )
-from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.options import NATSOptions, durable_names, escaped
 from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.errors import ErrorTable
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
 
@@ -85,10 +86,13 @@ class Vanished:
 class Streams:
     """Asks JetStream through one connection. Every method raises ConnectionLost, and ConfigError for what is refused."""
 
-    def __init__(self, connection: Connection, options: NATSOptions, vanished: Vanished) -> None:
+    def __init__(
+        self, connection: Connection, options: NATSOptions, vanished: Vanished, errors: ErrorTable = ERRORS
+    ) -> None:
         self._connection = connection
         self._options = options
         self._vanished = vanished
+        self._errors = errors
 
     async def _ask(
         self, doing: str, where: str, /, *, fine: tuple[int, ...] = (), **question: Any
@@ -96,12 +100,10 @@ class Streams:
         """The answer; None where the error is one of these."""
         try:
             return await self._connection.ask(where, **question)
-        except Refused as error:
-            if error.refusal.err_code in fine:
+        except (Refused, NoResponders) as error:
+            if isinstance(error, Refused) and error.refusal.err_code in fine:
                 return None
-            raise translated(error, doing) from error
-        except NoResponders as error:
-            raise translated(error, doing) from error
+            raise self._errors.translate(error, doing) from error
 
     async def account(self) -> Info:
         """What the account has and may have."""
@@ -181,6 +183,14 @@ class Streams:
                 )
         await self._ask(doing, f"STREAM.PURGE.{name}", filter=topic)
         return None
+
+    async def remove_group(self, topic: str, group: str) -> Group | None:
+        """Delete one group of a topic, and return what it was; None if it is missing."""
+        stream = await self.find(topic)
+        found = None if stream is None else await self.group(stream, topic, group)
+        if found is not None:
+            await self.leave(found.stream, found.name)
+        return found
 
     # --- groups
 
