@@ -76,13 +76,19 @@ class _Held:
 
     def __init__(self, client: AdminClient) -> None:
         self._clients = [client]
+        self._why: KafkaError | None = None
 
     @property
     def client(self) -> Any:
-        """Raises KafkaException once it is to end."""
+        """Raises KafkaException once it is to end: why it is."""
         if not self._clients:
-            raise away("the client was replaced")
+            raise KafkaException(self._why) if self._why is not None else away("it was closed")
         return self._clients[0]
+
+    def fails(self, error: Exception) -> None:
+        """It is to end because of this, which also those are told who still ask it."""
+        if isinstance(error.__cause__, KafkaException):
+            self._why = error_of(error.__cause__)
 
     def end(self) -> None:
         """Let it go. Blocks."""
@@ -166,6 +172,7 @@ class Admin:
                 if lost:
                     raise self._reason() or lost[0]
         except Exception as error:
+            held.fails(error)
             self._replace(held)
             self._went_away(error)
             raise
