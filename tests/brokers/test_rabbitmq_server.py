@@ -55,6 +55,25 @@ def raw(rabbitmq: RabbitMQServer) -> Iterator[Any]:
         yield connection.channel()
 
 
+async def test_a_group_is_removed_alone(broker: Broker, topic: str, raw: Any) -> None:
+    await broker.declare(topic, groups=["gone", "kept"])
+    await broker.producer().publish(Message(topic, b"x"))
+    await broker.remove(topic, group="gone")
+    await broker.remove(topic, group="never there")
+    with pytest.raises(ChannelClosedByBroker):
+        raw.queue_declare(f"gone.{topic}", passive=True)
+    assert await broker.lag(topic, "kept") == 1
+    await broker.producer().publish(Message(topic, b"y"))
+    await broker.declare(topic, groups=["gone"])
+    assert (await broker.lag(topic, "gone"), await broker.lag(topic, "kept")) == (0, 2)
+
+
+async def test_a_queue_that_is_not_ours_is_not_deleted(rabbitmq: RabbitMQServer, topic: str) -> None:
+    async with connect(f"{rabbitmq.url}?queue=theirs") as broker:
+        with pytest.raises(ConfigError, match="is not ours to delete"):
+            await broker.remove(topic, group="billing")
+
+
 async def test_what_nobody_would_get_is_refused_for_each_message(broker: Broker, topic: str) -> None:
     heard = f"{topic}-heard"
     await broker.declare(heard, groups=["billing"])

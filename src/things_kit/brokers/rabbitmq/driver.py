@@ -177,9 +177,12 @@ class RabbitMQDriver:
         if failed is not None:
             raise ConnectionLost(f"the queue {queue!r} could not be noted down: {failed}")
 
-    async def remove(self, topic: str) -> None:
-        """Delete the exchange, and the queues of all groups that were ever declared."""
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the exchange, and the queues of all groups that were ever declared; or those of one group."""
         if not possible(topic):
+            return
+        if group is not None:
+            await self._remove_group(self._names.queue(topic, group))
             return
         if self._names.own_exchanges:
             self._exchanges.discard(topic)
@@ -190,8 +193,7 @@ class RabbitMQDriver:
             while (body := await get(channel, registry(topic))) is not None:
                 noted.append(body.decode())
             for queue in noted:
-                for name in (*(delay_queue(queue, tier) for tier in TIERS), notes_queue(queue), queue):
-                    await channel.ask(raw.queue_delete, name)
+                await _delete_queue(channel, queue)
             if self._names.own_exchanges:
                 await channel.ask(raw.exchange_delete, topic)
             await channel.ask(raw.queue_delete, registry(topic))
@@ -206,6 +208,14 @@ class RabbitMQDriver:
         else:
             for queue in noted:
                 self._delays.forget(queue)
+
+    async def _remove_group(self, queue: str) -> None:
+        if not self._names.own_queues:
+            raise ConfigError(
+                f"the queue {queue!r}, which the URL's option 'queue' names, is not ours to delete"
+            )
+        await self._answered(lambda channel: _delete_queue(channel, queue))
+        self._delays.forget(queue)
 
     async def _remove_exchange(self, topic: str) -> None:
         if self._names.own_exchanges:
@@ -378,3 +388,9 @@ class RabbitMQDriver:
         from things_kit.brokers.rabbitmq.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
         return await facts_of(self._link.properties, self._answered, self._names, self._settings, question)
+
+
+async def _delete_queue(channel: Channel, queue: str) -> None:
+    """Delete a group's queue, and those that keep for it what waits and what is told."""
+    for name in (*(delay_queue(queue, tier) for tier in TIERS), notes_queue(queue), queue):
+        await channel.ask(channel.raw.queue_delete, name)
