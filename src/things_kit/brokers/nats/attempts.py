@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from things_kit.brokers.nats.connection import Connection, Outgoing, encoded
 from things_kit.brokers.nats.errors import NoResponders, Refused, answer
 from things_kit.brokers.nats.options import Settings
-from things_kit.brokers.nats.records import Coordinates
+from things_kit.brokers.nats.wire import Coordinates
 from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.nats")

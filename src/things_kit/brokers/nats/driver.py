@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 from nats.aio.msg import Msg
 
+from things_kit.brokers.nats.admin import Streams, Vanished
 from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, Outgoing
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refused, confirmation
 from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.publications import Publications
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
-from things_kit.brokers.nats.records import raw_headers, size_of
-from things_kit.brokers.nats.streams import Streams, Vanished
+from things_kit.brokers.nats.wire import raw_headers, size_of
 from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError

@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from things_kit.brokers.nats.admin import SECOND, Info, Streams, Vanished, wrong_kind
 from things_kit.brokers.nats.attempts import STREAM as ATTEMPTS
 from things_kit.brokers.nats.attempts import SUBJECT
 from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.options import Settings, check_topic
-from things_kit.brokers.nats.streams import SECOND, Info, Streams, Vanished, wrong_kind
 from things_kit.engine.facts import (
     Blocked,
     Facts,

@@ -12,12 +12,12 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 
+from things_kit.brokers.nats.admin import SECOND, Group, Place, Streams
 from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, encoded
 from things_kit.brokers.nats.errors import NoResponders
 from things_kit.brokers.nats.options import Settings
-from things_kit.brokers.nats.records import coordinates, unpack
-from things_kit.brokers.nats.streams import SECOND, Group, Place, Streams
+from things_kit.brokers.nats.wire import coordinates, unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError
 

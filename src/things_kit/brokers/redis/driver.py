@@ -20,13 +20,13 @@ from redis.asyncio import RedisCluster
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.admin import Admin
-from things_kit.brokers.redis.entries import Layout, position
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, check_topic, delayed_key
 from things_kit.brokers.redis.options import Settings
 from things_kit.brokers.redis.reading import Reading
 from things_kit.brokers.redis.receiver import FAREWELL, RedisReceiver, leave
+from things_kit.brokers.redis.wire import Layout, position
 from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from things_kit.brokers.redis.entries import before, position
 from things_kit.brokers.redis.errors import ERRORS
+from things_kit.brokers.redis.wire import before, position
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.message import Message
 

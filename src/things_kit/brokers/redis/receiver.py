@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from redis.exceptions import ResponseError
 
 from things_kit.brokers.redis import scripts
-from things_kit.brokers.redis.entries import Layout, position
 from things_kit.brokers.redis.errors import ERRORS, says
 from things_kit.brokers.redis.keys import consumer_name, delayed_key
+from things_kit.brokers.redis.wire import Layout, position
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from things_kit import (
 )
 from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
-from things_kit.brokers.nats.records import ID, KEY, PACKED, PUBLICATION, raw_headers
+from things_kit.brokers.nats.wire import ID, KEY, PACKED, PUBLICATION, raw_headers
 from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder

@@ -16,9 +16,9 @@ from nats.js import JetStreamContext
 import nats
 from things_kit import Broker, ConfigError, Message, PublishError, connect
 from things_kit.brokers.nats import connection
+from things_kit.brokers.nats.admin import wrong_kind
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refusal, Refused
 from things_kit.brokers.nats.options import LONGEST, durable_names
-from things_kit.brokers.nats.streams import wrong_kind
 from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Subscription
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
