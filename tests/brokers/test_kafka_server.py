@@ -32,7 +32,7 @@ from things_kit import (
     connect,
 )
 from things_kit.brokers.kafka import ephemeral, receiver, standing
-from things_kit.brokers.kafka.records import TOMBSTONE
+from things_kit.brokers.kafka.wire import TOMBSTONE
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess

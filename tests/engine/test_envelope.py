@@ -42,7 +42,7 @@ CARRIES: dict[str, Callable[[str, str], bool]] = {
 def test_what_is_written_is_read_exactly(
     carries: str, most: int | None, message: Message, binary: bool
 ) -> None:
-    envelope = Envelope(CARRIES[carries], most=most)
+    envelope = Envelope(CARRIES[carries], most=most, binary=binary)
     fields = envelope.fields(message)
     sent: list[tuple[str, Any]] = [(name, text.encode() if binary else text) for name, text in fields.items()]
     assert envelope.message("orders", message.value, sent)[0] == message
@@ -152,7 +152,7 @@ own = st.sampled_from(
 
 @given(pairs=st.lists(st.tuples(own | texts | st.binary(), raw)))
 def test_whatever_others_wrote_becomes_a_message(pairs: list[tuple[Any, Any]]) -> None:
-    read, _ = Envelope(CARRIES["all"]).message("orders", b"v", pairs, b"k", 1, 2)
+    read, _ = Envelope(CARRIES["all"], binary=True).message("orders", b"v", pairs, b"k", 1, 2)
     assert (read.topic, read.value, read.partition, read.offset) == ("orders", b"v", 1, 2)
     assert not any(name.startswith("tk-") for name in read.headers)
     assert all(isinstance(part, str) for pair in read.headers.items() for part in pair)
@@ -161,8 +161,18 @@ def test_whatever_others_wrote_becomes_a_message(pairs: list[tuple[Any, Any]]) -
     assert read.timestamp is None or read.timestamp.tzinfo is UTC
 
 
+@given(pairs=st.lists(st.tuples(own | texts, texts)))
+def test_whatever_text_others_wrote_becomes_a_message(pairs: list[tuple[str, str]]) -> None:
+    read, _ = Envelope(CARRIES["all"]).message("orders", b"v", pairs, b"k")
+    headers = {name: text for name, text in pairs if not name.startswith("tk-")}
+    assert headers.items() <= read.headers.items()
+    assert not any(name.startswith("tk-") for name in read.headers)
+
+
 def test_without_fields_of_ours_there_is_neither_id_nor_time() -> None:
-    read, told = Envelope(CARRIES["all"]).message("orders", b"v", [("a", b"1"), ("a", b"2")], b"k")
+    read, told = Envelope(CARRIES["all"], binary=True).message(
+        "orders", b"v", [("a", b"1"), ("a", b"2")], b"k"
+    )
     assert read == Message("orders", b"v", b"k", {"a": "2"})
     assert (read.id, read.timestamp, told) == (None, None, None)
 
@@ -172,7 +182,7 @@ def test_what_says_nothing_that_we_understand_is_left_out_and_the_rest_is_kept()
         (ID, b"\xff"), (TIME, b"never"), (PACKED, b"{"), ("tk-attempt", b"-3"), ("tk-due", b"soon"), ("tk-suspect", b"2"),
         ("a", b"\xff"), ("b", None), ("tk-of-tomorrow", b"x"),
     ]  # fmt: skip
-    read, told = Envelope(CARRIES["all"]).message("orders", b"v", pairs)
+    read, told = Envelope(CARRIES["all"], binary=True).message("orders", b"v", pairs)
     assert read == Message("orders", b"v", headers={"a": "\\xff", "b": ""})
     assert told == Packed(suspect=2)
 
@@ -191,7 +201,7 @@ def test_a_time_of_another_zone_is_the_same_time() -> None:
 
 def test_an_id_and_a_time_may_come_from_places_of_their_own() -> None:
     read, _ = Envelope(CARRIES["all"]).message(
-        "orders", b"v", [(b"a", b"b")], identity=b"i", moment=NOW.isoformat().encode()
+        "orders", b"v", [("a", "b")], identity="i", moment=NOW.isoformat().encode()
     )
     assert read == Message("orders", b"v", headers={"a": "b"}, timestamp=NOW, id="i")
 
@@ -202,7 +212,7 @@ def test_names_and_times_that_are_kept_are_bounded() -> None:
         stamp = (NOW + timedelta(seconds=number)).isoformat()
         pairs = [(f"name-{number}", "x"), (TIME, stamp)]
         assert envelope.message("orders", b"", pairs)[0].headers == {f"name-{number}": "x"}
-    assert len(envelope._names) <= 1000
+    assert len(envelope._known) <= 1000
     assert len(envelope._times) <= 1000
 
 

@@ -113,6 +113,7 @@ class Envelope:
         fits: The same of all headers at once, and of an id, None where it is no field: asked for every message
             that is published, so as cheap as can be. Upon a no they are looked at one by one.
         most: How many headers may be fields.
+        binary: Whether values arrive as bytes, else as text. What is neither must be made so by `text_of` before.
     """
 
     def __init__(
@@ -121,12 +122,14 @@ class Envelope:
         *,
         fits: Callable[[Mapping[str, str], str | None], bool] | None = None,
         most: int | None = None,
+        binary: bool = False,
     ) -> None:
         self._carries = carries
         self._fits = fits or self._all_carried
         self._most = most
+        self._binary = binary
         self._stamp: tuple[datetime | None, str] = (None, "")
-        self._names: dict[Any, str] = {}
+        self._known: set[str] = set()
         self._times: dict[Any, datetime] = {}
 
     # --- writing
@@ -201,8 +204,8 @@ class Envelope:
         key: bytes | None = None,
         partition: int | None = None,
         offset: int | None = None,
-        identity: Any = None,
-        moment: Any = None,
+        identity: str | None = None,
+        moment: str | bytes | None = None,
         attempt: int = 1,
     ) -> tuple[Message, Packed | None]:
         """A message as it came, and what else is told of this copy. Runs once for each, so it does nothing twice.
@@ -210,38 +213,35 @@ class Envelope:
         Args:
             topic: Where it came from.
             value: Its value.
-            pairs: Its fields: names and values, as text or bytes. The last of a repeated one counts.
+            pairs: Its fields: names, and values of the kind that `binary` says. The last of a repeated one counts.
             key: Its key where the broker has a place for it; a field of ours goes before it, here and below.
             partition: Where it came from.
             offset: Its position there.
             identity: Its id.
-            moment: Its time, as `stamp` wrote it.
+            moment: Its time, as `stamp` wrote it, in text or bytes.
             attempt: Which delivery of this very copy it is.
 
         Returns:
             The message, without an id or time where nothing tells it: the broker has something like it.
         """
-        headers: dict[str, str] = {}
-        names, own, stamp, told, rest = self._names, identity, moment, key, None
+        headers: dict[str, Any] = {}
+        own, stamp, rest = identity, moment, None
         try:
-            for name, raw in pairs:
-                if name in names:
-                    headers[names[name]] = raw if raw.__class__ is str else raw.decode()
-                elif name == ID:
-                    own = raw
-                elif name == TIME:
-                    stamp = raw
-                elif name == KEY:
-                    told = raw if raw.__class__ is bytes else raw.encode()
-                elif (learned := self._learn(name)) is not None:
-                    headers[learned] = raw if raw.__class__ is str else raw.decode()
-                else:
-                    rest = rest or {}
-                    rest[_text(name)] = raw
+            if self._binary:
+                for name, raw in pairs:
+                    if name == ID:
+                        own = raw.decode()
+                    elif name == TIME:
+                        stamp = raw
+                    else:
+                        headers[name] = raw.decode()
+            else:
+                headers = dict(pairs)
+                own, stamp = headers.pop(ID, own), headers.pop(TIME, stamp)
+            if headers and not self._known.issuperset(headers):
+                rest = self._sort_out(headers)
             when = None if stamp is None else self._times.get(stamp) or self._time(stamp)
-            if own.__class__ is not str and own is not None:
-                own = own.decode()
-            message = Message(topic, value, told, headers, partition, offset, when, own, attempt)
+            message = Message(topic, value, key, headers, partition, offset, when, own, attempt)
             if rest is None:
                 return message, None
             packed = _rest(rest)
@@ -250,14 +250,12 @@ class Envelope:
             return _foreign(bare, pairs, identity, moment)
         return packed.onto(message), packed
 
-    def _learn(self, name: Any) -> str | None:
-        """The name of a header, as text; None for a name of ours. Programs use few, so they are kept."""
-        text = _text(name)
-        if text.startswith(RESERVED_PREFIX):
-            return None
-        if len(self._names) < MOST_KEPT:
-            self._names[name] = text
-        return text
+    def _sort_out(self, headers: dict[str, Any]) -> dict[str, str] | None:
+        """Take fields of ours out of the headers. Programs use few names, so those that are none are kept."""
+        rest = {name: headers.pop(name) for name in [*headers] if name.startswith(RESERVED_PREFIX)}
+        if len(self._known) < MOST_KEPT:
+            self._known.update(headers)
+        return rest or None
 
     def _time(self, stamp: Any) -> datetime:
         if len(self._times) >= MOST_KEPT:

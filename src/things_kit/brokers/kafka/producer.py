@@ -16,7 +16,7 @@ from things_kit.brokers.kafka.batches import LARGEST
 from things_kit.brokers.kafka.errors import GIVEN_UP, error_of, refused
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.parting import PARTING, part, told, within_or_not
-from things_kit.brokers.kafka.records import Clock, raw_headers
+from things_kit.brokers.kafka.wire import Clock, raw_headers
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.message import Message
 
@@ -227,7 +227,7 @@ class SendingThread:
         others = {topic: self._producer(size) for topic, size in sending.sizes.items()}
         producer, produce = usual, usual.produce
         for index, message in enumerate(sending.messages):
-            native, exact = clock.stamp(message.timestamp)  # type: ignore[arg-type] # the engine gives it
+            native = clock.native(message.timestamp)  # type: ignore[arg-type] # the engine gives it
             where = ANYWHERE if message.partition is None else message.partition
             done = _Report(sending, index)
             if others:
@@ -238,7 +238,7 @@ class SendingThread:
                     # Twice `done`: by position, the first of the two names of this argument counts even if None
                     produce(
                         message.topic, message.value, message.key, where, done, done,
-                        native, raw_headers(message, exact),
+                        native, raw_headers(message),
                     )  # fmt: skip
                 except BufferError:
                     self._serve_one(producer.poll, 0.05)

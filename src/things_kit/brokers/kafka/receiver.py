@@ -22,8 +22,8 @@ from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.places import Beginning, Places
 from things_kit.brokers.kafka.progress import Progress
-from things_kit.brokers.kafka.records import unpack
 from things_kit.brokers.kafka.standing import Standing
+from things_kit.brokers.kafka.wire import unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.offsets import Offsets
 

@@ -23,7 +23,7 @@ from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 from things_kit.brokers.kafka.errors import error_of, translated
 from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import Config, Settings
-from things_kit.brokers.kafka.records import unpack_one
+from things_kit.brokers.kafka.wire import unpack_one
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
 log = logging.getLogger("things_kit.kafka")
