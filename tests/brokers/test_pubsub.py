@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from things_kit import BrokerUnavailable, ConfigError, Message, MessageTooLarge, PublishError, connect
 from things_kit.brokers.pubsub.errors import ERRORS, failures
 from things_kit.brokers.pubsub.facts import add_group, add_topic
-from things_kit.brokers.pubsub.messages import PUBSUB_MESSAGE, Order, Packer, Unpacker
 from things_kit.brokers.pubsub.names import subscription_id, topic_id, topic_of
 from things_kit.brokers.pubsub.options import DAY, Settings
+from things_kit.brokers.pubsub.wire import PUBSUB_MESSAGE, Order, Packer, Unpacker
 from things_kit.engine.conclusions import conclude
 from things_kit.engine.driver import Capabilities, ConnectionLost, UnknownTopic
 from things_kit.engine.facts import Facts, Question

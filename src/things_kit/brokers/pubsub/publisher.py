@@ -12,9 +12,9 @@ from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import Connection
 from things_kit.brokers.pubsub.errors import ERRORS
-from things_kit.brokers.pubsub.messages import Packer, Proto
 from things_kit.brokers.pubsub.names import topic_id
 from things_kit.brokers.pubsub.options import REQUEST_BYTES, Settings
+from things_kit.brokers.pubsub.wire import Packer, Proto
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message

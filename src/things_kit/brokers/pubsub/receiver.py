@@ -13,8 +13,8 @@ from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
 from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures
-from things_kit.brokers.pubsub.messages import Unpacker
 from things_kit.brokers.pubsub.options import Settings
+from things_kit.brokers.pubsub.wire import Unpacker
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError
