@@ -12,10 +12,8 @@ pytest.importorskip("confluent_kafka")
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Target
-from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
 from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
-from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.relay import Relay
@@ -111,41 +109,22 @@ class TestKafkaThatGoesAway(OutageSuite):
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_kafka: KafkaServer) -> AsyncIterator[Target]:
         async with outage(
-            own_kafka, request.param, url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0
+            own_kafka,
+            request.param,
+            url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90",
+            patience=60.0,
+            outlasts=6.0,
         ) as target:
             yield target
 
 
-class TestKafkaWithCutConnections(Suite):
-    """The server stays, the connections to it break."""
+class TestKafkaThroughARelay(HalfOpenSuite):
+    """The server stays, the connections to it break, or fall silent."""
 
     @pytest.fixture
     async def target(self, own_kafka: RelayedKafka) -> AsyncIterator[Target]:
         _, _, direct, relayed = own_kafka.ports
         async with Relay(direct, relayed) as relay:
-            yield Target(url=f"kafka://127.0.0.1:{relayed}{SHORT_SESSIONS}", cut=relay.cut, patience=30.0)
+            yield falling_silent(relay, f"kafka://127.0.0.1:{relayed}{SHORT_SESSIONS}", patience=30.0)
 
     test_each_once = SurvivalSuite.test_after_a_cut_connection_each_message_is_handled_once
-
-
-class TestKafkaThatFallsSilent(HalfOpenSuite):
-    """Connections hear nothing more, without a reset, while new ones work."""
-
-    @pytest.fixture
-    async def target(self, own_kafka: RelayedKafka) -> AsyncIterator[Target]:
-        _, _, direct, relayed = own_kafka.ports
-        async with Relay(direct, relayed) as relay:
-            yield falling_silent(relay, f"kafka://127.0.0.1:{relayed}{SHORT_SESSIONS}")
-
-
-class TestKafkaThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 6.0
-
-    @pytest.fixture
-    async def target(self, own_kafka: RelayedKafka) -> AsyncIterator[Target]:
-        async with outage(
-            own_kafka, "paused", url=f"{own_kafka.url}{SHORT_SESSIONS}&publish_timeout=90", patience=60.0
-        ) as target:
-            yield target

@@ -13,7 +13,6 @@ import nats
 from things_kit.testing.conformance import ConformanceSuite, Target
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
 from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
-from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.relay import Relay
@@ -108,14 +107,3 @@ class TestNATSThatFallsSilent(HalfOpenSuite):
     async def target(self, nats_server: NATSServer) -> AsyncIterator[Target]:
         async with Relay(nats_server.ports[0]) as relay:
             yield falling_silent(relay, f"nats://127.0.0.1:{relay.port}{SHORT_LEASE}")
-
-
-class TestNATSThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 5.0
-
-    @pytest.fixture
-    async def target(self, own_nats: NATSServer) -> AsyncIterator[Target]:
-        async with outage(own_nats, "paused", url=own_nats.url + SHORT_LEASE, patience=30.0) as target:
-            yield target

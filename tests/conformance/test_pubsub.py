@@ -23,7 +23,6 @@ from things_kit.testing.conformance import (
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
 from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
-from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.pubsub import PubSubEmulator, PubSubServer, RunningPubSub, pubsub_url
@@ -147,19 +146,6 @@ class TestPubSubThatFallsSilent(HalfOpenSuite):
     async def target(self, pubsub: PubSubServer) -> AsyncIterator[Target]:
         async with Relay(pubsub.ports[0]) as relay:
             yield falling_silent(relay, f"{pubsub_url(f'127.0.0.1:{relay.port}')}&lease={SHORT_LEASE}")
-
-
-class TestPubSubThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 5.0
-
-    @pytest.fixture
-    async def target(self, own_pubsub: PubSubServer) -> AsyncIterator[Target]:
-        async with outage(
-            own_pubsub, "paused", url=f"{own_pubsub.url}&lease={SHORT_LEASE}", patience=30.0
-        ) as target:
-            yield target
 
 
 MISORDERED = "it hands out what was given back behind what was published meanwhile, whatever their key"

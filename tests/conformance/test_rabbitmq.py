@@ -107,9 +107,12 @@ class TestRabbitMQThatStandsStill(Suite):
 
     @pytest.fixture
     async def target(self, own_rabbitmq: RabbitMQServer) -> AsyncIterator[Target]:
-        async with outage(own_rabbitmq, "paused", url=own_rabbitmq.url, patience=60.0) as target:
+        async with outage(
+            own_rabbitmq, "paused", url=own_rabbitmq.url, patience=60.0, outlasts=6.0
+        ) as target:
             yield target
 
+    test_members_go_on = FreezeSuite.test_every_member_goes_on_after_freezes
     test_all_ends_in_time = (
         StoppingSuite.test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers
     )
@@ -133,16 +136,3 @@ class TestRabbitMQThatFallsSilent(HalfOpenSuite):
     async def target(self, rabbitmq: RabbitMQServer) -> AsyncIterator[Target]:
         async with Relay(rabbitmq.ports[0]) as relay:
             yield falling_silent(relay, f"amqp://guest:guest@127.0.0.1:{relay.port}/")
-
-
-class TestRabbitMQThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 6.0
-
-    @pytest.fixture
-    async def target(self, own_rabbitmq: RabbitMQServer) -> AsyncIterator[Target]:
-        async with outage(
-            own_rabbitmq, "paused", url=f"{own_rabbitmq.url}?publish_timeout=90", patience=60.0
-        ) as target:
-            yield target

@@ -14,7 +14,6 @@ from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Targ
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
 from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
-from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
 from things_kit.testing.servers.relay import Relay
@@ -92,7 +91,7 @@ class TestRedisThatGoesAway(OutageSuite):
 
     @pytest.fixture(params=["paused", "killed"])
     async def target(self, request: pytest.FixtureRequest, own_redis: RedisServer) -> AsyncIterator[Target]:
-        async with outage(own_redis, request.param, url=own_redis.url + "?timeout=1") as target:
+        async with outage(own_redis, request.param, url=own_redis.url + "?timeout=1&lease=2") as target:
             yield target
 
 
@@ -113,16 +112,3 @@ class TestRedisThatFallsSilent(HalfOpenSuite):
     async def target(self, redis: RedisServer) -> AsyncIterator[Target]:
         async with Relay(redis.port) as relay:
             yield falling_silent(relay, f"redis://127.0.0.1:{relay.port}/0?lease=1")
-
-
-class TestRedisThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 5.0
-
-    @pytest.fixture
-    async def target(self, own_redis: RedisServer) -> AsyncIterator[Target]:
-        async with outage(
-            own_redis, "paused", url=own_redis.url + "?timeout=1&lease=1", patience=30.0
-        ) as target:
-            yield target

@@ -30,7 +30,6 @@ from things_kit.testing.conformance import (
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
 from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
-from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
@@ -174,7 +173,9 @@ class TestServiceBusThatGoesAway(OutageSuite):
     async def target(
         self, request: pytest.FixtureRequest, own_servicebus: ServiceBusServer
     ) -> AsyncIterator[Target]:
-        async with outage(own_servicebus, request.param, url=f"{own_servicebus.url}&{SHORT}") as target:
+        async with outage(
+            own_servicebus, request.param, url=f"{own_servicebus.url}&{SHORT}", outlasts=8.0
+        ) as target:
             yield target
 
 
@@ -199,16 +200,3 @@ class TestServiceBusThatFallsSilent(HalfOpenSuite):
         async with Relay(servicebus.ports[0]) as relay:
             url = servicebus.url.replace(f":{servicebus.ports[0]}", f":{relay.port}", 1)
             yield falling_silent(relay, f"{url}&{SHORT}", patience=30.0)
-
-
-class TestServiceBusThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 8.0
-
-    @pytest.fixture
-    async def target(self, own_servicebus: ServiceBusServer) -> AsyncIterator[Target]:
-        async with outage(
-            own_servicebus, "paused", url=f"{own_servicebus.url}&{SHORT}", patience=60.0
-        ) as target:
-            yield target

@@ -23,7 +23,6 @@ from things_kit.testing.conformance import (
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
 from things_kit.testing.conformance.outages import OutageSuite, falling_silent, outage
-from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.relay import Relay
@@ -188,14 +187,3 @@ class TestSQSThatFallsSilent(HalfOpenSuite):
     async def target(self, sqs: SQSServer) -> AsyncIterator[Target]:
         async with Relay(sqs.ports[0]) as relay:
             yield falling_silent(relay, f"{sqs_url(f'http://127.0.0.1:{relay.port}')}&lease=2")
-
-
-class TestSQSThatFreezes(FreezeSuite):
-    """It stands still for longer than a session or a lease lasts."""
-
-    frozen = 5.0
-
-    @pytest.fixture
-    async def target(self, own_sqs: SQSServer) -> AsyncIterator[Target]:
-        async with outage(own_sqs, "paused", url=f"{own_sqs.url}&lease=2", patience=30.0) as target:
-            yield target

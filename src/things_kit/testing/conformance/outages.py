@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.operations import OperationsSuite
+from things_kit.testing.conformance.progress import FreezeSuite
 from things_kit.testing.conformance.stopping import StoppingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.target import Hook, Target
@@ -18,13 +19,14 @@ Outage: TypeAlias = Literal["paused", "killed", "stopped"]
 
 
 class OutageSuite(Suite):
-    """Lines 10, 13, 40, 42 and 49, while the broker is away: give it a fixture `target` made by `outage`."""
+    """Lines 10, 13, 40, 42, 49 and 60, while the broker is away: give it a fixture `target` made by `outage`."""
 
     test_nothing_is_lost = SurvivalSuite.test_a_broker_that_goes_away_and_returns_loses_nothing
     test_a_consumer_stops = SurvivalSuite.test_a_consumer_stops_while_it_reconnects
     test_all_ends_in_time = (
         StoppingSuite.test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers
     )
+    test_members_go_on = FreezeSuite.test_every_member_goes_on_after_freezes
     test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts
     test_health = OperationsSuite.test_health_turns_bad_when_the_broker_is_gone_and_good_again
@@ -32,11 +34,17 @@ class OutageSuite(Suite):
 
 @asynccontextmanager
 async def outage(
-    server: ServerProcess, how: Outage, *, url: str, patience: float = 30.0
+    server: ServerProcess, how: Outage, *, url: str, patience: float = 30.0, outlasts: float = 5.0
 ) -> AsyncIterator[Target]:
     """A target that is taken away like this. Afterwards the server runs again, whatever the test did."""
     if how == "paused":
-        target = Target(url=url, patience=patience, pause=_hook(server.pause), resume=_hook(server.resume))
+        target = Target(
+            url=url,
+            patience=patience,
+            outlasts=outlasts,
+            pause=_hook(server.pause),
+            resume=_hook(server.resume),
+        )
     else:
         away = server.kill if how == "killed" else server.stop
         target = Target(url=url, patience=patience, kill=_hook(away), restart=_hook(server.start))

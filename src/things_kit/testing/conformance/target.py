@@ -25,6 +25,7 @@ class Target:
         secret: The password in `url`, if there is one: it must never be shown.
         absent: A URL of the same kind behind which there is nobody.
         patience: Seconds that an expected event may take. Passing tests do not wait for it.
+        outlasts: Seconds that are longer than the session or the lease of a member, as `url` has them.
         pause: Take the broker away for all clients, without losing what it has.
         resume: Bring it back after `pause`.
         kill: End the broker's process, the hard way.
@@ -44,6 +45,7 @@ class Target:
     secret: str | None = None
     absent: str | None = None
     patience: float = 15.0
+    outlasts: float = 5.0
     pause: Hook | None = None
     resume: Hook | None = None
     kill: Hook | None = None
