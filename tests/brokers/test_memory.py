@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from things_kit import ConfigError, Message, connect
 from things_kit.brokers.memory import MemoryDriver
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import ConnectionLost, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing import run_virtual
@@ -49,7 +50,7 @@ async def test_a_nameless_broker_is_its_own_and_a_name_is_shared() -> None:
 
 async def test_a_lane_goes_to_one_receiver_at_a_time() -> None:
     memory = await filled(message("1", "k"), message("2", "k"), message("x", "other"))
-    first, second = await memory.subscribe(KEYED), await memory.subscribe(KEYED)
+    first, second = await collect(memory, KEYED), await collect(memory, KEYED)
     (head,) = await first.receive(1, 0)
     assert values(await second.receive(10, 0)) == [b"x"]
     await first.settle([head], [])
@@ -58,7 +59,7 @@ async def test_a_lane_goes_to_one_receiver_at_a_time() -> None:
 
 async def test_a_released_message_holds_back_its_lane_until_it_is_due() -> None:
     memory = await filled(message("1", "k"), message("2", "k"))
-    receiver = await memory.subscribe(KEYED)
+    receiver = await collect(memory, KEYED)
     one, two = await receiver.receive(10, 0)
     await receiver.settle([], [Release(one, 0.05, 2), Release(two)])
     assert await receiver.receive(10, 0) == []
@@ -70,7 +71,7 @@ async def test_a_released_message_holds_back_its_lane_until_it_is_due() -> None:
 
 async def test_a_message_put_aside_lets_its_lane_go_on() -> None:
     memory = await filled(message("1", "k"), message("2", "k"))
-    receiver = await memory.subscribe(KEYED)
+    receiver = await collect(memory, KEYED)
     (one,) = await receiver.receive(1, 0)
     await receiver.settle([], [Release(one, 0.05, 2, aside=True)])
     assert values(await receiver.receive(10, 0)) == [b"2"]
@@ -79,7 +80,7 @@ async def test_a_message_put_aside_lets_its_lane_go_on() -> None:
 
 async def test_what_a_closed_receiver_had_goes_to_the_next_in_order() -> None:
     memory = await filled(*(message(str(n), f"k{n % 2}") for n in range(6)))
-    first, second = await memory.subscribe(KEYED), await memory.subscribe(KEYED)
+    first, second = await collect(memory, KEYED), await collect(memory, KEYED)
     await first.receive(10, 0)
     assert await second.receive(10, 0) == []
     await first.close()
@@ -91,7 +92,7 @@ async def test_what_a_closed_receiver_had_goes_to_the_next_in_order() -> None:
 
 async def test_a_delivery_of_a_closed_receiver_is_settled_with_nobody() -> None:
     memory = await filled(message("1", "k"))
-    first, second = await memory.subscribe(KEYED), await memory.subscribe(KEYED)
+    first, second = await collect(memory, KEYED), await collect(memory, KEYED)
     stale = await first.receive(10, 0)
     await first.close()
     (fresh,) = await second.receive(10, 0)
@@ -111,7 +112,7 @@ async def test_lag_counts_what_is_not_acknowledged_and_for_this_group() -> None:
     assert await memory.lag("t", "other") == 2
     assert await memory.lag("t", "third") == 1
     assert await memory.lag("nothing", "g") == 0
-    receiver = await memory.subscribe(KEYED)
+    receiver = await collect(memory, KEYED)
     one, three = await receiver.receive(10, 0)
     assert values([one, three]) == [b"1", b"3"]
     assert await memory.lag("t", "g") == 2
@@ -121,7 +122,7 @@ async def test_lag_counts_what_is_not_acknowledged_and_for_this_group() -> None:
 
 async def test_a_removed_topic_is_a_lost_connection() -> None:
     memory = await filled(message("1"))
-    receiver = await memory.subscribe(KEYED)
+    receiver = await collect(memory, KEYED)
     deliveries = await receiver.receive(1, 0)
     waiting = asyncio.create_task(receiver.receive(1, 10))
     await asyncio.sleep(0)
@@ -137,12 +138,12 @@ async def test_a_removed_topic_is_a_lost_connection() -> None:
 async def test_a_group_that_may_not_be_created_must_be_there() -> None:
     memory = await filled()
     with pytest.raises(ConfigError, match="no group 'new' of a topic 't': declare it first"):
-        await memory.subscribe(Subscription(topic="t", group="new", create=False))
+        await collect(memory, Subscription(topic="t", group="new", create=False))
 
 
 async def test_an_ephemeral_group_begins_now_and_vanishes() -> None:
     memory = await filled(message("1"))
-    receiver = await memory.subscribe(Subscription(topic="t", group="mine", ephemeral=True))
+    receiver = await collect(memory, Subscription(topic="t", group="mine", ephemeral=True))
     await memory.send([message("2")])
     assert values(await receiver.receive(10, 0)) == [b"2"]
     await receiver.close()
@@ -151,7 +152,7 @@ async def test_an_ephemeral_group_begins_now_and_vanishes() -> None:
 
 async def test_a_new_group_may_begin_at_the_latest() -> None:
     memory = await filled(message("1"))
-    receiver = await memory.subscribe(Subscription(topic="t", group="late", start="latest"))
+    receiver = await collect(memory, Subscription(topic="t", group="late", start="latest"))
     await memory.send([message("2")])
     assert values(await receiver.receive(10, 0)) == [b"2"]
 
@@ -160,14 +161,14 @@ async def test_headers_of_the_sender_are_copied() -> None:
     headers = {"a": "b"}
     memory = await filled(message("1", headers=headers))
     headers["a"] = "changed"
-    (delivery,) = await (await memory.subscribe(KEYED)).receive(1, 0)
+    (delivery,) = await (await collect(memory, KEYED)).receive(1, 0)
     assert delivery.message.headers == {"a": "b"}
 
 
 def test_what_is_old_and_acknowledged_is_dropped() -> None:
     async def scenario() -> None:
         memory = await filled(message("1"), query="?retain=100")
-        receiver = await memory.subscribe(KEYED)
+        receiver = await collect(memory, KEYED)
         await receiver.settle(await receiver.receive(1, 0), [])
         await asyncio.sleep(200)
         await memory.send([message("2")])
@@ -185,7 +186,7 @@ def test_what_is_old_and_acknowledged_is_dropped() -> None:
 
 async def test_nothing_needs_to_be_retained() -> None:
     memory = await filled(message("1"), query="?retain=0")
-    receiver = await memory.subscribe(KEYED)
+    receiver = await collect(memory, KEYED)
     assert values(await receiver.receive(10, 0)) == [b"1"]
     assert await memory.send([message("2")]) == [None]
 
@@ -204,7 +205,7 @@ def test_whatever_happens_each_key_comes_in_order_and_nothing_is_lost(data: st.D
     async def scenario() -> None:
         total = data.draw(st.integers(1, 25))
         memory = await filled(*(message(str(n), data.draw(st.sampled_from("abc"))) for n in range(total)))
-        receivers = [await memory.subscribe(KEYED) for _ in range(2)]
+        receivers = [await collect(memory, KEYED) for _ in range(2)]
         out: list[list[Any]] = [[], []]
         done: list[Message] = []
         for _ in range(data.draw(st.integers(0, 40))):
@@ -229,12 +230,12 @@ def test_whatever_happens_each_key_comes_in_order_and_nothing_is_lost(data: st.D
             elif step == "close":
                 await receivers[who].close()
                 out[who] = []
-                receivers[who] = await memory.subscribe(KEYED)
+                receivers[who] = await collect(memory, KEYED)
             if data.draw(st.booleans()):
                 await asyncio.sleep(0.6)
         for who in (0, 1):
             await receivers[who].close()
-        rest = await memory.subscribe(KEYED)
+        rest = await collect(memory, KEYED)
         while await memory.lag("t", "g"):
             for each in await rest.receive(100, 10):
                 done.append(each.message)

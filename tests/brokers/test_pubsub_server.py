@@ -31,6 +31,7 @@ from things_kit import (
 from things_kit.brokers.pubsub import channel as channel_module
 from things_kit.brokers.pubsub import receiver as receiver_module
 from things_kit.engine.broker import Broker
+from things_kit.engine.collected import collect
 from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.facts import Finding, Question
@@ -109,7 +110,7 @@ async def publish(broker: Broker, topic: str, *values: bytes, **fields: Any) -> 
 async def receiving(broker: Broker, topic: str, **fields: Any) -> AsyncIterator[Any]:
     """The driver's own receiver, without a consumer."""
     subscription = Subscription(topic=topic, group="billing", **fields)
-    receiver = await broker.transmission.driver.subscribe(subscription)
+    receiver = await collect(broker.transmission.driver, subscription)
     try:
         yield receiver
     finally:
@@ -186,7 +187,7 @@ async def test_an_ephemeral_group_outlives_a_lost_connection(
     await broker.declare(topic, groups=["mine"])
     await admin.label_group(topic, "mine", fault="unavailable")
     subscription = Subscription(topic=topic, group="mine", ephemeral=True)
-    receiver = await broker.transmission.driver.subscribe(subscription)
+    receiver = await collect(broker.transmission.driver, subscription)
     with pytest.raises(ConnectionLost):
         await receiver.receive(1, 5.0)
     await receiver.close()
@@ -592,9 +593,9 @@ async def test_a_lost_lease_is_passed_over_under_exactly_once_delivery(
         await broker.declare(topic, groups=["billing"])
         await publish(broker, topic, b"x")
         subscription = Subscription(topic=topic, group="billing", max_in_flight=1)
-        receiver: Any = await broker.transmission.driver.subscribe(subscription)
+        receiver: Any = await collect(broker.transmission.driver, subscription)
         [held] = await receive(receiver, 1)
-        await receiver._hush()
+        await receiver.receiver.inner._hush()
         other: list[Any] = []
 
         async def elsewhere() -> bool:

@@ -23,7 +23,9 @@ from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.packing import Letter
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
-from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
+from things_kit.engine.adapter import Adapted
+from things_kit.engine.collected import Collecting, collect
+from things_kit.engine.driver import ConnectionLost, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
@@ -57,7 +59,7 @@ def numbered(topic: str, count: int) -> list[Message]:
     return [Message(topic, b"%d" % n, id=str(n)) for n in range(count)]
 
 
-async def received(receiver: Receiver, count: int) -> list[Any]:
+async def received(receiver: Collecting, count: int) -> list[Any]:
     """So many deliveries."""
     deliveries: list[Any] = []
     async with asyncio.timeout(10):
@@ -224,12 +226,12 @@ async def test_only_what_was_acknowledged_is_gone_when_a_receiver_closes(
 ) -> None:
     """Its connection stays open: nothing but the close gives the rest back."""
     subscription = Subscription(topic=topic, group="g")
-    first = await driver.subscribe(subscription)
+    first = await collect(cast("Any", driver), subscription)
     await driver.send(numbered(topic, 6))
     taken = await received(first, 5)
     await first.settle([taken[0], taken[2], taken[4]], [])
     await first.close()
-    second = await driver.subscribe(subscription)
+    second = await collect(cast("Any", driver), subscription)
     again = await received(second, 3)
     assert values(again) == [b"1", b"3", b"5"]
     await second.settle(again[::-1], [])
@@ -241,24 +243,25 @@ async def test_what_came_back_and_was_acknowledged_leaves_nothing_in_a_receiver(
     driver: RabbitMQDriver, topic: str
 ) -> None:
     subscription = Subscription(topic=topic, group="g")
-    first = await driver.subscribe(subscription)
+    first = await collect(cast("Any", driver), subscription)
     await driver.send(numbered(topic, 20))
     await received(first, 20)
     await first.close()
-    second = cast("RabbitMQReceiver", await driver.subscribe(subscription))
+    second = await collect(cast("Any", driver), subscription)
+    inner = cast("RabbitMQReceiver", cast("Adapted", second.receiver).inner)
     again = await received(second, 20)
-    assert len(second._counts) == second.held == 20
+    assert len(inner._counts) == inner.held == 20
     await second.settle(again[::2], [])
     await second.settle(again[1::2], [])
-    assert (second._counts, second.held) == ({}, 0)
+    assert (inner._counts, inner.held) == ({}, 0)
     await second.close()
 
 
 async def test_what_a_receiver_may_not_hold_goes_to_others(driver: RabbitMQDriver, topic: str) -> None:
-    small = await driver.subscribe(Subscription(topic=topic, group="g", max_in_flight=3))
+    small = await collect(cast("Any", driver), Subscription(topic=topic, group="g", max_in_flight=3))
     await driver.send(numbered(topic, 10))
     held = await received(small, 3)
-    large = await driver.subscribe(Subscription(topic=topic, group="g"))
+    large = await collect(cast("Any", driver), Subscription(topic=topic, group="g"))
     others = await received(large, 7)
     assert sorted(values(held) + values(others)) == [b"%d" % n for n in range(10)]
     await small.close()
@@ -268,7 +271,7 @@ async def test_what_a_receiver_may_not_hold_goes_to_others(driver: RabbitMQDrive
 # --- putting off
 
 
-async def put_off(receiver: Receiver) -> None:
+async def put_off(receiver: Collecting) -> None:
     [taken] = await received(receiver, 1)
     await receiver.settle([], [Release(taken, delay=60, attempt=2, aside=True)])
 
@@ -277,7 +280,7 @@ async def test_a_message_is_kept_until_its_delayed_copy_is_confirmed(
     driver: RabbitMQDriver, topic: str, raw: Any
 ) -> None:
     subscription = Subscription(topic=topic, group="g")
-    first = await driver.subscribe(subscription)
+    first = await collect(cast("Any", driver), subscription)
     await driver.send([Message(topic, b"put off", id="1")])
     await put_off(first)
     for tier in TIERS:
@@ -285,7 +288,7 @@ async def test_a_message_is_kept_until_its_delayed_copy_is_confirmed(
     await driver.send([Message(topic, b"x", id="2")])
     await put_off(first)
     await first.close()
-    second = await driver.subscribe(subscription)
+    second = await collect(cast("Any", driver), subscription)
     assert values(await received(second, 1)) == [b"x"]
     await second.close()
 
@@ -296,11 +299,11 @@ async def test_a_message_is_kept_where_there_can_be_no_delay_queue(
     subscription = Subscription(topic=topic, group="g")
     raw.queue_declare(delay_queue(f"g.{topic}", TIERS[0]))
     await driver.send([Message(topic, b"x", id="1")])
-    first = await driver.subscribe(subscription)
+    first = await collect(cast("Any", driver), subscription)
     await put_off(first)
     assert "1 messages wait in memory" in caplog.text
     await first.close()
-    second = await driver.subscribe(subscription)
+    second = await collect(cast("Any", driver), subscription)
     assert values(await received(second, 1)) == [b"x"]
     await second.close()
     raw.queue_delete(delay_queue(f"g.{topic}", TIERS[0]))
@@ -310,7 +313,7 @@ async def test_delay_queues_lose_nothing_on_the_way_back(
     driver: RabbitMQDriver, topic: str, raw: Any
 ) -> None:
     """RabbitMQ refuses to declare a queue again with other arguments than it has."""
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(cast("Any", driver), Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"x", id="1")])
     await put_off(receiver)
     for tier in TIERS:

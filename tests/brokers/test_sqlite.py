@@ -19,7 +19,8 @@ import pytest
 from things_kit.brokers.sqlite import store as sqlite_store
 from things_kit.brokers.sqlite import worker as sqlite_worker
 from things_kit.brokers.sqlite.driver import SQLiteDriver, SQLiteReceiver
-from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription, UnknownTopic
+from things_kit.engine.collected import Collecting, collect
+from things_kit.engine.driver import ConnectionLost, Delivery, Marking, Release, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import (
     BrokerUnavailable,
@@ -69,11 +70,11 @@ async def publish(broker: SQLiteDriver, *pairs: str, topic: str = "t") -> None:
     assert not any(await broker.send(messages))
 
 
-async def join(broker: SQLiteDriver, group: str = "g", **fields: Any) -> SQLiteReceiver:
-    return await broker.subscribe(Subscription(topic="t", group=group, **fields))
+async def join(broker: SQLiteDriver, group: str = "g", **fields: Any) -> Collecting:
+    return await collect(broker, Subscription(topic="t", group=group, **fields))
 
 
-async def take(receiver: SQLiteReceiver, limit: int = 100, wait: float = 0) -> list[Delivery]:
+async def take(receiver: Collecting, limit: int = 100, wait: float = 0) -> list[Delivery]:
     return list(await receiver.receive(limit, wait))
 
 
@@ -81,7 +82,7 @@ def names(deliveries: Sequence[Delivery]) -> list[str]:
     return [delivery.message.value.decode() for delivery in deliveries]
 
 
-async def exactly(receiver: SQLiteReceiver, count: int, wait: float = 10) -> list[Delivery]:
+async def exactly(receiver: Collecting, count: int, wait: float = 10) -> list[Delivery]:
     got: list[Delivery] = []
     async with asyncio.timeout(wait):
         while len(got) < count:
@@ -225,7 +226,7 @@ async def test_hostile_names_are_carried(connect: Open, name: str) -> None:
     await broker.declare(name, [name])
     await broker.declare("t", ["g"])
     assert await broker.send([message(b"mine", topic=name)]) == [None]
-    receiver = await broker.subscribe(Subscription(topic=name, group=name))
+    receiver = await collect(broker, Subscription(topic=name, group=name))
     (got,) = await take(receiver)
     assert got.message.topic == name
     assert await broker.lag(name, name) == 1
@@ -362,10 +363,10 @@ async def test_a_message_released_aside_lets_its_lane_go_on(connect: Open, file:
     await publish(broker, "a1", "a2")
     held = await take(one, 1)
     assert await take(two) == []
-    await one.settle([], [Release(held[0], 0.05, 4, aside=True)])
-    later = await take(two)
+    await one.settle([], [Release(held[0], 0.5, 4, aside=True)])
+    later = await take(two, 1)
     assert names(later) == ["a2"]
-    (again,) = await take(one, wait=5)
+    (again,) = await take(one, wait=20)
     assert (again.message.value, again.message.attempt) == (b"a1", 4)
     consistent(file)
 
@@ -514,14 +515,15 @@ async def test_closing_a_receiver_gives_back_what_it_held(connect: Open, file: P
 CONSUMER = """
 import asyncio, sys
 from things_kit.brokers.sqlite.driver import SQLiteDriver
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import Subscription
 from things_kit.engine.url import BrokerURL
 
 async def main():
     driver = SQLiteDriver.from_url(BrokerURL.parse(sys.argv[1]))
     await driver.open()
-    receiver = await driver.subscribe(Subscription(topic="t", group="g"))
-    own = await driver.subscribe(Subscription(topic="t", group="own", ephemeral=True))
+    receiver = await collect(driver, Subscription(topic="t", group="g"))
+    own = await collect(driver, Subscription(topic="t", group="own", ephemeral=True))
     print(len(await receiver.receive(3, 10)), flush=True)
     await receiver.receive(1, 60)
 
@@ -565,7 +567,8 @@ async def test_extending_keeps_and_forgetting_to_loses(connect: Open, file: Path
     assert again.message.attempt == 2
     await one.settle(held, [])
     assert await broker.lag("t", "g") == 1
-    one._member.held = 1
+    assert isinstance(one.receiver, SQLiteReceiver)
+    one.receiver._member.held = 1
     with pytest.raises(ConnectionLost, match="lease"):
         await one.extend(held)
     await one.close()
@@ -890,6 +893,66 @@ async def test_damage_is_named(file: Path, connect: Open) -> None:
     with pytest.raises(BrokerUnavailable, match="damaged") as caught:
         await (await connect()).send([message()])
     assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
+
+
+async def test_a_full_disk_is_said_to_publishers_while_a_consumer_waits(connect: Open) -> None:
+    """What the send would have woken is no part of what is tried again one by one."""
+    broker = await connect()
+    receiver = await join(broker)
+    waiting = asyncio.ensure_future(receiver.receive(1, 30))
+    await run_in_thread(broker, lambda store: store.connection.execute("PRAGMA max_page_count = 1"))
+    results = await broker.send([message(b"x" * 100_000)])
+    assert "the disk is full" in str(results[0])
+    await run_in_thread(broker, lambda store: store.connection.execute("PRAGMA max_page_count = 1000000"))
+    await publish(broker, "a1")
+    with contextlib.suppress(ConnectionLost):  # it may have been told of the full disk, too
+        assert names(await waiting) == ["a1"]
+
+
+async def test_a_due_retry_comes_in_time_though_the_clock_was_set_back(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = await connect()
+    receiver = await join(broker)
+    await publish(broker, "a1")
+    (held,) = await take(receiver)
+    await receiver.settle([], [Release(held, 0.3, 2)])
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    (again,) = await take(receiver, wait=20)
+    assert again.message.attempt == 2
+
+
+async def test_a_mark_comes_with_the_next_delivery_and_goes_when_it_is_taken_back(connect: Open) -> None:
+    broker = await connect("?lease=0.3")
+    one = await join(broker)
+    await publish(broker, "a1")
+    (held,) = await take(one)
+    assert held.suspect == 0
+    assert isinstance(one.receiver, Marking)
+    await one.receiver.mark(held, 7)
+    two = await join(broker)
+    (again,) = await take(two, wait=20)  # the first did not renew its lease
+    assert (again.suspect, again.message.attempt) == (7, 2)
+    assert isinstance(two.receiver, Marking)
+    await two.receiver.mark(again, 0)
+    await two.settle([], [Release(again, attempt=2)])
+    (last,) = await take(two, wait=20)
+    assert last.suspect == 0
+
+
+async def test_a_file_of_the_first_schema_goes_on(connect: Open, file: Path) -> None:
+    broker = await connect()
+    await broker.declare("t", ["g"])
+    await publish(broker, "a1")
+    await broker.close()
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as old:
+        for table in ("loan", "queued"):
+            old.execute(f"ALTER TABLE {table} DROP COLUMN suspect")
+        old.execute("PRAGMA user_version = 1")
+    again = await connect()
+    assert names(await take(await join(again))) == ["a1"]
+    consistent(file)
 
 
 async def test_a_full_disk_refuses_sends_and_lets_settling_go_on(connect: Open) -> None:

@@ -30,38 +30,12 @@ class ExpectedFailure(msgspec.Struct, frozen=True):
 
 EXPECTED_FAILURES: Final = (
     ExpectedFailure(
-        "test_two_slow_consumers_share_a_load_evenly",
-        "line 47: the window does not follow the handler's pace yet",
-        {"TestMemory", "TestSQLite", "TestRedis"},
-    ),
-    ExpectedFailure(
-        "test_a_handler_that_exits_has_failed_and_its_process_goes_on",
-        "line 48: sys.exit() in an async handler ends the process",
-    ),
-    ExpectedFailure(
-        "test_a_handler_that_cancels_its_own_task_has_failed",
-        "line 48: it breaks the consumer",
-    ),
-    ExpectedFailure(
-        "test_what_a_handler_puts_into_context_variables_is_unseen_by_the_next",
-        "line 48: handlers of one worker share a context",
-    ),
-    ExpectedFailure(
-        "test_all_ends_in_time", "line 49: stop waits for the broker", {"TestPubSubThatGoesAway"}
-    ),
-    ExpectedFailure(
-        "test_all_ends_in_time[paused]",
-        "line 49: stop waits for a broker that stands still",
-        {"TestSQSThatGoesAway", "TestServiceBusThatGoesAway"},
-    ),
-    ExpectedFailure(
         "test_a_message_that_kills_its_process_is_put_aside_and_its_neighbours_are_not",
         "line 51: nobody is a suspect yet",
         {
             "TestNATS",
             "TestRabbitMQ",
             "TestRedis",
-            "TestSQLite",
             "TestSQS",
             "TestServiceBus",
             "TestServiceBusSessions",
@@ -78,12 +52,8 @@ EXPECTED_FAILURES: Final = (
         {"TestKafkaThroughARelay"},
     ),
     ExpectedFailure(
-        "test_stopped_consumers_leave_no_memory_behind",
-        "line 56: a stopped consumer is retained with what it handled last",
-    ),
-    ExpectedFailure(
         "test_a_retry_comes_in_time_though_the_clock_was_set_back",
         "line 58: when a message is due is kept by the wall clock",
-        {"TestRabbitMQ", "TestSQLite"},
+        {"TestRabbitMQ"},
     ),
 )

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,7 +26,7 @@ class DeafDriver(StubDriver):
     async def enter(self, call: str, receiver: StubReceiver | None = None) -> None:
         try:
             await super().enter(call, receiver)
-            if call == self.deaf_in == "receive" and not self.topics["t"]:
+            if call == self.deaf_in == "fetch" and not self.topics["t"]:
                 await asyncio.Event().wait()
         except asyncio.CancelledError:
             if call != self.deaf_in or self.swallowed:
@@ -54,9 +53,9 @@ async def stops(driver: StubDriver, *messages: Message, when: Any, cut: bool = F
 
 @virtual
 async def test_a_receive_that_swallows_its_cancellation_does_not_hold_up_the_stop() -> None:
-    driver = DeafDriver("receive")
+    driver = DeafDriver("fetch")
     driver.topics["t"] = []
-    assert await stops(driver, when=lambda: "receive" in driver.calls) < 5
+    assert await stops(driver, when=lambda: "fetch" in driver.calls) < 5
     assert driver.swallowed == 1
     assert "close receiver" in driver.calls
 
@@ -73,7 +72,10 @@ async def test_a_call_that_swallows_its_cancellation_does_not_hold_up_the_next_c
             await release.wait()
 
     driver.put(Message("t", b"1", id="1"))
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=Recorder(answer)):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=Recorder(answer), concurrency=2),
+    ):
         await until(lambda: call in driver.calls)
         driver.cut()
         await until(lambda: driver.calls.count("subscribe") == 2, 30)
@@ -96,7 +98,7 @@ async def test_a_subscribe_that_swallows_its_cancellation_does_not_hold_up_the_s
             return receiver
 
     driver = Late(NATIVE_DELAY)
-    assert await stops(driver, when=lambda: "receive" in driver.calls, cut=True) < 3
+    assert await stops(driver, when=lambda: "fetch" in driver.calls, cut=True) < 3
 
 
 # --- ended
@@ -200,15 +202,13 @@ async def test_a_cancellation_that_a_driver_swallows_still_reaches_its_task(call
 @virtual
 async def test_a_replay_whose_driver_swallows_the_cancellation_ends_and_gives_everything_back() -> None:
     class Deaf(StubReceiver):
-        async def receive(self, limit: int, wait: float) -> Sequence[Any]:
-            try:
-                return await super().receive(limit, wait)
-            except asyncio.CancelledError:
-                return []
+        async def fetch(self, limit: int, wait: float) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await super().fetch(limit, wait)
 
     driver = StubDriver(NATIVE_DELAY)
     driver.put(Message("t", b"1", id="1"))
-    driver.hold("receive")
+    driver.hold("fetch")
     async with broker_of(driver) as broker:
         receivers = []
         real = driver.subscribe
@@ -221,7 +221,7 @@ async def test_a_replay_whose_driver_swallows_the_cancellation_ends_and_gives_ev
 
         driver.subscribe = subscribe  # type: ignore[method-assign]
         replaying = asyncio.create_task(broker.replay("t"))
-        await until(lambda: "receive" in driver.calls)
+        await until(lambda: "fetch" in driver.calls)
         replaying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await replaying

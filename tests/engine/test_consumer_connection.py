@@ -22,7 +22,7 @@ def message(value: str, key: str | None = None, topic: str = "t") -> Message:
 
 
 @KINDS
-@pytest.mark.parametrize("call", ["receive", "settle", "extend"])
+@pytest.mark.parametrize("call", ["fetch", "settle", "extend"])
 @virtual
 async def test_a_connection_lost_in_any_call_loses_nothing(call: str, native: Capabilities) -> None:
     if call == "extend" and native.lease is None:

@@ -131,7 +131,7 @@ async def test_max_in_flight_is_shared_by_the_topics() -> None:
     driver.put(*(message(str(n), topic=topic) for n in range(20) for topic in ("a", "b", "c")))
     async with broker_of(driver) as broker:
         consumer = broker.consumer(
-            ["a", "b", "c"], group="g", handler=recorder, max_in_flight=10, drain_timeout=0
+            ["a", "b", "c"], group="g", handler=recorder, concurrency=20, max_in_flight=10, drain_timeout=0
         )
         async with consumer:
             await asyncio.sleep(1)
@@ -245,7 +245,10 @@ async def test_delayed_mode_lets_the_key_go_on(native: Capabilities) -> None:
     driver, recorder = StubDriver(native), Recorder(answer)
     driver.put(message("1", "k"), message("2", "k"), message("3", "k"))
     policy = steady(mode="delayed", first=60.0, limit=60.0)
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder, retry=policy):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, retry=policy, concurrency=3),
+    ):
         await until(lambda: len(recorder.seen) == 3, within=1.0)
         assert recorder.values == [b"1", b"2", b"3"]
         if not native.lanes:  # the stub has no place aside

@@ -168,7 +168,7 @@ async def test_a_broker_knows_of_a_consumer_that_broke_until_it_is_stopped() -> 
     async with broker_of(driver) as broker:
         consumer = broker.consumer("t", group="g", handler=Recorder())
         await consumer.start()
-        driver.fail("receive", RuntimeError("a fault"))
+        driver.fail("fetch", RuntimeError("a fault"))
         driver.put(message("1"))
         with pytest.raises(RuntimeError):
             await consumer.wait()
@@ -219,7 +219,7 @@ async def test_a_closed_broker_gives_nothing() -> None:
 
 
 @virtual
-@pytest.mark.parametrize("part", ["pump", "settle", "leases", "source"])
+@pytest.mark.parametrize("part", ["pump", "settle", "leases", "watch", "run"])
 async def test_a_consumer_of_which_a_part_was_cancelled_breaks_instead_of_waiting_for_ever(part: str) -> None:
     async with broker_of(StubDriver(Capabilities(lease=5.0))) as broker:
         consumer = broker.consumer("t", group="g", handler=Recorder())

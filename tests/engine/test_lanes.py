@@ -1,5 +1,6 @@
 from collections import deque
 from itertools import count
+from typing import Any, cast
 
 import pytest
 from hypothesis import settings
@@ -19,9 +20,10 @@ class Fixture:
     def __init__(self, ordering: str = "key") -> None:
         self.ready: deque[Delivery] = deque()
         self.lanes = Lanes(ordering, self.ready)  # type: ignore[arg-type]
+        self.inbox: Any = None
 
     def admit(self, *deliveries: Delivery) -> list[Delivery]:
-        return self.lanes.admit(deliveries, "loan")
+        return self.lanes.admit(deliveries, self.inbox)
 
     @property
     def values(self) -> list[bytes]:
@@ -138,22 +140,22 @@ def test_dropping_what_is_queued_leaves_the_head(lanes: Fixture) -> None:
     assert lanes.values == [b"3"]
 
 
-def test_forgetting_keeps_only_the_lanes_of_what_is_busy_closed(lanes: Fixture) -> None:
+def test_dropping_keeps_only_the_lanes_of_what_is_busy_closed(lanes: Fixture) -> None:
     first, other = delivery("1", "k"), delivery("x", "other")
     lanes.admit(first, delivery("2", "k"), other)
-    lanes.ready.clear()
-    lanes.lanes.forget([first])
+    lanes.ready.popleft()
+    lanes.lanes.drop(lambda each: each is not first)
     lanes.admit(delivery("1 again", "k"), delivery("x again", "other"))
     assert lanes.values == [b"x again"]
     lanes.lanes.advance(first)
     assert lanes.values == [b"x again", b"1 again"]
 
 
-def test_forgetting_several_busy_of_a_lane_frees_it_with_the_last(lanes: Fixture) -> None:
+def test_dropping_all_but_several_busy_of_a_lane_frees_it_with_the_last(lanes: Fixture) -> None:
     all_of_it = [delivery(str(n), "k") for n in range(2)]
     lanes.admit(*all_of_it)
     lanes.lanes.take_more(lanes.ready.popleft(), 5)
-    lanes.lanes.forget(all_of_it)
+    lanes.lanes.drop(lambda each: each not in all_of_it)
     lanes.admit(delivery("0 again", "k"), delivery("1 again", "k"))
     for each in all_of_it:
         lanes.lanes.advance(each)
@@ -180,7 +182,7 @@ class LanesMachine(RuleBasedStateMachine):
     @rule(keys=st.lists(st.sampled_from("abc"), min_size=1, max_size=5))
     def arrive(self, keys: list[str]) -> None:
         arrived = [delivery(str(next(self.numbers)), key) for key in keys]
-        strays = self.lanes.admit(arrived, None)
+        strays = self.lanes.admit(arrived, cast("Any", None))
         assert strays == [each for each in arrived if self.lane(each) in self.parked]
         for each in arrived:
             if each not in strays:
@@ -243,10 +245,11 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule()
     def lose(self) -> None:
-        self.ready.clear()
         self.lost += self.busy
         self.busy = []
-        self.lanes.forget(each for group in self.lost for each in group)
+        kept = {each for group in self.lost for each in group}
+        self.lanes.drop(lambda each: each not in kept)
+        self.lanes.unpark(self.parked)
         for expected in self.expected.values():
             expected.clear()
         self.parked.clear()

@@ -18,21 +18,27 @@ def bad(delivery: Delivery) -> bool:
     return delivery.message.key == b"k"
 
 
+async def slow_with_a_key(message: Message) -> None:
+    if message.key is not None:
+        await asyncio.sleep(10)
+
+
 @virtual
 async def test_letting_go_drops_what_was_not_begun() -> None:
-    driver, recorder = StubDriver(), Recorder(lambda _: asyncio.sleep(10))
-    driver.put(message("a", "a"), message("1", "k"), message("2", "k"))
+    driver, recorder = StubDriver(), Recorder(slow_with_a_key)
+    quick = [message(str(n)) for n in range(20)]  # after which the window is wide enough for all of these
+    driver.put(*quick, message("a", "a"), message("1", "k"), message("2", "k"))
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder) as consumer:
-        await until(lambda: recorder.running)
+        await until(lambda: recorder.values[-1:] == [b"a"] and consumer.health().in_flight == 3)
         receiver = driver.receiver("t", "g")
         before = asyncio.get_running_loop().time()
         await receiver.subscription.let_go(bad)
         assert asyncio.get_running_loop().time() == before
         assert consumer.health().in_flight == 1
         receiver.take_back(bad)
-        await until(lambda: driver.acknowledged)
+        await until(lambda: len(driver.acknowledged) == 21)
         await asyncio.sleep(30)
-    assert recorder.values == [b"a"]
+    assert recorder.values[20:] == [b"a"]
     assert not driver.breaches
 
 
@@ -160,7 +166,10 @@ async def test_a_forgotten_message_that_fails_is_not_tried_again_here() -> None:
 
     driver, recorder = StubDriver(), Recorder(answer)
     driver.put(message("1", "k"), message("2", "k"), message("a", "a"))
-    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, concurrency=3),
+    ):
         await until(lambda: recorder.running)
         driver.receiver("t", "g").take_back(bad)
         await asyncio.sleep(100)

@@ -185,13 +185,13 @@ async def test_leases_last_while_a_replay_waits_for_its_publish() -> None:
 async def test_a_connection_lost_while_reading_is_broker_unavailable() -> None:
     driver = await filled(BARE, dead("1"))
     async with broker_of(driver) as broker:
-        driver.fail("receive", ConnectionLost("gone"))
+        driver.fail("fetch", ConnectionLost("gone"))
         with pytest.raises(BrokerUnavailable, match="stub://stub was lost while reading: gone"):
             await broker.replay("t-dlq")
         assert await broker.replay("t-dlq") == 1
 
 
-@pytest.mark.parametrize("call", ["receive", "settle"])
+@pytest.mark.parametrize("call", ["fetch", "settle"])
 @virtual
 async def test_the_receiver_is_closed_whatever_happens(call: str) -> None:
     driver = await filled(BARE, dead("1"), dead("2"))

@@ -143,9 +143,10 @@ class MemoryReceiver:
         self.out: set[int] = set()
         self.woken = asyncio.Event()
         self._group = group
+        self._inbox = subscription.inbox
         self._ephemeral = subscription.ephemeral
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(self, limit: int, wait: float) -> None:
         """Take what is there; wait for a publish, a release, or the time that one is due."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
@@ -155,13 +156,21 @@ class MemoryReceiver:
             deliveries = self._group.take(self, limit, loop.time())
             now = loop.time()
             if deliveries or now >= deadline:
-                return deliveries
+                self._inbox.put(deliveries)
+                return
             self.woken.clear()
             try:
                 async with asyncio.timeout_at(min(deadline, self._group.next_due(deadline))):
                     await self.woken.wait()
             except TimeoutError:
                 pass  # the deadline, or one is due
+
+    async def quiesce(self) -> None:
+        """Nothing comes but by `fetch`."""
+
+    async def overdue(self) -> int | None:
+        """What is new, or came back and is due."""
+        return self._group.waiting(asyncio.get_running_loop().time())
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Settle all of them at once."""
@@ -291,6 +300,11 @@ class Group:
     def lag(self) -> int:
         """Messages that are not acknowledged."""
         return self._pending + self.topic.end - self.cursor - self.topic.foreign(self.cursor, self.name)
+
+    def waiting(self, now: float) -> int:
+        """Messages that may be handed out."""
+        due = sum(when <= now for when, _ in self._free)
+        return due + self.topic.end - self.cursor - self.topic.foreign(self.cursor, self.name)
 
     def oldest(self) -> int:
         """The offset of the oldest message that is not acknowledged."""

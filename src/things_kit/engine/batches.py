@@ -1,10 +1,13 @@
 """Workers for batch handlers: each call gets a list."""
 
 import asyncio
+from contextvars import copy_context
 from typing import Any
 
 from things_kit.engine.driver import Delivery
-from things_kit.engine.workers import Cancelled, Worker, Workers
+from things_kit.engine.lanes import Lane
+from things_kit.engine.state import State
+from things_kit.engine.workers import Cancelled, Worker, Workers, changed
 from things_kit.messaging.handler import HandleBatch
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
@@ -24,17 +27,27 @@ class BatchWorkers(Workers):
         wait: float,
         **common: Any,
     ) -> None:
-        super().__init__(handle=_one_at_a_time, **common)
+        super().__init__(handle=self._one, **common)
         self._handle_batch = handle_batch
         self._size = size
         self._wait = wait
 
+    async def _one(self, message: Message) -> None:
+        """What is handled alone is a batch of its own."""
+        try:
+            await self._handle_batch([message])
+        except BatchError as error:
+            raise error.errors.get(0, error) from None
+
     async def _busy_period(self, worker: Worker) -> None:
-        while self.ready and not self._stopping:
+        context = copy_context()
+        while self.ready and not self._held and not changed(context):
             batch = await self._gather(worker)
             if not batch:
                 continue
             worker.deliveries = batch
+            for delivery in batch:
+                delivery.state = State.HANDLING
             worker.started = asyncio.get_running_loop().time()
             try:
                 await self._handle_batch([delivery.message for delivery in batch])
@@ -45,37 +58,55 @@ class BatchWorkers(Workers):
                 await self.let_thread_end(worker)
             else:
                 for delivery in batch:
-                    delivery.loan.done(delivery)
-            if worker.cancelled is not None:  # the handler swallowed it and finished
-                self._uncancel(worker)
+                    delivery.inbox.done(delivery)
             worker.deliveries = None
+            if worker.task.cancelling():  # the handler swallowed it and finished, or has cancelled itself
+                await self._shed(worker)
             await asyncio.sleep(0)  # once a batch: the loop gets its turn
 
     async def _gather(self, worker: Worker) -> list[Delivery]:
-        """A batch; empty if the consumer stops meanwhile: what was gathered was never begun."""
+        """A batch; empty if the consumer stops or pauses meanwhile: what was gathered was never begun."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + self._wait
         heads: list[Delivery] = []
         batch: list[Delivery] = []
         worker.gathered = batch
-        while len(batch) < self._size and not self._stopping:
+        while len(batch) < self._size and not self._held:
             if self.ready:
-                heads.append(self.ready.popleft())
-                batch.append(heads[-1])
-                batch += heads[-1].loan.lanes.take_more(heads[-1], self._size - len(batch))
+                head = self.ready.popleft()
+                head.state = State.GATHERED
+                heads.append(head)
+                batch.append(head)
+                batch += head.inbox.lanes.take_more(head, self._size - len(batch))
             elif loop.time() >= ends:
                 break
             else:
                 await self._rest_until(ends)
         for head in heads:  # more of their lanes may have come while we waited
-            batch += head.loan.lanes.take_more(head, self._size - len(batch))
+            batch += head.inbox.lanes.take_more(head, self._size - len(batch))
         worker.gathered = []
-        if self._stopping:
-            return []
         for delivery in batch:
-            if not delivery.loan.owns(delivery):  # it was taken back while it waited here
-                delivery.loan.lanes.advance(delivery)
-        return [delivery for delivery in batch if delivery.loan.owns(delivery)]
+            if delivery.state is State.GONE:  # it was taken back while it waited here
+                delivery.inbox.done(delivery)
+        batch = [delivery for delivery in batch if delivery.state is State.GATHERED]
+        if not self._held:
+            return batch
+        self._put_back(batch)
+        return []
+
+    def _put_back(self, batch: list[Delivery]) -> None:
+        """What was gathered is handled later, or goes back to the broker."""
+        lanes: dict[Lane, list[Delivery]] = {}
+        for delivery in batch:
+            lanes.setdefault(delivery.inbox.lanes.lane_of(delivery), []).append(delivery)
+        for lane, deliveries in lanes.items():
+            head, *more = deliveries
+            if lane is not None and more:
+                head.inbox.lanes.put_behind(more)
+            for each in [head] if lane is not None else deliveries:
+                each.state = State.READY
+        if not self._stopping:
+            self.ready.extendleft(each for each in reversed(batch) if each.state is State.READY)
 
     async def _rest_until(self, when: float) -> None:
         loop = asyncio.get_running_loop()
@@ -98,7 +129,7 @@ class BatchWorkers(Workers):
         ]
         for index, delivery in enumerate(batch):
             if index not in error.errors:
-                delivery.loan.done(delivery)
+                delivery.inbox.done(delivery)
         if worker.cancelled is Cancelled.STOP:
             for delivery, _ in failed:
                 self._given_back(delivery)
@@ -114,7 +145,3 @@ class BatchWorkers(Workers):
         else:
             for delivery in batch:
                 self._failed(delivery, failure)
-
-
-async def _one_at_a_time(_: Message) -> None:
-    raise AssertionError("a batch consumer handles lists")

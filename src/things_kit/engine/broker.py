@@ -284,7 +284,7 @@ class Broker:
         retry: RetryPolicy | None = None,
         dead_letter: str | Discard | None = "{topic}-dlq",
         timeout: Seconds | None = None,
-        drain_timeout: Seconds = 30.0,
+        drain_timeout: Seconds = 20.0,
         max_in_flight: int = 1000,
         batch: Batch | None = None,
         middleware: Sequence[Middleware] = (),

@@ -7,7 +7,9 @@ Before Python 3.12 `asyncio.wait_for` returns as if nothing had been when it is 
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+ResultT = TypeVar("ResultT")
 
 AGAIN: Final = 1.0
 """Seconds that a cancelled task may take to clean up before it counts as one that has swallowed its cancellation."""
@@ -39,6 +41,22 @@ def is_cancelled() -> bool:
     """Whether somebody cancels the task that runs, so that a CancelledError in it is meant for it."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def finished(task: asyncio.Task[ResultT], patience: float) -> bool:
+    """Wait for a task, for so many seconds; whether it is done. Raises what it raised.
+
+    What takes longer is cancelled and left to itself: whoever waits has waited enough.
+    """
+    try:
+        await asyncio.wait({task}, timeout=patience)
+    finally:
+        if not task.done():
+            abandon(task)
+    if task.done():
+        task.result()
+        return True
+    return False
 
 
 def abandon(task: asyncio.Task[Any]) -> None:

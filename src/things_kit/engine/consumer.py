@@ -1,4 +1,4 @@
-"""The consumer: wires sources, workers and outcomes together, and drains them."""
+"""The consumer: wires pumps, workers and outcomes together, and drains them."""
 
 import asyncio
 import logging
@@ -10,18 +10,22 @@ from typing import Any, Final, Literal
 import msgspec
 
 from things_kit.engine.batches import BatchWorkers
-from things_kit.engine.cancelling import ended
+from things_kit.engine.cancelling import abandon, ended
+from things_kit.engine.copies import Copies
 from things_kit.engine.dead_letter import dead_letter_topic
-from things_kit.engine.driver import Delivery, Subscription
+from things_kit.engine.driver import Delivery, SendsLater, Subscription
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import check_name
+from things_kit.engine.outcomes import Outcomes, Treatment
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.retry_source import RetrySource
-from things_kit.engine.retry_topics import retry_topics
-from things_kit.engine.source import Source, Treatment
+from things_kit.engine.pump import Pump
+from things_kit.engine.retry_pump import RetryPump, sender
+from things_kit.engine.retry_topics import SHORT, retry_topics
+from things_kit.engine.suspects import Suspects
 from things_kit.engine.transmission import Transmission
-from things_kit.engine.workers import GRACE, Workers
+from things_kit.engine.window import Window
+from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.health import ConsumerHealth
@@ -39,6 +43,12 @@ from things_kit.messaging.policy import (
 
 log = logging.getLogger("things_kit.consumer")
 
+LAST: Final = 3.0
+"""Seconds beyond `drain_timeout` for what was cancelled to end, and for giving back what is held."""
+
+CLOSING: Final = 1.75
+"""Seconds beyond that for what does not end: it is cancelled, and left to itself."""
+
 STUCK: Final = 300.0
 """Seconds without any settlement, while a handler runs, after which a consumer without timeout is not well."""
 
@@ -55,7 +65,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetryPolicy = RetryPolicy()
     dead_letter: str | Discard | None = "{topic}-dlq"
     timeout: Seconds | None = None
-    drain_timeout: Seconds = 30.0
+    drain_timeout: Seconds = 20.0
     max_in_flight: int = 1000
     batch: Batch | None = None
     middleware: Sequence[Middleware] = ()
@@ -121,10 +131,13 @@ class BrokerConsumer:
             wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
             self._handle_batch = compile_batch_handler(options.handler, wraps)
         self._state: Literal["new", "running", "stopping", "stopped"] = "new"
-        self._sources: list[Source] = []
+        self._pumps: list[Pump] = []
         self._runs: list[asyncio.Task[None]] = []
         self._producer = BrokerProducer(transmission, insist=True, any_size=True)
         self._workers = self._make_workers()
+        width = options.concurrency * (1 if options.batch is None else options.batch.size)
+        self._window = Window(width, lambda: self._workers.active)
+        self._paused = False
         self._stop: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._broken: BaseException | None = None
@@ -151,10 +164,9 @@ class BrokerConsumer:
             await self._declare()
             self._raise_if_stopped()
             self._workers.start()
-            self._sources = [source for topic in self.options.topics for source in self._make_sources(topic)]
-            self._runs = [
-                asyncio.create_task(source.run(), name=f"{self._name} source") for source in self._sources
-            ]
+            self._pumps = [pump for topic in self.options.topics for pump in self._make_pumps(topic)]
+            self._tell_paused()
+            self._runs = [asyncio.create_task(pump.run(), name=f"{self._name} run") for pump in self._pumps]
             for run in self._runs:
                 run.add_done_callback(self._run_ended)
             await self._subscribed()
@@ -191,6 +203,29 @@ class BrokerConsumer:
         """Whether this task is one in which its handler is called."""
         return self._workers.owns(task)
 
+    def pause(self) -> None:
+        """Begin nothing more, until `resume`; also before start. What runs ends, and retries wait.
+
+        What is not begun goes back to the broker where that is not counted and keeps the order; else it stays here.
+        """
+        self._paused = True
+        self._tell_paused()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._paused = False
+        self._tell_paused()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the user has paused it."""
+        return self._paused
+
+    def _tell_paused(self) -> None:
+        self._workers.pause(self._paused)
+        for pump in self._pumps:
+            pump.pause(self._paused)
+
     async def __aenter__(self) -> "BrokerConsumer":
         await self.start()
         return self
@@ -202,16 +237,16 @@ class BrokerConsumer:
 
     def health(self) -> ConsumerHealth:
         """How it is at this moment."""
-        loans = [source.loan for source in self._sources if source.loan is not None]
+        inboxes = [pump.inbox for pump in self._pumps if pump.inbox is not None]
         now = asyncio.get_running_loop().time()
-        oldest = min((since for loan in loans if (since := loan.oldest()) is not None), default=None)
+        oldest = min((since for inbox in inboxes if (since := inbox.oldest()) is not None), default=None)
         return ConsumerHealth(
             topics=self.options.topics,
             group=self.group,
             running=self._state == "running" and self._broken is None,
-            in_flight=sum(len(loan.held) for loan in loans),
+            in_flight=sum(len(inbox.held) for inbox in inboxes),
             last_settled=max(
-                (loan.last_settled for loan in loans if loan.last_settled is not None), default=None
+                (pump.last_settled for pump in self._pumps if pump.last_settled is not None), default=None
             ),
             oldest_in_flight=None if oldest is None else now - oldest,
             reason=self._trouble(now, oldest),
@@ -222,25 +257,25 @@ class BrokerConsumer:
             return f"it broke: {self._broken}"
         if self._state != "running":
             return None
-        for source in self._sources:
-            if source.trouble is not None:
-                return source.trouble
+        for pump in self._pumps:
+            if pump.trouble is not None:
+                return pump.trouble
         hanging = self._workers.hanging()
         if hanging:
             return (
                 f"{hanging} of {self.options.concurrency} workers hang in a handler that overran its timeout"
             )
         progress = max(
-            (source.loan.last_progress for source in self._sources if source.loan is not None), default=now
+            (pump.inbox.last_progress for pump in self._pumps if pump.inbox is not None), default=now
         )
-        if oldest is not None and now - max(oldest, progress) > STUCK and self._workers.busy():
+        if oldest is not None and now - max(oldest, progress) > STUCK and self._workers.busy:
             return f"it is stuck: no message was finished for {now - max(oldest, progress):.0f} s"
         return None
 
     @property
     def discarded(self) -> int:
         """How many messages were dropped under `dead_letter=DISCARD`."""
-        return sum(source.discarded for source in self._sources)
+        return sum(pump.outcomes.discarded for pump in self._pumps)
 
     # --- parts
 
@@ -271,7 +306,7 @@ class BrokerConsumer:
         size, wait = options.batch.size, seconds(options.batch.wait, "Batch.wait")
         return BatchWorkers(self._handle_batch, size=size, wait=wait, failed=self._failed, **common)
 
-    def _make_sources(self, topic: str) -> list[Source]:
+    def _make_pumps(self, topic: str) -> list[Pump]:
         options = self.options
         share = options.max_in_flight // len(options.topics)
         topics = retry_topics(topic, self.group) if self._uses_retry_topics else []
@@ -290,50 +325,72 @@ class BrokerConsumer:
             max_in_flight=share - waiting * len(topics),
             create=self._transmission.url.engine.declare,
         )
-        treatment = Treatment(
-            retry=options.retry,
-            dead_letter=self._dead_letters[topic],
-            discard=options.dead_letter is DISCARD,
-            drain=seconds(options.drain_timeout, "drain_timeout"),
-            retry_topics=bool(topics),
-            chance=self._chance,
-        )
-        lanes = Lanes(
-            options.ordering, self._workers.ready
-        )  # a retried message is of the lane that it always was of
-        parts = (self._transmission.driver, treatment, lanes, self._workers, self._producer)
+        parts = self._parts_of(topic)
         retries = (
             msgspec.structs.replace(subscription, topic=name, start="earliest", max_in_flight=waiting)
             for name in topics
         )
-        return [Source(subscription, *parts), *(RetrySource(retry, *parts) for retry in retries)]
+        return [Pump(subscription, *parts), *(RetryPump(retry, *parts) for retry in retries)]
+
+    def _parts_of(self, topic: str) -> tuple[Any, ...]:
+        """What the pumps of one topic share: a retried message is of the lane that it always was of."""
+        options, driver, workers = self.options, self._transmission.driver, self._workers
+        native, name = driver.capabilities, f"{topic} as {self.group}"
+        treatment = Treatment(
+            group=self.group,
+            retry=options.retry,
+            dead_letter=self._dead_letters[topic],
+            discard=options.dead_letter is DISCARD,
+            chance=self._chance,
+        )
+        lanes, copies = Lanes(options.ordering, workers.ready), self._copies()
+        outcomes = Outcomes(name, native, treatment, lanes, workers, self._producer, copies)
+        suspects = None
+        if native.suspects and not treatment.keeps:
+            suspects = Suspects(name, options.retry.attempts, lanes, workers, copies, outcomes.failed)
+        drain = seconds(options.drain_timeout, "drain_timeout")
+        return driver, drain, lanes, workers, self._window, outcomes, suspects
+
+    def _copies(self) -> Copies | None:
+        """How messages are put aside where the broker has no delay beside a message; None: they wait in memory."""
+        driver = self._transmission.driver
+        if self._uses_retry_topics:
+            return Copies(sender(self._producer), self.group, SHORT)
+        if isinstance(driver, SendsLater) and self.options.group is not None:
+            return Copies(driver.send_later, self.group, max(SHORT, driver.capabilities.delay_from))
+        return None
 
     @property
     def _uses_retry_topics(self) -> bool:
         native = self._transmission.driver.capabilities
         delayed = self.options.retry.mode == "delayed" and self.options.group is not None
-        return delayed and native.retained and not native.delay
+        return (
+            delayed
+            and native.retained
+            and not native.delay
+            and not isinstance(self._transmission.driver, SendsLater)
+        )
 
     def _failed(self, delivery: Delivery, error: BaseException) -> None:
-        delivery.loan.source.failed(delivery, error)
+        delivery.inbox.outcomes.failed(delivery, error)
 
     def _starved(self) -> None:
-        for source in self._sources:
-            source.make_room()
+        for pump in self._pumps:
+            pump.make_room()
 
     def _give_back(self, delivery: Delivery) -> None:
-        delivery.loan.source.give_back(delivery)
+        delivery.inbox.outcomes.give_back(delivery)
 
     # --- start, stop, break
 
     async def _subscribed(self) -> None:
-        """Wait until every source is subscribed, or the consumer broke.
+        """Wait until every topic is subscribed, or the consumer broke.
 
         A broker that is away may stay so for `publish_timeout`. One that is there may take longer: such as for a group
         whose last member has died, until its session has ended.
         """
         timeout = self._transmission.url.engine.publish_timeout
-        waits = {asyncio.create_task(source.subscribed.wait()) for source in self._sources}
+        waits = {asyncio.create_task(pump.subscribed.wait()) for pump in self._pumps}
         stopped = asyncio.create_task(self._stopped.wait())
         try:
             pending: set[asyncio.Task[Any]] = set(waits)
@@ -349,7 +406,7 @@ class BrokerConsumer:
         self._raise_if_stopped()
 
     async def _raise_if_away(self, timeout: float) -> None:
-        away = next((source.away for source in self._sources if source.away is not None), None)
+        away = next((pump.away for pump in self._pumps if pump.away is not None), None)
         away = away or await self._transmission.trouble()
         if away is not None:
             raise self._transmission.unavailable(timeout, away) from (away.__cause__ or away)
@@ -384,22 +441,33 @@ class BrokerConsumer:
         loop = asyncio.get_running_loop()
         ends = loop.time() + seconds(self.options.drain_timeout, "drain_timeout")
         try:
-            for source, run in zip(self._sources, self._runs, strict=False):
-                source.stop_receiving()
-                if source.loan is None:  # it is trying to connect
+            stopping = asyncio.gather(*(pump.stop_receiving() for pump in self._pumps))
+            for pump, run in zip(self._pumps, self._runs, strict=False):
+                if pump.inbox is None:  # it is trying to connect
                     run.cancel()
+            await stopping
             await self._workers.stop(max(0.0, ends - loop.time()))
-            for source in self._sources:
-                await source.finish(max(0.0, ends - loop.time()))
-            if self._runs:
-                _, late = await asyncio.wait(self._runs, timeout=GRACE)
-                await ended(*late, patience=GRACE)
-            await self._producer.close()
+            await asyncio.gather(*(pump.finish(max(0.0, ends - loop.time())) for pump in self._pumps))
+            await self._end(self._runs, ends + LAST - loop.time())
+            await self._producer.close(within=max(0.0, ends - loop.time()))
         finally:
             self._state = "stopped"
             self._stopped.set()
             if self._broken is None:
                 self._ended_hook(self)
+
+    async def _end(self, tasks: Sequence[asyncio.Task[None]], within: float) -> None:
+        """Wait for these, cancel what takes longer, and leave behind what takes longer still."""
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=max(0.0, within))
+        for task in late:
+            task.cancel()
+        if late:
+            _, late = await asyncio.wait(late, timeout=CLOSING)
+        for task in late:
+            log.warning("%s: it does not end; it is left behind", task.get_name())
+            abandon(task)
 
     @property
     def _name(self) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from things_kit.engine.sizes import header_bytes, message_bytes
+from things_kit.engine.verdict import ProcessDied
 from things_kit.messaging import names
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
@@ -164,9 +165,10 @@ def rfc3339(time: datetime) -> str:
 
 
 def qualified_name(error: BaseException) -> str:
-    """The qualified name of an exception's type, without a module where it is built in."""
+    """The qualified name of an exception's type, without a module where it is built in or the engine's own word."""
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    plain = kind.__module__ == "builtins" or kind is ProcessDied
+    return kind.__qualname__ if plain else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def text_of(error: BaseException) -> str:

@@ -18,17 +18,25 @@ Rules that hold for every method:
 * Names of topics and groups were checked to be text, not empty; a driver refuses with `ConfigError` what its broker
   cannot have beyond that, and never misreads a name.
 * A call may be cancelled while it waits. What it had taken from the broker by then must reach nobody twice in
-  this process and be lost by nobody: the next call hands it out, or the broker does.
+  this process and be lost by nobody: it is in the inbox, the next call puts it there, or the broker hands it out.
+* A driver keeps no messages. What arrives goes to `Subscription.inbox` at once: there it is ordered, leased, counted
+  and given back.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol, Self, TypeAlias, runtime_checkable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias, runtime_checkable
 
 import msgspec
 
+from things_kit.engine.state import State
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Ordering, Start
+
+if TYPE_CHECKING:
+    from things_kit.engine.adapter import Returning
+    from things_kit.engine.inbox import ConsumerInbox
 
 
 class ConnectionLost(Exception):
@@ -59,6 +67,10 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         attempts: `Message.attempt` of a delivery survives a restart: the broker counts, or stores `Release.attempt`.
         targeted: The driver itself keeps a message with the header `replay-group` from all other groups, and from
             their lag. Otherwise their engines skip it.
+        suspects: `Message.attempt` counts what killed processes were handed too, and a mark can be kept for the next
+            delivery (a receiver that is `Marking`, or a driver that `SendsLater`): a message that kills whoever handles
+            it can be told.
+        fixed_credit: What `credit` says costs a new subscription at the broker, so it is said seldom.
         partitions: Messages have a partition, and order is kept within one.
         lag: The broker can say how many messages a group has not acknowledged.
         max_batch: The most messages one `send` takes.
@@ -73,6 +85,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     retained: bool = False
     attempts: bool = False
     targeted: bool = False
+    suspects: bool = False
+    fixed_credit: bool = False
     partitions: bool = False
     lag: bool = True
     max_batch: int = 10_000
@@ -89,34 +103,54 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(name for name in ("delay", "lanes", "attempts", "targeted") if not getattr(self, name))
 
 
-class Delivery(msgspec.Struct, eq=False, gc=False):
-    """A message on loan from the broker, until it is settled.
+class Delivery(msgspec.Struct, eq=False):  # through its inbox it is part of cycles
+    """A message on loan from the broker, until it is settled: the one record that the engine keeps of it.
 
     `token` is whatever the driver needs to settle it, and all that it may ask of a delivery once it was handed out: the
     engine may have replaced the message by then, by a smaller one, unless it releases it with a higher attempt or with a
     delay. A token must not refer back to its delivery.
-    `loan` is the engine's note of where it belongs; drivers leave it alone.
+    `suspect` is the attempt with which a mark was stored for it (`Marking`, `Later.suspect`); 0 where there is none.
+    `state` and `inbox` are the engine's; drivers leave them alone.
     """
 
     message: Message
     token: Any = None
-    loan: Any = None
+    suspect: int = 0
+    state: State = State.READY
+    inbox: "ConsumerInbox" = None  # type: ignore[assignment] # set on arrival
 
 
 Which: TypeAlias = Callable[[Delivery], bool]
 """Says which deliveries are meant, by their tokens."""
 
 
-async def _nobody_lets_go(which: Which) -> None:
-    """For receivers that are used without a consumer."""
+class Inbox(Protocol):
+    """Where a receiver puts what arrives. All methods are called on the loop."""
 
+    def put(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """These have arrived, in this order.
 
-def _nobody_forgets(which: Which) -> None:
-    """For receivers that are used without a consumer."""
+        Returns what is not taken, to be given back uncounted: all of it, once the receiver was told to `quiesce`.
+        """
 
+    async def let_go(self, which: Which) -> None:
+        """For brokers that take back a part of what a receiver has, such as a partition in a rebalance.
 
-def _nobody_cares(reason: str | None) -> None:
-    """For receivers that are used without a consumer."""
+        Awaited before the driver lets go: drops what was not begun of these, gives begun handlers their time, and has
+        settled them when it returns.
+        """
+
+    def forget(self, which: Which) -> None:
+        """The same where that part is lost already: drops them, and settles nothing."""
+
+    def ailing(self, reason: str | None) -> None:
+        """For drivers that know when a receiver gets nothing though it should: the reason, for the consumer's health.
+
+        None when it is over. That others have all the work is no reason.
+        """
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more arrives: for receivers that have no call in which to say so. ConnectionLost, or what is final."""
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,12 +166,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         max_in_flight: The most messages the engine will hold at once: an upper bound for prefetching.
         create: Whether a missing topic or group may be created; if not, and one is missing, `ConfigError`. An ephemeral
             group of a topic that is there begins all the same.
-        let_go: For brokers that take back a part of what a receiver has, such as a partition in a rebalance. Awaited
-            by the driver on the loop before it lets go: drops what was not begun of these deliveries, gives begun
-            handlers their time, and has settled them when it returns.
-        forget: The same where that part is lost already: drops them, and settles nothing.
-        ailing: For drivers that know when a receiver gets nothing though it should: called on the loop with the
-            reason, for the consumer's health, and with None when it is over. That others have all the work is no reason.
+        inbox: Where it is to put what arrives.
     """
 
     topic: str
@@ -147,9 +176,22 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     ordering: Ordering = "key"
     max_in_flight: int = 1000
     create: bool = True
-    let_go: Callable[[Which], Awaitable[None]] = _nobody_lets_go
-    forget: Callable[[Which], None] = _nobody_forgets
-    ailing: Callable[[str | None], None] = _nobody_cares
+    inbox: Inbox = None  # type: ignore[assignment] # each receiver has its own
+
+    @property
+    def let_go(self) -> Callable[[Which], Awaitable[None]]:
+        """See `Inbox.let_go`."""
+        return self.inbox.let_go
+
+    @property
+    def forget(self) -> Callable[[Which], None]:
+        """See `Inbox.forget`."""
+        return self.inbox.forget
+
+    @property
+    def ailing(self) -> Callable[[str | None], None]:
+        """See `Inbox.ailing`."""
+        return self.inbox.ailing
 
 
 class Release(msgspec.Struct, eq=False):
@@ -168,17 +210,32 @@ class Release(msgspec.Struct, eq=False):
     aside: bool = False
 
 
+class Later(msgspec.Struct, eq=False):
+    """A copy of a message for one group, to arrive no sooner than it is due.
+
+    Attributes:
+        message: What is to arrive; its topic is the one that it came from.
+        group: The only group that is to get it.
+        due: When, in UTC.
+        attempt: With which `Message.attempt`.
+        suspect: With which `Delivery.suspect`; 0 for none.
+    """
+
+    message: Message
+    group: str
+    due: datetime
+    attempt: int = 1
+    suspect: int = 0
+
+
 class Receiver(Protocol):
-    """One subscription's stream of deliveries. The engine never calls `receive` twice at a time, nor after `close`."""
+    """One subscription. It is a `Fetching` or a `Pushed` one; what both have is here. Nothing is called after `close`."""
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Up to `limit` messages, in order; an empty sequence if none came within `wait` seconds.
+    async def quiesce(self) -> None:
+        """Have nothing more put into the inbox once this returns; it ends in a second or two, whatever the broker does.
 
-        Returns as soon as there is at least one. With `wait=0` returns what is there now. Waiting costs nothing:
-        no polling in a busy loop. Cancelled while waiting, it has taken nothing (see the module's rules).
-
-        Raises:
-            ConnectionLost: The engine forgets all deliveries of this receiver, closes it and subscribes anew.
+        What was asked for is withdrawn, or comes meanwhile and is refused by the inbox: then it goes back uncounted.
+        The engine releases all the rest after this, in the order of arrival, and then closes.
         """
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
@@ -199,8 +256,73 @@ class Receiver(Protocol):
         Called about three times a lease while anything is held; only where `lease` is set.
         """
 
+    async def overdue(self) -> int | None:
+        """How many messages this receiver should be getting now; None where the broker cannot say.
+
+        Those of its own partitions, or of the group's that nobody holds. Asked when nothing has come for a while, and
+        nothing is held: where it stays above 0, the engine closes this receiver and subscribes anew.
+
+        Raises:
+            ConnectionLost: As for `settle`.
+        """
+
     async def close(self) -> None:
-        """Let go of the subscription, and of an ephemeral group. What was not settled goes back to the group."""
+        """Let go of the subscription, and of an ephemeral group. What was not settled goes back to the group.
+
+        It ends within a few seconds, whatever the broker does: what cannot be said to it, it finds out by itself.
+        """
+
+
+@runtime_checkable
+class Fetching(Receiver, Protocol):
+    """A receiver that asks the broker for messages. The engine never calls `fetch` twice at a time."""
+
+    async def fetch(self, limit: int, wait: float) -> None:
+        """Ask for up to `limit` messages, and put into the inbox what comes, in order.
+
+        Returns as soon as there is at least one, or none came within `wait` seconds. With `wait=0` it puts what is
+        there now. Waiting costs nothing: no polling in a busy loop. Never more than `limit` are taken from the broker.
+
+        Raises:
+            ConnectionLost: The engine forgets all deliveries of this receiver, closes it and subscribes anew.
+        """
+
+
+@runtime_checkable
+class Pushed(Receiver, Protocol):
+    """A receiver to which the broker pushes messages, as many as it was given credit for; it puts them into the inbox.
+
+    What ends it is told to `Inbox.fail`.
+    """
+
+    def credit(self, window: int) -> None:
+        """From now on the broker may have so many messages with this receiver that are not settled, and no more.
+
+        Before the first call nothing is asked for. Called often where `Capabilities.fixed_credit` is not set.
+        """
+
+
+@runtime_checkable
+class Marking(Protocol):
+    """What a receiver has whose broker can keep a mark beside a message that is handed out."""
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """From its next delivery on it has this as its `Delivery.suspect`; 0 takes the mark away.
+
+        Raises:
+            ConnectionLost: As for `settle`.
+        """
+
+
+@runtime_checkable
+class SendsLater(Protocol):
+    """What a driver has whose broker keeps no delay beside a message, but can keep a copy until it is due."""
+
+    async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
+        """Publish copies, each for one group alone; returns when all are confirmed or refused, as `send` does.
+
+        The engine acknowledges the originals afterwards. Raises ConnectionLost.
+        """
 
 
 class Driver(Protocol):
@@ -259,7 +381,7 @@ class Driver(Protocol):
             ConnectionLost: Nothing is known of any; the engine sends all again, so a message may be there twice.
         """
 
-    async def subscribe(self, subscription: Subscription) -> Receiver:
+    async def subscribe(self, subscription: Subscription) -> "Receiver | Returning":
         """Begin to receive; returns once messages published from now on would arrive.
 
         Raises:

@@ -1,12 +1,16 @@
 """Order within one process: which deliveries may be handled now, and which wait for an earlier one."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from things_kit.engine.driver import Delivery
+from things_kit.engine.state import State
 from things_kit.messaging.policy import Ordering
+
+if TYPE_CHECKING:
+    from things_kit.engine.inbox import ConsumerInbox
 
 Lane: TypeAlias = Hashable
 """What orders a delivery: its key or partition. None: nothing does."""
@@ -45,14 +49,16 @@ class Lanes:
         self._ready = ready
         # lane -> its queue; None where nothing is queued, which saves a deque for most keys
         self._queues: dict[Lane, deque[Delivery] | None] = {}
+        # those that are not simply ready when it is their turn
+        self._turns: dict[Delivery, Callable[[Delivery], None]] = {}
         # lane -> how many heads it has beyond one: a batch handler takes several of a lane at once
         self._more_heads: dict[Lane, int] = {}
 
-    def admit(self, deliveries: Sequence[Delivery], loan: Any) -> list[Delivery]:
+    def admit(self, deliveries: Sequence[Delivery], inbox: "ConsumerInbox") -> list[Delivery]:
         """Take in what arrived, in order; returns what belongs to a parked lane and must go back."""
-        queues, ready, strays = self._queues, self._ready, []
+        queues, ready, strays, queued = self._queues, self._ready, [], State.QUEUED
         for delivery, lane in zip(deliveries, map(self.lane_of, deliveries), strict=True):
-            delivery.loan = loan
+            delivery.inbox = inbox
             if lane is None:
                 ready.append(delivery)
             elif lane not in queues:
@@ -60,13 +66,34 @@ class Lanes:
                 ready.append(delivery)
             else:
                 queue = queues[lane]
+                if queue is _PARKED:
+                    strays.append(delivery)
+                    continue
+                delivery.state = queued
                 if queue is None:
                     queues[lane] = deque((delivery,))
-                elif queue is _PARKED:
-                    strays.append(delivery)
                 else:
                     queue.append(delivery)
         return strays
+
+    def admit_apart(self, delivery: Delivery, turn: Callable[[Delivery], None]) -> bool:
+        """Take in one for which `turn` is called when it may be handled; False if its lane is parked."""
+        lane = self.lane_of(delivery)
+        queue = self._queues.get(lane)
+        if queue is _PARKED:
+            return False
+        if lane is None or lane not in self._queues:
+            if lane is not None:
+                self._queues[lane] = None
+            turn(delivery)
+            return True
+        delivery.state = State.QUEUED
+        self._turns[delivery] = turn
+        if queue is None:
+            self._queues[lane] = deque((delivery,))
+        else:
+            queue.append(delivery)
+        return True
 
     def advance(self, delivery: Delivery) -> None:
         """The delivery is done with: the next of its lane is ready."""
@@ -80,9 +107,14 @@ class Lanes:
         if queue is None:
             del self._queues[lane]
         elif queue is not _PARKED:
-            self._ready.append(queue.popleft())
+            following = queue.popleft()
             if not queue:
                 self._queues[lane] = None
+            following.state = State.READY
+            if self._turns and following in self._turns:
+                self._turns.pop(following)(following)
+            else:
+                self._ready.append(following)
 
     def take_more(self, head: Delivery, room: int) -> list[Delivery]:
         """Up to `room` more of the head's lane, to be handled together with it."""
@@ -90,7 +122,11 @@ class Lanes:
         queue = self._queues.get(lane)
         if lane is None or not queue:
             return []
-        taken = [queue.popleft() for _ in range(min(room, len(queue)))]
+        taken: list[Delivery] = []
+        while queue and len(taken) < room and queue[0] not in self._turns:
+            taken.append(queue.popleft())
+        for delivery in taken:
+            delivery.state = State.GATHERED
         if not queue:
             self._queues[lane] = None
         if taken:
@@ -104,6 +140,8 @@ class Lanes:
     def put_behind(self, deliveries: Sequence[Delivery], order: Mapping[Delivery, int] | None = None) -> None:
         """Queue heads of one lane again, behind the head that waits: in this order, or in front of all others."""
         lane = self.lane_of(deliveries[0])
+        for delivery in deliveries:
+            delivery.state = State.QUEUED
         queued = [*deliveries, *(self._queues.get(lane) or ())]
         if order is not None:
             queued.sort(key=order.__getitem__)
@@ -137,18 +175,13 @@ class Lanes:
             if queue:
                 kept = deque(delivery for delivery in queue if not which(delivery))
                 self._queues[lane] = kept or None
+        self._turns = {delivery: turn for delivery, turn in self._turns.items() if not which(delivery)}
         dropped = [delivery for delivery in self._ready if which(delivery)]
         staying = [delivery for delivery in self._ready if not which(delivery)]
         self._ready.clear()
         self._ready.extend(staying)
         for delivery in dropped:
             self.advance(delivery)
-
-    def forget(self, busy: Iterable[Delivery]) -> None:
-        """Drop all that is queued; only the lanes of what is being handled stay closed until that is done."""
-        heads = Counter(lane for lane in map(self.lane_of, busy) if lane is not None)
-        self._queues = dict.fromkeys(heads)
-        self._more_heads = {lane: number - 1 for lane, number in heads.items() if number > 1}
 
     def _drop_head(self, lane: Lane) -> None:
         """One of several heads is no head any more; the last one stays."""

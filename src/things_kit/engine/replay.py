@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from things_kit.engine.cancelling import cancellable, ended
+from things_kit.engine.collected import Collecting, collect
 from things_kit.engine.dead_letter import failed_at, revive
-from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.leases import keep_leases
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.transmission import Transmission
@@ -39,7 +40,7 @@ class Reading:
         self._transmission = transmission
         self._topic, self._group = topic, group
         self._held: dict[Delivery, None] = {}
-        self._receiver: Receiver
+        self._receiver: Collecting
         self._leases: asyncio.Task[None]
 
     async def __aenter__(self) -> "Reading":
@@ -54,7 +55,7 @@ class Reading:
             max_in_flight=max(self._most, AT_ONCE),  # all of it is held until the end
             create=self._transmission.url.engine.declare,
         )
-        self._receiver = await patiently(lambda: driver.subscribe(subscription))
+        self._receiver = await patiently(lambda: collect(driver, subscription))
         leases = keep_leases(self._receiver, self._held.keys, driver.capabilities.lease)
         self._leases = asyncio.create_task(leases, name="things_kit reading")
         return self

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from things_kit.engine.driver import Later
 from things_kit.messaging.errors import DecodeError
 from things_kit.messaging.message import Message
 
@@ -51,12 +52,14 @@ def is_retry_topic(topic: str) -> bool:
     return topic.endswith(tuple(f"-retry-{name}" for _, name in TIERS))
 
 
-def postpone(message: Message, group: str, wait: float) -> Message:
-    """The message to publish instead of handling this one now; `message.attempt` is the next attempt."""
+def postpone(copy: Later) -> Message:
+    """The message to publish instead of handling this one now."""
+    message = copy.message
+    wait = max(0.0, copy.due.timestamp() - time.time())
     tier = next(name for longest, name in TIERS if wait <= longest)
     postponed = Postponed(
-        time.time() + wait,
-        message.attempt,
+        copy.due.timestamp(),
+        copy.attempt,
         message.topic,
         message.value,
         message.key,
@@ -66,7 +69,7 @@ def postpone(message: Message, group: str, wait: float) -> Message:
         message.timestamp,
         message.id,
     )
-    return Message(f"{message.topic}-{group}-retry-{tier}", _encode(postponed), message.key)
+    return Message(f"{message.topic}-{copy.group}-retry-{tier}", _encode(postponed), message.key)
 
 
 def remaining(carrier: Message) -> float:

@@ -9,14 +9,25 @@ from things_kit.messaging.errors import DecodeError, UnroutableError
 from things_kit.messaging.outcomes import Reject, Retry
 from things_kit.messaging.policy import RetryPolicy, seconds
 
-PERMANENT: Final = (Reject, DecodeError, UnroutableError)
-"""Errors that another attempt cannot help."""
+
+class ProcessDied(Exception):
+    """Every process that handled the message died, the last one while it handled nothing else."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__(
+            f"the process that handled this message died again and again, at last while it handled nothing else "
+            f"(delivery {attempt - 1})"
+        )
 
 
 class TryAgain(msgspec.Struct, frozen=True):
     """Handle it again, `wait` seconds from now."""
 
     wait: float
+
+
+PERMANENT: Final = (Reject, DecodeError, UnroutableError, ProcessDied)
+"""Errors that another attempt cannot help."""
 
 
 class Bury(msgspec.Struct, frozen=True):

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar, copy_context
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import Context, ContextVar, copy_context
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from things_kit.engine.driver import Delivery
+from things_kit.engine.driver import Delivery, Which
+from things_kit.engine.state import State
 from things_kit.engine.threads import HandlerThreads, threads
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.handler import Handle
@@ -18,8 +19,12 @@ log = logging.getLogger("things_kit.consumer")
 SLICE: Final = 0.005
 """Seconds for which a worker may go on with handlers that never wait before the loop gets its turn."""
 
-GRACE: Final = 5.0
+GRACE: Final = 2.0
 """Seconds that a cancelled handler has to clean up when the consumer stops."""
+
+
+Prepare: TypeAlias = Callable[[Delivery], Awaitable[bool]]
+"""Makes ready for handling a delivery alone; False if it is not to be handled here after all."""
 
 
 class Cancelled(Enum):
@@ -32,7 +37,7 @@ class Cancelled(Enum):
 class Worker:
     """One of the handler calls that run at once: what it has in hand, and since when."""
 
-    __slots__ = ("cancelled", "deliveries", "gathered", "hung", "started", "task")
+    __slots__ = ("cancelled", "context", "deliveries", "gathered", "hung", "started", "task")
 
     def __init__(self) -> None:
         self.deliveries: tuple[Delivery, ...] | list[Delivery] | Delivery | None = None
@@ -40,6 +45,7 @@ class Worker:
         self.started = 0.0
         self.cancelled: Cancelled | None = None
         self.hung = False
+        self.context: Context
         self.task: asyncio.Task[None]
 
     def in_hand(self) -> Iterator[Delivery]:
@@ -55,11 +61,18 @@ class Worker:
             self.cancelled = why
             self.task.cancel()
 
+    def uncancel(self) -> None:
+        """The cancellation has reached the handler, or came too late for it."""
+        self.cancelled = None
+        while self.task.cancelling():
+            self.task.uncancel()
+
 
 class Workers:
     """Takes deliveries that are ready and handles each, `concurrency` at once.
 
-    What the handler answered goes to `failed(delivery, error)`, or to the delivery's loan when it returned.
+    What the handler answered goes to `failed(delivery, error)`, or to the delivery's inbox when it returned. What is
+    isolated is handled while nothing else is.
     """
 
     def __init__(
@@ -87,20 +100,26 @@ class Workers:
         self._workers: list[Worker] = []
         self._threads = HandlerThreads(f"{name} handler")
         self._watch: asyncio.TimerHandle | None = None
-        self._stopping = False
+        self._alone: deque[tuple[Delivery, Prepare]] = deque()
+        self._solitary: Delivery | None = None
+        self._paused = self._stopping = False
+        self._held = False  # whether anything keeps workers from what is ready
 
     def start(self) -> None:
         """Start the workers."""
         for number in range(self._concurrency):
             worker = Worker()
-            context = copy_context()
-            context.run(threads.set, (self._threads, worker))
-            name = f"{self._name} worker {number}"
-            worker.task = asyncio.create_task(self._work(worker), name=name, context=context)
-            worker.task.add_done_callback(self._ended)
+            worker.context = copy_context()
+            worker.context.run(threads.set, (self._threads, worker))
             self._workers.append(worker)
+            self._begin(worker, f"{self._name} worker {number}")
         if self._timeout is not None:
             self._watch = asyncio.get_running_loop().call_later(self._timeout, self._check)
+
+    def _begin(self, worker: Worker, name: str) -> None:
+        """A task of its own context: it is the worker until a handler has changed a context variable."""
+        worker.task = asyncio.create_task(self._work(worker), name=name, context=worker.context.copy())
+        worker.task.add_done_callback(self._ended)
 
     def wake(self) -> None:
         """Deliveries have become ready."""
@@ -110,13 +129,62 @@ class Workers:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def in_hand(self) -> set[Delivery]:
-        """All deliveries that are being handled, or gathered for a batch."""
-        return {*self.busy(), *(delivery for worker in self._workers for delivery in worker.gathered)}
+    def pause(self, paused: bool) -> None:
+        """Begin nothing while this is set."""
+        self._paused = paused
+        self._look()
+        if not paused:
+            self._wake_all()
 
-    def busy(self) -> set[Delivery]:
-        """All deliveries that are being handled."""
-        return {delivery for worker in self._workers for delivery in worker.in_hand()}
+    def isolate(self, delivery: Delivery, prepare: Prepare) -> None:
+        """Handle it while nothing else is being handled, if `prepare` still says so when its turn has come."""
+        self._alone.append((delivery, prepare))
+        self._look()
+        self._wake_all()
+
+    @property
+    def isolating(self) -> bool:
+        """Whether something is being handled alone, or waits for that."""
+        return bool(self._alone) or self._solitary is not None
+
+    def drop(self, which: Which) -> list[Delivery]:
+        """Take these out of what is to be handled alone; returns them."""
+        dropped = [delivery for delivery, _ in self._alone if which(delivery)]
+        self._alone = deque(entry for entry in self._alone if not which(entry[0]))
+        self._look()
+        return dropped
+
+    def _look(self) -> None:
+        """See whether workers may take what is ready."""
+        self._held = self._stopping or self._paused or bool(self._alone) or self._solitary is not None
+
+    def _wake_all(self) -> None:
+        while self._idle:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+
+    @property
+    def active(self) -> int:
+        """How many deliveries are ready, gathered or being handled."""
+        return len(self.ready) + len(self._alone) + sum(self._count(worker) for worker in self._workers)
+
+    @staticmethod
+    def _count(worker: Worker) -> int:
+        deliveries = worker.deliveries
+        if isinstance(deliveries, Delivery):
+            return 1
+        return len(deliveries or ()) + len(worker.gathered)
+
+    @property
+    def provided(self) -> bool:
+        """Whether every worker is busy and finds another message when it is done."""
+        return bool(self.ready) and not self._idle
+
+    @property
+    def busy(self) -> bool:
+        """Whether any handler runs."""
+        return any(worker.deliveries for worker in self._workers)
 
     def hanging(self) -> int:
         """How many workers wait for a handler that overran its timeout and does not end."""
@@ -133,12 +201,10 @@ class Workers:
 
     def halt(self) -> None:
         """Begin nothing more."""
-        self._stopping = True
+        self._stopping = self._held = True
         self.ready.clear()
-        while self._idle:
-            waiter = self._idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        self._alone.clear()
+        self._wake_all()
 
     async def stop(self, drain: float) -> None:
         """Begin nothing more, give what has begun `drain` seconds to finish, then cancel it."""
@@ -157,11 +223,19 @@ class Workers:
         self._threads.close()
 
     async def _work(self, worker: Worker) -> None:
+        context = copy_context()
         while not self._stopping:
-            if not self.ready:
+            if self._held and self._alone and not self._paused:
+                await self._solitude(worker)
+            elif self._held or not self.ready:
                 await self._rest()
             else:
                 await self._busy_period(worker)
+            if changed(context) and not self._stopping:
+                self._begin(
+                    worker, worker.task.get_name()
+                )  # the next message must not see what this one has set
+                return
 
     async def _rest(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -169,13 +243,45 @@ class Workers:
         self._starved()
         await waiter
 
+    async def _solitude(self, worker: Worker) -> None:
+        """Handle the next that is to be alone, if nothing else is being handled; else wait for that."""
+        if self._solitary is not None or self.busy:
+            await self._rest()
+            return
+        delivery, prepare = self._alone.popleft()
+        self._solitary = delivery
+        try:
+            if await prepare(delivery):
+                await self._handle_alone(worker, delivery)
+        finally:
+            worker.deliveries = self._solitary = None
+            self._look()
+            self._wake_all()
+
+    async def _handle_alone(self, worker: Worker, delivery: Delivery) -> None:
+        worker.deliveries, delivery.state = delivery, State.HANDLING
+        worker.started = asyncio.get_running_loop().time()
+        try:
+            await self._handle(delivery.message)
+        except BaseException as error:  # noqa: BLE001 - every exception is an answer
+            await self._answer(worker, delivery, error)
+        else:
+            delivery.inbox.done(delivery)
+            if worker.task.cancelling():
+                await self._shed(worker)
+
     async def _busy_period(self, worker: Worker) -> None:
-        """Handle what is ready. This loop is the good path: every line in it is paid for by each message."""
+        """Handle what is ready. This loop is the good path: every line in it is paid for by each message.
+
+        It ends when a handler has changed a context variable, which no other message must see.
+        """
         ready, handle, timed = self.ready, self._handle, self._timeout is not None
-        time = asyncio.get_running_loop().time
+        time, handling, context = asyncio.get_running_loop().time, State.HANDLING, copy_context()
+        cancelling = worker.task.cancelling
         turn_ends, count = time() + SLICE, 0
-        while ready and not self._stopping:
+        while ready and not self._held:
             worker.deliveries = delivery = ready.popleft()
+            delivery.state = handling
             if timed:
                 worker.started = time()
             try:
@@ -183,14 +289,26 @@ class Workers:
             except BaseException as error:  # noqa: BLE001 - every exception is an answer
                 await self._answer(worker, delivery, error)
             else:
-                delivery.loan.done(delivery)
-                if worker.cancelled is not None:  # the handler swallowed it and finished
-                    self._uncancel(worker)
-            worker.deliveries = None
+                delivery.inbox.done(delivery)
+                if cancelling():  # the handler swallowed it and finished, or has cancelled itself
+                    await self._shed(worker)
+            if changed(context):
+                break
             count += 1
             if not count & 15 and time() > turn_ends:
+                worker.deliveries = None
                 await asyncio.sleep(0)
                 turn_ends = time() + SLICE
+        worker.deliveries = None
+
+    async def _shed(self, worker: Worker) -> None:
+        """Let a cancellation that was meant for a handler which has ended reach nobody."""
+        worker.deliveries = None
+        worker.uncancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            worker.uncancel()
 
     async def _answer(self, worker: Worker, delivery: Delivery, error: BaseException) -> None:
         failure = self.failure(worker, error)
@@ -203,18 +321,20 @@ class Workers:
 
     def failure(self, worker: Worker, error: BaseException) -> BaseException | None:
         """What a handler failed with; None if it was cancelled because the consumer stops."""
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        if isinstance(error, KeyboardInterrupt):
             raise error
+        if isinstance(error, GeneratorExit) and asyncio.current_task() is not worker.task:
+            raise error  # the worker itself is being thrown away
         why = worker.cancelled
         if why is not None:
-            self._uncancel(worker)
+            worker.uncancel()
             if why is Cancelled.STOP:
                 return None
             timeout = TimeoutError(f"the handler overran its timeout of {self._timeout:g} s")
             timeout.__cause__ = None if isinstance(error, asyncio.CancelledError) else error
             return timeout
-        if isinstance(error, asyncio.CancelledError) and worker.task.cancelling():
-            raise error  # somebody outside cancels the worker itself
+        if isinstance(error, asyncio.CancelledError):
+            worker.uncancel()  # of its own
         return error
 
     async def let_thread_end(self, worker: Worker) -> None:
@@ -231,7 +351,7 @@ class Workers:
         except asyncio.CancelledError:
             if worker.cancelled is not Cancelled.STOP:
                 raise
-            self._uncancel(worker)
+            worker.uncancel()
         finally:
             worker.hung = False
 
@@ -240,11 +360,6 @@ class Workers:
             self._broke(error)
         elif task.cancelled() and not self._stopping:
             self._broke(ThingsKitError("a worker was cancelled from outside"))
-
-    def _uncancel(self, worker: Worker) -> None:
-        worker.cancelled = None
-        while worker.task.cancelling():
-            worker.task.uncancel()
 
     def _check(self) -> None:
         """Cancel every handler that overran; come again when the next one could."""
@@ -258,6 +373,16 @@ class Workers:
             else:
                 earliest = min(earliest, worker.started)
         self._watch = loop.call_at(earliest + timeout, self._check)
+
+
+def changed(context: Context) -> bool:
+    """Whether a handler has left context variables otherwise than it found them."""
+    try:
+        return (
+            copy_context() != context
+        )  # of the same content they share it: that costs a tenth of a microsecond
+    except Exception:  # noqa: BLE001 - two values that cannot be compared are not the same
+        return True
 
 
 def handled_here() -> Sequence[Delivery]:

@@ -81,7 +81,7 @@ class ConsumerSettings(BaseModel):
         default="{topic}-dlq", description="A topic; null keeps messages for ever, and DISCARD drops them."
     )
     timeout: Annotated[float, Field(gt=0)] | timedelta | None = None
-    drain_timeout: Duration = 30.0
+    drain_timeout: Duration = 20.0
     max_in_flight: int = Field(default=1000, ge=1)
     batch: BatchSettings | None = None
     middleware: list[ImportString[Any]] = Field(

@@ -36,7 +36,7 @@ def message_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableM
             event.setdefault(name, value)
     elif deliveries:
         event.setdefault("messages", len(deliveries))
-        event.setdefault("group", deliveries[0].loan.source.subscription.group)
+        event.setdefault("group", deliveries[0].inbox.subscription.group)
     return event
 
 
@@ -49,7 +49,7 @@ def _fields(delivery: Delivery) -> dict[str, Any]:
         "key": None if message.key is None else message.key.decode("utf-8", "backslashreplace"),
         "id": message.id,
         "attempt": message.attempt,
-        "group": delivery.loan.source.subscription.group,
+        "group": delivery.inbox.subscription.group,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -9,6 +9,7 @@ from typing import Final
 from uuid import uuid4
 
 from things_kit.engine.broker import Broker
+from things_kit.engine.collected import collect
 from things_kit.engine.dead_letter import dead_letter_topic, make_dead_letter
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import (
@@ -318,7 +319,7 @@ class Bridge:
             create=False,
         )
         try:
-            receiver = await self._source.transmission.patiently(lambda: driver.subscribe(look))
+            receiver = await self._source.transmission.patiently(lambda: collect(driver, look))
         except UnsupportedError:  # it cannot have such a group; then nobody can tell
             return
         except ConfigError as error:

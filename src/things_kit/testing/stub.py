@@ -55,6 +55,7 @@ class Entry(msgspec.Struct, eq=False):
     message: Message
     attempt: int = 1
     due: float = 0.0
+    suspect: int = 0
 
 
 class Group:
@@ -98,20 +99,35 @@ class StubReceiver:
         self._driver = driver
         self._group = group
         self.leases: dict[Delivery, float] = {}
-        self._receiving = False
+        self._fetching = False
+        self.quiet = False
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(self, limit: int, wait: float) -> None:
         """What the group has for it, within its lanes, back-offs and leases."""
-        if self._receiving or self.closed:
-            self._driver.breach("receive while another waits, or after close")
-        self._receiving = True
+        if self._fetching or self.closed:
+            self._driver.breach("fetch while another waits, or after close")
+        if limit < 1:
+            self._driver.breach(f"fetch of {limit} messages")
+        self._fetching = True
         try:
-            await self._driver.enter("receive", self)
-            return await self._receive(limit, asyncio.get_running_loop().time() + wait)
+            await self._driver.enter("fetch", self)
+            if self.quiet:
+                self._driver.breach("fetch after quiesce")
+            await self._fetch(limit, asyncio.get_running_loop().time() + wait)
         finally:
-            self._receiving = False
+            self._fetching = False
 
-    async def _receive(self, limit: int, deadline: float) -> Sequence[Delivery]:
+    async def quiesce(self) -> None:
+        """Put nothing more into the inbox."""
+        self.quiet = True
+        await self._driver.enter("quiesce", self)
+
+    async def overdue(self) -> int | None:
+        """What a test says."""
+        await self._driver.enter("overdue", self)
+        return self._driver.overdue
+
+    async def _fetch(self, limit: int, deadline: float) -> None:
         loop = asyncio.get_running_loop()
         while True:
             if self.lost is not None:
@@ -119,9 +135,11 @@ class StubReceiver:
             for receiver in self._group.receivers:
                 receiver.expire(loop.time())
             if taken := self._take(limit, loop.time()):
-                return taken
+                if self.subscription.inbox.put(taken):
+                    self._driver.breach("refused, though nobody asked for quiet")
+                return
             if loop.time() >= deadline:
-                return []
+                return
             times = [entry.due for entry in self._group.pending if entry.due > loop.time()]
             times += [end for receiver in self._group.receivers for end in receiver.leases.values()]
             self.woken.clear()
@@ -144,7 +162,8 @@ class StubReceiver:
                 closed.add(lane)
             elif entry.due <= now:
                 self._group.pending.remove(entry)
-                delivery = Delivery(entry.message.replace(attempt=entry.attempt), token=entry.offset)
+                message = entry.message.replace(attempt=entry.attempt)
+                delivery = Delivery(message, entry.offset, entry.suspect)
                 self.out[delivery] = entry
                 if (lease := self._driver.capabilities.lease) is not None:
                     self.leases[delivery] = now + lease
@@ -245,6 +264,16 @@ class StubReceiver:
             self.leases.pop(delivery, None)
 
 
+class MarkingStubReceiver(StubReceiver):
+    """One that can keep a mark beside a message that is handed out."""
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """The next delivery of this message has it."""
+        await self._driver.enter("mark", self)
+        self._driver.marks.append((delivery.message.id, suspect))
+        self.out[delivery].suspect = suspect
+
+
 class StubDriver:
     """A broker in this process; see the module.
 
@@ -257,6 +286,8 @@ class StubDriver:
         acknowledged: The messages that groups have acknowledged.
         released: What was given back, and how.
         expired: The messages whose lease ended in the engine's hands.
+        overdue: What its receivers say of what they should be getting.
+        marks: The ids of messages that were marked, and with what; 0 where a mark was taken back.
         peak: The most deliveries that one receiver ever had out.
         topics: All that was published, by topic.
         groups: The groups, by topic and name.
@@ -265,7 +296,12 @@ class StubDriver:
     """
 
     def __init__(
-        self, capabilities: Capabilities = BARE, *, partitions: int = 4, creates: bool = True
+        self,
+        capabilities: Capabilities = BARE,
+        *,
+        partitions: int = 4,
+        creates: bool = True,
+        marking: bool = True,
     ) -> None:
         self.capabilities = capabilities
         self.breaches: list[str] = []
@@ -275,6 +311,8 @@ class StubDriver:
         self.acknowledged: list[Message] = []
         self.released: list[Release] = []
         self.expired: list[Message] = []
+        self.overdue: int | None = None
+        self.marks: list[tuple[str | None, int]] = []
         self.peak = 0
         self.topics: dict[str, list[Message]] = {}
         self.groups: dict[tuple[str, str], Group] = {}
@@ -282,6 +320,8 @@ class StubDriver:
         self.refuse_topic: Callable[[str], Exception | None] = lambda _: None
         self._partitions = partitions
         self._creates = creates
+        self._receiver_kind = MarkingStubReceiver if capabilities.suspects and marking else StubReceiver
+        self._counts: dict[str | None, tuple[int, int]] = {}
         self._failures: dict[str, deque[Exception | None]] = defaultdict(deque)
         self._holds: dict[str, asyncio.Event] = {}
 
@@ -338,7 +378,7 @@ class StubDriver:
             raise ConfigError(f"there is no topic {subscription.topic!r}")
         earliest = subscription.start == "earliest" and not subscription.ephemeral
         group = self._group(subscription.topic, subscription.group, earliest=earliest)
-        receiver = StubReceiver(self, group, subscription)
+        receiver = self._receiver_kind(self, group, subscription)
         group.receivers.append(receiver)
         return receiver
 
@@ -359,6 +399,10 @@ class StubDriver:
         for message in messages:
             self._topic(message.topic)
             assert self._append(message) is None
+
+    def count(self, message: Message, attempt: int, suspect: int = 0) -> None:
+        """Of what is `put` after this: its next attempt, as if processes had died with it, and its mark."""
+        self._counts[message.id] = attempt, suspect
 
     def fail(self, call: str, *errors: Exception | None) -> None:
         """The next calls of this method raise these, one after another; None lets one pass."""
@@ -409,7 +453,7 @@ class StubDriver:
         if known is None:
             known = self.groups[topic, name] = Group(topic, name)
             if earliest:
-                known.give([Entry(message.offset or 0, message) for message in self._topic(topic)])
+                known.give([self._entry(message) for message in self._topic(topic)])
             self._topic(topic)
         return known
 
@@ -426,8 +470,12 @@ class StubDriver:
         log.append(stored)
         for (topic, _), group in self.groups.items():
             if topic == message.topic:
-                group.give([Entry(len(log) - 1, stored)])
+                group.give([self._entry(stored)])
         return None
+
+    def _entry(self, stored: Message) -> Entry:
+        attempt, suspect = self._counts.get(stored.id, (1, 0))
+        return Entry(stored.offset or 0, stored, attempt, suspect=suspect)
 
 
 class StubOptions(msgspec.Struct):

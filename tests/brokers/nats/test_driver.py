@@ -28,6 +28,7 @@ from things_kit import (
 from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
 from things_kit.brokers.nats.wire import ID, KEY, PACKED, PUBLICATION, raw_headers
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
@@ -561,10 +562,10 @@ async def test_what_a_closed_receiver_had_not_settled_comes_at_once_and_counts_f
         driver, subscription = broker._driver, Subscription(topic=topic, group="g")
         await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
         for _ in range(2):
-            closing = await driver.subscribe(subscription)
+            closing = await collect(driver, subscription)
             assert await closing.receive(20, 10)
             await closing.close()
-        last = await driver.subscribe(subscription)
+        last = await collect(driver, subscription)
         came: list[Delivery] = []
         while len(came) < 20:
             came += await last.receive(20, 10)

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("nats")
 
 from things_kit import Message, connect
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import Subscription
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -41,7 +42,7 @@ async def test_a_server_killed_in_the_middle_of_a_batch_has_each_message_once(ow
 async def test_a_settlement_ends_only_when_the_server_has_taken_it(own_nats: NATSServer) -> None:
     async with connect(own_nats.url) as broker:
         await broker.producer().publish(Message("settled", b"x"))
-        receiver = await broker._driver.subscribe(Subscription(topic="settled", group="g"))
+        receiver = await collect(broker._driver, Subscription(topic="settled", group="g"))
         deliveries = await receiver.receive(10, 10)
         await asyncio.to_thread(own_nats.pause)
         settling = asyncio.create_task(receiver.settle(deliveries, []))

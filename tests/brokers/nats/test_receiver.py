@@ -19,7 +19,8 @@ from things_kit.brokers.nats import connection
 from things_kit.brokers.nats.admin import wrong_kind
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refusal, Refused
 from things_kit.brokers.nats.options import LONGEST, durable_names
-from things_kit.engine.driver import ConnectionLost, Delivery, Receiver, Subscription
+from things_kit.engine.collected import Collecting, collect
+from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -56,7 +57,7 @@ async def topic(broker: Broker) -> AsyncIterator[str]:
     await broker.remove(name)
 
 
-async def received(receiver: Receiver, count: int) -> list[Delivery]:
+async def received(receiver: Collecting, count: int) -> list[Delivery]:
     """So many deliveries."""
     deliveries: list[Delivery] = []
     async with asyncio.timeout(10):
@@ -76,7 +77,7 @@ async def test_what_has_arrived_and_waits_for_its_turn_is_leased_as_well(
     broker: Broker, stream: JetStreamContext, topic: str
 ) -> None:
     driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
-    slow, other = await driver.subscribe(subscription), await driver.subscribe(subscription)
+    slow, other = await collect(driver, subscription), await collect(driver, subscription)
     asked = asyncio.create_task(slow.receive(20, 5))
     await eventually(lambda: _asked(stream, topic), 5)
     asked.cancel()
@@ -102,7 +103,7 @@ async def test_what_has_arrived_and_waits_for_its_turn_is_leased_as_well(
 async def test_no_more_is_taken_from_the_server_than_was_asked_for(
     broker: Broker, stream: JetStreamContext, topic: str
 ) -> None:
-    receiver = await broker.transmission.driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(broker.transmission.driver, Subscription(topic=topic, group="g"))
     await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(200)])
     for limit in (1, 2, 10, 3):
         came = await received(receiver, limit)
@@ -121,13 +122,13 @@ async def test_a_stop_counts_for_nobody_and_a_dead_process_after_it_counts_once(
     driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
     await broker.producer().publish(Message(topic, b"x"))
     for _ in range(3):
-        stopped = await driver.subscribe(subscription)
+        stopped = await collect(driver, subscription)
         [given_back] = await received(stopped, 1)
         assert given_back.message.attempt == 1
         await stopped.close()
-    dead = await driver.subscribe(subscription)
+    dead = await collect(driver, subscription)
     assert [each.message.attempt for each in await received(dead, 1)] == [1]
-    heir = await driver.subscribe(subscription)
+    heir = await collect(driver, subscription)
     [after_the_lease] = await received(heir, 1)
     assert after_the_lease.message.attempt == 2
     await heir.settle([after_the_lease], [])
@@ -144,7 +145,7 @@ async def test_a_receiver_that_closes_in_the_middle_of_an_answer_leaves_no_deliv
         driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
         await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(50)])
         for turn in range(1, 20):
-            closing = await driver.subscribe(subscription)
+            closing = await collect(driver, subscription)
             came = await closing.receive(50, 10)
             assert {each.message.attempt for each in came} == {1}, f"after {turn} turns"
             await closing.close()
@@ -315,7 +316,7 @@ async def test_what_was_acknowledged_of_a_lost_stream_acknowledges_nothing_of_th
     subscription = Subscription(topic="orders", group="g")
     async with connect(f"{own_nats.url}?lease=3600") as broker, connect(own_nats.url) as other:
         await broker.producer().publish(Message("orders", b"old"))
-        before = await broker.transmission.driver.subscribe(subscription)
+        before = await collect(broker.transmission.driver, subscription)
         old = await received(before, 1)
         await asyncio.to_thread(own_nats.pause)
         with pytest.raises(ConnectionLost):
@@ -325,9 +326,9 @@ async def test_what_was_acknowledged_of_a_lost_stream_acknowledges_nothing_of_th
         await asyncio.to_thread(own_nats.resume)
         await other.remove("orders")
         await other.producer().publish(Message("orders", b"new"))
-        elsewhere = await other.transmission.driver.subscribe(subscription)
+        elsewhere = await collect(other.transmission.driver, subscription)
         await received(elsewhere, 1)
-        after = await broker.transmission.driver.subscribe(subscription)
+        after = await collect(broker.transmission.driver, subscription)
         assert await other.lag("orders", "g") == 1
         await elsewhere.close()
         await after.close()

@@ -17,7 +17,8 @@ from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.driver import RedisDriver
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, delayed_key
-from things_kit.engine.driver import ConnectionLost, Receiver, Release, Subscription
+from things_kit.engine.collected import Collecting, collect
+from things_kit.engine.driver import ConnectionLost, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
@@ -50,7 +51,7 @@ async def driver(redis: RedisServer) -> AsyncIterator[RedisDriver]:
     await driver.close()
 
 
-async def received(receiver: Receiver, count: int, wait: float = 5.0) -> list[Any]:
+async def received(receiver: Collecting, count: int, wait: float = 5.0) -> list[Any]:
     """So many deliveries."""
     deliveries: list[Any] = []
     async with asyncio.timeout(10):
@@ -99,14 +100,14 @@ async def test_what_a_receiver_had_is_there_for_the_next_as_soon_as_it_is_closed
     driver: RedisDriver, client: Any, topic: str
 ) -> None:
     subscription = Subscription(topic=topic, group="g")
-    first = await driver.subscribe(subscription)
+    first = await collect(driver, subscription)
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(5)])
     taken = await received(first, 5)
     await first.settle([taken[0]], [Release(taken[1], attempt=3), Release(taken[2], delay=3600, attempt=2)])
     assert await driver.lag(topic, "g") == 4
     await first.close()
     assert await client.xinfo_consumers(topic, "g") == []
-    second = await driver.subscribe(subscription)
+    second = await collect(driver, subscription)
     again = await received(second, 3)
     assert [(d.message.value, d.message.attempt) for d in again] == [(b"1", 3), (b"3", 1), (b"4", 1)]
     assert await second.receive(10, 0) == []
@@ -116,12 +117,12 @@ async def test_what_a_receiver_had_is_there_for_the_next_as_soon_as_it_is_closed
 
 async def test_what_is_held_when_a_receiver_closes_keeps_its_attempt(driver: RedisDriver, topic: str) -> None:
     subscription = Subscription(topic=topic, group="g")
-    first = await driver.subscribe(subscription)
+    first = await collect(driver, subscription)
     await driver.send([Message(topic, b"x", id="1")])
     await first.settle([], [Release((await received(first, 1))[0], attempt=3)])
     [again] = await received(first, 1)
     await first.close()
-    second = await driver.subscribe(subscription)
+    second = await collect(driver, subscription)
     [handed_on] = await received(second, 1)
     assert (again.message.attempt, handed_on.message.attempt) == (3, 3)
     await second.close()
@@ -141,7 +142,7 @@ async def test_only_idle_consumers_of_ours_that_have_nothing_are_swept(
     await scripts.SWEEP(client, (topic, delayed_key(topic, "g")), "g", CONSUMER, at_once)
     left = {found["name"].decode() for found in await client.xinfo_consumers(topic, "g")}
     assert left == {crashed, foreign}
-    heir = await driver.subscribe(Subscription(topic=topic, group="g"))
+    heir = await collect(driver, Subscription(topic=topic, group="g"))
     [taken] = await received(heir, 1)
     assert (taken.message.value, taken.message.attempt) == (b"x", 2)
     await heir.close()
@@ -149,7 +150,7 @@ async def test_only_idle_consumers_of_ours_that_have_nothing_are_swept(
 
 async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver, topic: str) -> None:
     subscription = Subscription(topic=topic, group="g")
-    slow, quick = await driver.subscribe(subscription), await driver.subscribe(subscription)
+    slow, quick = await collect(driver, subscription), await collect(driver, subscription)
     await driver.send([Message(topic, b"x", id="1")])
     [lost] = await received(slow, 1)
     [taken] = await received(quick, 1)  # as soon as the lease is over
@@ -165,7 +166,7 @@ async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver,
 
 
 async def test_a_cancelled_receive_loses_and_doubles_nothing(driver: RedisDriver, topic: str) -> None:
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     values: list[bytes] = []
     for number in range(20):
         waiting = asyncio.create_task(receiver.receive(10, 5))
@@ -186,7 +187,7 @@ async def test_what_is_put_back_and_taken_again_before_the_answer_is_handed_out(
     driver: RedisDriver, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server has put it back and the answer is on its way: whoever looks then gets it, and so does its handler."""
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"x", id="1")])
     [first] = await received(receiver, 1)
     answered, on_its_way = asyncio.Event(), asyncio.Event()
@@ -216,7 +217,7 @@ async def test_what_is_on_its_way_back_when_its_lease_ends_is_handed_out_once(
     driver: RedisDriver, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look claims it from ourselves before the server has put it back."""
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"x", id="1")])
     [first] = await received(receiver, 1)
     put_back, on_its_way = asyncio.Event(), asyncio.Event()
@@ -279,7 +280,7 @@ async def test_a_group_that_begins_again_gets_what_was_held_and_not_what_was_don
 ) -> None:
     """Its receiver may never finish what it held: the new group has it, as if nobody had begun it."""
     subscription = Subscription(topic=topic, group="g")
-    first = await driver.subscribe(subscription)
+    first = await collect(driver, subscription)
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(4)])
     taken = await received(first, 4)
     await first.settle([taken[0], taken[2]], [])
@@ -287,7 +288,7 @@ async def test_a_group_that_begins_again_gets_what_was_held_and_not_what_was_don
     with pytest.raises(ConnectionLost, match="is gone from Redis"):
         await first.receive(1, 1)
     await first.close()
-    second = await driver.subscribe(subscription)
+    second = await collect(driver, subscription)
     assert await driver.lag(topic, "g") == 2
     again = await received(second, 2)
     assert [(d.message.value, d.message.attempt) for d in again] == [(b"1", 1), (b"3", 1)]
@@ -369,7 +370,7 @@ async def test_a_group_is_removed_alone_with_what_it_has_put_back(
     driver: RedisDriver, client: Any, topic: str
 ) -> None:
     await driver.declare(topic, ["a", "b"])
-    receiver = await driver.subscribe(Subscription(topic=topic, group="a"))
+    receiver = await collect(driver, Subscription(topic=topic, group="a"))
     await driver.send([Message(topic, b"x", id="1")])
     await receiver.settle([], [Release((await received(receiver, 1))[0], delay=3600, attempt=2)])
     await receiver.close()
@@ -410,7 +411,7 @@ async def test_trimming_removes_only_what_every_group_has_acknowledged(
 
 async def test_trimming_spares_what_was_put_back(driver: RedisDriver, client: Any, topic: str) -> None:
     driver._asking._retain = 0.0
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
     taken = await received(receiver, 500)
     await receiver.settle(taken[1:], [Release(taken[0], delay=3600, attempt=2)])
@@ -422,7 +423,7 @@ async def test_trimming_spares_what_was_put_back(driver: RedisDriver, client: An
 
 async def test_trimming_spares_what_is_being_handled(driver: RedisDriver, client: Any, topic: str) -> None:
     driver._asking._retain = 0.0
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
     taken = await received(receiver, 500)
     await receiver.settle(taken[1:], [])
@@ -457,7 +458,7 @@ async def test_lag_returns_to_nothing_after_unread_entries_were_trimmed(
     driver: RedisDriver, client: Any, topic: str, how: str
 ) -> None:
     """Redis 7.0 counts them for ever."""
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(20)])
     await receiver.settle(await received(receiver, 5), [])
     entries = [entry for entry, _ in await client.xrange(topic)]

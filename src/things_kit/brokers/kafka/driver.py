@@ -31,7 +31,8 @@ from things_kit.brokers.kafka.parting import part, told
 from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
-from things_kit.engine.driver import Capabilities, Receiver, Subscription
+from things_kit.engine.adapter import Returning
+from things_kit.engine.driver import Capabilities, Subscription
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
@@ -131,7 +132,7 @@ class KafkaDriver:
                 results[index] = result
         return results
 
-    async def subscribe(self, subscription: Subscription) -> Receiver:
+    async def subscribe(self, subscription: Subscription) -> Returning:
         """Join the group, or read as nobody's member for an ephemeral one."""
         check_topic(subscription.topic)
         check_group(subscription.group)

@@ -21,7 +21,8 @@ from things_kit.brokers.pubsub.options import Settings
 from things_kit.brokers.pubsub.publisher import Publication
 from things_kit.brokers.pubsub.receiver import PubSubReceiver
 from things_kit.brokers.pubsub.resources import Resources
-from things_kit.engine.driver import Capabilities, Receiver, Subscription
+from things_kit.engine.adapter import Returning
+from things_kit.engine.driver import Capabilities, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
@@ -112,7 +113,7 @@ class PubSubDriver:
         await publication.send()
         return publication.results
 
-    async def subscribe(self, subscription: Subscription) -> Receiver:
+    async def subscribe(self, subscription: Subscription) -> Returning:
         """Have the subscription; the stream is opened by the first `receive`."""
         self._check_open()
         order = self._settings.options.ordering

@@ -343,7 +343,9 @@ class PubSubReceiver:
             await self._hush()
         finally:
             self._buffer.clear()
-            for work in (self._give_back(list(self._held.values())), self._closed(away)):
-                with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-                    async with asyncio.timeout(FAREWELL):
-                        await work
+            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await self._give_back(list(self._held.values()))
+            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await self._closed(away)

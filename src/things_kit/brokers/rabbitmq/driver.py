@@ -25,7 +25,8 @@ from things_kit.brokers.rabbitmq.patience import Patience, server_version
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
 from things_kit.brokers.rabbitmq.returned import Returned
-from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
+from things_kit.engine.adapter import Returning
+from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -273,7 +274,7 @@ class RabbitMQDriver:
 
     # --- receiving
 
-    async def subscribe(self, subscription: Subscription) -> Receiver:
+    async def subscribe(self, subscription: Subscription) -> Returning:
         """Consume from the group's queue, or from an exclusive one for an ephemeral group."""
         topic, group = subscription.topic, subscription.group
         queue = self._names.queue(topic, group)
@@ -296,7 +297,7 @@ class RabbitMQDriver:
 
     async def _receiver(
         self, subscription: Subscription, patience: Patience, asked: Mapping[str, int]
-    ) -> Receiver:
+    ) -> Returning:
         """A receiver on a channel of its own, whose consumer has these arguments. Raises NotWaited."""
         topic, group = subscription.topic, subscription.group
         exchange, queue = self._names.exchange(topic), self._names.queue(topic, group)

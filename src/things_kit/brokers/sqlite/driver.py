@@ -18,10 +18,12 @@ from things_kit.brokers.sqlite.packing import attempts_of, offsets_of, pack, unp
 from things_kit.brokers.sqlite.schema import primary_code
 from things_kit.brokers.sqlite.store import Give, Member, Page, Row, Store
 from things_kit.brokers.sqlite.worker import Request, Worker
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import (
     Capabilities,
     ConnectionLost,
     Delivery,
+    Inbox,
     Release,
     Subscription,
     UnknownTopic,
@@ -72,6 +74,7 @@ class SQLiteDriver:
             retained=True,
             attempts=True,
             targeted=True,
+            suspects=True,
             lag=True,
             max_message_bytes=options.max_message_bytes,
         )
@@ -150,7 +153,7 @@ class SQLiteDriver:
             raise
         if member.ephemeral:
             worker.keep_alive(member)
-        return SQLiteReceiver(worker, member)
+        return SQLiteReceiver(worker, member, subscription.inbox)
 
     async def lag(self, topic: str, group: str) -> int | None:
         """How many messages the group has not settled."""
@@ -182,20 +185,15 @@ class SQLiteDriver:
 class SQLiteReceiver:
     """One member of a group. A delivery's token is its offset."""
 
-    def __init__(self, worker: "Worker", member: Member) -> None:
+    def __init__(self, worker: "Worker", member: Member, inbox: Inbox) -> None:
         self._worker = worker
+        self._inbox = inbox
         self._member = member
         self._abandoned: asyncio.Future[Page | None] | None = None
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(self, limit: int, wait: float) -> None:
         """Up to `limit` messages, as soon as there is one."""
-        if limit < 1:
-            return []
-        if self._abandoned is not None:
-            await asyncio.wait(
-                [self._abandoned]
-            )  # what it took goes back first, or a lane would be out of order
-            self._abandoned = None
+        await self.quiesce()
         request = Request(self._member, limit, wait)
         self._worker.submit(request)
         try:
@@ -206,15 +204,30 @@ class SQLiteReceiver:
             request.future.add_done_callback(self._give_back)
             self._worker.nudge()
             raise
-        if page is None:
-            return []
-        deliveries = unpack(self._member.topic_name, page)
-        self._member.held += len(deliveries)
-        return deliveries
+        if page is not None:
+            deliveries = unpack(self._member.topic_name, page)
+            self._member.held += len(deliveries)
+            self._inbox.put(deliveries)
+
+    async def quiesce(self) -> None:
+        """Wait until what a cancelled call took is on its way back, or a lane would be out of order."""
+        if self._abandoned is not None:
+            await asyncio.wait([self._abandoned])
+            self._abandoned = None
+
+    async def overdue(self) -> int | None:
+        """What nobody has, and is due, in lanes that nobody has."""
+        member = self._member
+        return await self._worker.read(lambda store: store.waiting(member, steady()))
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """Note it beside the loan."""
+        member, offset = self._member, delivery.token
+        await self._worker.write(lambda store: store.mark(member, offset, suspect))
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Settle in one transaction, on disk when this returns."""
-        now, member = time.time(), self._member
+        now, member = steady(), self._member
         done: list[int] = [delivery.token for delivery in acknowledged]
         back: list[Give] = [
             (
@@ -232,7 +245,7 @@ class SQLiteReceiver:
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Renew the receiver's lease, and by it that of all it holds."""
         member = self._member
-        await self._worker.write(lambda store: store.renew(member, time.time()), durable=False)
+        await self._worker.write(lambda store: store.renew(member, steady()), durable=False)
 
     async def close(self) -> None:
         """Leave the group."""
@@ -248,7 +261,7 @@ class SQLiteReceiver:
         page = None if future.cancelled() or future.exception() else future.result()
         if page is None or self._member.closed or self._worker.stopping:
             return
-        now, member = time.time(), self._member
+        now, member = steady(), self._member
         offsets = offsets_of(page)
         attempts = attempts_of(page, len(offsets))
         back = [(offset, now, attempt, False) for offset, attempt in zip(offsets, attempts, strict=True)]

@@ -31,7 +31,7 @@ def pack(message: Message, now: int) -> Row:
 def unpack(topic: str, page: Page) -> list[Delivery]:
     """The deliveries of a page, in its order."""
     offsets = offsets_of(page)
-    return [
+    deliveries = [
         Delivery(Message(topic, value, key, headers, None, offset, timestamp, number, attempt), offset)
         for offset, key, value, headers, timestamp, number, attempt in zip(
             offsets,
@@ -44,6 +44,10 @@ def unpack(topic: str, page: Page) -> list[Delivery]:
             strict=True,
         )
     ]
+    if page.suspects is not None:
+        for delivery, suspect in zip(deliveries, _numbers(page.suspects), strict=True):
+            delivery.suspect = suspect
+    return deliveries
 
 
 def attempts_of(page: Page, count: int) -> list[int]:

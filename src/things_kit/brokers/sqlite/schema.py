@@ -11,7 +11,7 @@ from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError, MessageTooLarge, ThingsKitError
 
 APPLICATION_ID: Final = 0x544B4954
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAGIC: Final = b"SQLite format 3\x00"
 
 OFFSET_BITS: Final = 40
@@ -60,6 +60,7 @@ SCHEMA: Final = (
         grp INTEGER NOT NULL,
         lane BLOB,
         attempt INTEGER NOT NULL,
+        suspect INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (owner, off)) WITHOUT ROWID""",
     "CREATE INDEX loan_lane ON loan (grp, lane, owner) WHERE lane IS NOT NULL",
     """CREATE TABLE queued (
@@ -68,12 +69,22 @@ SCHEMA: Final = (
         lane BLOB,
         due REAL,
         attempt INTEGER NOT NULL,
+        suspect INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (grp, off)) WITHOUT ROWID""",
     "CREATE INDEX queued_due ON queued (grp, due, off) WHERE due IS NOT NULL",
     "CREATE INDEX queued_lane ON queued (grp, lane, due, off) WHERE lane IS NOT NULL",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
+
+MIGRATIONS: Final = {
+    1: (
+        "ALTER TABLE loan ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE queued ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0",
+        "PRAGMA user_version = 2",
+    )
+}
+"""What makes the next version of each. Processes that have the older version's code open go on working beside."""
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -107,6 +118,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
             raise _foreign(path)
+        while version in MIGRATIONS:
+            for statement in MIGRATIONS[version]:
+                connection.execute(statement)
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version != SCHEMA_VERSION:
             raise ConfigError(
                 f"{path} was written by another version of this library (schema {version}; known is {SCHEMA_VERSION})"

@@ -7,7 +7,6 @@ So lists of offsets go in as JSON, and messages come out as columns, joined end 
 """
 
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from things_kit.brokers.sqlite.schema import OFFSET_BITS
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Ordering
@@ -59,12 +59,12 @@ _PAGE: Final = """SELECT :offsets, json_group_array(length(key)), CAST(group_con
     FROM (SELECT m.key, m.value, m.headers, m.id, m.time FROM json_each(:offsets) o
         CROSS JOIN message m ON m.seq = :base + o.value)"""
 
-_ATTEMPTS: Final = """SELECT json_group_array(attempt) FROM (
-    SELECT l.attempt FROM json_each(:offsets) o CROSS JOIN loan l ON l.owner = :me AND l.off = o.value)"""
+_ATTEMPTS: Final = """SELECT json_group_array(attempt), json_group_array(suspect) FROM (
+    SELECT l.attempt, l.suspect FROM json_each(:offsets) o CROSS JOIN loan l ON l.owner = :me AND l.off = o.value)"""
 
 
 class Page(NamedTuple):
-    """Messages as columns, in JSON or joined end to end; `attempts` is None where all are at their first."""
+    """Messages as columns, in JSON or joined end to end; `attempts` and `suspects` are None where all are at their first."""
 
     offsets: str
     key_lengths: str
@@ -75,6 +75,7 @@ class Page(NamedTuple):
     ids: str
     times: str
     attempts: str | None
+    suspects: str | None
 
 
 class Member:
@@ -169,7 +170,7 @@ class Store:
             ephemeral=subscription.ephemeral,
             create=subscription.create or subscription.ephemeral,
         )
-        expires = time.time() + self._lease
+        expires = steady() + self._lease
         number = self.connection.execute(
             "INSERT INTO receiver (grp, expires) VALUES (?, ?)", (group, expires)
         ).lastrowid
@@ -268,6 +269,22 @@ class Store:
         later = min((moment for moment in (due, expires) if moment is not None), default=None)
         return Prospect(bool(ready) or (expires is not None and expires <= now), later)
 
+    def waiting(self, member: Member, now: float) -> int:
+        """How many messages this receiver could be handed now."""
+        row = self._row(
+            """SELECT t.next - g.cursor, (SELECT count(*) FROM queued q WHERE q.grp = g.id AND q.due <= :now
+                AND (q.lane IS NULL OR coalesce(
+                    (SELECT owner FROM loan WHERE grp = g.id AND lane = q.lane LIMIT 1), :me) = :me))
+            FROM consumer_group g JOIN topic t ON t.id = g.topic WHERE g.id = :group""",
+            {"now": now, "me": member.id, "group": member.group},
+        )
+        if row is None:
+            raise _vanished(member)
+        fresh, due = row
+        if member.ordering == "partition" and self._partition_is_taken(member):
+            fresh = 0
+        return int(fresh + due)
+
     def hand_out(self, member: Member, limit: int, now: float) -> tuple[Page | None, bool]:
         """Lend up to `limit` messages, in order; also tells whether looking on at once may find more."""
         self.reap(now, member.id)
@@ -295,8 +312,8 @@ class Store:
             return None, more
         self.renew(member, now)
         parameters = {"offsets": _json(offsets).decode(), "me": member.id, "base": member.base}
-        attempts = self._row(_ATTEMPTS, parameters)[0] if again else None
-        return Page._make((*self._row(_PAGE, parameters), attempts)), False
+        counts = self._row(_ATTEMPTS, parameters) if again else (None, None)
+        return Page._make((*self._row(_PAGE, parameters), *counts)), False
 
     def _lend_due(self, member: Member, limit: int, now: float, heavy: bool) -> list[int]:
         parameters: dict[str, Any] = {"me": member.id, "group": member.group, "now": now, "limit": limit}
@@ -313,7 +330,8 @@ class Store:
         if offsets:
             parameters["offsets"] = _json(offsets).decode()
             self._run(
-                """INSERT INTO loan (owner, off, grp, lane, attempt) SELECT :me, off, grp, lane, attempt FROM queued
+                """INSERT INTO loan (owner, off, grp, lane, attempt, suspect)
+                SELECT :me, off, grp, lane, attempt, suspect FROM queued
                 WHERE grp = :group AND off IN (SELECT value FROM json_each(:offsets))""",
                 parameters,
             )
@@ -426,6 +444,10 @@ class Store:
             self._promote(member.group)
             self.touched.add(member.topic)
 
+    def mark(self, member: Member, offset: int, suspect: int) -> None:
+        """Note beside a message that is handed out what its next delivery is to say."""
+        self._run("UPDATE loan SET suspect = ? WHERE owner = ? AND off = ?", (suspect, member.id, offset))
+
     def _release(self, parameters: dict[str, Any]) -> None:
         released = "off IN (SELECT json_extract(value, '$[0]') FROM json_each(:released))"
         self._note_lanes(released, parameters)
@@ -440,14 +462,14 @@ class Store:
 
     def _return_all(self, owner: int, group: int, attempts: int) -> None:
         """Queue all that a receiver holds, due now."""
-        parameters = {"me": owner, "group": group, "now": time.time(), "attempts": attempts}
+        parameters = {"me": owner, "group": group, "now": steady(), "attempts": attempts}
         row = self._row("SELECT unnoted, topic FROM consumer_group WHERE id = ?", (group,))
         if row is not None and row[0] is not None:
             self._note_owners(group, row[1] << OFFSET_BITS, row[0])
         self._note_lanes("1", parameters)
         self._run(
-            """INSERT INTO queued (grp, off, lane, due, attempt)
-            SELECT grp, off, lane, :now, attempt + :attempts FROM loan WHERE owner = :me""",
+            """INSERT INTO queued (grp, off, lane, due, attempt, suspect)
+            SELECT grp, off, lane, :now, attempt + :attempts, suspect FROM loan WHERE owner = :me""",
             parameters,
         )
         self._run("DELETE FROM loan WHERE owner = :me", parameters)
@@ -490,7 +512,7 @@ class Store:
                     ORDER BY b.off LIMIT 1 OFFSET :promoted), 1 << 62)
                 WHERE NOT EXISTS (SELECT 1 FROM queued f WHERE f.grp = :group AND f.lane = l.lane AND f.due >= 0)
                 AND NOT EXISTS (SELECT 1 FROM loan o WHERE o.grp = :group AND o.lane = l.lane))""",
-            {"group": group, "now": time.time(), "promoted": PROMOTED - 1},
+            {"group": group, "now": steady(), "promoted": PROMOTED - 1},
         )
 
     # Leases
@@ -512,7 +534,7 @@ class Store:
     def keep_alive(self, members: Iterable[Member]) -> None:
         """Renew the leases of ephemeral groups, which would vanish although their process is well."""
         numbers = _json([member.id for member in members]).decode()
-        expires = time.time() + self._lease
+        expires = steady() + self._lease
         self._run(
             "UPDATE receiver SET expires = ? WHERE id IN (SELECT value FROM json_each(?))", (expires, numbers)
         )

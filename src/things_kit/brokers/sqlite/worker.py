@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from things_kit.brokers.sqlite.schema import begin, explain, open_database, primary_code
 from things_kit.brokers.sqlite.store import Member, Page, Store
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ClosedError
 
@@ -245,7 +246,7 @@ class Worker:
         if self._sweeping:
             moments.append(self._sweep_at)
         if self._waiting:
-            ahead = time.monotonic() - time.time()
+            ahead = time.monotonic() - steady()
             moments += [request.deadline for request in self._waiting]
             moments += [request.look_at + ahead for request in self._waiting if request.look_at is not None]
         return min(moments, default=None)
@@ -266,7 +267,7 @@ class Worker:
             jobs.append(Job(self._sweep, None, durable=False))
 
     def _sweep(self, store: Store) -> None:
-        self._sweeping = store.sweep(time.time())
+        self._sweeping = store.sweep(steady())
         if self._sweeping:
             self._sweep_at = time.monotonic() + SWEEP_PAUSE
 
@@ -283,7 +284,7 @@ class Worker:
                 for request in self._waiting:
                     request.look_at = 0.0
             self._wake_touched()
-            now = time.time()
+            now = steady()
             due = [
                 request for request in self._waiting if request.look_at is not None and request.look_at <= now
             ]
@@ -361,10 +362,10 @@ class Worker:
         begin(self._store.connection, LOCK_PATIENCE, lambda: self.stopping)
         alone = len(writes) + len(requests) == 1 and not self._waiting
         outcomes = [self._attempt(job.work, job.future, alone=alone) for job in writes]
-        now = time.time()
+        now = steady()
         if writes:
             woken = [request for request in self._wake_touched() if request not in requests]
-            requests += [request for request in woken if self._looks_good(request, now)]
+            requests = [*requests, *(request for request in woken if self._looks_good(request, now))]
         for request in requests:
             if request.abandoned or request.member.closed:
                 continue

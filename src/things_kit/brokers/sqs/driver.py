@@ -23,7 +23,8 @@ from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
 from things_kit.brokers.sqs.receiver import SQSReceiver
 from things_kit.brokers.sqs.topology import Topology
-from things_kit.engine.driver import Capabilities, Receiver, Subscription
+from things_kit.engine.adapter import Returning
+from things_kit.engine.driver import Capabilities, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
@@ -140,7 +141,7 @@ class SQSDriver:
         found = (receiver.held.get(identity) for receiver in self._receivers if receiver.held)
         return next((receipt for receipt in found if receipt is not None), None)
 
-    async def subscribe(self, subscription: Subscription) -> Receiver:
+    async def subscribe(self, subscription: Subscription) -> Returning:
         """Make sure of the group's queue, and begin to poll it with the first `receive`."""
         self._check_open()
         url = await self._queue_for(subscription)

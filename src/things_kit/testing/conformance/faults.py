@@ -5,9 +5,21 @@ import random
 from collections.abc import Sequence
 from typing import Self
 
-from things_kit.engine.driver import ConnectionLost, Delivery, Driver, Receiver, Release, Subscription
+import msgspec
+
+from things_kit.engine.adapter import adapted
+from things_kit.engine.driver import (
+    ConnectionLost,
+    Delivery,
+    Driver,
+    Fetching,
+    Inbox,
+    Receiver,
+    Release,
+    Subscription,
+)
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
 
 
@@ -111,7 +123,10 @@ class FaultyDriver:
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """As the driver does; the receiver can be lost."""
         self.check()
-        receiver = FaultyReceiver(self, await self._inner.subscribe(subscription))
+        lost = asyncio.Event()
+        inbox = FaultyInbox(subscription.inbox, lost)
+        inner = await self._inner.subscribe(msgspec.structs.replace(subscription, inbox=inbox))
+        receiver = FaultyReceiver(self, adapted(inner, inbox), lost)
         self._receivers.add(receiver)
         return receiver
 
@@ -121,41 +136,64 @@ class FaultyDriver:
         return await self._inner.lag(topic, group)
 
 
+class FaultyInbox:
+    """Passes on what arrives, until the connection is lost."""
+
+    def __init__(self, inbox: Inbox, lost: asyncio.Event) -> None:
+        self._lost = lost
+        self._inbox = inbox
+        self.let_go = inbox.let_go
+        self.forget = inbox.forget
+        self.ailing = inbox.ailing
+        self.fail = inbox.fail
+
+    def put(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """As the engine does; nothing arrives over a lost connection."""
+        return deliveries if self._lost.is_set() else self._inbox.put(deliveries)
+
+
 class FaultyReceiver:
     """Passes every call on, until its connection is lost."""
 
-    def __init__(self, driver: FaultyDriver, inner: Receiver) -> None:
-        self.lost = asyncio.Event()
+    def __init__(self, driver: FaultyDriver, inner: Receiver, lost: asyncio.Event) -> None:
+        self.lost = lost
         self._driver = driver
         self._inner = inner
-        self._kept: Sequence[Delivery] = ()
 
     def _check(self) -> None:
         if self.lost.is_set():
             raise ConnectionLost("the connection was cut, as the test wanted")
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(self, limit: int, wait: float) -> None:
         """As the receiver does, or until the connection is lost."""
         self._check()
         if self._driver.broken is not None:
             raise self._driver.broken
-        if self._kept:
-            kept, self._kept = self._kept[:limit], self._kept[limit:]
-            return kept
-        receiving = asyncio.ensure_future(self._inner.receive(limit, wait))
+        fetching = asyncio.ensure_future(self._fetch(limit, wait))
         losing = asyncio.ensure_future(self.lost.wait())
         try:
-            await asyncio.wait({receiving, losing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({fetching, losing}, return_when=asyncio.FIRST_COMPLETED)
             self._check()
-            return await receiving
-        except asyncio.CancelledError:
-            if receiving.done() and not receiving.cancelled() and receiving.exception() is None:
-                self._kept = receiving.result()  # what was taken by then is handed out by the next call
-            raise
+            await fetching
         finally:
-            for task in (receiving, losing):
+            for task in (fetching, losing):
                 task.cancel()
-            await asyncio.gather(receiving, losing, return_exceptions=True)
+            await asyncio.gather(fetching, losing, return_exceptions=True)
+
+    async def _fetch(self, limit: int, wait: float) -> None:
+        if not isinstance(self._inner, Fetching):
+            raise UnsupportedError("faults are put between the engine and a driver that fetches")
+        await self._inner.fetch(limit, wait)
+
+    async def quiesce(self) -> None:
+        """As the receiver does."""
+        self._check()
+        await self._inner.quiesce()
+
+    async def overdue(self) -> int | None:
+        """As the receiver does."""
+        self._check()
+        return await self._inner.overdue()
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """As the receiver does, or not."""

@@ -98,9 +98,11 @@ class LoadSuite(Suite):
             twice.set()
 
         slow = Recorder(gate, history=history)
-        await stage.consume(topic, group, slow, broker=first, max_in_flight=5)
+        consumer = await stage.consume(topic, group, slow, broker=first, concurrency=3)
         sent = await stage.publish(topic, b"1", b"2", b"3", key=b"k")
-        await slow.until_began(1, stage.patience)
+        await eventually(
+            lambda: consumer.health().in_flight == 3, stage.patience, "all are here, two behind one"
+        )
         await stage.consume(topic, group, Recorder(intrude, history=history), broker=second)
         await never(
             twice, 3 * lease, "a message in its handler, or behind it, is delivered to another consumer"

@@ -1,0 +1,269 @@
+"""What becomes of messages whose handling failed: tried again, or given up."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from things_kit.engine.copies import Copies
+from things_kit.engine.dead_letter import make_dead_letter
+from things_kit.engine.delays import Delays
+from things_kit.engine.driver import Capabilities, Delivery, Release, Which
+from things_kit.engine.lanes import Lanes
+from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.state import State
+from things_kit.engine.verdict import TryAgain, after_lost_burial, judge
+from things_kit.engine.workers import Workers
+from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.message import Message
+from things_kit.messaging.outcomes import Retry
+from things_kit.messaging.policy import RetryPolicy
+
+log = logging.getLogger("things_kit.consumer")
+
+
+class Treatment(msgspec.Struct, frozen=True):
+    """What a consumer does with failures.
+
+    `dead_letter` is a topic; None keeps messages for ever, and `discard` drops them.
+    """
+
+    group: str
+    retry: RetryPolicy
+    dead_letter: str | None
+    discard: bool
+    chance: random.Random
+
+    @property
+    def keeps(self) -> bool:
+        """Whether nothing is ever given up."""
+        return self.dead_letter is None and not self.discard
+
+
+class Outcomes:
+    """Decides what becomes of one topic's failures, and sees to it.
+
+    `copies` sends what is put aside to where it waits, on brokers without delays; None: it waits in memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        capabilities: Capabilities,
+        treatment: Treatment,
+        lanes: Lanes,
+        workers: Workers,
+        producer: BrokerProducer,
+        copies: Copies | None,
+    ) -> None:
+        self.discarded = 0
+        self.stopping = False
+        self._name = name
+        self._capabilities = capabilities
+        self._treatment = treatment
+        self._lanes = lanes
+        self._workers = workers
+        self._producer = producer
+        self._copies = copies
+        self._delays = Delays(self._due)
+        self._leaving: dict[asyncio.Task[None], Delivery] = {}
+
+    @property
+    def keeps(self) -> bool:
+        """Whether nothing is ever given up."""
+        return self._treatment.keeps
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds until something is tried again that no attempt has changed."""
+        return after_lost_burial(self._treatment.retry, self._treatment.chance).wait
+
+    # --- failures
+
+    def failed(self, delivery: Delivery, error: BaseException) -> None:
+        """Decide what becomes of a delivery whose handler failed."""
+        if delivery.state is State.GONE:
+            self.pass_on(delivery)  # it comes, or has come, to somebody again
+            return
+        message, treatment = delivery.message, self._treatment
+        verdict = judge(
+            error, message.attempt, treatment.retry, keep=treatment.keeps, chance=treatment.chance
+        )
+        if isinstance(verdict, TryAgain):
+            log.log(
+                logging.INFO if isinstance(error, Retry) else logging.WARNING,  # it was asked for
+                "%s: attempt %d of message %r failed: %r; again in %.3g s",
+                self._name, message.attempt, message.id, error, verdict.wait,
+            )  # fmt: skip
+            self._try_again(delivery, verdict.wait)
+        else:
+            self._give_up(delivery, error)
+
+    def pass_on(self, delivery: Delivery) -> None:
+        """Nobody asks for the outcome any more; its lane goes on."""
+        delivery.state = State.DONE
+        self._lanes.advance(delivery)
+        self._workers.wake()
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Return a delivery whose handler was cut short by the stop: nobody's failure, so not counted."""
+        if delivery.suspect and delivery.state is State.HANDLING:
+            delivery.state = State.READY  # its mark is taken back first: see Suspects
+            return
+        delivery.inbox.release(Release(delivery, attempt=delivery.message.attempt))
+
+    def _try_again(self, delivery: Delivery, wait: float) -> None:
+        """In place: the lane waits with its head. Delayed: the head gives up its place and the lane goes on."""
+        native, lane = self._capabilities, self._lanes.lane_of(delivery)
+        again = Release(delivery, wait, delivery.message.attempt + 1)
+        if delivery.state is State.GONE:
+            self.pass_on(delivery)
+        elif delivery.state is State.DONE:
+            pass
+        elif self._treatment.retry.mode == "delayed":
+            self._put_aside(again)
+        elif native.lanes and delivery.state is State.LEAVING_ASIDE:
+            delivery.inbox.release(again)
+        elif native.lanes:
+            for other in delivery.inbox.held:
+                if (
+                    other.state is State.LEAVING
+                    and other is not delivery
+                    and self._lanes.lane_of(other) == lane
+                ):
+                    other.state = State.LEAVING_ASIDE
+            delivery.inbox.park(again)
+        elif lane is None and not self.stopping and self._copies is not None and self._copies.wanted(wait):
+            self._put_aside(again)
+        elif (self._waits_in_broker(wait) and native.attempts and lane is None) or self.stopping:
+            # A head that came later than those behind it, which go back now, would be overtaken: order before back-off
+            again.delay = wait if native.delay and lane is None else 0.0
+            delivery.inbox.release(again)
+        elif self._lanes.has_several_heads(lane) and any(
+            self._lanes.lane_of(each) == lane for each in self._delays
+        ):
+            delivery.message = delivery.message.replace(attempt=again.attempt)
+            arrived = {each: number for number, each in enumerate(delivery.inbox.held)}
+            self._lanes.put_behind([delivery], arrived)  # several of one batch failed: they keep their order
+        else:
+            self._hold(again, State.BACKING_OFF)
+
+    def _waits_in_broker(self, wait: float) -> bool:
+        return self._capabilities.delay and wait >= self._capabilities.delay_from
+
+    def _put_aside(self, again: Release) -> None:
+        """Its lane goes on; it waits in the broker, as a copy, or here."""
+        delivery = again.delivery
+        waited_for = delivery.state is not State.LEAVING_ASIDE
+        if self.stopping or self._waits_in_broker(again.delay):
+            again.aside = True
+            again.delay = again.delay if self._capabilities.delay else 0.0
+            delivery.inbox.release(again)
+        elif self._copies is None or not self._copies.wanted(again.delay):
+            self._hold(again, State.ASIDE)
+        else:
+            delivery.message = delivery.message.replace(attempt=again.attempt)
+            delivery.state = State.LEAVING_ASIDE
+            self._copies.add(delivery, again.delay, self._no_copy)
+        if waited_for:
+            self._lanes.advance(delivery)
+        self._workers.wake()
+
+    def _no_copy(self, delivery: Delivery, wait: float, error: Exception) -> None:
+        log.warning("%s: message %r waits in memory: %s", self._name, delivery.message.id, error)
+        if delivery.state is State.LEAVING_ASIDE:
+            delivery.state = State.ASIDE
+            self._delays.hold(delivery, wait)
+
+    def _hold(self, again: Release, state: State) -> None:
+        delivery = again.delivery
+        delivery.message = delivery.message.replace(attempt=again.attempt)
+        delivery.state = state
+        self._delays.hold(delivery, again.delay)
+
+    def _due(self, delivery: Delivery) -> None:
+        aside = delivery.state is State.ASIDE
+        delivery.state = State.READY
+        if aside:
+            delivery.inbox.admit([delivery])
+        else:
+            self._workers.ready.append(delivery)
+        self._workers.wake()
+
+    # --- giving up
+
+    def _give_up(self, delivery: Delivery, error: BaseException) -> None:
+        message, treatment = delivery.message, self._treatment
+        log.error(
+            "%s: message %r failed for good after attempt %d: %r",
+            self._name, message.id, message.attempt, error,
+            exc_info=error,
+        )  # fmt: skip
+        if treatment.dead_letter is None:
+            self.discarded += 1
+            if delivery.state is State.ASIDE:
+                delivery.inbox.acknowledge(delivery)
+            else:
+                delivery.inbox.done(delivery)
+            self._workers.wake()
+            return
+        delivery.state = State.LEAVING_ASIDE if delivery.state is State.ASIDE else State.LEAVING
+        dead = make_dead_letter(
+            message,
+            topic=treatment.dead_letter,
+            group=treatment.group,
+            error=error,
+            limit=self._capabilities.dead_letter_bytes,
+        )
+        self._in_background(self._bury(delivery, dead), delivery)
+
+    async def _bury(self, delivery: Delivery, dead: Message) -> None:
+        """Acknowledge a message only after its dead letter is confirmed; without one it is tried again."""
+        try:
+            await self._producer.publish(dead)
+        except ThingsKitError as error:
+            log.error(  # noqa: TRY400 - the sentence says it all
+                "%s: the dead letter of message %r was not published: %s; the message is kept",
+                self._name, delivery.message.id, error,
+            )  # fmt: skip
+            self._keep(delivery)
+        except Exception:
+            log.exception(
+                "%s: the dead letter of message %r was not published; the message is kept",
+                self._name, delivery.message.id,
+            )  # fmt: skip
+            self._keep(delivery)
+        else:
+            delivery.inbox.left(delivery)
+            self._workers.wake()
+
+    def _keep(self, delivery: Delivery) -> None:
+        self._try_again(delivery, self.longest_wait)
+
+    def _in_background(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        task = asyncio.create_task(work, name=f"{self._name} leaving message")
+        self._leaving[task] = delivery
+        task.add_done_callback(self._leaving.pop)
+
+    # --- stopping, and what others take back
+
+    def drop(self, which: Which) -> None:
+        """Take these out of what waits here; a lane whose head was only waiting goes on without it."""
+        self._lanes.drop(which)
+        for delivery in self._workers.drop(which):
+            self._lanes.advance(delivery)
+        for delivery in self._delays.drop(which):
+            if delivery.state is State.BACKING_OFF:
+                self._lanes.advance(delivery)
+
+    def stop(self) -> None:
+        """Begin no waiting any more."""
+        self.stopping = True
+
+    @property
+    def leaving(self) -> list[asyncio.Task[None]]:
+        """The dead letters and copies that are on their way."""
+        return [*self._leaving, *(() if self._copies is None else self._copies.tasks)]

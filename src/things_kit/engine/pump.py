@@ -1,0 +1,344 @@
+"""One topic of a consumer: keeps a receiver subscribed, asks it for what could be handled now, and keeps the leases."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from things_kit.engine.adapter import adapted
+from things_kit.engine.backoff import Backoff
+from things_kit.engine.cancelling import ended, finished
+from things_kit.engine.driver import (
+    Capabilities,
+    ConnectionLost,
+    Delivery,
+    Driver,
+    Fetching,
+    Pushed,
+    Receiver,
+    Subscription,
+    Which,
+)
+from things_kit.engine.inbox import ConsumerInbox
+from things_kit.engine.lanes import Lanes
+from things_kit.engine.leases import keep_leases
+from things_kit.engine.outages import Outages
+from things_kit.engine.outcomes import Outcomes
+from things_kit.engine.state import State
+from things_kit.engine.suspects import Suspects
+from things_kit.engine.watch import Stalled, Watch
+from things_kit.engine.window import Window
+from things_kit.engine.workers import Workers
+from things_kit.messaging.names import REPLAY_GROUP
+
+log = logging.getLogger("things_kit.consumer")
+
+WAIT: Final = 5.0
+"""Seconds that one `fetch` waits: nothing depends on it but how often an idle consumer looks around."""
+
+SHRINK: Final = 5.0
+"""Seconds after which a smaller credit is said where it is fixed at the broker."""
+
+QUIESCE: Final = 1.0
+"""Seconds that a receiver may take to become quiet, and as many to end a call that waits."""
+
+CLOSE: Final = 1.5
+"""Seconds that closing a receiver may take: the broker may be frozen, and finds out by itself."""
+
+
+class Pump:
+    """Brings one topic's deliveries to the workers, and what became of them back."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        driver: Driver,
+        drain: float,
+        lanes: Lanes,
+        workers: Workers,
+        window: Window,
+        outcomes: Outcomes,
+        suspects: Suspects | None,
+    ) -> None:
+        self.subscription = subscription
+        self.subscribed = asyncio.Event()
+        self.away: Exception | None = None
+        self.outcomes = outcomes
+        self.inbox: ConsumerInbox | None = None
+        self.last_settled: datetime | None = None
+        self._driver = driver
+        self._drain = drain
+        self._lanes = lanes
+        self._workers = workers
+        self._window = window
+        self._suspects = suspects
+        self._backoff = Backoff()
+        self._outages = Outages(self._name)
+        self._ailment: str | None = None
+        self._room = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._asking: asyncio.Task[None] | None = None
+        self._told = 0
+        self._told_at = 0.0
+        self._paused = False
+        self._stopping = False
+
+    @property
+    def _capabilities(self) -> Capabilities:
+        return self._driver.capabilities
+
+    # --- subscribed
+
+    async def run(self) -> None:
+        """Subscribe and receive, again after each lost connection, until `stop`. Raises what cannot be mended."""
+        while not self._stopping:
+            inbox = ConsumerInbox(self.subscription, self, self._lanes, self._window, self.outcomes)
+            try:
+                receiver = await self._driver.subscribe(inbox.subscription)
+            except ConnectionLost as error:
+                inbox.lose()
+                self._went_away(error)
+                await self._backoff.wait()
+                continue
+            inbox.receiver = receiver = adapted(receiver, inbox)
+            self.away = self._ailment = None  # of a former receiver
+            self._outages.ended()
+            self.inbox = inbox
+            self.subscribed.set()
+            if self._stopping:
+                inbox.finish()  # whoever stopped us did not see this, as the driver swallowed our cancellation
+            try:
+                await self._serve(inbox)
+            except Stalled as stalled:
+                self.ailing(f"{stalled}; it is opened anew")
+                inbox.lose()
+            except ConnectionLost as error:
+                self._went_away(error)
+                inbox.lose()
+            finally:
+                self.inbox = None
+                await self._close(receiver)
+            if not self._stopping:
+                await self._backoff.wait()
+
+    async def _close(self, receiver: Receiver) -> None:
+        closing = asyncio.create_task(receiver.close(), name=f"{self._name} close")
+        with contextlib.suppress(ConnectionLost):
+            if not await finished(closing, CLOSE):
+                log.warning("%s: the receiver did not close within %g s", self._name, CLOSE)
+
+    async def _serve(self, inbox: ConsumerInbox) -> None:
+        """Receive, settle and extend side by side until the pump stops. Raises the first error of these."""
+        asking = self._fetch(inbox) if isinstance(inbox.receiver, Fetching) else self._give_credit(inbox)
+        self._asking = asyncio.create_task(asking, name=f"{self._name} pump")
+        settling = asyncio.create_task(inbox.settle(), name=f"{self._name} settle")
+        leases = keep_leases(inbox.receiver, inbox.leased, self._capabilities.lease)
+        extending = asyncio.create_task(leases, name=f"{self._name} leases")
+        watching = asyncio.create_task(self._watch(inbox), name=f"{self._name} watch")
+        tasks = {self._asking, settling, extending, watching}
+        try:
+            pending: set[asyncio.Future[None]] = {*tasks, inbox.failure}
+            while not settling.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for each in done:
+                    if each.cancelled():
+                        self._raise_if_cut_off(each)
+                    elif (error := each.exception()) is not None:
+                        raise error
+        finally:
+            await ended(*tasks)
+
+    def _raise_if_cut_off(self, task: asyncio.Future[None]) -> None:
+        """Only we may cancel it, to stop; else, such as by a driver's own future, nothing would ever arrive again."""
+        if not self._stopping and isinstance(task, asyncio.Task):
+            raise RuntimeError(f"{task.get_name()} was cancelled from outside")
+
+    async def _watch(self, inbox: ConsumerInbox) -> None:
+        def excused() -> bool:
+            return self._stopping or self._paused or self._room_of(inbox) <= 0
+
+        await Watch(inbox, excused).run()
+
+    # --- asking for messages
+
+    async def _fetch(self, inbox: ConsumerInbox) -> None:
+        receiver = inbox.receiver
+        assert isinstance(receiver, Fetching)  # noqa: S101 - narrowed by whoever calls
+        while not self._stopping:
+            room = self._room_of(inbox)
+            if self._paused or room <= 0 or (self._workers.provided and 4 * room < self._most):
+                self._room.clear()  # few at a time cost as much as many
+                await self._room.wait()
+                continue
+            await inbox.calm()
+            inbox.unpark()
+            before = inbox.brought
+            await receiver.fetch(room, WAIT)
+            if inbox.brought == before:
+                self._backoff.reset()
+
+    @property
+    def _most(self) -> int:
+        return min(self._window.size, self.subscription.max_in_flight)
+
+    def _room_of(self, inbox: ConsumerInbox) -> int:
+        return min(self._window.room, self.subscription.max_in_flight - len(inbox.held))
+
+    async def _give_credit(self, inbox: ConsumerInbox) -> None:
+        receiver = inbox.receiver
+        assert isinstance(receiver, Pushed)  # noqa: S101 - narrowed by whoever calls
+        self._told = 0
+        while not self._stopping:
+            await inbox.calm()
+            inbox.unpark()
+            held = len(inbox.held)
+            credit = held + max(0, self._room_of(inbox))
+            if self._paused:
+                credit = 0
+            wait = self._worth_telling(credit, held)
+            if wait == 0.0:
+                self._told, self._told_at = credit, asyncio.get_running_loop().time()
+                receiver.credit(credit)
+            self._room.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait or WAIT):
+                    await self._room.wait()
+
+    def _worth_telling(self, credit: int, held: int) -> float | None:
+        """In how many seconds this is to be told; None: not at all."""
+        told = self._told
+        if credit == told:
+            return None
+        if not self._capabilities.fixed_credit or told == 0 or credit == 0:
+            return 0.0
+        if credit >= 2 * told or (credit > told and held >= told):
+            return 0.0
+        if 2 * credit > told:
+            return None
+        return max(0.0, self._told_at + SHRINK - asyncio.get_running_loop().time())
+
+    def make_room(self) -> None:
+        """A worker has nothing to do, or something was dropped: whatever room there is is worth a call."""
+        self._room.set()
+        self._progress.set()
+
+    def pause(self, paused: bool) -> None:
+        """Ask for nothing while this is set; what is not begun goes back where that costs nothing."""
+        self._paused = paused
+        self._room.set()
+        if paused:
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        if self.inbox is not None and self._capabilities.lanes:  # elsewhere it would count, or lose its place
+            self.inbox.release_unbegun()
+
+    # --- what arrives
+
+    def arrived(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
+        """See `Owner.arrived`."""
+        if not self._capabilities.targeted:
+            deliveries = self._skip_foreign(inbox, deliveries)
+        if self._suspects is not None and self._suspects.among(deliveries):
+            self._suspects.admit(inbox, deliveries)
+        else:
+            inbox.admit(deliveries)
+        if self._paused:
+            self._hand_back()
+        self._workers.wake()
+
+    def _skip_foreign(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Acknowledge what was replayed for another group."""
+        group = self.subscription.group
+        foreign = {each for each in deliveries if each.message.headers.get(REPLAY_GROUP, group) != group}
+        for delivery in foreign:
+            inbox.acknowledge(delivery)
+        return [each for each in deliveries if each not in foreign] if foreign else deliveries
+
+    def settled(self) -> None:
+        """The broker has taken settlements: there is room for more."""
+        self.last_settled = datetime.now(UTC)
+        self._backoff.reset()  # only now: a broker that hands out but takes nothing back is not well
+        self._room.set()
+        self._progress.set()
+        if self._stopping and self.inbox is not None:
+            self.inbox.release_unbegun()  # what waited behind a message that was being handled
+
+    def drop_queued(self, which: Which) -> None:
+        """Take these out of everything in which they wait."""
+        self.outcomes.drop(which)
+
+    # --- health
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can arrive; None where it can."""
+        return self._ailment if self.away is None else f"the broker is away: {self.away}"
+
+    def ailing(self, reason: str | None) -> None:
+        """See `Inbox.ailing`."""
+        if reason is not None:
+            log.warning("%s: %s", self._name, reason)
+        self._ailment = reason
+
+    def _went_away(self, error: Exception) -> None:
+        self.away = error
+        self._outages.lasts(error)
+
+    # --- giving up a part, such as a partition that moves to another consumer
+
+    async def let_go(self, inbox: ConsumerInbox, which: Which) -> None:
+        """Drop what was not begun, wait up to the drain time for what was, and settle it."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + self._drain
+        begun = {State.HANDLING, State.LEAVING, State.LEAVING_ASIDE, State.SETTLING}
+        while True:
+            # Of what failed meanwhile, the next attempt is not ours to make
+            inbox.forget(lambda each: which(each) and each.state not in begun)
+            if not any(map(which, inbox.held)) or loop.time() >= ends or self.inbox is not inbox:
+                break
+            self._progress.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(ends):
+                    await self._progress.wait()
+        inbox.forget(which)
+
+    # --- stopping
+
+    async def stop_receiving(self) -> None:
+        """Take nothing more, and give back all that is not being handled, in the order of arrival."""
+        self._stopping = True
+        self.outcomes.stop()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait({self._asking}, timeout=QUIESCE)
+        inbox = self.inbox
+        if inbox is None:
+            return
+        with contextlib.suppress(ConnectionLost, TimeoutError):
+            async with asyncio.timeout(QUIESCE):
+                await inbox.receiver.quiesce()
+        inbox.quiet()
+        inbox.release_unbegun()
+
+    async def finish(self, within: float) -> None:
+        """Wait for dead letters and retries on their way; then let the last settlements go and `run` return."""
+        inbox, suspects = self.inbox, self._suspects
+        leaving = self.outcomes.leaving
+        if leaving:
+            await asyncio.wait(leaving, timeout=within)
+        await ended(*leaving)
+        if inbox is None:
+            return
+        if suspects is not None:
+            with contextlib.suppress(ConnectionLost, TimeoutError):
+                async with asyncio.timeout(QUIESCE):
+                    await suspects.take_back(list(inbox.held))
+        inbox.release_all()
+        inbox.finish()
+
+    @property
+    def _name(self) -> str:
+        return f"{self.subscription.topic} as {self.subscription.group}"

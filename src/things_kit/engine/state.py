@@ -1,0 +1,50 @@
+"""What becomes of a delivery, step by step."""
+
+from enum import IntEnum
+from typing import Final
+
+
+class State(IntEnum):
+    """Where a delivery is, from its arrival until the broker knows what became of it."""
+
+    READY = 0
+    """A worker takes it next."""
+    QUEUED = 1
+    """Behind an earlier one of its lane."""
+    GATHERED = 2
+    """In a batch that is being filled."""
+    HANDLING = 3
+    """Its handler runs."""
+    BACKING_OFF = 4
+    """Waits here for its next attempt, and its lane with it."""
+    ASIDE = 5
+    """Waits here for its next attempt; its lane goes on."""
+    LEAVING = 6
+    """Its dead letter is on its way; its lane waits for it."""
+    LEAVING_ASIDE = 7
+    """Its dead letter or a copy of it is on its way; no lane here waits for it."""
+    SETTLING = 8
+    """Its outcome is on its way to the broker."""
+    GONE = 9
+    """Somebody else's by now. Its handler may be running: its lane goes on when that ends; nobody asks for the outcome."""
+    DONE = 10
+    """Settled, or somebody else's, and nothing here waits for it."""
+
+
+MOVES: Final[dict[State, frozenset[State]]] = {
+    State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING, State.ASIDE,
+                            State.DONE}),
+    State.QUEUED: frozenset({State.READY, State.GATHERED, State.SETTLING, State.DONE}),
+    State.GATHERED: frozenset({State.HANDLING, State.SETTLING, State.GONE}),
+    State.HANDLING: frozenset({State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING, State.LEAVING_ASIDE,
+                               State.SETTLING, State.GONE}),
+    State.BACKING_OFF: frozenset({State.READY, State.SETTLING, State.DONE}),
+    State.ASIDE: frozenset({State.READY, State.QUEUED, State.LEAVING, State.SETTLING, State.DONE}),
+    State.LEAVING: frozenset({State.READY, State.HANDLING, State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING_ASIDE, State.SETTLING,
+                              State.GONE}),
+    State.LEAVING_ASIDE: frozenset({State.ASIDE, State.SETTLING, State.DONE}),
+    State.SETTLING: frozenset({State.DONE}),
+    State.GONE: frozenset({State.DONE}),
+    State.DONE: frozenset(),
+}  # fmt: skip
+"""Which state may follow which. Nothing checks it at run time; the tests do."""

@@ -1,0 +1,135 @@
+"""Messages that may be what kills the processes that handle them.
+
+A broker that counts deliveries counts those to processes that died, too. A count beyond the policy's attempts without a
+verdict makes a suspect, no more: it may have been the neighbour of the guilty one, or was given back by deployments. So a
+mark is stored for it, and it is handled while its consumer handles nothing else. Whoever dies of it then has convicted it:
+it comes again with its mark, and goes to the dead letter. A stop takes the mark back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from things_kit.engine.copies import Copies
+from things_kit.engine.driver import ConnectionLost, Delivery, Marking
+from things_kit.engine.inbox import ConsumerInbox
+from things_kit.engine.lanes import Lanes
+from things_kit.engine.state import State
+from things_kit.engine.verdict import ProcessDied
+from things_kit.engine.workers import Workers
+from things_kit.messaging.errors import ThingsKitError
+
+log = logging.getLogger("things_kit.consumer")
+
+
+class Suspects:
+    """One topic's suspects, from their arrival until their handler begins.
+
+    Args:
+        attempts: How often a message may come without a verdict.
+        copies: Where the mark travels on a copy; None: it is stored beside the message.
+        convicted: Told of a message that died alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        attempts: int,
+        lanes: Lanes,
+        workers: Workers,
+        copies: Copies | None,
+        convicted: Callable[[Delivery, BaseException], None],
+    ) -> None:
+        self._name = name
+        self._attempts = attempts
+        self._lanes = lanes
+        self._workers = workers
+        self._copies = copies
+        self._convicted = convicted
+
+    def among(self, deliveries: Sequence[Delivery]) -> bool:
+        """Whether any of these is one."""
+        attempts = self._attempts
+        return any(delivery.message.attempt > attempts for delivery in deliveries)
+
+    def admit(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
+        """Let all take their turns, in order; a suspect's turn is its own."""
+        for delivery in deliveries:
+            delivery.inbox = inbox
+            if delivery.message.attempt <= self._attempts:
+                inbox.admit([delivery])
+            elif not self._lanes.admit_apart(delivery, self._turn):
+                inbox.send_back([delivery])
+
+    def _turn(self, delivery: Delivery) -> None:
+        """All that was before it in its lane is done."""
+        if delivery.suspect and delivery.message.attempt > delivery.suspect:
+            self._convicted(delivery, ProcessDied(delivery.message.attempt))
+        elif delivery.suspect and self._workers.isolating and self._copies is not None:
+            # Whoever dies of the one before it must not convict this one, too: it waits without its mark
+            delivery.state = State.LEAVING
+            self._copies.add(delivery, 0.0, self._no_copy)
+        else:
+            self._workers.isolate(delivery, self._prepare)
+
+    async def _prepare(self, delivery: Delivery) -> bool:
+        """Store the mark, as nothing else is being handled now; without one it is handled alone all the same."""
+        if delivery.suspect:
+            return True
+        log.warning(
+            "%s: message %r came %d times and nobody said what became of it: it is handled alone",
+            self._name, delivery.message.id, delivery.message.attempt,
+        )  # fmt: skip
+        receiver, attempt = delivery.inbox.receiver, delivery.message.attempt
+        if isinstance(receiver, Marking):
+            delivery.state, delivery.suspect = State.LEAVING, attempt
+            try:
+                await receiver.mark(delivery, attempt)
+            except (ConnectionLost, ThingsKitError) as error:
+                delivery.suspect = 0
+                self._say_unmarked(delivery, error)
+            if delivery.state is not State.LEAVING:  # somebody else has it by now
+                delivery.inbox.done(delivery)
+                return False
+        elif self._copies is not None:
+            delivery.state = State.LEAVING
+            self._copies.add(delivery, 0.0, self._no_copy, suspect=attempt)
+            return False
+        return True
+
+    def _say_unmarked(self, delivery: Delivery, error: Exception) -> None:
+        log.warning("%s: message %r could not be marked: %s", self._name, delivery.message.id, error)
+
+    def _no_copy(self, delivery: Delivery, wait: float, error: Exception) -> None:
+        """There is no copy, so it is handled here, as it is."""
+        self._say_unmarked(delivery, error)
+        if delivery.state is State.LEAVING:
+            delivery.state = State.READY
+            self._workers.isolate(delivery, _at_once)
+        elif delivery.state is State.GONE:
+            delivery.inbox.done(delivery)
+
+    async def take_back(self, held: Sequence[Delivery]) -> None:
+        """The consumer stops: who begins with these next has not been warned of them. Raises ConnectionLost."""
+        for delivery in held:
+            if not delivery.suspect or delivery.state not in {State.READY, State.LEAVING}:
+                continue
+            receiver = delivery.inbox.receiver
+            if isinstance(receiver, Marking):
+                await receiver.mark(delivery, 0)
+                delivery.suspect = 0
+            elif self._copies is not None:
+                delivery.state = State.LEAVING
+                self._copies.add(delivery, 0.0, _stays_marked)
+        if self._copies is not None and self._copies.tasks:
+            await asyncio.wait(self._copies.tasks)
+
+
+async def _at_once(delivery: Delivery) -> bool:
+    return True
+
+
+def _stays_marked(delivery: Delivery, wait: float, error: Exception) -> None:
+    """It is given back as it is."""
+    if delivery.state is State.LEAVING:
+        delivery.state = State.READY
