@@ -1,5 +1,7 @@
 """What the driver for Kafka makes of URLs, records and errors; no broker is needed for these."""
 
+import asyncio
+import contextlib
 import json
 import sys
 import weakref
@@ -16,6 +18,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka import Message as Record
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError
+from things_kit.brokers.kafka import producer
 from things_kit.brokers.kafka.admin import Admin
 from things_kit.brokers.kafka.driver import KafkaDriver
 from things_kit.brokers.kafka.errors import refused, translated
@@ -399,3 +402,31 @@ async def test_an_admin_client_without_an_answer_is_replaced_and_ends_though_its
     with pytest.raises(ConnectionLost):
         await admin.ping()
     await admin.close()
+
+
+# --- the producer
+
+
+async def test_a_producer_that_does_not_find_back_is_replaced_however_little_time_each_message_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after an outage, when each that is sent has waited for nearly as long as it may."""
+    monkeypatch.setattr(producer, "OVERDUE", 1.0)
+    monkeypatch.setattr(producer, "AGAIN", 0.2)
+    monkeypatch.setattr(producer, "LOOK", 0.05)
+    (port,) = free_ports(1)
+
+    async def others_are_answered() -> None:
+        pass
+
+    sending = producer.SendingThread(settings(f"kafka://127.0.0.1:{port}"), others_are_answered)
+    message = Message("orders", b"x", id="1", timestamp=datetime.now(UTC))
+
+    async def begun_anew() -> bool:
+        with contextlib.suppress(TimeoutError, ConnectionLost):
+            async with asyncio.timeout(0.4):
+                await sending.send([message], {})
+        return "publishing begins anew" in caplog.text
+
+    await eventually(begun_anew)
+    await sending.close()

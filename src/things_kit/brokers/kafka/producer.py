@@ -35,6 +35,9 @@ OVERDUE: Final = 12.0
 """Seconds without any delivery report after which it is asked whether the broker answers others; longer than librdkafka
 takes to replace a connection that went silent."""
 
+LOOK: Final = 0.5
+"""Seconds between two such questions, at least."""
+
 AGAIN: Final = 3.0
 """Seconds that librdkafka then has to find back to a broker that answers."""
 
@@ -52,9 +55,11 @@ class Sending:
         messages: Sequence[Message],
         sizes: Mapping[str, int],
         why: Callable[[KafkaError], KafkaError],
+        heard: Callable[[], None],
     ) -> None:
         self.messages = messages
         self._why = why
+        self._heard = heard
         self.sizes = (
             {message.topic: sizes[message.topic] for message in messages if message.topic in sizes}
             if sizes
@@ -66,13 +71,10 @@ class Sending:
         self._results: Results = [None] * len(messages)
         self._open = len(messages)
 
-    @property
-    def open(self) -> int:
-        """How many of its messages are neither confirmed nor refused."""
-        return self._open
-
     def report(self, index: int, error: KafkaError | None) -> None:
         """A delivery report, or why there will be none. In the sending thread."""
+        if error is None or error.code() >= 0:  # else it is librdkafka that gave up
+            self._heard()
         if error is not None:
             self._results[index] = refused(self._why(error), self.messages[index].topic)
         self._open -= 1
@@ -114,6 +116,7 @@ class SendingThread:
         self._ping = ping
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self._forsaken = False
+        self._heard_at = time.monotonic()
         self._jobs: SimpleQueue[Sending | None] = SimpleQueue()
         self._producers: dict[int, Producer] = {
             LARGEST: settings.created(Producer, settings.producer(LARGEST))
@@ -130,7 +133,7 @@ class SendingThread:
 
         Cancelled, it leaves to `message.timeout.ms` what librdkafka already has: that may still arrive.
         """
-        sending = Sending(messages, sizes, self._why)
+        sending = Sending(messages, sizes, self._why, self._hears)
         if not messages:
             return []
         self._jobs.put(sending)
@@ -143,17 +146,29 @@ class SendingThread:
             sending.answer.cancel()
 
     async def _attend(self, sending: Sending) -> None:
-        """Wait for the answer. If nothing comes from a broker that answers others, the producers are replaced."""
-        before = sending.open
-        if await _answered(sending, OVERDUE) or sending.open != before:
+        """Wait for the answer. If no broker confirms anything though it answers others, the producers are replaced.
+
+        For how long is counted over all that is sent: after an outage each of them may have little time left.
+        """
+        heard_at = self._heard_at
+        if (
+            await _answered(sending, max(LOOK, heard_at + OVERDUE - time.monotonic()))
+            or self._heard_at != heard_at
+        ):
+            return
+        if time.monotonic() < heard_at + OVERDUE:
             return
         try:
             await self._ping()
         except ConnectionLost:
             return  # it is away: librdkafka goes on trying
-        if not await _answered(sending, AGAIN) and sending.open == before:
+        await _answered(sending, max(LOOK, heard_at + OVERDUE + AGAIN - time.monotonic()))
+        if self._heard_at == heard_at and not sending.answer.done():
             self._forsaken = True
             await _answered(sending, AGAIN)
+
+    def _hears(self) -> None:
+        self._heard_at = time.monotonic()
 
     async def close(self) -> None:
         """End the thread; what is not confirmed by now is nobody's any more."""
@@ -175,8 +190,14 @@ class SendingThread:
     def _next(self) -> Sending | None:
         """What is to be sent; None after a wait in which nothing came, or to end."""
         busy = [producer for producer in self._producers.values() if len(producer)]
+        if not busy:
+            sending = None
+            with contextlib.suppress(Empty):
+                sending = self._jobs.get(timeout=IDLE)
+            self._hears()  # nothing was asked of a broker until now
+            return sending
         try:
-            return self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
+            return self._jobs.get_nowait()
         except Empty:
             for producer in busy:  # what waits goes out at once: nothing is coming to linger for
                 self._serve_one(producer.flush, BUSY)
@@ -190,6 +211,7 @@ class SendingThread:
             log.warning("publishing begins anew: %s", why)
             self._drop_all()
             self._fatal, self._forsaken = None, False
+            self._hears()
             self._producer(LARGEST)
 
     def _serve_one(self, call: Callable[[float], object], wait: float) -> None:
