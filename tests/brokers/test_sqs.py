@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError, connect
-from things_kit.brokers.sqs import names, packing
+from things_kit.brokers.sqs import names, wire
 from things_kit.brokers.sqs import receiver as receiver_module
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, bare
@@ -109,15 +109,15 @@ class TestNames:
         assert again != names.deduplication_id("o-1", "another")
 
 
-def there_and_back(message: Message) -> tuple[Message, packing.Packed]:
-    packed = packing.pack(message, SQS_BYTES)
+def there_and_back(message: Message) -> tuple[Message, wire.Parcel]:
+    packed = wire.pack(message, SQS_BYTES)
     entry = {
         "MessageId": "sqs-1",
         "Body": packed.body,
         "MessageAttributes": packed.attributes,
         "Attributes": {"SentTimestamp": "1", "MessageGroupId": "somebody"},
     }
-    return packing.unpack(message.topic, entry).message, packed
+    return wire.unpack(message.topic, entry).message, packed
 
 
 class TestPacking:
@@ -135,13 +135,13 @@ class TestPacking:
     def test_every_message_comes_back_as_it_was(self, message: Message) -> None:
         back, packed = there_and_back(message)
         assert back == message
-        assert len(packed.attributes) <= packing.MOST_ATTRIBUTES
+        assert len(packed.attributes) <= wire.MOST_ATTRIBUTES
         said = json.dumps(packed.attributes, ensure_ascii=False) + packed.body
-        assert not packing._FORBIDDEN.search(said)
+        assert not wire._FORBIDDEN.search(said)
 
     def test_text_and_plain_headers_are_where_others_look_for_them(self) -> None:
         message = Message("orders", b'{"n": 1}', b"k", {"type": "order"}, timestamp=NOW, id="1")
-        packed = packing.pack(message, SQS_BYTES)
+        packed = wire.pack(message, SQS_BYTES)
         assert packed.body == '{"n": 1}'
         assert packed.attributes["type"] == {"DataType": "String", "StringValue": "order"}
         assert json.loads(packed.attributes["tk-message"]["StringValue"])["key"] == "k"
@@ -155,7 +155,7 @@ class TestPacking:
     def test_what_is_too_large_as_it_is_packed_is_refused(self) -> None:
         message = Message("orders", b"\xff" * 900, timestamp=NOW, id="1")
         with pytest.raises(MessageTooLarge, match="AWS takes 1000"):
-            packing.pack(message, 1000)
+            wire.pack(message, 1000)
 
     def test_a_foreign_message_is_a_normal_one(self) -> None:
         entry = {
@@ -168,7 +168,7 @@ class TestPacking:
             },
             "Attributes": {"SentTimestamp": "1700000000123", "MessageGroupId": "k"},
         }
-        message = packing.unpack("orders", entry).message
+        message = wire.unpack("orders", entry).message
         assert (message.value, message.key, message.id) == (b"hello", b"k", "sqs-1")
         assert message.headers == {"type": "greeting", "size": "5", "raw": "AAE="}
         assert message.timestamp == datetime(2023, 11, 14, 22, 13, 20, 123000, tzinfo=UTC)
@@ -179,7 +179,7 @@ class TestPacking:
             "Body": "a\ud800",
             "MessageAttributes": {"type\udc00": {"DataType": "String", "StringValue": "\ud800b"}},
         }
-        message = packing.unpack("orders", entry).message
+        message = wire.unpack("orders", entry).message
         assert (message.value, message.headers) == (b"a?", {"type?": "?b"})
 
     @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ class TestPacking:
             "Body": "hel-lo",
             "MessageAttributes": {"tk-message": {"DataType": "String", "StringValue": said}},
         }
-        message = packing.unpack("orders", entry).message
+        message = wire.unpack("orders", entry).message
         assert (message.value, message.id, message.headers) == (b"hel-lo", "sqs-1", {})
 
 

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from things_kit import Message
@@ -69,6 +69,7 @@ def test_every_field_is_one_that_the_broker_carries(carries: str, message: Messa
 
 
 @given(message=messages)
+@example(message=Message("orders", b"", b"\x7f", {"=?": "ä=?\x7f"}, timestamp=NOW, id="=?\x7f"))
 def test_what_is_packed_is_printable_ascii_that_no_client_decodes(message: Message) -> None:
     packed = Envelope(CARRIES["nothing"]).fields(message)[PACKED]
     assert packed.isascii()

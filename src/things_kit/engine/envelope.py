@@ -12,7 +12,7 @@ own names, and what the broker has no place for under ours, which handlers never
     tk-suspect  the attempt at which a mark was stored beside it (`Delivery.suspect`)
     tk-packed   JSON of what cannot be a field of this broker: `id`, `key64` (the key in Base64), `headers`
 
-The JSON is ASCII and has no "=?", which clients take for the beginning of a word in another encoding. What is written
+The JSON is printable ASCII and has no "=?", which clients take for the beginning of a word in another encoding. What is written
 is read exactly. What others wrote becomes an ordinary message as well: bytes that are no UTF-8 are shown as \xNN, values
 of other types as JSON, and fields with our prefix that say nothing we understand are left out.
 """
@@ -75,11 +75,11 @@ class Packed(msgspec.Struct, omit_defaults=True, kw_only=True):
     suspect: int = 0
 
     def text(self) -> str:
-        """JSON in ASCII without "=?", for anything that carries printable text."""
+        """JSON in printable ASCII without "=?", for anything that carries printable text."""
         said = _encode(self).decode()
         if not said.isascii():
             said = json.dumps(msgspec.to_builtins(self), separators=(",", ":"))
-        return said.replace("=?", "=\\u003f")
+        return said.replace("=?", "=\\u003f").replace("\x7f", "\\u007f")
 
     def onto(self, message: Message) -> Message:
         """The message with what is told here; its attempt counts the deliveries of this copy."""
@@ -225,7 +225,7 @@ class Envelope:
             The message, without an id or time where nothing tells it: the broker has something like it.
         """
         headers: dict[str, Any] = {}
-        own, stamp, rest = identity, moment, None
+        own, own_key, stamp, rest = identity, key, moment, None
         try:
             if self._binary:
                 for name, raw in pairs:
@@ -238,10 +238,12 @@ class Envelope:
             else:
                 headers = dict(pairs)
                 own, stamp = headers.pop(ID, own), headers.pop(TIME, stamp)
+                if (told := headers.pop(KEY, None)) is not None:
+                    own_key = told.encode()
             if headers and not self._known.issuperset(headers):
                 rest = self._sort_out(headers)
             when = None if stamp is None else self._times.get(stamp) or self._time(stamp)
-            message = Message(topic, value, key, headers, partition, offset, when, own, attempt)
+            message = Message(topic, value, own_key, headers, partition, offset, when, own, attempt)
             if rest is None:
                 return message, None
             packed = _rest(rest)

@@ -12,8 +12,8 @@ from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, MISSING, bare, code_of
 from things_kit.brokers.sqs.options import Settings
-from things_kit.brokers.sqs.packing import Entry, pack
 from things_kit.brokers.sqs.topology import Topology
+from things_kit.brokers.sqs.wire import Entry, pack
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.publishes import PublishIds
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError

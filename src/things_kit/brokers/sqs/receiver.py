@@ -24,9 +24,9 @@ from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, MISSING, OVER_LIMIT, STALE, bare, code_of
 from things_kit.brokers.sqs.options import MOST_EXTENDED, Settings
-from things_kit.brokers.sqs.packing import Entry, Unpacked, pack, unpack
 from things_kit.brokers.sqs.publisher import together
 from things_kit.brokers.sqs.topology import HEARTBEAT, Topology
+from things_kit.brokers.sqs.wire import Entry, Unpacked, pack, unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
