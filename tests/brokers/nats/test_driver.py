@@ -27,9 +27,10 @@ from things_kit import (
 )
 from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
-from things_kit.brokers.nats.wire import ID, KEY, PACKED, PUBLICATION, raw_headers
+from things_kit.brokers.nats.wire import PUBLICATION, envelope, raw_headers
 from things_kit.engine.collected import collect
 from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
+from things_kit.engine.envelope import ID, KEY, PACKED
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -173,7 +174,7 @@ def test_what_nats_can_carry_is_native_and_the_rest_is_packed() -> None:
         "type": "order.created", "empty": "", "Status": "404", "Nats-Rollup": "all", "a:b": "x", "": "nameless",
         "trimmed": " x ", "lines": "a\r\nNats-Rollup: all", "script": "ключ", "encoded": "=?utf-8?q?x?=",
     }  # fmt: skip
-    raw = raw_headers(Message("t", b"", b"k", headers, id="m-1", timestamp=MOMENT), {}, "p-1")
+    raw = raw_headers(Message("t", b"", b"k", headers, id="m-1", timestamp=MOMENT), envelope(), "p-1")
     assert {name: raw[name] for name in raw if name not in {PACKED, "tk-time"}} == {
         "type": "order.created", "empty": "", KEY: "k", ID: "m-1", PUBLICATION: "p-1",
     }  # fmt: skip
@@ -182,7 +183,7 @@ def test_what_nats_can_carry_is_native_and_the_rest_is_packed() -> None:
 
 @pytest.mark.parametrize("identity", ["", "ключ", "a\r\nNats-Rollup: all", "x" * 600, " x"])
 def test_an_id_that_is_no_header_is_packed(identity: str) -> None:
-    raw = raw_headers(Message("t", b"", id=identity, timestamp=MOMENT), {}, None)
+    raw = raw_headers(Message("t", b"", id=identity, timestamp=MOMENT), envelope(), None)
     assert raw[PUBLICATION].startswith("tk-sha256:")
     assert (ID in raw) != (PACKED in raw)
     assert raw.get(ID, identity) == identity
@@ -190,9 +191,14 @@ def test_an_id_that_is_no_header_is_packed(identity: str) -> None:
 
 def test_where_ids_are_kept_once_a_dead_letter_is_another_message_to_the_stream() -> None:
     plain = Message("t", b"", id="m-1", timestamp=MOMENT)
-    dead = raw_headers(plain.replace(headers=DEAD), {}, None)
-    assert raw_headers(plain, {}, None) == {"tk-time": "2026-01-02T03:04:05.678901+00:00", PUBLICATION: "m-1"}
-    assert dead[PUBLICATION] == raw_headers(plain.replace(headers=DEAD), {}, None)[PUBLICATION] != "m-1"
+    dead = raw_headers(plain.replace(headers=DEAD), envelope(), None)
+    assert raw_headers(plain, envelope(), None) == {
+        "tk-time": "2026-01-02T03:04:05.678901+00:00",
+        PUBLICATION: "m-1",
+    }
+    assert (
+        dead[PUBLICATION] == raw_headers(plain.replace(headers=DEAD), envelope(), None)[PUBLICATION] != "m-1"
+    )
     assert dead[ID] == "m-1"
 
 

@@ -14,7 +14,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -27,7 +26,7 @@ from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refuse
 from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.publications import Publications
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
-from things_kit.brokers.nats.wire import raw_headers, size_of
+from things_kit.brokers.nats.wire import envelope, raw_headers, size_of
 from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
@@ -64,6 +63,7 @@ class NATSDriver:
         self._vanished = Vanished()
         self._publications = Publications(settings.url.engine.publish_timeout)
         self._by_id = settings.options.deduplicate == "id"
+        self._envelope = envelope()
 
     def _set_capabilities(self, payload: int) -> None:
         options = self._settings.options
@@ -188,7 +188,6 @@ class NATSDriver:
         """What is sent at once; what cannot be sent has its result at once."""
         page: list[tuple[int, Outgoing]] = []
         size = 0
-        times: dict[datetime | None, str] = {}
         refused = _impossible({message.topic for message in messages})
         for index, message in enumerate(messages):
             if message.topic in refused:
@@ -197,7 +196,7 @@ class NATSDriver:
             by_id = (
                 self._by_id and REPLAY_GROUP not in message.headers
             )  # what comes back is to be stored again
-            headers = raw_headers(message, times, None if by_id else ids[index])
+            headers = raw_headers(message, self._envelope, None if by_id else ids[index])
             bytes_ = size_of(headers, message.value)
             if bytes_ > most:
                 results[index] = MessageTooLarge(

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from itertools import islice
 from typing import Final
 
@@ -17,7 +16,7 @@ from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, encoded
 from things_kit.brokers.nats.errors import NoResponders
 from things_kit.brokers.nats.options import Settings
-from things_kit.brokers.nats.wire import coordinates, unpack
+from things_kit.brokers.nats.wire import coordinates, envelope, unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError
 
@@ -106,7 +105,7 @@ class NATSReceiver:
         self._heard = self._looked = self._loop.time()
         self._changed = asyncio.Event()
         self._failure: ConnectionLost | None = None
-        self._times: dict[str, datetime] = {}
+        self._envelope = envelope()
 
     async def begin(self) -> None:
         """Take what arrives from now on. What a connection left that was lost a moment ago goes back at once."""
@@ -152,7 +151,7 @@ class NATSReceiver:
         reply = msg.reply
         at = coordinates(reply)
         attempt = self._held[reply] = self._recalled.pop(reply, at.delivered)
-        return Delivery(unpack(msg, at, attempt, self._times), reply)
+        return Delivery(unpack(msg, self._envelope, at, attempt), reply)
 
     async def _wait(self, limit: int, wait: float) -> None:
         """Until there is a message, or the time is over."""
