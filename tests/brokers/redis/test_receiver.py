@@ -66,7 +66,7 @@ async def received(receiver: Collecting, count: int, wait: float = 5.0) -> list[
 async def test_an_entry_of_any_fields_is_a_message(redis: RedisServer, client: Any, topic: str) -> None:
     entry = await client.xadd(topic, {"type": "order.created", "total": "5"})
     await client.execute_command("XADD", topic, "*", "value", b"\xff", "a", "1", "a", "2", b"b\xff", b"\xfe")
-    await client.xadd(topic, {"value": "x", "tk-time": "never", "tk-headers": "[", "tk-id": b"\xff"})
+    await client.xadd(topic, {"value": "x", "tk-time": "never", "tk-packed": "[", "tk-id": b"\xff"})
     recorder = Recorder()
     async with connect(redis.url) as broker, broker.consumer(topic, group="g", handler=recorder):
         await recorder.until_done(3, 10)
