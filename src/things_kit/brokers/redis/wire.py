@@ -33,7 +33,9 @@ class Layout:
         self.key_field = key_field.encode()
         taken = {value_field, key_field}
         self._envelope = Envelope(
-            lambda name, _: name not in taken, fits=lambda headers, _: taken.isdisjoint(headers)
+            lambda name, _: name not in taken,
+            fits=lambda headers, _: taken.isdisjoint(headers),
+            binary=True,
         )
         self._names: dict[bytes, str] = {}
 
