@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import msgspec
 
+from things_kit.brokers.sqlite.errors import primary_code
 from things_kit.brokers.sqlite.packing import attempts_of, offsets_of, pack, unpack
-from things_kit.brokers.sqlite.schema import primary_code
 from things_kit.brokers.sqlite.store import Give, Member, Page, Row, Store
 from things_kit.brokers.sqlite.worker import Request, Worker
 from things_kit.engine.clock import steady

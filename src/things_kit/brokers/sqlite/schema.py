@@ -5,10 +5,10 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from things_kit.engine.driver import ConnectionLost
-from things_kit.messaging.errors import BrokerUnavailable, ConfigError, MessageTooLarge, ThingsKitError
+from things_kit.brokers.sqlite.errors import primary_code
+from things_kit.messaging.errors import ConfigError
 
 APPLICATION_ID: Final = 0x544B4954
 SCHEMA_VERSION: Final = 2
@@ -197,58 +197,3 @@ def _has_tables(path: Path) -> bool:
 
 def _foreign(path: Path) -> ConfigError:
     return ConfigError(f"{path} is a database of something else; it was left as it is")
-
-
-class Meaning(NamedTuple):
-    """What an error of SQLite is to us: while the file is being opened, and later."""
-
-    opening: type[Exception]
-    running: type[Exception]
-    sentence: str
-
-
-ERRORS: Final = {
-    sqlite3.SQLITE_BUSY: Meaning(ConnectionLost, ConnectionLost, "{path} is locked by another process"),
-    sqlite3.SQLITE_LOCKED: Meaning(ConnectionLost, ConnectionLost, "{path} is locked: {error}"),
-    sqlite3.SQLITE_PROTOCOL: Meaning(
-        ConnectionLost, ConnectionLost, "{path} is locked by other processes: {error}"
-    ),
-    sqlite3.SQLITE_IOERR: Meaning(
-        ConnectionLost, ConnectionLost, "{path} could not be read or written: {error}"
-    ),
-    sqlite3.SQLITE_FULL: Meaning(ConnectionLost, ConnectionLost, "{path}: the disk is full: {error}"),
-    sqlite3.SQLITE_NOMEM: Meaning(ConnectionLost, ConnectionLost, "{path}: out of memory"),
-    sqlite3.SQLITE_READONLY: Meaning(
-        ConfigError, ConnectionLost, "{path} is read-only for this process: {error}"
-    ),
-    sqlite3.SQLITE_CANTOPEN: Meaning(
-        ConfigError,
-        ConnectionLost,
-        "{path} cannot be opened or created; the process must be able to write its folder",
-    ),
-    sqlite3.SQLITE_PERM: Meaning(ConfigError, ConnectionLost, "{path}: no permission: {error}"),
-    sqlite3.SQLITE_AUTH: Meaning(ConfigError, ConnectionLost, "{path}: no permission: {error}"),
-    sqlite3.SQLITE_NOTADB: Meaning(ConfigError, BrokerUnavailable, "{path} is not a SQLite database"),
-    sqlite3.SQLITE_CORRUPT: Meaning(BrokerUnavailable, BrokerUnavailable, "{path} is damaged: {error}"),
-    sqlite3.SQLITE_TOOBIG: Meaning(BrokerUnavailable, MessageTooLarge, "larger than SQLite takes: {error}"),
-}
-"""SQLite's primary error codes. The engine waits and tries again upon `ConnectionLost` alone."""
-
-UNKNOWN: Final = Meaning(BrokerUnavailable, BrokerUnavailable, "{path}: {error}")
-
-
-def primary_code(error: BaseException) -> int | None:
-    """SQLite's error code without the extension that tells how it came about; None for Python's own errors."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def explain(error: BaseException, path: Path, *, opening: bool = False) -> Exception:
-    """Our exception for one of SQLite's, which becomes its cause; our own ones stay as they are."""
-    if isinstance(error, ThingsKitError | ConnectionLost):
-        return error
-    meaning = ERRORS.get(primary_code(error) or -1, UNKNOWN)
-    kind = meaning.opening if opening else meaning.running
-    explained = kind(meaning.sentence.format(path=path, error=error))
-    explained.__cause__ = error
-    return explained

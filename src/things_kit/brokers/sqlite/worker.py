@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from things_kit.brokers.sqlite.schema import begin, explain, open_database, primary_code
+from things_kit.brokers.sqlite.errors import explain, primary_code
+from things_kit.brokers.sqlite.schema import begin, open_database
 from things_kit.brokers.sqlite.store import Member, Page, Store
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost
-from things_kit.messaging.errors import ClosedError
+from things_kit.messaging.errors import BrokerUnavailable, ClosedError
 
 T = TypeVar("T")
 
@@ -154,14 +155,19 @@ class Worker:
 
     def _main(self) -> None:
         connection: sqlite3.Connection | None = None
+        working = False
         try:
             connection = open_database(self._path)
             self._identity = self._path.stat().st_ino
             self._store = Store(connection, lease=self._lease, retain=self._retain)
             self._post([(self._opened, None, None)])
+            working = True
             self._work()
         except BaseException as error:  # noqa: BLE001 - nobody may wait for ever for a thread that is gone
             failure = explain(error, self._path, opening=True)
+            if working:  # a thread that is gone tries nothing again
+                failure = BrokerUnavailable(str(failure))
+                failure.__cause__ = error
             self._post([(self._opened, None, failure)])
             self._fail_all(failure)
         finally:
