@@ -42,16 +42,6 @@ EXPECTED_FAILURES: Final = (
         },
     ),
     ExpectedFailure(
-        "test_a_silent_connection_is_noticed_and_replaced",
-        "line 52: a publish on a silent connection fails",
-        {"TestKafkaThroughARelay"},
-    ),
-    ExpectedFailure(
-        "test_a_consumer_that_falls_silent_while_nothing_happens_hears_again",
-        "line 52: silence is noticed after 61 s",
-        {"TestKafkaThroughARelay"},
-    ),
-    ExpectedFailure(
         "test_a_retry_comes_in_time_though_the_clock_was_set_back",
         "line 58: when a message is due is kept by the wall clock",
         {"TestRabbitMQ"},
