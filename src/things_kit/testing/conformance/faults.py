@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
 import msgspec
@@ -14,12 +14,16 @@ from things_kit.engine.driver import (
     Driver,
     Fetching,
     Inbox,
+    Later,
+    Marking,
+    Pushed,
     Receiver,
     Release,
+    SendsLater,
     Subscription,
 )
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, UnsupportedError
+from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 
 
@@ -43,7 +47,11 @@ class FaultyDriver:
         self.latency = 0.0
         self._inner = inner
         self._away = False
+        self._opening = asyncio.Event()
+        self._opening.set()
         self._receivers: set[FaultyReceiver] = set()
+        if isinstance(inner, SendsLater):
+            self.send_later = self._later(inner)
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -58,7 +66,17 @@ class FaultyDriver:
     def cut(self) -> None:
         """Lose every connection there is at this moment; new ones work."""
         for receiver in self._receivers:
-            receiver.lost.set()
+            receiver.cut()
+
+    async def go_deaf(self) -> None:
+        """Let the receivers that there are hear nothing more, without an error; those opened later do."""
+        for receiver in list(self._receivers):
+            await receiver.go_deaf()
+
+    def hold_subscriptions(self) -> asyncio.Event:
+        """Let no receiver be opened before the event is set."""
+        self._opening = asyncio.Event()
+        return self._opening
 
     def go_away(self) -> None:
         """Lose every connection, and let no new one be made."""
@@ -120,15 +138,24 @@ class FaultyDriver:
             raise ConnectionLost("the answer was lost, as the test wanted")
         return results
 
+    def _later(self, inner: SendsLater) -> Callable[[Sequence[Later]], Awaitable[Sequence[Exception | None]]]:
+        async def send_later(copies: Sequence[Later]) -> Sequence[Exception | None]:
+            self.check()
+            return await inner.send_later(copies)
+
+        return send_later
+
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """As the driver does; the receiver can be lost."""
         self.check()
-        lost = asyncio.Event()
-        inbox = FaultyInbox(subscription.inbox, lost)
+        await self._opening.wait()
+        inbox = FaultyInbox(subscription.inbox, self)
         inner = await self._inner.subscribe(msgspec.structs.replace(subscription, inbox=inbox))
-        receiver = FaultyReceiver(self, adapted(inner, inbox), lost)
-        self._receivers.add(receiver)
-        return receiver
+        receiver = adapted(inner, inbox)
+        kind = FaultyFetching if isinstance(receiver, Fetching) else FaultyPushed
+        faulty = kind(self, receiver, inbox)
+        self._receivers.add(faulty)
+        return faulty
 
     async def lag(self, topic: str, group: str) -> int | None:
         """As the driver does."""
@@ -137,53 +164,45 @@ class FaultyDriver:
 
 
 class FaultyInbox:
-    """Passes on what arrives, until the connection is lost."""
+    """Passes on what arrives, until the connection is lost or the driver is broken."""
 
-    def __init__(self, inbox: Inbox, lost: asyncio.Event) -> None:
-        self._lost = lost
-        self._inbox = inbox
+    def __init__(self, inbox: Inbox, driver: FaultyDriver) -> None:
+        self.lost = asyncio.Event()
         self.let_go = inbox.let_go
         self.forget = inbox.forget
         self.ailing = inbox.ailing
         self.fail = inbox.fail
+        self._inbox = inbox
+        self._driver = driver
 
     def put(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """As the engine does; nothing arrives over a lost connection."""
-        return deliveries if self._lost.is_set() else self._inbox.put(deliveries)
+        """As the engine does; nothing arrives over a lost connection, or in a broken driver."""
+        if self._driver.broken is not None:
+            self.fail(self._driver.broken)
+            return deliveries
+        return deliveries if self.lost.is_set() else self._inbox.put(deliveries)
 
 
 class FaultyReceiver:
     """Passes every call on, until its connection is lost."""
 
-    def __init__(self, driver: FaultyDriver, inner: Receiver, lost: asyncio.Event) -> None:
-        self.lost = lost
+    def __init__(self, driver: FaultyDriver, inner: Receiver, inbox: FaultyInbox) -> None:
         self._driver = driver
         self._inner = inner
+        self._inbox = inbox
+        if isinstance(inner, Marking):
+            self.mark = inner.mark
+
+    def cut(self) -> None:
+        """Lose the connection."""
+        self._inbox.lost.set()
+
+    async def go_deaf(self) -> None:
+        """Hear nothing more, without an error; what has been asked for is withdrawn when this returns."""
 
     def _check(self) -> None:
-        if self.lost.is_set():
-            raise ConnectionLost("the connection was cut, as the test wanted")
-
-    async def fetch(self, limit: int, wait: float) -> None:
-        """As the receiver does, or until the connection is lost."""
-        self._check()
-        if self._driver.broken is not None:
-            raise self._driver.broken
-        fetching = asyncio.ensure_future(self._fetch(limit, wait))
-        losing = asyncio.ensure_future(self.lost.wait())
-        try:
-            await asyncio.wait({fetching, losing}, return_when=asyncio.FIRST_COMPLETED)
-            self._check()
-            await fetching
-        finally:
-            for task in (fetching, losing):
-                task.cancel()
-            await asyncio.gather(fetching, losing, return_exceptions=True)
-
-    async def _fetch(self, limit: int, wait: float) -> None:
-        if not isinstance(self._inner, Fetching):
-            raise UnsupportedError("faults are put between the engine and a driver that fetches")
-        await self._inner.fetch(limit, wait)
+        if self._inbox.lost.is_set():
+            raise _cut()
 
     async def quiesce(self) -> None:
         """As the receiver does."""
@@ -203,7 +222,7 @@ class FaultyReceiver:
         await self._driver.travel()
         if self._driver.lost_settlements > 0:
             self._driver.lost_settlements -= 1
-            self.lost.set()
+            self.cut()
             self._check()
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -215,3 +234,69 @@ class FaultyReceiver:
         """As the receiver does."""
         self._driver.closed(self)
         await self._inner.close()
+
+
+class FaultyFetching(FaultyReceiver):
+    """In front of a receiver that asks for messages."""
+
+    def __init__(self, driver: FaultyDriver, inner: Receiver, inbox: FaultyInbox) -> None:
+        super().__init__(driver, inner, inbox)
+        self._deaf = asyncio.Event()
+        self._asking: asyncio.Task[None] | None = None
+
+    async def go_deaf(self) -> None:
+        """Ask the broker for nothing more, and say nothing of it."""
+        self._deaf.set()
+        if self._asking is not None:
+            await asyncio.wait({self._asking})
+
+    async def fetch(self, limit: int, wait: float) -> None:
+        """As the receiver does, or until the connection is lost."""
+        self._check()
+        if self._driver.broken is not None:
+            raise self._driver.broken
+        fetching = asyncio.ensure_future(self._fetch(limit, wait))
+        losing = asyncio.ensure_future(self._inbox.lost.wait())
+        try:
+            await asyncio.wait({fetching, losing}, return_when=asyncio.FIRST_COMPLETED)
+            self._check()
+            await fetching
+        finally:
+            for task in (fetching, losing):
+                task.cancel()
+            await asyncio.gather(fetching, losing, return_exceptions=True)
+
+    async def _fetch(self, limit: int, wait: float) -> None:
+        assert isinstance(self._inner, Fetching)
+        if self._deaf.is_set():
+            await asyncio.sleep(wait)
+            return
+        fetching = self._asking = asyncio.ensure_future(self._inner.fetch(limit, wait))
+        deafening = asyncio.ensure_future(self._deaf.wait())
+        try:
+            await asyncio.wait({fetching, deafening}, return_when=asyncio.FIRST_COMPLETED)
+            if fetching.done():
+                await fetching
+        finally:
+            for task in (fetching, deafening):
+                task.cancel()
+            await asyncio.gather(fetching, deafening, return_exceptions=True)
+
+
+class FaultyPushed(FaultyReceiver):
+    """In front of a receiver that is pushed to."""
+
+    def cut(self) -> None:
+        """Lose the connection: nobody asks, so it has to be told."""
+        super().cut()
+        self._inbox.fail(_cut())
+
+    def credit(self, window: int) -> None:
+        """As the receiver does."""
+        assert isinstance(self._inner, Pushed)
+        if not self._inbox.lost.is_set():
+            self._inner.credit(window)
+
+
+def _cut() -> ConnectionLost:
+    return ConnectionLost("the connection was cut, as the test wanted")

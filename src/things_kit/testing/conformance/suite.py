@@ -15,6 +15,7 @@ from things_kit.testing.conformance.mistakes import MistakeSuite
 from things_kit.testing.conformance.operations import OperationsSuite
 from things_kit.testing.conformance.order import OrderSuite
 from things_kit.testing.conformance.outcomes import OutcomeSuite
+from things_kit.testing.conformance.progress import ProgressSuite
 from things_kit.testing.conformance.sharing import SharingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.suspects import SuspectSuite
@@ -27,6 +28,7 @@ class ConformanceSuite(
     SurvivalSuite,
     SuspectSuite,
     ConnectionSuite,
+    ProgressSuite,
     OutcomeSuite,
     HandlerSuite,
     DeadLetterSuite,
