@@ -126,7 +126,7 @@ class BrokerConsumer:
         endpoint, instruments = transmission.url.endpoint, transmission.instruments
         if options.batch is None:
             outside = [each.handling(endpoint, options.group) for each in instruments]
-            self._handle = compile_handler(options.handler, [*outside, *options.middleware])
+            self._handle = compile_handler(options.handler, [*outside, *options.middleware], watched=True)
         else:
             wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
             self._handle_batch = compile_batch_handler(options.handler, wraps)
@@ -453,6 +453,9 @@ class BrokerConsumer:
         finally:
             self._state = "stopped"
             self._stopped.set()
+            if self._workers.ended:
+                for pump in self._pumps:
+                    pump.dispose()
             if self._broken is None:
                 self._ended_hook(self)
 

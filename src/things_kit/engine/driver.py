@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias, runtime
 
 import msgspec
 
-from things_kit.engine.state import State
+from things_kit.engine.state import READY, State
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Ordering, Start
@@ -103,7 +103,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(name for name in ("delay", "lanes", "attempts", "targeted") if not getattr(self, name))
 
 
-class Delivery(msgspec.Struct, eq=False):  # through its inbox it is part of cycles
+class Delivery(msgspec.Struct, eq=False, gc=False):  # see ConsumerInbox.dispose
     """A message on loan from the broker, until it is settled: the one record that the engine keeps of it.
 
     `token` is whatever the driver needs to settle it, and all that it may ask of a delivery once it was handed out: the
@@ -116,7 +116,7 @@ class Delivery(msgspec.Struct, eq=False):  # through its inbox it is part of cyc
     message: Message
     token: Any = None
     suspect: int = 0
-    state: State = State.READY
+    state: State = READY
     inbox: "ConsumerInbox" = None  # type: ignore[assignment] # set on arrival
 
 

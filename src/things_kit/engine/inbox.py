@@ -8,7 +8,7 @@ import msgspec
 
 from things_kit.engine.driver import Delivery, Receiver, Release, Subscription, Which
 from things_kit.engine.lanes import Lane, Lanes
-from things_kit.engine.state import State
+from things_kit.engine.state import GONE, SETTLING, State
 from things_kit.engine.window import Window
 
 if TYPE_CHECKING:
@@ -41,6 +41,27 @@ class Owner(Protocol):
 
     def ailing(self, reason: str | None) -> None:
         """See `Inbox.ailing`."""
+
+
+class Nobody:
+    """Whose inbox it was is gone."""
+
+    def arrived(self, inbox: "ConsumerInbox", deliveries: Sequence[Delivery]) -> None:
+        """Nothing is taken any more."""
+
+    def settled(self) -> None:
+        """Nothing is asked for any more."""
+
+    make_room = settled
+
+    def drop_queued(self, which: Which) -> None:
+        """Nothing waits any more."""
+
+    async def let_go(self, inbox: "ConsumerInbox", which: Which) -> None:
+        """Nothing is held any more."""
+
+    def ailing(self, reason: str | None) -> None:
+        """Nobody's health is asked for any more."""
 
 
 class ConsumerInbox:
@@ -136,10 +157,10 @@ class ConsumerInbox:
 
     def done(self, delivery: Delivery) -> None:
         """Acknowledge it, and let its lane go on."""
-        if delivery.state is State.GONE:
+        if delivery.state is GONE:
             delivery.state = State.DONE
         else:
-            delivery.state = State.SETTLING
+            delivery.state = SETTLING
             if not self._acknowledged:
                 self._due.set()
             self._acknowledged.append(delivery)
@@ -260,6 +281,20 @@ class ConsumerInbox:
         """Let `settle` return once all is settled."""
         self._closing = True
         self._due.set()
+
+    def dispose(self) -> None:
+        """The consumer has stopped, and nothing asks for these any more.
+
+        A delivery is no business of the garbage collector's, which makes it cheap. So it must not be part of a cycle when
+        it is the last that somebody keeps of a consumer, such as in the frames of an exception.
+        """
+        self.held.clear()
+        self._acknowledged.clear()
+        self._released.clear()
+        self.subscription = msgspec.structs.replace(self.subscription, inbox=None)
+        self._owner = Nobody()  # a driver's thread may have something to say still
+        del self._window, self.outcomes, self.lanes
+        self.__dict__.pop("receiver", None)
 
     def leased(self) -> list[Delivery]:
         """What is to stay ours: all that is here but what is on its way back."""

@@ -6,7 +6,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from things_kit.engine.driver import Delivery
-from things_kit.engine.state import State
+from things_kit.engine.state import QUEUED, READY, State
 from things_kit.messaging.policy import Ordering
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Lanes:
 
     def admit(self, deliveries: Sequence[Delivery], inbox: "ConsumerInbox") -> list[Delivery]:
         """Take in what arrived, in order; returns what belongs to a parked lane and must go back."""
-        queues, ready, strays, queued = self._queues, self._ready, [], State.QUEUED
+        queues, ready, strays, queued = self._queues, self._ready, [], QUEUED
         for delivery, lane in zip(deliveries, map(self.lane_of, deliveries), strict=True):
             delivery.inbox = inbox
             if lane is None:
@@ -110,7 +110,7 @@ class Lanes:
             following = queue.popleft()
             if not queue:
                 self._queues[lane] = None
-            following.state = State.READY
+            following.state = READY
             if self._turns and following in self._turns:
                 self._turns.pop(following)(following)
             else:

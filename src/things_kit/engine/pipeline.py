@@ -29,13 +29,22 @@ _LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
 """What the parameter of a batch handler may be."""
 
 
-def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) -> Handle:
+def compile_handler(
+    handler: AnyHandler, middleware: Sequence[Middleware] = (), *, watched: bool = False
+) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
+
+    Args:
+        handler: What handles.
+        middleware: What is around it.
+        watched: Whoever calls the function passes what it returns to `refuse_unrun`: one step less for each message.
 
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
-    target, call = _callable(handler)
+    target, call, name = _callable(handler)
+    if middleware or not watched:
+        call = ran(call, name)
     kind, wants_message = _parameters(target, Message)
     if _element(kind) is not None:
         raise ConfigError(
@@ -47,9 +56,9 @@ def compile_handler(handler: AnyHandler, middleware: Sequence[Middleware] = ()) 
     else:
         decode = _decoder(kind)
 
-        async def decoded(message: Message) -> None:
+        async def decoded(message: Message) -> Any:
             payload = decode(message)
-            await (call(payload, message) if wants_message else call(payload))
+            return await (call(payload, message) if wants_message else call(payload))
 
         handle = decoded
     for wrap in reversed(middleware):
@@ -82,7 +91,8 @@ def compile_batch_handler(
     Raises:
         ConfigError: The handler is none, or does not take a list.
     """
-    target, call = _callable(handler)
+    target, unchecked, name = _callable(handler)
+    call = ran(unchecked, name)
     kind, wants_message = _parameters(target, list)
     if wants_message:
         raise ConfigError(f"the batch handler {name_of(target)} takes one parameter, the list")
@@ -133,7 +143,7 @@ def name_of(function: Any) -> str:
     return getattr(function, "__qualname__", None) or repr(function)
 
 
-def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
+def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]], str]:
     # An AsyncMock has every attribute, so its class is asked, which is that of its spec
     is_function = iscoroutinefunction(handler) and not hasattr(handler.__class__, "handle")
     method = None if isinstance(handler, type) or is_function else getattr(handler, "handle", None)
@@ -147,7 +157,7 @@ def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
     if yields(target):
         raise ConfigError(f"{name} is a generator, so nothing of it would run: it must return, not yield")
     if iscoroutinefunction(target) or iscoroutinefunction(getattr(target, "__call__", None)):  # noqa: B004
-        return target, ran(target, name)
+        return target, target, name
 
     @functools.wraps(target)
     async def in_thread(*arguments: Any) -> Any:
@@ -156,7 +166,7 @@ def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]]]:
             return await result
         return result
 
-    return target, ran(in_thread, name)
+    return target, in_thread, name
 
 
 def _element(kind: Any) -> Any:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
+from weakref import WeakSet
 
 from things_kit.engine.adapter import adapted
 from things_kit.engine.backoff import Backoff
@@ -67,6 +68,7 @@ class Pump:
         self.away: Exception | None = None
         self.outcomes = outcomes
         self.inbox: ConsumerInbox | None = None
+        self._inboxes: WeakSet[ConsumerInbox] = WeakSet()
         self.last_settled: datetime | None = None
         self._driver = driver
         self._drain = drain
@@ -95,6 +97,7 @@ class Pump:
         """Subscribe and receive, again after each lost connection, until `stop`. Raises what cannot be mended."""
         while not self._stopping:
             inbox = ConsumerInbox(self.subscription, self, self._lanes, self._window, self.outcomes)
+            self._inboxes.add(inbox)
             try:
                 receiver = await self._driver.subscribe(inbox.subscription)
             except ConnectionLost as error:
@@ -338,6 +341,11 @@ class Pump:
                     await suspects.take_back(list(inbox.held))
         inbox.release_all()
         inbox.finish()
+
+    def dispose(self) -> None:
+        """Nothing of it is at work any more."""
+        for inbox in self._inboxes:
+            inbox.dispose()
 
     @property
     def _name(self) -> str:

@@ -31,6 +31,13 @@ class State(IntEnum):
     """Settled, or somebody else's, and nothing here waits for it."""
 
 
+READY: Final = State.READY
+QUEUED: Final = State.QUEUED
+HANDLING: Final = State.HANDLING
+SETTLING: Final = State.SETTLING
+GONE: Final = State.GONE
+"""The same by a shorter way: before Python 3.12 a member of an enumeration costs more to look up than to store."""
+
 MOVES: Final[dict[State, frozenset[State]]] = {
     State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING, State.ASIDE,
                             State.DONE}),

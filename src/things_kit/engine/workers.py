@@ -9,10 +9,11 @@ from enum import Enum, auto
 from typing import Any, Final, TypeAlias
 
 from things_kit.engine.driver import Delivery, Which
-from things_kit.engine.state import State
+from things_kit.engine.state import HANDLING, State
 from things_kit.engine.threads import HandlerThreads, threads
+from things_kit.engine.unrun import refuse_unrun
 from things_kit.messaging.errors import ThingsKitError
-from things_kit.messaging.handler import Handle
+from things_kit.messaging.message import Message
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -77,7 +78,7 @@ class Workers:
 
     def __init__(
         self,
-        handle: Handle,
+        handle: Callable[[Message], Awaitable[object]],
         *,
         concurrency: int,
         timeout: float | None,
@@ -182,6 +183,11 @@ class Workers:
         return bool(self.ready) and not self._idle
 
     @property
+    def ended(self) -> bool:
+        """Whether no handler runs any more, not even one that ignored its cancellation."""
+        return all(worker.task.done() for worker in self._workers)
+
+    @property
     def busy(self) -> bool:
         """Whether any handler runs."""
         return any(worker.deliveries for worker in self._workers)
@@ -262,7 +268,8 @@ class Workers:
         worker.deliveries, delivery.state = delivery, State.HANDLING
         worker.started = asyncio.get_running_loop().time()
         try:
-            await self._handle(delivery.message)
+            if (answer := await self._handle(delivery.message)) is not None:
+                refuse_unrun(answer, "the handler")
         except BaseException as error:  # noqa: BLE001 - every exception is an answer
             await self._answer(worker, delivery, error)
         else:
@@ -276,23 +283,28 @@ class Workers:
         It ends when a handler has changed a context variable, which no other message must see.
         """
         ready, handle, timed = self.ready, self._handle, self._timeout is not None
-        time, handling, context = asyncio.get_running_loop().time, State.HANDLING, copy_context()
+        time, present = asyncio.get_running_loop().time, copy_context
+        context = present()
         cancelling = worker.task.cancelling
         turn_ends, count = time() + SLICE, 0
         while ready and not self._held:
             worker.deliveries = delivery = ready.popleft()
-            delivery.state = handling
+            delivery.state = HANDLING
             if timed:
                 worker.started = time()
             try:
-                await handle(delivery.message)
+                if (answer := await handle(delivery.message)) is not None:
+                    refuse_unrun(answer, "the handler")
             except BaseException as error:  # noqa: BLE001 - every exception is an answer
                 await self._answer(worker, delivery, error)
             else:
                 delivery.inbox.done(delivery)
                 if cancelling():  # the handler swallowed it and finished, or has cancelled itself
                     await self._shed(worker)
-            if changed(context):
+            try:
+                if present() != context:  # what is equal is shared: that costs a tenth of a microsecond
+                    break
+            except Exception:  # noqa: BLE001 - two values that cannot be compared are not the same
                 break
             count += 1
             if not count & 15 and time() > turn_ends:
