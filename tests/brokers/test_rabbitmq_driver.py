@@ -20,9 +20,9 @@ from things_kit.brokers.rabbitmq.delays import TIERS, delay_queue
 from things_kit.brokers.rabbitmq.driver import RabbitMQDriver
 from things_kit.brokers.rabbitmq.link import Link
 from things_kit.brokers.rabbitmq.options import Settings
-from things_kit.brokers.rabbitmq.packing import Letter
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
+from things_kit.brokers.rabbitmq.wire import Letter
 from things_kit.engine.adapter import Adapted
 from things_kit.engine.collected import Collecting, collect
 from things_kit.engine.driver import ConnectionLost, Release, Subscription

@@ -18,8 +18,8 @@ import pika
 from pika.spec import BasicProperties
 
 from things_kit import Broker, Message, connect
-from things_kit.brokers.rabbitmq.packing import Unpacker
 from things_kit.brokers.rabbitmq.properties import DEEPEST, read_properties
+from things_kit.brokers.rabbitmq.wire import Unpacker
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer

@@ -22,7 +22,7 @@ from things_kit import (
     RetryPolicy,
     connect,
 )
-from things_kit.brokers.rabbitmq.packing import Packer
+from things_kit.brokers.rabbitmq.wire import Packer
 from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.facts import Question
 from things_kit.testing.conformance.history import assert_lanes, merged

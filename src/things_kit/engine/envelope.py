@@ -18,6 +18,7 @@ of other types as JSON, and fields with our prefix that say nothing we understan
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
@@ -128,7 +129,7 @@ class Envelope:
         self._fits = fits or self._all_carried
         self._most = most
         self._binary = binary
-        self._stamp: tuple[datetime | None, str] = (None, "")
+        self._stamp: tuple[datetime | None, str] = (EPOCH, EPOCH.isoformat(timespec="microseconds"))
         self._known: set[str] = set()
         self._times: dict[Any, datetime] = {}
 
@@ -146,7 +147,7 @@ class Envelope:
         if message.timestamp is not moment:  # most messages of a batch share one, which `publish` gave them
             stamp = self._stamped(message.timestamp)
         headers = message.headers
-        own: str = message.id  # type: ignore[assignment] # the engine gives it
+        own = message.id or ""
         if self._fits(headers, own if identity else None):
             fields = {**headers, ID: own, TIME: stamp} if identity else {**headers, TIME: stamp}
             if not key or message.key is None:
@@ -370,8 +371,10 @@ def plain(value: Any) -> Any:
         return {text_of(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    if value is None or isinstance(value, bool | float):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
     return int(value) if isinstance(value, int) else text_of(value)
 
 

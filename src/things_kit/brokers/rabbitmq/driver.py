@@ -20,11 +20,11 @@ from things_kit.brokers.rabbitmq.errors import NotWaited, missing, translated
 from things_kit.brokers.rabbitmq.link import Channel, Link, get
 from things_kit.brokers.rabbitmq.names import Names, notes_queue, possible, registry
 from things_kit.brokers.rabbitmq.options import Settings
-from things_kit.brokers.rabbitmq.packing import Letter, Packer, Unpacker
 from things_kit.brokers.rabbitmq.patience import Patience, server_version
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
 from things_kit.brokers.rabbitmq.returned import Returned
+from things_kit.brokers.rabbitmq.wire import Letter, Packer, Unpacker
 from things_kit.engine.adapter import Returning
 from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.listeners import nobody_listens

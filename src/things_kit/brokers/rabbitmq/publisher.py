@@ -10,7 +10,7 @@ from pika.spec import Basic
 
 from things_kit.brokers.rabbitmq.errors import lost, missing_exchange, reason, refused_exchange, size_limit
 from things_kit.brokers.rabbitmq.link import Channel, Link
-from things_kit.brokers.rabbitmq.packing import Letter
+from things_kit.brokers.rabbitmq.wire import Letter
 from things_kit.engine.driver import UnknownTopic
 from things_kit.messaging.errors import MessageTooLarge, PublishError
 

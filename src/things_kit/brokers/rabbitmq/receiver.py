@@ -15,10 +15,10 @@ from pika.spec import BasicProperties
 from things_kit.brokers.rabbitmq.errors import lost
 from things_kit.brokers.rabbitmq.link import Channel, get
 from things_kit.brokers.rabbitmq.names import notes_queue
-from things_kit.brokers.rabbitmq.packing import Letter, Unpacker
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
 from things_kit.brokers.rabbitmq.returned import Note, Returned, listen, news, told
+from things_kit.brokers.rabbitmq.wire import Letter, Unpacker
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message

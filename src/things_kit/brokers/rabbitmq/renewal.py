@@ -15,8 +15,8 @@ from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 from things_kit.brokers.rabbitmq.link import Channel
-from things_kit.brokers.rabbitmq.packing import Packer
 from things_kit.brokers.rabbitmq.publisher import Publisher
+from things_kit.brokers.rabbitmq.wire import Packer
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.message import Message

@@ -14,7 +14,7 @@ from pika.spec import BasicProperties
 
 from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.names import RETURNED
-from things_kit.brokers.rabbitmq.packing import Letter
+from things_kit.brokers.rabbitmq.wire import Letter
 
 MOST: Final = 100_000
 """Notes that are kept; the oldest go first."""

@@ -1,0 +1,199 @@
+r"""Messages as AMQP has them, and back.
+
+| of a message | in AMQP |
+|---|---|
+| value | the body |
+| key | the routing key, where the exchange is the topic's own and the key is UTF-8 of 1 to 255 bytes |
+| headers | the headers, as long strings; `content-type` is the property of that name |
+| id | the property `message-id`, in up to 255 bytes |
+| timestamp | the property `timestamp`, in seconds |
+
+What else there is, is in headers of the engine's (`envelope`): the exact time, other keys and ids, headers with names of more than
+255 bytes or that RabbitMQ takes as meant for itself, and when and at which attempt a copy is due.
+
+Of foreign messages the properties `content-type`, `content-encoding`, `correlation-id`, `reply-to`, `app-id` and `type` are
+headers, unless there are headers of these names. An id is made of the queue and a hash of the content, as AMQP has no
+positions; a missing time is that of arrival.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from pika.spec import Basic, BasicProperties
+
+from things_kit.engine.driver import Delivery
+from things_kit.engine.envelope import EPOCH, ID, TIME, Envelope, Fields, as_text, note, text_of
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import CONTENT_TYPE
+
+LONGEST: Final = 255
+"""Bytes of a short string in AMQP."""
+
+SHORT: Final = LONGEST // 4
+"""Characters that fit into one in any case."""
+
+PERSISTENT: Final = 2
+
+THEIRS: Final = (
+    "CC", "BCC", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count",
+    "x-received-from", "x-delay", "x-match", "x-opt-", "x-stream-",
+)  # fmt: skip
+"""Names, or their beginnings, of headers that RabbitMQ reads, changes or adds on the way."""
+
+BOOKKEEPING: Final = ("x-delivery-count", "x-acquired-count")
+"""Headers that are the broker's notes of a delivery, and no part of any message."""
+
+ADDED: Final = (*BOOKKEEPING, "x-death", "x-first-death-", "x-last-death-")
+"""Headers that the broker adds to ours, also when they leave a delay queue for its dead-letter exchange."""
+
+PROPERTIES: Final = {
+    "content_type": CONTENT_TYPE,
+    "content_encoding": "content-encoding",
+    "correlation_id": "correlation-id",
+    "reply_to": "reply-to",
+    "app_id": "app-id",
+    "type": "type",
+}
+
+SECOND: Final = timedelta(seconds=1)
+LATEST: Final = 253_402_300_799
+"""The last second of the year 9999."""
+
+
+def _carried(name: str, _text: str) -> bool:
+    return not name.startswith(THEIRS) and len(name.encode()) <= LONGEST
+
+
+def _fit(headers: Mapping[str, str], _identity: str | None) -> bool:
+    for name in headers:
+        if len(name) > SHORT or (name[:1] in "CBx" and name.startswith(THEIRS)):
+            return False
+    return True
+
+
+ENVELOPE: Final = Envelope(_carried, fits=_fit)
+
+
+class Letter(NamedTuple):
+    """What is handed to `basic_publish`."""
+
+    exchange: str
+    routing_key: str
+    properties: BasicProperties
+    body: bytes
+
+    @property
+    def mark(self) -> tuple[str, str, object]:
+        """By what a letter that the broker returns is known again."""
+        identity = self.properties.message_id or (self.properties.headers or {}).get(ID)
+        return self.exchange, self.routing_key, identity
+
+
+class Packer:
+    """Packs the messages of one batch: most of them share their time."""
+
+    def __init__(self) -> None:
+        self._last: datetime | None = None
+        self._seconds: int | None = None
+
+    def pack(self, message: Message, exchange: str, key_is_free: bool, routing_key: str) -> Letter:
+        """A letter; the message's key is the routing key where that is free for it."""
+        moment, identity, key = message.timestamp, message.id or "", message.key
+        if moment is not self._last:
+            seconds = -1 if moment is None else (moment - EPOCH) // SECOND
+            self._last, self._seconds = moment, seconds if seconds >= 0 else None
+        native = _native(key) if key_is_free and key is not None else None
+        known = 0 < len(identity) <= SHORT or 0 < len(identity.encode()) <= LONGEST
+        headers: dict[str, Any] = ENVELOPE.fields(message, identity=not known, key=native is None)
+        content_type = headers.pop(CONTENT_TYPE, None)
+        if content_type is not None and not 0 < len(content_type.encode()) <= LONGEST:
+            headers[CONTENT_TYPE], content_type = content_type, None
+        properties = BasicProperties(
+            content_type=content_type,
+            headers=headers,
+            delivery_mode=PERSISTENT,
+            message_id=identity if known else None,
+            timestamp=self._seconds,
+        )
+        return Letter(exchange, routing_key if native is None else native, properties, message.value)
+
+    def again(self, message: Message, queue: str, due: datetime, attempt: int) -> Letter:
+        """A letter to a queue, of a message that is to be handled again when it is due."""
+        letter, waits = self.pack(message, "", False, queue), Fields()
+        note(waits, attempt=attempt, due=due.timestamp())
+        letter.properties.headers = {**(letter.properties.headers or {}), **waits}
+        return letter
+
+
+def _native(key: bytes) -> str | None:
+    return as_text(key) if 0 < len(key) <= LONGEST else None
+
+
+class Arrival(NamedTuple):
+    """A message as it came, and when it may be handled."""
+
+    delivery: Delivery
+    due: datetime | None
+
+
+class Unpacker:
+    """Unpacks what one queue delivers."""
+
+    def __init__(self, topic: str, queue: str, exchange: str | None) -> None:
+        self._topic = topic
+        self._queue = queue
+        self._exchange = exchange  # in which the routing key is the message's key
+
+    def unpack(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Arrival:
+        """A message; its delivery's token is the delivery tag and the message itself."""
+        raw: Mapping[Any, Any] = properties.headers or {}
+        theirs = ADDED if TIME in raw else BOOKKEEPING
+        fields = {
+            name: value if value.__class__ is str else text_of(value)
+            for name, value in raw.items()
+            if name[:2] != "x-" or not name.startswith(theirs)
+        }
+        if TIME not in raw:
+            fields = {**_properties(properties), **fields}
+        elif properties.content_type is not None:
+            fields[CONTENT_TYPE] = properties.content_type
+        key = None
+        if method.routing_key and method.exchange == self._exchange:
+            key = text_of(method.routing_key).encode()
+        message, told = ENVELOPE.message(
+            self._topic, body, fields.items(), key, None, None, properties.message_id
+        )
+        if message.id is None or message.timestamp is None:
+            message = self._completed(message, properties)
+        due = None if told is None or told.due is None else EPOCH + SECOND * told.due
+        return Arrival(Delivery(message, (method.delivery_tag, message)), due)
+
+    def _completed(self, message: Message, properties: BasicProperties) -> Message:
+        """With an id and a time where nothing tells them."""
+        identity = message.id
+        if identity is None:
+            content = blake2b(digest_size=12)
+            for part in (
+                message.key or b"",
+                repr(properties.timestamp).encode(),
+                repr(sorted(message.headers.items())).encode(),
+                message.value,
+            ):
+                content.update(len(part).to_bytes(8, "big") + part)
+            identity = f"{self._queue}-{content.hexdigest()}"
+        return message.replace(id=identity, timestamp=message.timestamp or _time(properties.timestamp))
+
+
+def _properties(properties: BasicProperties) -> dict[str, str]:
+    told = ((name, getattr(properties, attribute)) for attribute, name in PROPERTIES.items())
+    return {name: text_of(value) for name, value in told if value is not None}
+
+
+def _time(stamp: int | None) -> datetime:
+    """Of the property `timestamp`: seconds, or milliseconds as some clients have it."""
+    if stamp is None:
+        return datetime.now(UTC)
+    seconds = stamp if stamp <= LATEST else stamp / 1000
+    return EPOCH + SECOND * seconds if seconds <= LATEST else datetime.now(UTC)
