@@ -29,7 +29,7 @@ from things_kit import (
     connect,
 )
 from things_kit.brokers.pubsub import channel as channel_module
-from things_kit.brokers.pubsub import receiver as receiver_module
+from things_kit.engine import watch
 from things_kit.engine.broker import Broker
 from things_kit.engine.collected import collect
 from things_kit.engine.diagnosis import diagnose
@@ -372,7 +372,8 @@ async def test_a_consumer_goes_on_when_its_topic_is_made_anew(
 async def test_a_consumer_looks_whether_its_topic_was_made_anew_by_somebody_else(
     broker: Broker, pubsub: PubSubServer, admin: Admin, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receiver_module, "LOOK", 0.5)
+    monkeypatch.setattr(watch, "IDLE", 0.5)
+    monkeypatch.setattr(watch, "LOOK", 0.2)
     recorder = Recorder()
     async with (
         broker.consumer(topic, group="billing", handler=recorder),
@@ -463,13 +464,55 @@ async def test_who_waits_for_long_without_hearing_keeps_its_connection(
         connect(pubsub_url(f"127.0.0.1:{relay.port}")) as broker,
         receiving(broker, topic) as receiver,
     ):
-        assert await receiver.receive(1, 1.0) == ()
+        assert await receiver.receive(1, 1.0) == []
         connections = relay.connections
-        assert await receiver.receive(1, 1.0) == ()
+        assert await receiver.receive(1, 1.0) == []
         assert relay.connections == connections
 
 
 # --- receiving and settling
+
+
+async def test_the_service_sends_no_more_than_the_credit(own_pubsub: PubSubServer, topic: str) -> None:
+    async with connect(own_pubsub.url) as broker:
+        await broker.declare(topic, groups=["billing"])
+        await publish(broker, topic, *(b"%d" % n for n in range(10)))
+        async with receiving(broker, topic) as receiver:
+            inbox, driven = receiver.inbox, receiver.receiver
+            driven.credit(3)
+            await eventually(lambda: len(inbox.waiting) == 3, 10)
+            driven.credit(7)
+            await eventually(lambda: len(inbox.waiting) == 7, 10)
+            driven.credit(0)
+            await driven.settle(inbox.take(7), [])
+            driven.credit(2)
+            await eventually(lambda: len(inbox.waiting) == 2, 10)
+            await driven.quiesce()
+            assert len(inbox.waiting) == 2
+
+
+async def test_what_waits_behind_a_running_handler_goes_back_after_it(
+    broker: Broker, pubsub: PubSubServer, topic: str
+) -> None:
+    """Else another process handles the same key beside it."""
+    history, gate = History(), Gate()
+    async with connect(pubsub.url) as other:
+        slow = Recorder(gate, history=history)
+        first = broker.consumer(topic, group="billing", handler=slow, concurrency=3)
+        await first.start()
+        await publish(broker, topic, b"1", b"2", b"3", key=b"k")
+        await eventually(lambda: first.health().in_flight == 3, 10, "all are here, two behind one")
+        quick = Recorder(history=history)
+        async with other.consumer(topic, group="billing", handler=quick):
+            stopping = asyncio.create_task(first.stop())
+            await publish(broker, topic, b"of another key", key=b"l")
+            await quick.until_done(1, 10)
+            gate.open()
+            await stopping
+            await quick.until_done(3, 10)
+    assert slow.values == [b"1"]
+    done = [event.id for event in history.events if event.kind == "done"]
+    assert_lanes(history, {b"l": done[:1], b"k": done[1:]})
 
 
 async def test_a_removed_subscription_of_a_running_consumer_is_made_anew(
@@ -501,6 +544,7 @@ async def test_what_is_given_back_is_there_for_others_at_once(
     await publish(broker, topic, *(b"%d" % n for n in range(10)))
     async with receiving(broker, topic) as receiver:
         held = await receive(receiver, 10)
+        await receiver.receiver.quiesce()
         await receiver.settle(held[:2], [Release(delivery) for delivery in held[2:]])
         assert sorted(await admin.pull(topic, "billing")) == sorted(values(held[2:]))
 
@@ -549,9 +593,9 @@ async def test_a_message_that_comes_again_while_it_is_held_is_settled_once(
         async with receiving(broker, topic) as receiver:
             [held] = await receive(receiver, 1)
             first = held.token.ack_id
-            assert await receiver.receive(1, 0.2) == ()
+            assert await receiver.receive(1, 0.2) == []
             await eventually(lambda: held.token.ack_id != first, 10, "it comes again")
-            assert await receiver.receive(1, 0.0) == ()
+            assert await receiver.receive(1, 0.0) == []
             await receiver.settle([held], [])
     assert await admin.pull(topic, "billing") == []
 
@@ -595,7 +639,7 @@ async def test_a_lost_lease_is_passed_over_under_exactly_once_delivery(
         subscription = Subscription(topic=topic, group="billing", max_in_flight=1)
         receiver: Any = await collect(broker.transmission.driver, subscription)
         [held] = await receive(receiver, 1)
-        await receiver.receiver.inner._hush()
+        await receiver.receiver.quiesce()
         other: list[Any] = []
 
         async def elsewhere() -> bool:

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Self
 
 from google.api_core import exceptions
 
+from things_kit.brokers.pubsub.admin import Admin
 from things_kit.brokers.pubsub.connection import Connection
 from things_kit.brokers.pubsub.names import subscription_id, topic_id
 from things_kit.brokers.pubsub.options import Settings
 from things_kit.brokers.pubsub.publisher import Publication
 from things_kit.brokers.pubsub.receiver import PubSubReceiver
-from things_kit.brokers.pubsub.resources import Resources
-from things_kit.engine.adapter import Returning
-from things_kit.engine.driver import Capabilities, Subscription
+from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
@@ -39,11 +38,12 @@ class PubSubDriver:
             lease=float(settings.options.lease),
             retained=settings.options.retain > 0,
             lag=False,
+            fixed_credit=True,
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings
         self._connection = Connection(settings)
-        self._resources = Resources(self._connection, settings)
+        self._admin = Admin(self._connection, settings)
         self._receivers: set[PubSubReceiver] = set()
 
     @classmethod
@@ -82,9 +82,9 @@ class PubSubDriver:
         topic_id(topic)
         for group in groups:
             subscription_id(topic, group)
-        await self._resources.declare_topic(topic)
+        await self._admin.declare_topic(topic)
         for group in groups:
-            await self._resources.declare_group(topic, group)
+            await self._admin.declare_group(topic, group)
         for receiver in self._receivers:
             if receiver.topic == topic:
                 receiver.look()
@@ -93,18 +93,18 @@ class PubSubDriver:
         """Delete the topic and its groups, or one group; subscriptions that are named otherwise keep what they have."""
         self._check_open()
         try:
-            path = topic_id(topic) if group is None else self._resources.subscription_path(topic, group)
+            path = topic_id(topic) if group is None else self._admin.subscription_path(topic, group)
         except ConfigError:
             return  # what cannot be is not there
         if group is None:
-            await self._resources.remove_topic(topic)
+            await self._admin.remove_topic(topic)
         else:
-            await self._resources.remove_subscription(path)
+            await self._admin.remove_subscription(path)
 
     async def has_listeners(self, topic: str) -> bool | None:
         """Whether a message to the topic would be kept for anybody; None if we may not ask."""
         self._check_open()
-        return await self._resources.has_subscriptions(topic)
+        return await self._admin.has_subscriptions(topic)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish in as few requests as the service's bounds allow."""
@@ -113,8 +113,8 @@ class PubSubDriver:
         await publication.send()
         return publication.results
 
-    async def subscribe(self, subscription: Subscription) -> Returning:
-        """Have the subscription; the stream is opened by the first `receive`."""
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Have the subscription; the stream is opened by the first `credit`."""
         self._check_open()
         order = self._settings.options.ordering
         if order == "none" and subscription.ordering != "none":
@@ -126,20 +126,18 @@ class PubSubDriver:
                 'Pub/Sub keeps the order of a key, not of a topic: use ordering="key", or connect with '
                 "?ordering=topic, which publishes a whole topic in one order"
             )
-        exactly_once = await self._resources.join(subscription)
-        path = self._resources.subscription_path(subscription.topic, subscription.group)
+        exactly_once = await self._admin.join(subscription)
+        path = self._admin.subscription_path(subscription.topic, subscription.group)
 
         async def is_left() -> bool:
-            return subscription.create and await self._resources.is_left(
-                subscription.topic, subscription.group
-            )
+            return subscription.create and await self._admin.is_left(subscription.topic, subscription.group)
 
         async def closed(lost: bool) -> None:
             self._receivers.discard(receiver)
             if (
                 subscription.ephemeral and not lost
             ):  # else the engine is back soon, and what comes meanwhile is kept
-                await self._resources.remove_subscription(path)
+                await self._admin.remove_subscription(path)
 
         receiver = PubSubReceiver(
             self._connection,
@@ -162,4 +160,4 @@ class PubSubDriver:
         """How the topic and its subscriptions are."""
         from things_kit.brokers.pubsub.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await facts_of(self._resources, self._settings, question)
+        return await facts_of(self._admin, self._settings, question)

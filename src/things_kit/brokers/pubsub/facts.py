@@ -5,12 +5,12 @@ from importlib.metadata import version
 
 from google.pubsub_v1 import types
 
+from things_kit.brokers.pubsub.admin import Admin
 from things_kit.brokers.pubsub.options import DAY, Settings
-from things_kit.brokers.pubsub.resources import Resources
 from things_kit.engine.facts import Blocked, Facts, GroupFacts, Question, Retention, TopicFacts
 
 
-async def facts_of(resources: Resources, settings: Settings, question: Question) -> Facts:
+async def facts_of(admin: Admin, settings: Settings, question: Question) -> Facts:
     """Everything there is to tell. Raises ConnectionLost."""
     facts = Facts()
     facts.find("ok", "google-cloud-pubsub", f"Version {version('google-cloud-pubsub')}.")
@@ -20,14 +20,14 @@ async def facts_of(resources: Resources, settings: Settings, question: Question)
     ordered = settings.options.ordering != "none"
     for topic, group in question.wanted:
         with facts.looking(f"topic {topic}"):
-            found = await resources.find_topic(topic)
+            found = await admin.find_topic(topic)
             if found is None:
                 facts.topics.append(TopicFacts(name=topic, there=False))
                 continue
-            add_topic(facts, topic, found, await resources.subscriptions(topic))
+            add_topic(facts, topic, found, await admin.subscriptions(topic))
         if group is not None:
             with facts.looking(f"group {group}"):
-                add_group(facts, topic, group, await resources.find(topic, group), ordered=ordered)
+                add_group(facts, topic, group, await admin.find(topic, group), ordered=ordered)
     return facts
 
 

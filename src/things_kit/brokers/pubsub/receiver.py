@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -14,6 +13,7 @@ from google.pubsub_v1 import types
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
 from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures
 from things_kit.brokers.pubsub.options import Settings
+from things_kit.brokers.pubsub.stream import Stream
 from things_kit.brokers.pubsub.wire import Unpacker
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
@@ -25,11 +25,8 @@ ACK_IDS: Final = 2500
 BYTES: Final = 100 * 1024 * 1024
 """Of messages that the service hands out before some are settled, as in Google's own client."""
 
-FAREWELL: Final = 1.0
+FAREWELL: Final = 0.7
 """Seconds for what is on its way when a stream ends, and for giving it back."""
-
-LOOK: Final = 30.0
-"""Seconds after which a receiver that has nothing asks whether its topic is still there."""
 
 SHORT: Final = 1.0
 """A stream that lived no longer than that, and brought nothing, is no sign that the service is there."""
@@ -45,35 +42,12 @@ class Token(msgspec.Struct, eq=False, gc=False):
     message_id: str
 
 
-class Ending:
-    """Asks the stream that is being read to end, and those after it not to begin."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._over = asyncio.Event()
-
-    def ask(self) -> None:
-        """Tell the service that we have no more to say, upon which it ends the stream."""
-        self.asked = True
-        self._over.set()
-
-    @contextlib.contextmanager
-    def of_stream(self) -> Iterator[asyncio.Event]:
-        """Set when the stream is to end, and when it has ended: gRPC waits for what we say as long as we may."""
-        self._over = over = asyncio.Event()
-        if self.asked:
-            over.set()
-        try:
-            yield over
-        finally:
-            over.set()
-
-
 class PubSubReceiver:
-    """A stream while somebody receives, and what it brought and was not settled yet.
+    """A stream, and what it brought and was not settled yet.
 
-    What is given back would come straight back over our own stream, so that is ended first, and opened anew by the next
-    `receive`. `is_left` says whether the topic was deleted; `closed` is called last, with whether the connection was lost before.
+    A stream has one credit for as long as it lasts, so another credit is another stream. What is given back would come
+    straight back over our own stream, so that is ended first. `is_left` says whether the topic was deleted; `closed`
+    is called last, with whether the connection was lost before.
     """
 
     def __init__(
@@ -93,87 +67,65 @@ class PubSubReceiver:
         self._lease = settings.options.lease
         self._path = path
         self._exactly_once = exactly_once
-        self._most = subscription.max_in_flight
+        self._inbox = subscription.inbox
         self._name = f"{subscription.topic} as {subscription.group}"
         self._unpacker = Unpacker(subscription.topic)
         # By which the service knows us again when a stream follows another
         self._client_id = uuid4().hex
-        self._buffer: deque[Delivery] = deque()
         self._held: dict[str, Token] = {}
-        self._arrived = asyncio.Event()
-        self._ending = Ending()
+        self._window = 0
+        self._stream = Stream()
         self._reading: asyncio.Task[None] | None = None
         self._answered = False
+        self._quiet = False
         self._giving_back = False
         self._failure: Exception | None = None
         self._is_left = is_left
-        self._look = asyncio.get_running_loop().time() + LOOK
+        self._looking: asyncio.Task[None] | None = None
         self._closed = closed
 
     # --- receiving
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """What has come over the stream, or comes within `wait`."""
-        ends = asyncio.get_running_loop().time() + wait
-        while self._giving_back or not self._buffer:
-            if self._failure is not None:
-                raise self._failure
-            if not self._giving_back:
-                self._begin()
-            await self._look_for_topic()
-            self._arrived.clear()
-            try:
-                async with asyncio.timeout_at(ends):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return ()
-        buffer = self._buffer
-        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
-
-    def look(self) -> None:
-        """The topic is made anew: see whether it is the one that we are subscribed to."""
-        self._look = 0.0
-        self._arrived.set()
-
-    async def _look_for_topic(self) -> None:
-        """A topic leaves its subscriptions behind when it is deleted, and they get nothing of another of its name.
-
-        Raises:
-            ConnectionLost: This one is left, and empty; subscribing makes topic and subscription anew.
-        """
-        now = asyncio.get_running_loop().time()
-        if self._held or now < self._look:
+    def credit(self, window: int) -> None:
+        """End the stream, and open another that the service sends no more than this; 0: none."""
+        if window == self._window or self._quiet:
             return
-        self._look = now + LOOK
-        if await self._is_left() and not self._held:
-            raise ConnectionLost(f"receiving {self._name}: the topic was deleted")
+        self._window = window
+        self._stream.end()
+        self._begin()
+
+    @property
+    def _wanted(self) -> bool:
+        return self._window > 0 and not self._quiet and not self._giving_back
 
     def _begin(self) -> None:
-        if self._reading is None:
-            self._ending = Ending()
-            self._reading = asyncio.create_task(self._read(self._ending), name=f"{self._name} stream")
+        """Read, if there is anything to read for."""
+        if self._reading is None and self._wanted and self._failure is None:
+            self._reading = asyncio.create_task(self._read(), name=f"{self._name} stream")
 
-    async def _read(self, ending: Ending) -> None:
+    async def _read(self) -> None:
         try:
-            await self._read_streams(ending)
-        except Exception as error:  # noqa: BLE001 - whatever it is, `receive` raises it
+            await self._read_streams()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the engine has to know
             self._failure = error
+            self._inbox.fail(error)
         finally:
-            self._arrived.set()
+            self._reading = None
 
-    async def _read_streams(self, ending: Ending) -> None:
+    async def _read_streams(self) -> None:
         """Read one stream after the other: the service closes each after a while."""
         backoff, loop = Backoff(), asyncio.get_running_loop()
-        while not ending.asked:
+        while self._wanted:
             began, self._answered = loop.time(), False
+            self._stream = stream = Stream()
             error: Exception | None = None
             try:
                 with self._connection.streams.waiting():
-                    await self._read_stream(ending)
+                    await self._read_stream(stream)
             except Exception as raised:  # noqa: BLE001 - the table knows it, or takes it for an outage
                 error = raised
-            if ending.asked:
-                return
+            if stream.ending:
+                continue
             if error is not None and not isinstance(error, (*AWAY, ConnectionLost)):
                 raise self._lost(error, f"receiving {self._name}") from error
             if not self._answered and loop.time() - began < SHORT:
@@ -186,35 +138,36 @@ class PubSubReceiver:
             return ConnectionLost(f"{doing}: the service ended the stream")
         return ERRORS.translate(error, doing)
 
-    async def _read_stream(self, ending: Ending) -> None:
+    async def _read_stream(self, stream: Stream) -> None:
         channel = self._connection.streams
-        with ending.of_stream() as over:
-            stream = await channel.subscriber.streaming_pull(
-                requests=self._requests(over),
+        async with stream.lasting():
+            responses = await channel.subscriber.streaming_pull(
+                requests=self._requests(stream),
                 retry=None,
                 timeout=None,
                 metadata=[("x-goog-request-params", f"subscription={self._path}")],
             )
-            async for response in stream:
+            async for response in responses:
                 channel.hear()
                 received: Any = types.StreamingPullResponse.pb(response).received_messages
                 if self._exactly_once:
                     received = await self._still_ours(received)
                 self._take(received)
 
-    async def _requests(self, over: asyncio.Event) -> AsyncIterator[types.StreamingPullRequest]:
+    async def _requests(self, stream: Stream) -> AsyncIterator[types.StreamingPullRequest]:
         yield types.StreamingPullRequest(
             subscription=self._path,
             stream_ack_deadline_seconds=self._lease,
-            max_outstanding_messages=self._most,
+            max_outstanding_messages=self._window,
             max_outstanding_bytes=BYTES,
             client_id=self._client_id,
         )
-        await over.wait()
+        await stream.over()
 
     def _take(self, received: Iterable[Any]) -> None:
-        held, buffer, unpack = self._held, self._buffer, self._unpacker.unpack
+        held, unpack = self._held, self._unpacker.unpack
         self._answered = True
+        deliveries = []
         for each in received:
             message = each.message
             token = held.get(message.message_id)
@@ -222,8 +175,8 @@ class PubSubReceiver:
                 token.ack_id = each.ack_id  # it is being handled, or waits here: once is enough
                 continue
             token = held[message.message_id] = Token(each.ack_id, message.message_id)
-            buffer.append(Delivery(unpack(message, each.delivery_attempt), token))
-        self._arrived.set()
+            deliveries.append(Delivery(unpack(message, each.delivery_attempt), token))
+        self._inbox.put(deliveries)  # what it refuses goes back with all else when this is closed
 
     async def _still_ours(self, received: Iterable[Any]) -> list[Any]:
         """Under exactly-once delivery what may have expired on its way counts only if its lease can be extended."""
@@ -242,20 +195,20 @@ class PubSubReceiver:
     # --- settling
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
-        """Acknowledge in one call; what is released goes back at once, with all that came meanwhile."""
+        """Acknowledge in one call; what is released goes back at once."""
         if acknowledged:
             tokens = [delivery.token for delivery in acknowledged]
             await self._acknowledge(tokens)
             for token in tokens:
                 self._held.pop(token.message_id, None)
         if released:
-            self._giving_back = True  # what came after it in its key must not be handed out now
+            self._giving_back = True  # what came after it in its key must not come now
             try:
-                await self._hush()
-                await self._give_back([*(release.delivery.token for release in released), *self._unbegun()])
+                await self._end_stream()
+                await self._give_back([release.delivery.token for release in released])
             finally:
                 self._giving_back = False
-                self._arrived.set()  # whoever waits opens a new stream
+                self._begin()
 
     async def _acknowledge(self, tokens: Sequence[Token]) -> None:
         """Until the service has confirmed all that are still ours."""
@@ -275,15 +228,8 @@ class PubSubReceiver:
                 await backoff.wait()
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Extend these, and what waits here to be handed out."""
-        tokens = [delivery.token for delivery in (*deliveries, *self._buffer)]
-        await self._modify([token.ack_id for token in tokens], self._lease)
-
-    def _unbegun(self) -> list[Token]:
-        """What was not handed out, and will not be."""
-        tokens = [delivery.token for delivery in self._buffer]
-        self._buffer.clear()
-        return tokens
+        """Extend these."""
+        await self._modify([delivery.token.ack_id for delivery in deliveries], self._lease)
 
     async def _give_back(self, tokens: Sequence[Token]) -> None:
         for token in tokens:
@@ -322,14 +268,41 @@ class PubSubReceiver:
                 failed.update(why)
         return failed
 
+    # --- whether the topic is still there
+
+    async def overdue(self) -> int | None:
+        """The API does not say. But a topic leaves its subscriptions behind when it is deleted, which then get nothing.
+
+        Raises:
+            ConnectionLost: This one is left, and nothing of it is here; subscribing makes topic and subscription anew.
+        """
+        if not self._held and await self._is_left() and not self._held:
+            raise ConnectionLost(f"receiving {self._name}: the topic was deleted")
+        return None
+
+    def look(self) -> None:
+        """The topic is made anew by this process: see at once whether it is the one that we are subscribed to."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name=f"{self._name} look")
+
+    async def _look(self) -> None:
+        try:
+            await self.overdue()
+        except ConnectionLost as error:
+            self._inbox.fail(error)
+
     # --- ending
 
-    async def _hush(self) -> None:
-        """End the stream, and take what was on its way."""
-        reading, self._reading = self._reading, None
+    async def quiesce(self) -> None:
+        """End the stream, and read what was on its way."""
+        self._quiet = True
+        await self._end_stream()
+
+    async def _end_stream(self) -> None:
+        self._stream.end()
+        reading = self._reading
         if reading is None:
             return
-        self._ending.ask()
         try:
             await asyncio.wait({reading}, timeout=FAREWELL)
         finally:
@@ -337,15 +310,15 @@ class PubSubReceiver:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def close(self) -> None:
-        """End the stream and give back what was not settled; what the service cannot be told it finds out by itself."""
+        """Give back what was not settled; what the service cannot be told it finds out by itself."""
         away = self._failure is not None
-        try:
-            await self._hush()
-        finally:
-            self._buffer.clear()
-            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-                async with asyncio.timeout(FAREWELL):
-                    await self._give_back(list(self._held.values()))
-            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-                async with asyncio.timeout(FAREWELL):
-                    await self._closed(away)
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await self.quiesce()
+                await self._give_back(list(self._held.values()))
+        with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await self._closed(away)

@@ -81,15 +81,15 @@ class Subscribed:
             self._queue(lane)
 
     def join(self, taker: Taker) -> None:
-        """A stream or pull begins. A stream of the same client has gone, told or not: what it has is this one's."""
+        """A stream or pull begins. What an earlier stream of the same client has, gone or not, is this one's."""
         for before in [each for each in self.takers if taker.client and each.client == taker.client]:
             self.leave(before)
             before.followed = True
             before.woken.set()
-            for entry in self.entries.values():
-                if entry.taker is before:
-                    entry.taker = taker
-                    taker.holding += 1
+        for entry in self.entries.values():
+            if entry.taker is not None and taker.client and entry.taker.client == taker.client:
+                entry.taker = taker
+                taker.holding += 1
         self.takers.append(taker)
 
     def leave(self, taker: Taker) -> None:

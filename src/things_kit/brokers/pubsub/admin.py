@@ -27,7 +27,7 @@ ORDERED: Final = (
 _MISSING: Final = exceptions.NotFound
 
 
-class Resources:
+class Admin:
     """What the admin calls of both services are needed for."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
