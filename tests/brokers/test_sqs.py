@@ -20,15 +20,19 @@ from hypothesis import strategies as st
 
 from things_kit import ConfigError, Message, MessageTooLarge, PublishError, connect
 from things_kit.brokers.sqs import names, wire
-from things_kit.brokers.sqs import receiver as receiver_module
+from things_kit.brokers.sqs import queue as queue_module
+from things_kit.brokers.sqs.admin import Admin, _allowing
 from things_kit.brokers.sqs.clients import Clients
+from things_kit.brokers.sqs.counts import Uncounted
 from things_kit.brokers.sqs.errors import ERRORS, bare
 from things_kit.brokers.sqs.options import SNS_BYTES, SQS_BYTES, Settings
 from things_kit.brokers.sqs.publisher import Item, Publisher, chunks, streams
+from things_kit.brokers.sqs.queue import Queue
 from things_kit.brokers.sqs.receiver import Lent, SQSReceiver
-from things_kit.brokers.sqs.topology import Topology, _allowing
+from things_kit.engine.collected import Collected
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
+from things_kit.testing.conformance.waiting import eventually
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -361,10 +365,10 @@ def publisher(sns: FakeSNS, query: str = "") -> Publisher:
     asked = settings(query)
     clients = Clients(asked)
     clients.sns = sns
-    topology = Topology(asked, clients)
+    admin = Admin(asked, clients)
     for topic in ("orders", "orders.fifo"):
-        topology._topics[topic] = f"arn:aws:sns:us-east-1:1:{topic}"
-    return Publisher(asked, clients, topology, lambda _: None)
+        admin._topics[topic] = f"arn:aws:sns:us-east-1:1:{topic}"
+    return Publisher(asked, clients, admin, lambda _: None)
 
 
 def rows(count: int, size: int = 1) -> list[Message]:
@@ -482,6 +486,9 @@ class FakeSQS:
             answer = left.pop(0)
             if isinstance(answer, Exception):
                 raise answer
+            if isinstance(answer, asyncio.Event):
+                await answer.wait()
+                return {}
             return answer
 
         return ask
@@ -491,16 +498,25 @@ def receiver(sqs: FakeSQS, topic: str = "orders") -> SQSReceiver:
     asked = settings()
     clients = Clients(asked)
     clients.sqs = sqs
-    subscription = Subscription(topic=topic, group="billing")
+    admin = Admin(asked, clients)
+    subscription = Subscription(topic=topic, group="billing", inbox=Collected())
+    queue = Queue(asked, sqs, topic, "url", admin.forget)
     return SQSReceiver(
         asked,
-        clients,
-        Topology(asked, clients),
+        queue,
+        admin,
         subscription,
-        "url",
-        lambda _, work: work.close(),
+        Uncounted(),
+        lambda _, work: asyncio.create_task(work),
         lambda _: None,
     )
+
+
+async def fetched(polled: SQSReceiver, limit: int = 10, wait: float = 1.0) -> list[str | None]:
+    """The ids of what one call brings."""
+    inbox: Any = polled.subscription.inbox
+    await polled.fetch(limit, wait)
+    return [delivery.message.id for delivery in inbox.take(limit)]
 
 
 def found(value: str, sent: int, number: int = 0) -> dict[str, Any]:
@@ -515,7 +531,9 @@ def found(value: str, sent: int, number: int = 0) -> dict[str, Any]:
 
 
 def lent(value: str) -> Delivery:
-    return Delivery(Message("orders", b"x", id=value), Lent(f"receipt of {value}", value, 1, keyed=False))
+    return Delivery(
+        Message("orders", b"x", id=value), Lent(f"receipt of {value}", value, value, 1, 1, keyed=False)
+    )
 
 
 class TestReceiving:
@@ -523,18 +541,18 @@ class TestReceiving:
         first, second = [found("c", 5, 9), found("a", 1)], [found("d", 5, 10), found("b", 5, 2)]
         polled = receiver(FakeSQS(receive_message=[{"Messages": first}, {"Messages": second}]))
         polled._width = 2
-        assert [delivery.message.id for delivery in await polled.receive(20, 1.0)] == ["a", "b", "c", "d"]
+        assert await fetched(polled, 20) == ["a", "b", "c", "d"]
 
     async def test_a_fifo_queue_is_not_sorted(self) -> None:
         polled = receiver(
             FakeSQS(receive_message=[{"Messages": [found("b", 5), found("a", 1)]}]), "orders.fifo"
         )
-        assert [delivery.message.id for delivery in await polled.receive(20, 1.0)] == ["b", "a"]
+        assert await fetched(polled, 20) == ["b", "a"]
 
     async def test_one_request_that_fails_does_not_lose_what_the_others_bring(self) -> None:
         polled = receiver(FakeSQS(receive_message=[refusal("Throttling"), {"Messages": [found("a", 1)]}]))
         polled._width = 2
-        assert [delivery.message.id for delivery in await polled.receive(20, 1.0)] == ["a"]
+        assert await fetched(polled, 20) == ["a"]
 
     async def test_more_polls_are_made_while_much_comes_and_one_when_little_does(self) -> None:
         full = {"Messages": [found(str(n), 1) for n in range(10)]}
@@ -543,22 +561,21 @@ class TestReceiving:
         counts = []
         for _ in range(3):
             before = len(sqs.asked)
-            await polled.receive(100, 1.0)
+            await fetched(polled, 100)
             counts.append(len(sqs.asked) - before)
-            polled._buffer.clear()
         assert counts == [1, 2, 4]
 
     async def test_too_much_in_flight_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(receiver_module, "PAUSE", 0.0)
-        assert await receiver(FakeSQS(receive_message=[refusal("OverLimit")])).receive(10, 5.0) == []
+        monkeypatch.setattr(queue_module, "PAUSE", 0.0)
+        assert await fetched(receiver(FakeSQS(receive_message=[refusal("OverLimit")]))) == []
 
     async def test_a_queue_that_is_gone_is_a_lost_connection(self) -> None:
         with pytest.raises(ConnectionLost, match="its queue was removed"):
-            await receiver(FakeSQS(receive_message=[refusal("QueueDoesNotExist")])).receive(10, 5.0)
+            await fetched(receiver(FakeSQS(receive_message=[refusal("QueueDoesNotExist")])))
 
     async def test_who_may_not_receive_is_told(self) -> None:
         with pytest.raises(ConfigError, match="permission"):
-            await receiver(FakeSQS(receive_message=[refusal("AccessDenied")])).receive(10, 5.0)
+            await fetched(receiver(FakeSQS(receive_message=[refusal("AccessDenied")])))
 
     async def test_what_aws_failed_to_delete_is_deleted_again_alone(self) -> None:
         failure = {"Id": "1", "Code": "InternalError", "SenderFault": False}
@@ -577,28 +594,50 @@ class TestReceiving:
         await receiver(sqs).settle([lent("a")], [])
         assert len(sqs.asked) == 1
 
-    async def test_what_nobody_has_asked_for_yet_is_kept_as_well(self) -> None:
-        sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1), found("b", 2)]}])
-        polled = receiver(sqs)
-        assert len(await polled.receive(1, 1.0)) == 1
-        await polled.extend([lent("a")])
-        kept = [entry["ReceiptHandle"] for entry in sqs.asked[-1][1]]
-        assert kept == ["receipt of a", "receipt of b"]
-        await polled.receive(1, 1.0)
-        await polled.extend([lent("a")])
-        assert len(sqs.asked[-1][1]) == 1
-
-    async def test_what_a_poll_brought_while_nobody_asked_is_kept_as_well(self) -> None:
-        sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1)]}])
-        polled = receiver(sqs)
-        asking = asyncio.ensure_future(polled.receive(1, 1.0))
+    async def test_what_a_poll_brings_while_nobody_asks_is_here_at_once(self) -> None:
+        """So its lease is kept, though there may be no room for more for long."""
+        polled = receiver(FakeSQS(receive_message=[{"Messages": [found("a", 1)]}]))
+        asking = asyncio.ensure_future(polled.fetch(1, 1.0))
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         assert polled._wave is not None
         await asyncio.wait({polled._wave})
+        inbox: Any = polled.subscription.inbox
+        assert [delivery.message.id for delivery in inbox.waiting] == ["a"]
+
+    async def test_what_has_come_is_kept_while_the_rest_of_its_wave_is_on_its_way(self) -> None:
+        late = asyncio.Event()
+        sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1)]}, late])
+        polled = receiver(sqs)
+        polled._width = 2
+        asking = asyncio.ensure_future(fetched(polled, 20))
+        await eventually(lambda: bool(polled._arriving), 5)
         await polled.extend([])
         assert [entry["ReceiptHandle"] for entry in sqs.asked[-1][1]] == ["receipt of a"]
+        late.set()
+        assert await asking == ["a"]
+
+    async def test_what_the_inbox_refuses_goes_back(self) -> None:
+        sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1)]}])
+        polled = receiver(sqs)
+        inbox: Any = polled.subscription.inbox
+        inbox.put = lambda deliveries: deliveries
+        await polled.fetch(1, 1.0)
+        hidden = {"Id": "0", "ReceiptHandle": "receipt of a", "VisibilityTimeout": 0}
+        assert sqs.asked[1:] == [("change_message_visibility_batch", [hidden])]
+
+    async def test_deliveries_are_counted_by_sqs_from_the_attempt_that_a_copy_has(self) -> None:
+        first, copy = found("a", 1), found("b", 2)
+        said = json.dumps({"attempt": 3, "suspect": 4})
+        copy["MessageAttributes"]["tk-message"]["StringValue"] = said
+        for entry in (first, copy):
+            entry["Attributes"]["ApproximateReceiveCount"] = "2"
+        polled = receiver(FakeSQS(receive_message=[{"Messages": [first, copy]}]))
+        await polled.fetch(10, 1.0)
+        inbox: Any = polled.subscription.inbox
+        come = {each.token.receipt: (each.message.attempt, each.suspect) for each in inbox.waiting}
+        assert come == {"receipt of a": (2, 0), "receipt of b": (4, 4)}
 
     async def test_requests_have_ten_messages(self) -> None:
         sqs = FakeSQS()
@@ -608,13 +647,13 @@ class TestReceiving:
     async def test_a_copy_that_sqs_does_not_take_leaves_the_original(self) -> None:
         failure = {"Id": "0", "Code": "InvalidParameterValue", "SenderFault": True}
         sqs = FakeSQS(send_message_batch=[{"Failed": [failure]}])
-        await receiver(sqs).settle([], [Release(lent("a"), delay=30.0, attempt=2)])
+        await receiver(sqs).settle([], [Release(lent("a"), delay=30.0, attempt=3)])
         hidden = {"Id": "0", "ReceiptHandle": "receipt of a", "VisibilityTimeout": 30}
         assert sqs.asked[1:] == [("change_message_visibility_batch", [hidden])]
 
     async def test_who_may_not_send_has_messages_hidden(self) -> None:
         sqs = FakeSQS(send_message_batch=[refusal("AccessDenied")])
-        await receiver(sqs).settle([], [Release(lent("a"), delay=30.0, attempt=2)])
+        await receiver(sqs).settle([], [Release(lent("a"), delay=30.0, attempt=3)])
         assert [operation for operation, _ in sqs.asked][1:] == ["change_message_visibility_batch"]
 
 

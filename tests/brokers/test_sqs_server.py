@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -23,10 +24,14 @@ from things_kit import (
     UnsupportedError,
     connect,
 )
+from things_kit.brokers.sqs import admin as admin_module
+from things_kit.brokers.sqs import queue as queue_module
 from things_kit.brokers.sqs import receiver as receiver_module
-from things_kit.brokers.sqs import topology as topology_module
+from things_kit.brokers.sqs import wire as wire_module
+from things_kit.engine import watch
+from things_kit.engine.collected import collect
 from things_kit.engine.diagnosis import diagnose
-from things_kit.engine.driver import Delivery, Release, Subscription
+from things_kit.engine.driver import Delivery, Later, Release, Subscription
 from things_kit.engine.facts import Question
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -63,14 +68,14 @@ def driver(broker: Broker) -> Any:
 
 
 async def queue(broker: Broker, topic: str, group: str = "billing") -> Any:
-    return await driver(broker)._topology.queue_url(topic, group)
+    return await driver(broker)._admin.queue_url(topic, group)
 
 
 @asynccontextmanager
 async def receiving(
     broker: Broker, topic: str, **options: Any
 ) -> AsyncIterator[tuple[Any, Callable[[], Awaitable[list[Delivery]]]]]:
-    receiver = await driver(broker).subscribe(Subscription(topic=topic, group="billing", **options))
+    receiver = await collect(driver(broker), Subscription(topic=topic, group="billing", **options))
 
     async def some() -> list[Delivery]:
         return list(await receiver.receive(100, 10.0))
@@ -227,8 +232,9 @@ class TestWaiting:
     async def test_what_waits_longer_than_sqs_can_is_hidden_again_and_again(
         self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(receiver_module, "MOST_DELAYED", 1)
-        monkeypatch.setattr(receiver_module, "LONGEST_HIDDEN", 1)
+        monkeypatch.setattr(queue_module, "MOST_DELAYED", 1)
+        for module in (queue_module, receiver_module, wire_module):
+            monkeypatch.setattr(module, "LONGEST_HIDDEN", 1)
         await broker.declare(topic, groups=["billing"])
         await broker.producer().publish(Message(topic, b"x", key=b"k", id="o-1"))
         async with receiving(broker, topic) as (receiver, some):
@@ -244,7 +250,7 @@ class TestWaiting:
     async def test_what_waits_for_long_is_sent_anew_before_its_retention_ends(
         self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(receiver_module, "MOST_DELAYED", 1)
+        monkeypatch.setattr(queue_module, "MOST_DELAYED", 1)
         monkeypatch.setattr(receiver_module, "FRESH", 0)
         await broker.declare(topic, groups=["billing"])
         await broker.producer().publish(Message(topic, b"x", id="o-1"))
@@ -265,9 +271,9 @@ class TestWaiting:
             [delivery] = await some()
             large = Message(topic, b"\xff" * 300_000, timestamp=delivery.message.timestamp, id="large")
             delivery.message = large
-            await receiver.settle([], [Release(delivery, delay=0.0, attempt=2)])
+            await receiver.settle([], [Release(delivery, delay=0.0, attempt=5)])
             [again] = await some()
-            assert again.message.attempt == 1
+            assert again.message.attempt == 2
 
 
 class TestReceiving:
@@ -277,7 +283,7 @@ class TestReceiving:
         await broker.declare(topic, groups=["billing"])
         async with receiving(broker, topic) as (receiver, some):
             waiting = asyncio.ensure_future(some())
-            await eventually(lambda: receiver._wave is not None, 5)
+            await eventually(lambda: receiver.receiver._wave is not None, 5)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             await broker.producer().publish(Message(topic, b"x"))
@@ -290,7 +296,7 @@ class TestReceiving:
         await broker.declare(topic, groups=["billing"])
         async with receiving(broker, topic) as (receiver, some):
             waiting = asyncio.ensure_future(some())
-            await eventually(lambda: receiver._wave is not None, 5)
+            await eventually(lambda: receiver.receiver._wave is not None, 5)
             waiting.cancel()
         under_way = list(driver(broker)._lingering)
         await broker.producer().publish(Message(topic, b"x"))
@@ -308,10 +314,33 @@ class TestReceiving:
                 [delivery] = await some() or await some()
                 assert (delivery.message.value, delivery.message.attempt) == (b"x", 1)
 
+    async def test_what_a_dead_process_was_handed_counts(
+        self, sqs: SQSServer, broker: Broker, topic: str
+    ) -> None:
+        await broker.declare(topic, groups=["billing"])
+        await broker.producer().publish(Message(topic, b"x"))
+        async with connect(f"{sqs.url}&grace=0&lease=1") as dies:
+            dead = await collect(driver(dies), Subscription(topic=topic, group="billing"))
+            assert len(await dead.receive(1, 10.0)) == 1
+            async with receiving(broker, topic) as (_, some):
+                [delivery] = await some() or await some()
+                assert delivery.message.attempt == 2
+
+    async def test_a_mark_travels_on_a_copy_to_the_group_alone(self, broker: Broker, topic: str) -> None:
+        await broker.declare(topic, groups=["billing", "shipping"])
+        message = Message(topic, b"x", key=b"k", id="o-1", timestamp=datetime.now(UTC))
+        copy = Later(message, "billing", datetime.now(UTC), attempt=6, suspect=6)
+        assert await driver(broker).send_later([copy]) == [None]
+        async with receiving(broker, topic) as (_, some):
+            [delivery] = await some()
+            assert (delivery.message.id, delivery.message.key) == ("o-1", b"k")
+            assert (delivery.message.attempt, delivery.suspect) == (6, 6)
+        assert await broker.lag(topic, group="shipping") == 0
+
     async def test_a_removed_queue_is_made_anew(self, broker: Broker, topic: str) -> None:
         handled = Handled()
         async with broker.consumer(topic, group="billing", handler=handled) as consumer:
-            await driver(broker)._topology.delete_queue(await queue(broker, topic))
+            await driver(broker)._admin.delete_queue(await queue(broker, topic))
             await eventually(lambda: consumer.health().reason is not None, 15, "the loss is noticed")
             await eventually(lambda: consumer.health().reason is None, 15, "it receives again")
             await broker.producer().publish(Message(topic, b"x"))
@@ -319,20 +348,20 @@ class TestReceiving:
 
     async def test_an_ephemeral_queue_is_removed_with_its_consumer(self, broker: Broker, topic: str) -> None:
         async with broker.consumer(topic, group=None, handler=Handled()):
-            assert len([each async for each in driver(broker)._topology.subscriptions(topic)]) == 1
-        assert [each async for each in driver(broker)._topology.subscriptions(topic)] == []
+            assert len([each async for each in driver(broker)._admin.subscriptions(topic)]) == 1
+        assert [each async for each in driver(broker)._admin.subscriptions(topic)] == []
 
     async def test_what_a_dead_consumer_left_is_removed_by_the_next(
         self, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(topology_module, "DEAD", -1.0)
-        topology = driver(broker)._topology
-        left = await topology.declare_ephemeral(topic)  # and nobody receives
+        monkeypatch.setattr(admin_module, "DEAD", -1.0)
+        admin = driver(broker)._admin
+        left = await admin.declare_ephemeral(topic)  # and nobody receives
         await broker.declare(topic, groups=["billing"])
-        monkeypatch.setattr(topology_module, "DEAD", 0.0)
-        monkeypatch.setattr(topology_module.Topology, "is_dead", _dead_is(left.rpartition("/")[2]))
+        monkeypatch.setattr(admin_module, "DEAD", 0.0)
+        monkeypatch.setattr(admin_module.Admin, "is_dead", _dead_is(left.rpartition("/")[2]))
         async with broker.consumer(topic, group=None, handler=Handled()):
-            queues = {name async for _, name in topology.subscriptions(topic)}
+            queues = {name async for _, name in admin.subscriptions(topic)}
             assert left.rpartition("/")[2] not in queues
             assert f"{topic}_-_billing" in queues
             assert len(queues) == 2
@@ -353,7 +382,7 @@ class TestDeclaring:
         )
         attributes = (await asked)["Attributes"]
         [statement] = json.loads(attributes["Policy"])["Statement"]
-        arn = await driver(broker)._topology.topic_arn(topic)
+        arn = await driver(broker)._admin.topic_arn(topic)
         assert statement["Condition"] == {"ArnEquals": {"aws:SourceArn": arn}}
         assert attributes["MessageRetentionPeriod"] == "1209600"
 
@@ -376,7 +405,7 @@ class TestDeclaring:
                 QueueUrl=await queue(broker, topic), AttributeNames=["All"]
             )
             assert (await asked)["Attributes"]["MessageRetentionPeriod"] == "3600"
-            arn = await driver(broker)._topology.topic_arn(topic)
+            arn = await driver(broker)._admin.topic_arn(topic)
             found = await driver(broker)._clients.sns.get_topic_attributes(TopicArn=arn)
             assert found["Attributes"]["DisplayName"] == "Orders"
 
@@ -396,15 +425,15 @@ class TestDeclaring:
                 await handled.until(1)
 
     async def test_removing_leaves_the_queues_of_others(self, broker: Broker, topic: str) -> None:
-        clients, topology = driver(broker)._clients, driver(broker)._topology
+        clients, admin = driver(broker)._clients, driver(broker)._admin
         await broker.declare(topic, groups=["billing", "x" * 100])
-        arn = await topology.topic_arn(topic)
+        arn = await admin.topic_arn(topic)
         other = (await clients.sqs.create_queue(QueueName=f"{topic}-audit"))["QueueUrl"]
         await clients.sns.subscribe(
             TopicArn=arn, Protocol="sqs", Endpoint=arn.replace(":sns:", ":sqs:") + "-audit"
         )
         await broker.remove(topic)
-        assert await topology.topic_arn(topic) is None
+        assert await admin.topic_arn(topic) is None
         left = (await clients.sqs.list_queues(QueueNamePrefix=topic[:40])).get("QueueUrls", [])
         assert left == [other]
         await clients.sqs.delete_queue(QueueUrl=other)
@@ -413,9 +442,9 @@ class TestDeclaring:
         await broker.declare(topic, groups=["billing", "shipping"])
         for _ in range(2):
             await driver(broker).remove(topic, "billing")
-        queues = [name async for _, name in driver(broker)._topology.subscriptions(topic)]
+        queues = [name async for _, name in driver(broker)._admin.subscriptions(topic)]
         assert queues == [f"{topic}_-_shipping"]
-        assert await driver(broker)._topology._url_of(f"{topic}_-_billing") is None
+        assert await driver(broker)._admin._url_of(f"{topic}_-_billing") is None
 
     async def test_the_group_of_a_queue_is_the_queue(self, sqs: SQSServer, topic: str) -> None:
         async with connect(f"{sqs.url}&mode=queue&grace=0") as broker:
@@ -448,7 +477,7 @@ class TestDoctor:
 
     async def test_a_subscription_that_wraps_messages_is_an_error(self, broker: Broker, topic: str) -> None:
         await broker.declare(topic, groups=["billing"])
-        [(subscription, _)] = [pair async for pair in driver(broker)._topology.subscriptions(topic)]
+        [(subscription, _)] = [pair async for pair in driver(broker)._admin.subscriptions(topic)]
         await driver(broker)._clients.sns.set_subscription_attributes(
             SubscriptionArn=subscription, AttributeName="RawMessageDelivery", AttributeValue="false"
         )
@@ -470,7 +499,7 @@ async def test_a_killed_server_is_made_anew(own_sqs: SQSServer, topic: str) -> N
         await asyncio.to_thread(own_sqs.start)
 
         async def subscribed() -> bool:
-            return bool([each async for each in driver(broker)._topology.subscriptions(topic)])
+            return bool([each async for each in driver(broker)._admin.subscriptions(topic)])
 
         await eventually(subscribed, 30, "the consumer has made its queue anew")
         await producer.publish(Message(topic, b"after"))
@@ -517,7 +546,8 @@ class TestTopicsThatAreRemoved:
     async def test_the_consumers_of_other_processes_subscribe_again(
         self, sqs: SQSServer, broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(receiver_module, "LOOK", 0.5)
+        monkeypatch.setattr(watch, "IDLE", 0.5)
+        monkeypatch.setattr(watch, "LOOK", 0.2)
         handled = Handled()
         async with (
             broker.consumer(topic, group="billing", handler=handled),
@@ -548,7 +578,7 @@ class TestTopicsThatAreRemoved:
 
 
 async def _delete_at_sns(sqs: SQSServer, broker: Broker, topic: str) -> None:
-    arn = await driver(broker)._topology.topic_arn(topic)
+    arn = await driver(broker)._admin.topic_arn(topic)
     async with connect(f"{sqs.url}&grace=0") as somebody:
         await driver(somebody)._clients.sns.delete_topic(TopicArn=arn)
 

@@ -13,20 +13,23 @@ as AWS does, which is roughly. SQS counts in seconds: shorter waits are the engi
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from botocore.exceptions import ClientError
 
+from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ERRORS, FORBIDDEN, MISSING, bare, code_of
+from things_kit.brokers.sqs.counts import GIVEN_BACK
+from things_kit.brokers.sqs.errors import ERRORS, FORBIDDEN, bare, code_of
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
+from things_kit.brokers.sqs.queue import Queue
 from things_kit.brokers.sqs.receiver import SQSReceiver
-from things_kit.brokers.sqs.topology import Topology
-from things_kit.engine.adapter import Returning
-from things_kit.engine.driver import Capabilities, Subscription
+from things_kit.engine.driver import Capabilities, Later, Receiver, Subscription
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, PublishError
+from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
@@ -37,11 +40,6 @@ MOST_AT_ONCE: Final = 1000
 
 PATIENCE: Final = 5.0
 """Seconds that a new receiver of a queue waits for polls of the one before; they rarely last so long."""
-
-COUNTS: Final = (
-    "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed",
-)  # fmt: skip
-"""The attributes of a queue that together are its lag."""
 
 
 class SQSDriver:
@@ -54,13 +52,14 @@ class SQSDriver:
             lease=float(settings.options.lease),
             attempts=True,
             targeted=True,
+            suspects=True,
             max_batch=MOST_AT_ONCE,
             max_message_bytes=settings.max_message_bytes,
         )
         self._settings = settings
         self._clients = Clients(settings)
-        self._topology = Topology(settings, self._clients)
-        self._publisher = Publisher(settings, self._clients, self._topology, self._held)
+        self._admin = Admin(settings, self._clients)
+        self._publisher = Publisher(settings, self._clients, self._admin, self._held)
         self._receivers: set[SQSReceiver] = set()
         self._lingering: dict[asyncio.Task[None], str] = {}
 
@@ -81,13 +80,15 @@ class SQSDriver:
 
     async def close(self) -> None:
         """Wait a moment for polls that are under way, and close the clients with their connections."""
-        if self._lingering:
-            await asyncio.wait(self._lingering, timeout=self._settings.options.grace)
-        lingering = list(self._lingering)
-        for task in lingering:
-            task.cancel()
-        await asyncio.gather(*lingering, return_exceptions=True)
-        await self._clients.close()
+        try:
+            if self._lingering:
+                await asyncio.wait(self._lingering, timeout=self._settings.options.grace)
+        finally:
+            lingering = list(self._lingering)
+            for task in lingering:
+                task.cancel()
+            await asyncio.gather(*lingering, return_exceptions=True)
+            await self._clients.close()
 
     async def ping(self) -> None:
         """Ask for a list of queues; not to be allowed that is an answer too."""
@@ -107,11 +108,12 @@ class SQSDriver:
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create the topic, and a subscribed queue for each group."""
-        await self._topology.declare_topic(topic)
+        await self._admin.declare_topic(topic)
         for group in groups:
-            await self._topology.declare_group(topic, group)
-        for receiver in [each for each in self._receivers if each.topic == topic]:
-            await receiver.keep_subscribed()  # its subscription went with the topic that was there before
+            await self._admin.declare_group(topic, group)
+        for queue in [each.queue for each in self._receivers if each.queue.topic == topic]:
+            with suppress(ConfigError):  # its subscription went with the topic that was there before
+                await self._admin.keep_subscribed(topic, queue.url)
 
     async def has_listeners(self, topic: str) -> bool | None:
         """Whether anybody is subscribed to the topic; None if we may not ask. A queue keeps what comes in any case."""
@@ -119,16 +121,16 @@ class SQSDriver:
         if self._settings.by_queue:
             return True
         try:
-            return await self._topology.has_subscribers(topic)
+            return await self._admin.has_subscribers(topic)
         except ConfigError as error:
             raise PublishError(str(error)) from error
 
     async def remove(self, topic: str, group: str | None = None) -> None:
         """Delete the topic with its groups' queues and subscriptions, or one group's alone."""
         if group is None:
-            await self._topology.remove(topic)
+            await self._admin.remove(topic)
         else:
-            await self._topology.remove_group(topic, group)
+            await self._admin.remove_group(topic, group)
 
     # --- sending and receiving
 
@@ -137,75 +139,68 @@ class SQSDriver:
         self._check_open()
         return await self._publisher.send(messages)
 
-    def _held(self, identity: str) -> str | None:
-        found = (receiver.held.get(identity) for receiver in self._receivers if receiver.held)
-        return next((receipt for receipt in found if receipt is not None), None)
-
-    async def subscribe(self, subscription: Subscription) -> Returning:
-        """Make sure of the group's queue, and begin to poll it with the first `receive`."""
+    async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
+        """Send copies to the queues of their groups alone; SQS keeps them until they are due."""
         self._check_open()
-        url = await self._queue_for(subscription)
+        results: list[Exception | None] = [None] * len(copies)
+        queues: dict[tuple[str, str], list[tuple[int, Later]]] = {}
+        for index, copy in enumerate(copies):
+            queues.setdefault((copy.message.topic, copy.group), []).append((index, copy))
+        for (topic, group), part in queues.items():
+            queue = await self._queue(topic, group)
+            for (index, _), result in zip(part, await _sent_later(queue, part), strict=True):
+                results[index] = result
+        return results
+
+    async def _queue(self, topic: str, group: str) -> Queue | None:
+        """A group's queue, if there is one; an ephemeral group's is that of its receiver."""
+        for receiver in self._receivers:
+            if (receiver.subscription.topic, receiver.subscription.group) == (topic, group):
+                return receiver.queue
+        url = await self._admin.queue_url(topic, group)
+        return None if url is None else self._queue_at(topic, url)
+
+    def _queue_at(self, topic: str, url: str) -> Queue:
+        return Queue(self._settings, self._clients.sqs, topic, url, self._admin.forget)
+
+    def _held(self, identity: str) -> str | None:
+        for receiver in self._receivers:
+            for receipt, token in receiver.held.items():
+                if token.identity == identity:
+                    return receipt
+        return None
+
+    async def subscribe(self, subscription: Subscription) -> Receiver:
+        """Make sure of the group's queue, and begin to poll it with the first `fetch`."""
+        self._check_open()
+        url = await self._admin.join(subscription)
         before = [task for task, queue in self._lingering.items() if queue == url]
         if before:  # a poll from before would take messages from this receiver, and their order with them
             await asyncio.wait(before, timeout=PATIENCE)
         receiver = SQSReceiver(
             self._settings,
-            self._clients,
-            self._topology,
+            self._queue_at(subscription.topic, url),
+            self._admin,
             subscription,
-            url,
+            GIVEN_BACK,
             self._linger,
             self._receivers.discard,
         )
         self._receivers.add(receiver)
         return receiver
 
-    async def _queue_for(self, subscription: Subscription) -> str:
-        topic, group = subscription.topic, subscription.group
-        if subscription.ephemeral:
-            if not subscription.create and await self._topology.topic_arn(topic) is None:
-                raise ConfigError(f"there is no topic {topic!r}: declare it first")
-            return await self._topology.declare_ephemeral(topic)
-        if subscription.create:
-            return await self._topology.declare_group(topic, group)
-        url = await self._topology.queue_url(topic, group)
-        if url is None:
-            raise ConfigError(
-                f"there is no queue {self._topology.queue_of(topic, group)!r} for the group {group!r} of {topic!r}: "
-                "declare it first"
-            )
-        if self._settings.by_queue:
-            await self._topology.check_only_group(topic, group, url, note=False)
-        return url
-
-    def _linger(self, url: str, work: Coroutine[Any, Any, None]) -> None:
+    def _linger(self, url: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name="things_kit sqs farewell")
         self._lingering[task] = url
         task.add_done_callback(lambda done: self._lingering.pop(done, None))
+        return task
 
     # --- lag
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What is in the group's queue: ready, handed out, or delayed. AWS counts approximately."""
         self._check_open()
-        try:
-            url = await self._topology.queue_url(topic, group)
-        except ConfigError:
-            return 0  # what cannot be has nothing
-        if url is None:
-            return 0
-        doing = f"asking for the lag of {topic!r}"
-        try:
-            found = await bare(
-                self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(COUNTS)), doing
-            )
-        except ClientError as error:
-            if code_of(error) in MISSING:
-                self._topology.forget(topic)
-                return 0
-            raise ERRORS.translate(error, doing) from error
-        attributes = found.get("Attributes") or {}
-        return sum(int(attributes.get(name, 0)) for name in COUNTS)
+        return await self._admin.lag(topic, group)
 
     # --- facts
 
@@ -213,4 +208,25 @@ class SQSDriver:
         """How the topic, its queues and subscriptions are."""
         from things_kit.brokers.sqs.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await facts_of(self._settings, self._clients, self._topology, question)
+        return await facts_of(self._settings, self._clients, self._admin, question)
+
+
+async def _sent_later(queue: Queue | None, part: Sequence[tuple[int, Later]]) -> Sequence[Exception | None]:
+    if queue is None:
+        return [PublishError("its group has no queue any more")] * len(part)
+    results: list[Exception | None] = []
+    entries = []
+    now = datetime.now(UTC)
+    for _, copy in part:
+        delay = max(0.0, (copy.due - now).total_seconds())
+        name = f"{copy.message.id} {copy.due.isoformat()} {copy.attempt} {copy.suspect}"
+        try:
+            entries.append(
+                queue.copy(copy.message, delay, attempt=copy.attempt, suspect=copy.suspect, name=name)
+            )
+        except MessageTooLarge as error:
+            results.append(error)
+        else:
+            results.append(None)
+    sent = iter(await queue.send(entries))
+    return [refusal or next(sent) for refusal in results]

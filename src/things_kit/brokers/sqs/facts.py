@@ -7,10 +7,10 @@ from typing import Any, Final
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
+from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, MISSING, ask, bare, code_of
 from things_kit.brokers.sqs.options import ROOM, SNS_BYTES, SQS_BYTES, Settings
-from things_kit.brokers.sqs.topology import Topology
 from things_kit.engine.facts import Blocked, Facts, GroupFacts, Limit, Question, Retention, TopicFacts
 
 Attributes = Mapping[str, str]
@@ -19,12 +19,12 @@ LIMIT: Final = {False: 120_000, True: 20_000}
 """Messages that may be in flight in a queue, by whether it is FIFO."""
 
 
-async def facts_of(settings: Settings, clients: Clients, topology: Topology, question: Question) -> Facts:
+async def facts_of(settings: Settings, clients: Clients, admin: Admin, question: Question) -> Facts:
     """Everything there is to tell. Raises ConnectionLost."""
     facts = Facts()
     for topic, group in question.wanted:
         with facts.looking(f"topic {topic}"):
-            look = Look(facts, settings, clients, topology, topic)
+            look = Look(facts, settings, clients, admin, topic)
             if settings.by_queue:
                 await look.at_queue_alone(group)
             else:
@@ -35,13 +35,11 @@ async def facts_of(settings: Settings, clients: Clients, topology: Topology, que
 class Look:
     """Asks AWS about a topic and a group of it."""
 
-    def __init__(
-        self, facts: Facts, settings: Settings, clients: Clients, topology: Topology, topic: str
-    ) -> None:
+    def __init__(self, facts: Facts, settings: Settings, clients: Clients, admin: Admin, topic: str) -> None:
         self._facts = facts
         self._settings = settings
         self._clients = clients
-        self._topology = topology
+        self._admin = admin
         self._topic = topic
 
     async def at_queue_alone(self, group: str | None) -> None:
@@ -53,16 +51,16 @@ class Look:
 
     async def at_topic(self, group: str | None) -> None:
         """A topic, and the group's queue that is subscribed to it."""
-        topic, topology = self._topic, self._topology
-        arn = await topology.topic_arn(topic)
+        topic, admin = self._topic, self._admin
+        arn = await admin.topic_arn(topic)
         if arn is None:
             self._facts.topics.append(TopicFacts(name=topic, there=False))
             return
-        subscriptions = [pair async for pair in topology.subscriptions(topic)]
+        subscriptions = [pair async for pair in admin.subscriptions(topic)]
         await self._about_topic(arn, [queue for _, queue in subscriptions])
         if group is None:
             return
-        attributes, place = await self._queue(group), topology.queue_of(topic, group)
+        attributes, place = await self._queue(group), admin.queue_of(topic, group)
         subscription = next((each for each, queue in subscriptions if queue == place), None)
         if attributes is None:
             self._facts.groups.append(
@@ -94,14 +92,14 @@ class Look:
         )
         for queue in queues:
             left = names.is_ephemeral(queue) and names.belongs(queue, topic)
-            if left and await self._topology.is_dead(queue):
+            if left and await self._admin.is_dead(queue):
                 what = f"The queue {queue!r} is left over from a consumer without a group whose process died."
                 remedy = "The next such consumer of the topic removes it; or delete it with its subscription."
                 facts.find("warning", f"topic {topic}", what, remedy)
 
     async def _queue(self, group: str) -> Attributes | None:
         """What SQS says of a group's queue; None where it is missing."""
-        url = await self._topology.queue_url(self._topic, group)
+        url = await self._admin.queue_url(self._topic, group)
         if url is None:
             return None
         asked = self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
@@ -110,7 +108,7 @@ class Look:
         except ClientError as error:
             if code_of(error) not in MISSING:
                 raise ERRORS.translate(error, "asking for a queue") from error
-            self._topology.forget(self._topic)
+            self._admin.forget(self._topic)
             return None
 
     def _group(self, group: str, attributes: Attributes) -> GroupFacts:

@@ -126,6 +126,11 @@ def publish_id(publish: str) -> str:
     return f"{OURS}publish-{publish}"
 
 
+def copy_id(name: str) -> str:
+    """The deduplication id of a copy, of whose name there is no other."""
+    return f"{OURS}copy-{_hash(name)}"
+
+
 def deduplication_id(identity: str, again: str | None) -> str:
     """The deduplication id of a message: its id where it can be.
 

@@ -25,6 +25,9 @@ ROOM: Final = 4096
 MOST_EXTENDED: Final = 43_200
 """Seconds, twelve hours, for which SQS keeps a message from others at most, beginning with its delivery."""
 
+LONGEST_HIDDEN: Final = MOST_EXTENDED - 60
+"""Seconds for which a message that was just received is hidden at most: SQS counts from its delivery."""
+
 CONNECT: Final = 3.0
 """Seconds to connect: AWS answers in milliseconds, and whoever is away should be found out soon."""
 

@@ -9,10 +9,10 @@ import msgspec
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
+from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, MISSING, bare, code_of
 from things_kit.brokers.sqs.options import Settings
-from things_kit.brokers.sqs.topology import Topology
 from things_kit.brokers.sqs.wire import Entry, pack
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.publishes import PublishIds
@@ -62,10 +62,10 @@ class Destination(msgspec.Struct, eq=False):
 class Publisher:
     """Sends the messages of one call."""
 
-    def __init__(self, settings: Settings, clients: Clients, topology: Topology, held: Held) -> None:
+    def __init__(self, settings: Settings, clients: Clients, admin: Admin, held: Held) -> None:
         self._settings = settings
         self._clients = clients
-        self._topology = topology
+        self._admin = admin
         self._held = held
         self._publishes = PublishIds()
 
@@ -102,15 +102,15 @@ class Publisher:
                 results[index] = where
                 continue
             try:
-                packed = pack(message, limit)
+                parcel = pack(message, limit)
             except MessageTooLarge as error:
                 results[index] = error
                 continue
-            entry: Entry = {where.body: packed.body, "MessageAttributes": packed.attributes}
+            entry: Entry = {where.body: parcel.body, "MessageAttributes": parcel.attributes}
             order: str | bytes | None = message.key
             if names.is_fifo(message.topic):
                 order = self._keep_order(message, entry, publishes[index])
-            where.items.append(Item(index, entry, packed.size, order))
+            where.items.append(Item(index, entry, parcel.size, order))
         return [each for each in destinations.values() if isinstance(each, Destination)]
 
     def _keep_order(self, message: Message, entry: Entry, publish: str) -> str:
@@ -126,9 +126,9 @@ class Publisher:
         """Where messages of a topic go; those that are replayed go to their group's queue alone."""
         try:
             if group is None and not self._settings.by_queue:
-                arn = await self._topology.topic_arn(topic)
+                arn = await self._admin.topic_arn(topic)
                 return UnknownTopic(topic) if arn is None else Destination(topic, arn, None, [])
-            url = await self._topology.queue_url(topic, group or "")
+            url = await self._admin.queue_url(topic, group or "")
         except ConfigError as error:
             return PublishError(str(error))
         if url is not None:
@@ -190,7 +190,7 @@ class Publisher:
     def _refusal(self, error: ClientError, topic: str) -> Exception:
         """Why a whole request was refused. Raises ConnectionLost if it was not, for good."""
         if code_of(error) in MISSING:
-            self._topology.forget(topic)
+            self._admin.forget(topic)
         trouble = ERRORS.refusal(error, topic)
         if isinstance(trouble, ConnectionLost):
             raise trouble

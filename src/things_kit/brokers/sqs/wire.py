@@ -28,6 +28,7 @@ from typing import Any, Final
 
 import msgspec
 
+from things_kit.brokers.sqs.options import LONGEST_HIDDEN
 from things_kit.engine.envelope import EPOCH, NOT_OURS, Packed, as_text, size_of
 from things_kit.messaging.errors import MessageTooLarge
 from things_kit.messaging.message import RESERVED_PREFIX, Message
@@ -68,9 +69,11 @@ class Parcel(msgspec.Struct, gc=False):
     size: int
 
 
-def pack(message: Message, limit: int, *, attempt: int = 1, due: float | None = None) -> Parcel:
+def pack(
+    message: Message, limit: int, *, attempt: int = 1, due: float | None = None, suspect: int = 0
+) -> Parcel:
     """A message that the engine has completed. Raises MessageTooLarge if AWS would not take it as it is packed."""
-    meta = Meta(id=message.id, time=message.timestamp, n=_count(), attempt=attempt, due=due)
+    meta = Meta(id=message.id, time=message.timestamp, n=_count(), attempt=attempt, due=due, suspect=suspect)
     body = _pack_body(message.value, meta)
     if message.key is not None:
         meta.key = as_text(message.key)
@@ -118,16 +121,27 @@ def _can_be_attribute(name: str, text: str) -> bool:
 
 
 class Unpacked(msgspec.Struct, gc=False):
-    """A message as it came, and what the driver needs to know of it."""
+    """A message as it came, and what the driver needs to know of it.
+
+    Attributes:
+        message: The message; its attempt counts the deliveries of this copy.
+        sent: When it was sent, in milliseconds since 1970.
+        number: By which those that were sent together are sorted.
+        due: Before which it is not to be handed out.
+        suspect: The mark that this copy carries.
+        counted: The attempt by SQS's count alone.
+    """
 
     message: Message
     sent: int
-    number: int
-    due: float | None
+    number: int = 0
+    due: float | None = None
+    suspect: int = 0
+    counted: int = 1
 
 
-def unpack(topic: str, entry: Entry) -> Unpacked:
-    """A message of ReceiveMessage, ours or not."""
+def unpack(topic: str, entry: Entry, uncounted: int = 0) -> Unpacked:
+    """A message of ReceiveMessage, ours or not; so many of its deliveries do not count."""
     attributes: Mapping[str, Entry] = entry.get("MessageAttributes") or {}
     system: Mapping[str, str] = entry.get("Attributes") or {}
     sent, group = int(system.get("SentTimestamp") or 0), system.get("MessageGroupId")
@@ -138,16 +152,30 @@ def unpack(topic: str, entry: Entry) -> Unpacked:
         _headers(attributes),
         timestamp=EPOCH + timedelta(milliseconds=sent),
         id=entry["MessageId"],
+        attempt=int(system.get("ApproximateReceiveCount") or 1),
     )
+    found = Unpacked(message, sent)
     if ATTRIBUTE in attributes:
         with contextlib.suppress(KeyError, *NOT_OURS):  # somebody else's, in spite of the name
-            meta = _decode_meta(attributes[ATTRIBUTE]["StringValue"])
-            # What has no key is sorted by a message group as well; who only says how to read a body has that of others
-            bare = message.replace(
-                value=_value(entry["Body"], meta), key=message.key if meta.id is None else None
-            )
-            return Unpacked(meta.onto(bare), sent, meta.n, meta.due)
-    return Unpacked(message, sent, 0, None)
+            found = _unpack_ours(message, entry["Body"], attributes[ATTRIBUTE]["StringValue"], sent)
+    found.counted = found.message.attempt
+    if uncounted:
+        found.message = found.message.replace(attempt=max(1, found.counted - uncounted))
+    return found
+
+
+def _unpack_ours(message: Message, body: str, said: str, sent: int) -> Unpacked:
+    meta = _decode_meta(said)
+    # What has no key is sorted by a message group as well; who only says how to read a body has that of others
+    key = message.key if meta.id is None else None
+    early = 0 if meta.due is None else _early(meta.due, sent)
+    bare = message.replace(value=_value(body, meta), key=key, attempt=max(1, message.attempt - early))
+    return Unpacked(meta.onto(bare), sent, meta.n, meta.due, meta.suspect)
+
+
+def _early(due: float, sent: int) -> int:
+    """How many deliveries of a copy came before it was due, as nothing can be hidden for longer."""
+    return 1 + int(max(0.0, due - sent / 1000) / LONGEST_HIDDEN)
 
 
 def _value(body: str, meta: Meta) -> bytes:

@@ -37,7 +37,7 @@ class FootprintSuite(Suite):
         rounds = 20 if stage.target.shared else 100
         early = 0
         for number in range(rounds):
-            await self._round(stage, topic, group, bytes([number]) * size)
+            await self._round(stage, topic, group, bytes([ord("a") + number % 26]) * size)
             if number == rounds // 4 - 1:
                 early = resident()
         grown = resident() - early

@@ -5,10 +5,11 @@ message is the same with SNS as without.
 """
 
 import asyncio
+import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -17,7 +18,7 @@ from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, EXISTS, FORBIDDEN, MISSING, ask, bare, code_of
 from things_kit.brokers.sqs.options import Settings
-from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import ConfigError, UnsupportedError
 
 GROUP_TAG: Final = "things-kit-group"
@@ -32,6 +33,11 @@ HEARTBEAT: Final = 300.0
 DEAD: Final = 6 * HEARTBEAT
 """Seconds without one after which a queue is left over from a process that died."""
 
+COUNTS: Final = (
+    "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed",
+)  # fmt: skip
+"""The attributes of a queue that together are its lag; the first is what is ready."""
+
 RECENT: Final = 60.0
 """Seconds for which a queue that was just subscribed counts as a subscriber: AWS tells of it with some delay."""
 
@@ -39,7 +45,7 @@ STATEMENT: Final = "things-kit"
 """The statement of a queue's policy that is ours."""
 
 
-class Topology:
+class Admin:
     """What there is at AWS, as far as this connection has asked."""
 
     def __init__(self, settings: Settings, clients: Clients) -> None:
@@ -153,6 +159,25 @@ class Topology:
         self._queues[topic, group] = url
         return url
 
+    async def join(self, subscription: Subscription) -> str:
+        """The URL of the queue of a subscription, made where it is missing. Raises ConfigError if it may not be."""
+        topic, group = subscription.topic, subscription.group
+        if subscription.ephemeral:
+            if not subscription.create and await self.topic_arn(topic) is None:
+                raise ConfigError(f"there is no topic {topic!r}: declare it first")
+            return await self.declare_ephemeral(topic)
+        if subscription.create:
+            return await self.declare_group(topic, group)
+        url = await self.queue_url(topic, group)
+        if url is None:
+            raise ConfigError(
+                f"there is no queue {self.queue_of(topic, group)!r} for the group {group!r} of {topic!r}: "
+                "declare it first"
+            )
+        if self._settings.by_queue:
+            await self.check_only_group(topic, group, url, note=False)
+        return url
+
     async def declare_ephemeral(self, topic: str) -> str:
         """A queue for a group without a name, which begins now; those that nobody uses any more are removed."""
         if self._settings.by_queue:
@@ -209,6 +234,8 @@ class Topology:
         Raises:
             ConnectionLost: There is no such topic any more.
         """
+        if self._settings.by_queue:
+            return
         arn = await self.topic_arn(topic)
         if arn is None:
             raise ConnectionLost(f"the topic {topic!r} was removed")
@@ -300,7 +327,44 @@ class Topology:
             return None  # who may not ask has to know
         return (found.get("Tags") or {}).get(GROUP_TAG)
 
+    # --- what is in a queue
+
+    async def lag(self, topic: str, group: str) -> int:
+        """What is in the group's queue: ready, handed out, or delayed. AWS counts approximately."""
+        try:
+            url = await self.queue_url(topic, group)
+        except ConfigError:
+            return 0  # what cannot be has nothing
+        try:
+            return 0 if url is None else await self._count(url, COUNTS)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                self.forget(topic)
+                return 0
+            raise ERRORS.translate(error, f"asking for the lag of {topic!r}") from error
+
+    async def ready(self, url: str) -> int | None:
+        """What is in a queue and with nobody; None if we may not ask."""
+        try:
+            return await self._count(url, COUNTS[:1])
+        except ClientError as error:
+            if code_of(error) in FORBIDDEN:
+                return None
+            raise ERRORS.translate(error, "asking what is in a queue") from error
+
+    async def _count(self, url: str, counts: Sequence[str]) -> int:
+        asked = self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(counts))
+        found = (await bare(asked, "asking what is in a queue")).get("Attributes") or {}
+        return sum(int(found.get(name, 0)) for name in counts)
+
     # --- ephemeral groups
+
+    async def give_sign_of_life(self, url: str) -> None:
+        """Say at the queue that its consumer is there."""
+        with contextlib.suppress(ClientError):  # who may not tag has to remove queues by hand
+            await bare(
+                self._clients.sqs.tag_queue(QueueUrl=url, Tags=self.sign_of_life()), "giving a sign of life"
+            )
 
     def sign_of_life(self) -> dict[str, str]:
         """The tag of a queue whose consumer is there."""

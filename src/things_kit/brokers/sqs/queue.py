@@ -1,0 +1,174 @@
+"""One queue of SQS: requests of ten messages each, side by side."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from botocore.exceptions import ClientError
+
+from things_kit.brokers.sqs import names
+from things_kit.brokers.sqs.errors import ERRORS, MISSING, OVER_LIMIT, STALE, bare, code_of
+from things_kit.brokers.sqs.options import LONGEST_HIDDEN, Settings
+from things_kit.brokers.sqs.publisher import together
+from things_kit.brokers.sqs.wire import Entry, pack
+from things_kit.engine.driver import ConnectionLost
+from things_kit.messaging.errors import PublishError
+from things_kit.messaging.message import Message
+
+log = logging.getLogger("things_kit.sqs")
+
+MOST: Final = 10
+"""Messages that a request may have."""
+
+AT_ONCE: Final = 8
+"""Requests at once that settle or extend."""
+
+MOST_DELAYED: Final = 900
+"""Seconds for which SQS can delay a message that is sent."""
+
+TRIES: Final = 3
+"""How often a settlement is sent that AWS itself failed to take."""
+
+BEYOND: Final = 5.0
+"""Seconds that SQS may take for an answer beyond those that it was asked to wait: a connection that has fallen silent is
+given up so soon, while others can still be told within half a minute."""
+
+PAUSE: Final = 1.0
+"""Seconds until SQS is asked again when too much is in flight."""
+
+ATTRIBUTES: Final = ["SentTimestamp", "MessageGroupId", "ApproximateReceiveCount"]
+
+
+class Queue:
+    """A queue, by its URL. `gone` is called when it turns out not to be there any more."""
+
+    def __init__(
+        self, settings: Settings, sqs: Any, topic: str, url: str, gone: Callable[[str], None]
+    ) -> None:
+        self.url = url
+        self.topic = topic
+        self.fifo = names.is_fifo(topic)
+        self._settings = settings
+        self._sqs = sqs
+        self._gone = gone
+
+    async def receive(self, size: int, wait: int) -> list[Entry]:
+        """Up to ten messages, within so many seconds."""
+        doing = f"receiving from {self.topic!r}"
+        try:
+            answer = await bare(
+                self._sqs.receive_message(
+                    QueueUrl=self.url,
+                    MaxNumberOfMessages=size,
+                    WaitTimeSeconds=wait,
+                    VisibilityTimeout=self._settings.options.lease,
+                    MessageAttributeNames=["All"],
+                    MessageSystemAttributeNames=ATTRIBUTES,
+                ),
+                doing,
+                wait + BEYOND,
+            )
+        except ClientError as error:
+            if code_of(error) not in OVER_LIMIT:
+                raise self._trouble(error, doing) from error
+            log.warning("%s: SQS hands out nothing more: as much is in flight as it allows", self.topic)
+            await asyncio.sleep(PAUSE)
+            return []
+        return list(answer.get("Messages") or ())
+
+    def _trouble(self, error: ClientError, doing: str) -> Exception:
+        if code_of(error) in MISSING:
+            self._gone(self.topic)
+            lost = ConnectionLost(f"{doing}: its queue was removed")
+            lost.__cause__ = error
+            return lost
+        return ERRORS.translate(error, doing)
+
+    async def delete(self, receipts: Iterable[str]) -> None:
+        """Acknowledge these."""
+        entries = [{"ReceiptHandle": receipt} for receipt in receipts]
+        await self._batches(self._sqs.delete_message_batch, entries, "acknowledging")
+
+    async def hide(self, hidden: Iterable[tuple[str, float]], doing: str = "giving back") -> None:
+        """Hide each for so many seconds from now: never for less, but for more than SQS can; with 0 it is there for all."""
+        entries = [
+            {"ReceiptHandle": receipt, "VisibilityTimeout": min(LONGEST_HIDDEN, math.ceil(seconds))}
+            for receipt, seconds in hidden
+        ]
+        await self._batches(self._sqs.change_message_visibility_batch, entries, doing)
+
+    async def send(self, copies: Sequence[Entry]) -> Sequence[Exception | None]:
+        """Send copies; one result each. Raises ConnectionLost."""
+        results: list[Exception | None] = []
+        for start in range(0, len(copies), MOST):
+            results += await self._send_some(copies[start : start + MOST])
+        return results
+
+    async def _send_some(self, copies: Sequence[Entry]) -> Sequence[Exception | None]:
+        entries = [{"Id": str(number), **entry} for number, entry in enumerate(copies)]
+        doing = f"putting messages of {self.topic!r} aside"
+        try:
+            answer = await bare(self._sqs.send_message_batch(QueueUrl=self.url, Entries=entries), doing)
+        except ClientError as error:
+            trouble = self._trouble(error, doing)
+            if isinstance(trouble, ConnectionLost):
+                raise trouble from error
+            refusal = PublishError(str(trouble))
+            refusal.__cause__ = error
+            return [refusal] * len(copies)
+        failed = {int(each["Id"]): ERRORS.refusal(each, self.topic) for each in answer.get("Failed") or ()}
+        return [failed.get(number) for number in range(len(copies))]
+
+    def copy(self, message: Message, delay: float, *, attempt: int, suspect: int = 0, name: str) -> Entry:
+        """A copy of a message, for `send`; it comes after so many seconds.
+
+        A copy gives up its place in its key. Where the queue keeps an order, nothing with the same `name` is taken
+        within five minutes. Raises MessageTooLarge.
+        """
+        whole = math.ceil(delay)
+        delayed = 0 if self.fifo else min(MOST_DELAYED, whole)  # FIFO queues delay no single message
+        due = time.time() + delay if whole > delayed else None
+        parcel = pack(message, self._settings.bytes_at_once, attempt=attempt, due=due, suspect=suspect)
+        entry: Entry = {"MessageBody": parcel.body, "MessageAttributes": parcel.attributes}
+        if self.fifo:
+            entry["MessageDeduplicationId"] = names.copy_id(name)
+            entry["MessageGroupId"] = names.message_group(None, name)
+        elif delayed:
+            entry["DelaySeconds"] = delayed
+        return entry
+
+    # --- batches
+
+    async def _batches(self, call: Callable[..., Any], entries: Sequence[Entry], doing: str) -> None:
+        chunks = [entries[start : start + MOST] for start in range(0, len(entries), MOST)]
+        doing = f"{doing} messages of {self.topic!r}"
+        for start in range(0, len(chunks), AT_ONCE):
+            await together([self._batch(call, chunk, doing) for chunk in chunks[start : start + AT_ONCE]])
+
+    async def _batch(self, call: Callable[..., Any], entries: Sequence[Entry], doing: str) -> None:
+        left = list(entries)
+        for tried in range(1, TRIES + 1):
+            numbered = [{"Id": str(number), **entry} for number, entry in enumerate(left)]
+            try:
+                answer = await bare(call(QueueUrl=self.url, Entries=numbered), doing)
+            except ClientError as error:
+                raise self._trouble(error, doing) from error
+            left = [left[number] for number in _to_repeat(answer.get("Failed") or (), doing)]
+            if not left:
+                return
+            await asyncio.sleep(0.1 * tried)
+        raise ConnectionLost(f"{doing}: AWS failed at {len(left)} of {len(entries)}")
+
+
+def _to_repeat(failed: Iterable[Entry], doing: str) -> list[int]:
+    """The numbers of entries that may succeed if they are sent again; of the others, somebody else has the message."""
+    again = []
+    for failure in failed:
+        if not failure.get("SenderFault"):
+            again.append(int(failure["Id"]))
+        elif failure.get("Code") not in STALE:
+            log.warning("%s: %s: %s", doing, failure.get("Code"), failure.get("Message"))
+    return again
