@@ -43,10 +43,10 @@ from things_kit.messaging.policy import (
 
 log = logging.getLogger("things_kit.consumer")
 
-LAST: Final = 3.0
+LAST: Final = 3.25
 """Seconds beyond `drain_timeout` for what was cancelled to end, and for giving back what is held."""
 
-CLOSING: Final = 1.75
+CLOSING: Final = 1.5
 """Seconds beyond that for what does not end: it is cancelled, and left to itself."""
 
 STUCK: Final = 300.0

@@ -1,6 +1,7 @@
 """Delayed copies: what a broker without delays can keep until it is due, and what an acknowledgement waits for."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
@@ -8,6 +9,8 @@ from typing import TypeAlias
 from things_kit.engine.driver import ConnectionLost, Delivery, Later
 from things_kit.engine.state import State
 from things_kit.messaging.errors import ThingsKitError
+
+log = logging.getLogger("things_kit.consumer")
 
 Send: TypeAlias = Callable[[Sequence[Later]], Awaitable[Sequence[Exception | None]]]
 """Publishes copies; one result each, None where it is confirmed. Raises ConnectionLost."""
@@ -59,6 +62,9 @@ class Copies:
                 try:
                     results = await self._send(copies)
                 except (ConnectionLost, ThingsKitError) as error:
+                    results = [error] * len(going)
+                except Exception as error:
+                    log.exception("%s: messages were not put aside", self._group)
                     results = [error] * len(going)
                 for (delivery, copy, failed), refusal in zip(going, results, strict=True):
                     if refusal is None:

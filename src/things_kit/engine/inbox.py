@@ -240,6 +240,7 @@ class ConsumerInbox:
         for delivery in list(self.held):
             if delivery.state is not State.SETTLING:
                 self.release(Release(delivery, attempt=delivery.message.attempt))
+                delivery.state = State.GONE  # whatever its handler still answers comes too late
 
     def _drop_unbegun(self, deliveries: Sequence[Delivery]) -> None:
         """Take these out of lanes and delays."""

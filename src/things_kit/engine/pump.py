@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from things_kit.engine.adapter import adapted
 from things_kit.engine.backoff import Backoff
-from things_kit.engine.cancelling import ended, finished
+from things_kit.engine.cancelling import abandon, ended, finished
 from things_kit.engine.driver import (
     Capabilities,
     ConnectionLost,
@@ -43,7 +43,10 @@ SHRINK: Final = 5.0
 """Seconds after which a smaller credit is said where it is fixed at the broker."""
 
 QUIESCE: Final = 1.0
-"""Seconds that a receiver may take to become quiet, and as many to end a call that waits."""
+"""Seconds that a receiver may take to end a call that waits, and to become quiet."""
+
+MARKS: Final = 0.5
+"""Seconds that taking marks back may take."""
 
 CLOSE: Final = 1.5
 """Seconds that closing a receiver may take: the broker may be frozen, and finds out by itself."""
@@ -314,15 +317,16 @@ class Pump:
         """Take nothing more, and give back all that is not being handled, in the order of arrival."""
         self._stopping = True
         self.outcomes.stop()
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.wait({self._asking}, timeout=QUIESCE)
         inbox = self.inbox
-        if inbox is None:
-            return
         with contextlib.suppress(ConnectionLost, TimeoutError):
             async with asyncio.timeout(QUIESCE):
-                await inbox.receiver.quiesce()
+                if self._asking is not None:
+                    self._asking.cancel()
+                    await asyncio.wait({self._asking})
+                if inbox is not None:
+                    await inbox.receiver.quiesce()
+        if inbox is None:
+            return
         inbox.quiet()
         inbox.release_unbegun()
 
@@ -331,13 +335,14 @@ class Pump:
         inbox, suspects = self.inbox, self._suspects
         leaving = self.outcomes.leaving
         if leaving:
-            await asyncio.wait(leaving, timeout=within)
-        await ended(*leaving)
+            _, late = await asyncio.wait(leaving, timeout=within)
+            for task in late:
+                abandon(task)
         if inbox is None:
             return
         if suspects is not None:
             with contextlib.suppress(ConnectionLost, TimeoutError):
-                async with asyncio.timeout(QUIESCE):
+                async with asyncio.timeout(MARKS):
                     await suspects.take_back(list(inbox.held))
         inbox.release_all()
         inbox.finish()

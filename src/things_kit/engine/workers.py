@@ -20,7 +20,7 @@ log = logging.getLogger("things_kit.consumer")
 SLICE: Final = 0.005
 """Seconds for which a worker may go on with handlers that never wait before the loop gets its turn."""
 
-GRACE: Final = 2.0
+GRACE: Final = 1.5
 """Seconds that a cancelled handler has to clean up when the consumer stops."""
 
 
