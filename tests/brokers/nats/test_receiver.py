@@ -113,6 +113,16 @@ async def test_no_more_is_taken_from_the_server_than_was_asked_for(
     await receiver.close()
 
 
+async def test_what_nobody_was_handed_is_overdue(broker: Broker, topic: str) -> None:
+    collecting = await collect(broker.transmission.driver, Subscription(topic=topic, group="g"))
+    assert await collecting.receiver.overdue() == 0
+    await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(3)])
+    assert await collecting.receiver.overdue() == 3
+    await received(collecting, 3)
+    assert await collecting.receiver.overdue() == 0, "what is held is nobody else's"
+    await collecting.close()
+
+
 # --- attempts
 
 

@@ -1,10 +1,9 @@
-"""Receiving as a group: long pull requests, a buffer, and acknowledgements that the server confirms."""
+"""Receiving as a group: requests that end with what there is, and acknowledgements that the server confirms."""
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Iterable, Sequence
-from itertools import islice
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -22,15 +21,17 @@ from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.nats")
 
-EXPIRES: Final = 8.0
-"""Seconds that a request for messages stays at the server. One that came over a connection which fell silent is answered as
-long, and what answers it waits for its lease."""
+HEARTBEAT: Final = 2.0
+"""Seconds after which the server says that a request is still there, if it stays for more than twice as long."""
 
-HEARTBEAT: Final = 2.5
-"""Seconds after which the server says that a request is still there."""
+SILENCE: Final = 3 * HEARTBEAT
+"""Seconds without a word about a request after which the connection is given up."""
 
 LOOK: Final = 10.0
 """Seconds between two looks at how far the group is."""
+
+BLINK: Final = 0.1
+"""Seconds for which it is not worth to ask again."""
 
 LONGEST_DELAY: Final = 10 * 365 * 86_400
 
@@ -92,16 +93,13 @@ class NATSReceiver:
         self._loop = asyncio.get_running_loop()
         self._next = f"{settings.api}.CONSUMER.MSG.NEXT.{group.stream}.{group.name}"
         self._most = group.config.get("max_batch") or 10_000
-        self._expires = min(EXPIRES, (group.config.get("max_expires") or EXPIRES * SECOND) / SECOND)
-        self._heartbeat = min(HEARTBEAT, self._expires / 3)
-        self._buffer: deque[Msg] = deque()
-        self._recalled: dict[str, int] = {}  # of what is in the buffer
+        self._longest = (group.config.get("max_expires") or math.inf) / SECOND
+        self._arrived: list[Msg] = []
         self._held: dict[str, int] = {}
         self._acknowledging: set[str] = set()
         self._inbox: Inbox | None = None
         self._reply = ""
         self._asked = 0
-        self._statuses = 0
         self._heard = self._looked = self._loop.time()
         self._changed = asyncio.Event()
         self._failure: ConnectionLost | None = None
@@ -124,84 +122,64 @@ class NATSReceiver:
 
     # --- receiving
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Take from the buffer; wait for the server to fill it."""
-        if limit < 1:
-            return ()
-        if not self._buffer:
-            await (self._wait(limit, wait) if wait > 0 else self._look_now(limit))
-        count = min(limit, len(self._buffer))
-        if not count:
-            return ()
-        await self._recall(islice(self._buffer, count))
-        if (
-            self._recalled
-        ):  # what could not be delivered comes again before what was given back, whatever their order
-            self._buffer = deque(sorted(self._buffer, key=lambda msg: coordinates(msg.reply).seq))
-            await self._recall(tuple(self._buffer))
-        deliveries = [self._hand_out(self._buffer.popleft()) for _ in range(count)]
-        room = limit - count
-        if (
-            room > 0 and self._asked + len(self._buffer) < room / 2
-        ):  # the next ones are on their way meanwhile
-            await self._ask(room - len(self._buffer) - self._asked)
-        return deliveries
-
-    def _hand_out(self, msg: Msg) -> Delivery:
-        reply = msg.reply
-        at = coordinates(reply)
-        attempt = self._held[reply] = self._recalled.pop(reply, at.delivered)
-        return Delivery(unpack(msg, self._envelope, at, attempt), reply)
-
-    async def _wait(self, limit: int, wait: float) -> None:
-        """Until there is a message, or the time is over."""
+    async def fetch(self, limit: int, wait: float) -> None:
+        """Ask for what there is, else for what comes first within `wait` seconds."""
+        self._check()
         ends = self._loop.time() + wait
-        while not self._buffer:
-            self._check()
-            if self._asked == 0:
-                await self._ask(limit)
-            silent = self._heard + 3 * self._heartbeat
+        if not self._asked and not self._arrived:  # else a call that was cancelled has
+            await self._ask(limit, wait)
+        await self._answered()
+        left = ends - self._loop.time()
+        if (
+            not self._arrived and left > BLINK
+        ):  # others wait for what there is: the request was sent away at once
+            await self._ask(1, left, one_shot=False)
+            await self._answered()
+        await self._deliver()
+        if self._loop.time() - self._looked > LOOK:
+            await self._look()
+
+    async def _answered(self) -> None:
+        """Until the server has said all to a request."""
+        while self._asked:
             self._changed.clear()
             try:
-                async with asyncio.timeout_at(min(ends, silent)):
+                async with asyncio.timeout_at(self._heard + SILENCE):
                     await self._changed.wait()
             except TimeoutError:
-                if self._buffer:
-                    return
-                if self._loop.time() < ends:
-                    raise self._silent() from None
-                if self._loop.time() - self._looked > LOOK:
-                    await self._look()
-                return
+                raise self._connection.abandon(
+                    f"{self._connection.server} was silent for {SILENCE:g} s"
+                ) from None
+            self._check()
 
-    async def _look_now(self, limit: int) -> None:
-        """Until the server has said what there is."""
-        self._check()
-        statuses = self._statuses
-        await self._ask(limit, no_wait=True)
-        try:
-            async with asyncio.timeout(3 * self._heartbeat):
-                while not self._buffer and self._statuses == statuses:
-                    self._changed.clear()
-                    await self._changed.wait()
-                    self._check()
-        except TimeoutError:
-            raise self._silent() from None
+    async def _deliver(self) -> None:
+        """Put what has arrived into the inbox. Cancelled, it is still here."""
+        recalled = await self._recall(self._arrived)
+        arrived, self._arrived = self._arrived, []
+        if recalled:  # what could not be delivered comes before what was given back, whatever their order
+            arrived.sort(key=lambda msg: coordinates(msg.reply).seq)
+        # What it refuses goes back with all that is held, in order, when this closes
+        self._subscription.inbox.put([self._delivery(msg, recalled) for msg in arrived])
 
-    def _silent(self) -> ConnectionLost:
-        return self._connection.abandon(f"{self._connection.server} was silent for {3 * self._heartbeat:g} s")
+    def _delivery(self, msg: Msg, recalled: Mapping[str, int]) -> Delivery:
+        reply = msg.reply
+        at = coordinates(reply)
+        attempt = self._held[reply] = recalled.get(reply, at.delivered)
+        return Delivery(unpack(msg, self._envelope, at, attempt), reply)
 
-    async def _ask(self, count: int, *, no_wait: bool = False) -> None:
-        count = min(count, self._most)
+    async def _ask(self, count: int, wait: float, *, one_shot: bool = True) -> None:
+        """Ask for messages. A request that is one shot ends with the first ones that there are."""
+        count, wait = min(count, self._most), min(wait, self._longest)
         question: dict[str, object] = {"batch": count}
-        if no_wait:
+        if one_shot:
             question["no_wait"] = True
-        else:
-            question["expires"] = int(self._expires * SECOND)
-            question["idle_heartbeat"] = int(self._heartbeat * SECOND)
+        if wait > 0:
+            question["expires"] = int(wait * SECOND)
+        if wait > 2 * HEARTBEAT:
+            question["idle_heartbeat"] = int(HEARTBEAT * SECOND)
         if self._inbox is None:
             self._reply, self._inbox = await self._connection.receive_by(self._accept)
-        self._asked += count
+        self._asked = count
         self._heard = self._loop.time()
         await self._connection.tell(self._next, encoded(question), None, self._reply)
 
@@ -209,7 +187,7 @@ class NATSReceiver:
         self._heard = self._loop.time()
         if msg.reply:
             self._asked = max(0, self._asked - 1)
-            self._buffer.append(msg)
+            self._arrived.append(msg)
             self._changed.set()
         else:
             self._note(msg.headers or {})
@@ -219,9 +197,7 @@ class NATSReceiver:
         status, said = headers.get("Status"), headers.get("Description", "")
         if status == "100":
             return
-        self._statuses += 1
-        unanswered = headers.get("Nats-Pending-Messages", "")
-        self._asked = max(0, self._asked - int(unanswered)) if unanswered.isdigit() else 0
+        self._asked = 0
         if status == "503":
             self._failure = ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
         elif status == "409" and said.lower() not in {"leadership change", "server shutdown"}:
@@ -233,21 +209,11 @@ class NATSReceiver:
         if self._failure is not None:
             raise self._failure
 
-    async def _recall(self, messages: Iterable[Msg]) -> None:
+    async def _recall(self, messages: Sequence[Msg]) -> dict[str, int]:
         """Which attempt those are that were delivered before."""
-        again = [
-            (msg.reply, at)
-            for msg in messages
-            if msg.reply not in self._recalled and (at := coordinates(msg.reply)).delivered > 1
-        ]
-        if again:
-            found = await self._attempts.recall([at for _, at in again])
-            self._recalled |= {reply: found.get(at.seq, at.delivered) for reply, at in again}
-
-    def _attempts_of(self, messages: Iterable[Msg]) -> dict[str, int]:
-        return {
-            msg.reply: self._recalled.get(msg.reply) or coordinates(msg.reply).delivered for msg in messages
-        }
+        again = [(msg.reply, at) for msg in messages if (at := coordinates(msg.reply)).delivered > 1]
+        found = await self._attempts.recall([at for _, at in again]) if again else {}
+        return {reply: found.get(at.seq, at.delivered) for reply, at in again}
 
     async def _look(self) -> None:
         """Note how far the group is, for the case that somebody deletes it."""
@@ -287,8 +253,6 @@ class NATSReceiver:
     async def _release(self, released: Sequence[tuple[str, float, int]]) -> None:
         if not released:
             return
-        if any(delay <= 0 for _, delay, _ in released):
-            await self._pause()  # else they come straight back
         unforeseen = [
             (coordinates(reply), attempt)
             for reply, _, attempt in released
@@ -315,26 +279,35 @@ class NATSReceiver:
             raise ConfigError(str(came)) from came
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Say that these are still being worked on, and that what has arrived behind them waits for its turn."""
-        waiting = {msg.reply for msg in self._buffer}
-        await self._send([(reply, PROGRESS) for reply in {*waiting, *(each.token for each in deliveries)}])
+        """Say that these are still being worked on, or wait for their turn."""
+        await self._send([(delivery.token, PROGRESS) for delivery in deliveries])
         if self._loop.time() - self._looked > LOOK:
             await self._look()
 
+    async def overdue(self) -> int | None:
+        """What the server has handed to nobody, unless it may not."""
+        info = await self._streams.consumer(self._group.stream, self._group.name)
+        if info is None:
+            raise ConnectionLost(f"the stream or group of {self._subscription.topic!r} is gone")
+        most = info["config"].get("max_ack_pending", -1)
+        if info.get("paused") or 0 < most <= info["num_ack_pending"]:
+            return 0
+        return int(info["num_pending"])
+
     # --- closing
 
-    async def _pause(self) -> None:
-        """Have no request at the server until the next `receive`. What was on its way is in the buffer."""
-        if self._inbox is None:
-            return
-        await self._quiet()
-        await self._connection.stop_receiving(self._inbox)
-        self._inbox = None
-        self._asked = 0
-        # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must not
-        # try to serve one with a message that was given back: it loses count, and sends another one twice.
-        await self._streams.consumer(self._group.stream, self._group.name)
-        self._changed.set()
+    async def quiesce(self) -> None:
+        """Have no request at the server. What was on its way is in the inbox."""
+        if self._inbox is not None:
+            self._check()
+            await self._quiet()
+            await self._connection.stop_receiving(self._inbox)
+            self._inbox = None
+            self._asked = 0
+            # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must
+            # not try to serve one with a message that was given back: it loses count, and sends another one twice.
+            await self._streams.consumer(self._group.stream, self._group.name)
+        await self._deliver()
 
     async def _quiet(self) -> None:
         """Until the server has nothing more for us, while there is a request at it.
@@ -342,7 +315,7 @@ class NATSReceiver:
         One that is in the middle of answering when the request goes counts a delivery that nobody gets (up to 2.9 at
         least). While it answers something arrives between two questions.
         """
-        ends = self._loop.time() + self._heartbeat
+        ends = self._loop.time() + BLINK
         while self._asked and self._loop.time() < ends:
             asked = self._asked
             await self._streams.consumer(self._group.stream, self._group.name)
@@ -354,11 +327,10 @@ class NATSReceiver:
         self._unwatch()
         try:
             self._check()
-            await self._pause()
+            await self.quiesce()
             await self._send(
                 [(reply, ACK) for reply in self._acknowledging]
             )  # of a settlement that was cut short
-            await self._recall(self._buffer)
             await self._release([(reply, 0.0, attempt) for reply, attempt in self._all().items()])
             if self._subscription.ephemeral:
                 await self._streams.leave(self._group.stream, self._group.name)
@@ -371,9 +343,9 @@ class NATSReceiver:
         self._past.places.pop(self._known, None)
 
     def _all(self) -> dict[str, int]:
-        """What was not settled, handed out or not, with its attempt."""
-        held = {reply: attempt for reply, attempt in self._held.items() if reply not in self._acknowledging}
-        return held | self._attempts_of(self._buffer)
+        """What was not settled, with its attempt, in the order of the stream: what goes back comes again in that order."""
+        left = (reply for reply in self._held if reply not in self._acknowledging)
+        return {reply: self._held[reply] for reply in sorted(left, key=lambda reply: coordinates(reply).seq)}
 
 
 def _not_yet(delay: float) -> bytes:
