@@ -241,6 +241,26 @@ async def test_what_is_on_its_way_back_when_its_lease_ends_is_handed_out_once(
     await receiver.close()
 
 
+@pytest.mark.parametrize("group", ["g", None], ids=["group", "ephemeral"])
+async def test_what_waits_and_nobody_holds_is_overdue(
+    driver: RedisDriver, topic: str, group: str | None
+) -> None:
+    subscription = Subscription(topic=topic, group=group or "own", ephemeral=group is None)
+    collecting = await collect(driver, subscription)
+    overdue = collecting.receiver.overdue
+    assert await overdue() == 0
+    await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(3)])
+    assert await overdue() == (1 if group is None else 3), (
+        "of an ephemeral group it is only known that there is something"
+    )
+    came = await received(collecting, 3)
+    assert await overdue() == 0, "what is held is nobody else's"
+    if group is not None:
+        await collecting.settle([], [Release(came[0], attempt=2), Release(came[1], delay=3600, attempt=2)])
+        assert await overdue() == 1, "what is not due is not"
+    await collecting.close()
+
+
 # --- what others do to the server
 
 

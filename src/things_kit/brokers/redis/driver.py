@@ -27,8 +27,7 @@ from things_kit.brokers.redis.options import Settings
 from things_kit.brokers.redis.reading import Reading
 from things_kit.brokers.redis.receiver import FAREWELL, RedisReceiver, leave
 from things_kit.brokers.redis.wire import Layout, position
-from things_kit.engine.adapter import Returning
-from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
@@ -177,7 +176,7 @@ class RedisDriver:
 
     # --- receiving
 
-    async def subscribe(self, subscription: Subscription) -> Returning:
+    async def subscribe(self, subscription: Subscription) -> Receiver:
         """Join the group, or find out where the stream ends for an ephemeral one."""
         check_topic(subscription.topic)
         doing = f"subscribing to {subscription.topic!r}"

@@ -33,22 +33,36 @@ class EphemeralReceiver:
         self._block_until = 0.0
         self._lost = False
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(self, limit: int, wait: float) -> None:
         """What was put back and is due, else what is new."""
-        if limit < 1:
-            return []
-        loop = asyncio.get_running_loop()
+        loop, inbox = asyncio.get_running_loop(), self._subscription.inbox
         ends = loop.time() + wait
-        while True:
-            if due := self._due(limit):
-                return due
-            try:
-                deliveries = await self._reading.take(limit, lambda: self._read(limit, ends))
-            except ConnectionLost:
-                self._lost = True
-                raise
-            if deliveries or loop.time() >= ends:
-                return deliveries or self._due(limit)
+        try:
+            while True:
+                if due := self._due(limit):
+                    inbox.put(due)
+                    return
+                if await self._reading.call(lambda: self._bring(limit, ends)) or loop.time() >= ends:
+                    return
+        except ConnectionLost:
+            self._lost = True
+            raise
+
+    async def _bring(self, limit: int, ends: float) -> int:
+        deliveries = await self._read(limit, ends)
+        self._subscription.inbox.put(deliveries)
+        return len(deliveries)
+
+    async def quiesce(self) -> None:
+        """Return when no call is at the server."""
+        with ERRORS.during(f"receiving from {self._subscription.topic!r}"):
+            await self._reading.settle_down()
+
+    async def overdue(self) -> int | None:
+        """Whether there is anything behind the last that came."""
+        with ERRORS.during("asking what waits"):
+            topic, after = self._subscription.topic, b"(" + self._place
+            return len(await self._home.client.execute_command("XRANGE", topic, after, "+", "COUNT", 1))
 
     def _due(self, limit: int) -> list[Delivery]:
         now = asyncio.get_running_loop().time()

@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis
 
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.engine.cancelling import ended
-from things_kit.engine.driver import ConnectionLost, Delivery
+from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
 
@@ -18,7 +17,7 @@ class Reading:
     """The calls of one receiver that block at the server.
 
     A call that was begun is never broken off, since the server may have handed out something already: who is cancelled
-    leaves it running, and the next one gets what it brings.
+    leaves it running, and what it brings is in the inbox then.
     """
 
     def __init__(self, pool: ConnectionPool, *, own: bool) -> None:
@@ -27,8 +26,7 @@ class Reading:
         self._others = Redis(connection_pool=pool)
         self._client: Any = Redis(connection_pool=pool, single_connection_client=True)
         self._number = 0
-        self._call: asyncio.Task[Sequence[Delivery]] | None = None
-        self._waiting: deque[Delivery] = deque()
+        self._call: asyncio.Task[int] | None = None
         for command in ("XREADGROUP", "XREAD"):
             self._client.set_response_callback(command, _as_it_is)
 
@@ -46,16 +44,14 @@ class Reading:
         """Send a command over the connection that may block. Raises the client's errors."""
         return await self._client.execute_command(*words)
 
-    async def take(self, limit: int, fetch: Callable[[], Awaitable[Sequence[Delivery]]]) -> list[Delivery]:
-        """What an abandoned call has brought, else what `fetch` does. Raises what it raises."""
-        if not self._waiting:
-            if self._call is None:
-                self._call = asyncio.ensure_future(fetch())
-            call = self._call
-            await asyncio.wait([call])
-            self._call = None
-            self._waiting.extend(call.result())
-        return [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+    async def call(self, bring: Callable[[], Awaitable[int]]) -> int:
+        """Have messages brought, or wait for the call that was abandoned; how many came. Raises what `bring` raises."""
+        if self._call is None:
+            self._call = asyncio.ensure_future(bring())
+        call = self._call
+        await asyncio.wait([call])
+        self._call = None
+        return call.result()
 
     async def wake(self) -> None:
         """Have a call that blocks come back."""

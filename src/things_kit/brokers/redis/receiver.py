@@ -70,18 +70,26 @@ class RedisReceiver:
         self._failed = False
         self._closed = False
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
+    async def fetch(self, limit: int, wait: float) -> None:
         """What was put back and is due, else what others left lying, else what is new."""
-        if limit < 1:
-            return []
         loop = asyncio.get_running_loop()
         ends = loop.time() + wait
-        while True:
-            deliveries = await self._reading.take(limit, lambda: self._fetch(limit, ends))
-            if deliveries or loop.time() >= ends:
-                return deliveries
+        while not await self._reading.call(lambda: self._bring(limit, ends)) and loop.time() < ends:
+            pass
 
-    async def _fetch(self, limit: int, ends: float) -> Sequence[Delivery]:
+    async def _bring(self, limit: int, ends: float) -> int:
+        deliveries = await self._taken(limit, ends)
+        refused = self._subscription.inbox.put(deliveries)
+        if refused:
+            await self.settle([], [Release(each, attempt=each.message.attempt) for each in refused])
+        return len(deliveries)
+
+    async def quiesce(self) -> None:
+        """Return when no call is at the server; what it brought is in the inbox."""
+        with ERRORS.during(f"receiving from {self._subscription.topic!r}"):
+            await self._reading.settle_down()
+
+    async def _taken(self, limit: int, ends: float) -> Sequence[Delivery]:
         doing = f"receiving from {self._subscription.topic!r}"
         try:
             with ERRORS.during(doing, through=(ResponseError,)):
@@ -99,7 +107,8 @@ class RedisReceiver:
         loop = asyncio.get_running_loop()
         if loop.time() < self._look_at:
             return []
-        group = self._subscription.group
+        topic, group = self._subscription.topic, self._subscription.group
+        await self._home.tidy(topic)  # here, as nothing waits for it
         self._look_at = (
             loop.time() + self._look_every
         )  # before the call: what is put back meanwhile may be due sooner
@@ -172,7 +181,6 @@ class RedisReceiver:
         except ConnectionLost:
             self._failed = True
             raise
-        await self._home.tidy(topic)
 
     async def _acknowledge(self, entries: Sequence[bytes]) -> None:
         topic, group = self._subscription.topic, self._subscription.group
@@ -203,6 +211,12 @@ class RedisReceiver:
         """Renew the lease of all that this consumer has; what was taken from it stays with whom has it."""
         with ERRORS.during("extending leases"):
             await scripts.EXTEND(self._home.client, self._keys, self._subscription.group, self._consumer)
+
+    async def overdue(self) -> int | None:
+        """What nobody was given, and what is due of what was put back."""
+        with ERRORS.during("asking what waits"):
+            waiting = await scripts.OVERDUE(self._home.client, self._keys, self._subscription.group)
+        return None if waiting < 0 else int(waiting)
 
     async def close(self) -> None:
         """Put back all that is not settled, and delete the consumer."""

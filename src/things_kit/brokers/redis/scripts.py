@@ -222,6 +222,15 @@ return {lag, cursor}
 """Count what a group has not acknowledged. Arguments: group, cursor. Returns a count, and where to go on counting."""
 
 
+OVERDUE: Final = Script("""
+local found = its_group()
+if not found then return 0 end
+local unread = unread_for_sure(found) or found.lag
+return unread and unread + redis.call('ZCOUNT', delayed, '-inf', now()) or -1
+""")
+"""Count what is ready and with nobody, -1 where Redis has lost count. Arguments: group."""
+
+
 TRIM: Final = Script("""
 local function smaller(a, b) return padded(a) < padded(b) and a or b end
 local floor, known = ARGV[1], {}
