@@ -53,6 +53,7 @@ EXPECTED_FAILURES: Final = (
             "TestKafka",
             "TestNATS",
             "TestPubSub",
+            "TestPubSubOnGooglesEmulator",
             "TestRabbitMQ",
             "TestRedis",
             "TestSQS",
