@@ -154,8 +154,9 @@ class NATSReceiver:
 
     async def _deliver(self) -> None:
         """Put what has arrived into the inbox. Cancelled, it is still here."""
-        recalled = await self._recall(self._arrived)
-        arrived, self._arrived = self._arrived, []
+        arrived = list(self._arrived)
+        recalled = await self._recall(arrived)
+        del self._arrived[: len(arrived)]  # and not what came meanwhile: nobody asked which attempt that is
         if recalled:  # what could not be delivered comes before what was given back, whatever their order
             arrived.sort(key=lambda msg: coordinates(msg.reply).seq)
         # What it refuses goes back with all that is held, in order, when this closes
