@@ -1,7 +1,9 @@
 """All that one receiver has brought: every delivery from its arrival until the broker knows what became of it."""
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -267,8 +269,7 @@ class ConsumerInbox:
         self._window.finished += len(acknowledged) + len(released)
         await receiver.settle(acknowledged, released)
         held = self.held
-        for delivery in acknowledged:
-            held.pop(delivery, None)
+        deque(map(held.pop, acknowledged, repeat(None)), maxlen=0)  # the fastest loop there is
         for release in released:
             held.pop(release.delivery, None)
         self._unparked += self._confirming

@@ -103,13 +103,12 @@ class Lanes:
         if self._more_heads and lane in self._more_heads:
             self._drop_head(lane)
             return
-        queue = self._queues.get(lane, _PARKED)
-        if queue is None:
-            del self._queues[lane]
-        elif queue is not _PARKED:
+        queue = self._queues.pop(lane, None)  # most lanes end here
+        if queue is _PARKED:
+            self._queues[lane] = queue
+        elif queue is not None:
             following = queue.popleft()
-            if not queue:
-                self._queues[lane] = None
+            self._queues[lane] = queue or None
             following.state = READY
             if self._turns and following in self._turns:
                 self._turns.pop(following)(following)
