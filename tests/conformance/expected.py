@@ -36,7 +36,6 @@ EXPECTED_FAILURES: Final = (
             "TestNATS",
             "TestRabbitMQ",
             "TestRedis",
-            "TestSQS",
             "TestServiceBus",
             "TestServiceBusSessions",
         },

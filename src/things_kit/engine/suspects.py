@@ -74,25 +74,33 @@ class Suspects:
 
     async def _prepare(self, delivery: Delivery) -> bool:
         """Store the mark, as nothing else is being handled now; without one it is handled alone all the same."""
-        if delivery.suspect:
-            return True
+        delivery.state = State.LEAVING
+        if self._copies is not None and self._copies.tasks:
+            await asyncio.wait(
+                self._copies.tasks
+            )  # those that lose their mark have lost it before anybody can die
+        if not delivery.suspect and not await self._marked(delivery):
+            return False
+        if delivery.state is State.GONE:  # somebody else has it by now
+            delivery.inbox.done(delivery)
+            return False
+        return True
+
+    async def _marked(self, delivery: Delivery) -> bool:
+        """Whether it is to be handled here, with its mark or without; else a copy of it comes with the mark."""
+        receiver, attempt = delivery.inbox.receiver, delivery.message.attempt
         log.warning(
             "%s: message %r came %d times and nobody said what became of it: it is handled alone",
-            self._name, delivery.message.id, delivery.message.attempt,
+            self._name, delivery.message.id, attempt,
         )  # fmt: skip
-        receiver, attempt = delivery.inbox.receiver, delivery.message.attempt
         if isinstance(receiver, Marking):
-            delivery.state, delivery.suspect = State.LEAVING, attempt
+            delivery.suspect = attempt
             try:
                 await receiver.mark(delivery, attempt)
             except (ConnectionLost, ThingsKitError) as error:
                 delivery.suspect = 0
                 self._say_unmarked(delivery, error)
-            if delivery.state is not State.LEAVING:  # somebody else has it by now
-                delivery.inbox.done(delivery)
-                return False
         elif self._copies is not None:
-            delivery.state = State.LEAVING
             self._copies.add(delivery, 0.0, self._no_copy, suspect=attempt)
             return False
         return True
