@@ -170,6 +170,19 @@ def test_whatever_text_others_wrote_becomes_a_message(pairs: list[tuple[str, str
     assert not any(name.startswith("tk-") for name in read.headers)
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("carries", ["all", "nothing"])
+@pytest.mark.parametrize("time", [[], [("tk-time", "yesterday")]], ids=["ours", "of another program"])
+def test_of_names_that_are_ours_only_the_mark_of_a_dead_letter_is_shown(
+    time: list[tuple[str, str]], carries: str, binary: bool
+) -> None:
+    envelope = Envelope(CARRIES[carries], binary=binary)
+    message = Message("orders", b"v", None, {"a": "b", "tk-dead-letter": ""}, timestamp=NOW, id="i")
+    fields = {**envelope.fields(message), "tk-other": "x", **dict(time)}
+    pairs = [(name, text.encode() if binary else text) for name, text in fields.items()]
+    assert envelope.message("orders", b"v", pairs)[0].headers == {"a": "b", "tk-dead-letter": ""}
+
+
 def test_without_fields_of_ours_there_is_neither_id_nor_time() -> None:
     read, told = Envelope(CARRIES["all"], binary=True).message(
         "orders", b"v", [("a", b"1"), ("a", b"2")], b"k"

@@ -153,6 +153,22 @@ async def test_what_is_no_dead_letter_stays_and_says_so() -> None:
         assert await broker.lag("t-dlq", group="dead-letters") == 1
 
 
+@KINDS
+@virtual
+async def test_no_handler_sees_the_mark_of_a_bare_dead_letter_and_replay_does(native: Capabilities) -> None:
+    driver, watcher = await filled(native), Recorder()
+    await driver.declare("t-dlq", ["watchers"])
+    driver.put(Message("t-dlq", b"v", None, {"type": "x", "tk-dead-letter": ""}, id="i"))
+    async with broker_of(driver) as broker:
+        async with broker.consumer("t-dlq", group="watchers", handler=watcher):
+            await until(lambda: watcher.ended)
+        with pytest.raises(ConfigError, match="does not say where it came from"):
+            await broker.replay("t-dlq")
+        assert await broker.replay("t-dlq", to="t") == 1
+    assert [message.headers for message in watcher.ended] == [{"type": "x"}]
+    assert [message.headers for message in driver.topics["t"]] == [{"type": "x"}]
+
+
 @pytest.mark.parametrize("native", [BARE, Capabilities(lag=False)], ids=["lag", "no lag"])
 @virtual
 async def test_messages_that_fail_again_meanwhile_are_left_for_the_next_time(native: Capabilities) -> None:

@@ -54,6 +54,12 @@ def is_dead_letter(message: Message) -> bool:
     return names.DEAD_LETTER_MARK in message.headers or _says_whence(message)
 
 
+def unmarked(message: Message) -> Message:
+    """The message as a handler sees it, which is never shown the engine's own mark."""
+    headers = {name: text for name, text in message.headers.items() if name != names.DEAD_LETTER_MARK}
+    return message.replace(headers=headers)
+
+
 def make_dead_letter(
     message: Message, *, topic: str, group: str, error: BaseException, limit: int | None = None
 ) -> Message:
@@ -123,7 +129,7 @@ def revive(dead: Message, to: str | None = None) -> Message:
             raise ConfigError(
                 f"the message {dead.id!r} in {dead.topic!r} {what}; say with `to` where it goes"
             )
-        headers = {name: text for name, text in dead.headers.items() if name != names.DEAD_LETTER_MARK}
+        headers = unmarked(dead).headers
         return Message(to, dead.value, dead.key, headers, timestamp=dead.timestamp, id=dead.id)
     headers = _users(dead)
     if to is None:

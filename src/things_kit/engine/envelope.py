@@ -13,7 +13,8 @@ own names, and what the broker has no place for under ours, which handlers never
     tk-packed   JSON of what cannot be a field of this broker: `id`, `key64` (the key in Base64), `headers`
 
 The JSON is printable ASCII and has no "=?", which clients take for the beginning of a word in another encoding. What is written
-is read exactly. What others wrote becomes an ordinary message as well: bytes that are no UTF-8 are shown as \xNN, values
+is read exactly. `tk-dead-letter`, a bare dead letter's mark, stays among the headers: replay and `dlq` read it, and the
+engine keeps it from handlers. What others wrote becomes an ordinary message as well: bytes that are no UTF-8 are shown as \xNN, values
 of other types as JSON, and fields with our prefix that say nothing we understand are left out.
 """
 
@@ -26,6 +27,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from things_kit.messaging.message import RESERVED_PREFIX, Message
+from things_kit.messaging.names import DEAD_LETTER_MARK
 
 ID: Final = "tk-id"
 TIME: Final = "tk-time"
@@ -255,7 +257,7 @@ class Envelope:
 
     def _sort_out(self, headers: dict[str, Any]) -> dict[str, str] | None:
         """Take fields of ours out of the headers. Programs use few names, so those that are none are kept."""
-        rest = {name: headers.pop(name) for name in [*headers] if name.startswith(RESERVED_PREFIX)}
+        rest = {name: headers.pop(name) for name in [*headers] if is_own(name)}
         if len(self._known) < MOST_KEPT:
             self._known.update(headers)
         return rest or None
@@ -275,9 +277,14 @@ def _foreign(
     for name, raw in ((ID, identity), (TIME, moment)):
         if raw is not None:
             fields.setdefault(name, raw)
-    headers = {name: text_of(raw) for name, raw in fields.items() if not name.startswith(RESERVED_PREFIX)}
+    headers = {name: text_of(raw) for name, raw in fields.items() if not is_own(name)}
     packed = _rest(fields, lenient=True)
     return packed.onto(bare.replace(headers=headers)), packed
+
+
+def is_own(name: str) -> bool:
+    """Whether a field is a driver's own. The mark of a dead letter is not: it is among the message's headers."""
+    return name.startswith(RESERVED_PREFIX) and name != DEAD_LETTER_MARK
 
 
 def _rest(fields: Mapping[str, Any], *, lenient: bool = False) -> Packed:

@@ -11,6 +11,7 @@ from weakref import WeakSet
 from things_kit.engine.adapter import adapted
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import abandon, ended, finished
+from things_kit.engine.dead_letter import unmarked
 from things_kit.engine.driver import (
     Capabilities,
     ConnectionLost,
@@ -32,7 +33,7 @@ from things_kit.engine.suspects import Suspects
 from things_kit.engine.watch import Stalled, Watch
 from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
-from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.messaging.names import DEAD_LETTER_MARK, REPLAY_GROUP
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -247,6 +248,8 @@ class Pump:
         """See `Owner.arrived`."""
         if not self._capabilities.targeted:
             deliveries = self._skip_foreign(inbox, deliveries)
+        for bare in [each for each in deliveries if DEAD_LETTER_MARK in each.message.headers]:
+            bare.message = unmarked(bare.message)
         if self._suspects is not None and self._suspects.among(deliveries):
             self._suspects.admit(inbox, deliveries)
         else:

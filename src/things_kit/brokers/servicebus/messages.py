@@ -18,8 +18,9 @@ from azure.servicebus.amqp import AmqpMessageBodyType
 
 from things_kit.brokers.servicebus.names import session_of, subscription_of
 from things_kit.engine.dead_letter import is_dead_letter
+from things_kit.engine.envelope import is_own
 from things_kit.messaging.errors import MessageTooLarge
-from things_kit.messaging.message import RESERVED_PREFIX, Message
+from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE, REPLAY_GROUP, TIMESTAMP
 
 GROUP: Final = "tk-group"
@@ -53,7 +54,8 @@ def pack(message: Message, *, sessions: bool) -> ServiceBusMessage:
         properties[GROUP] = subscription_of(group)
         native = uuid4().hex  # a topic that drops duplicates knows the id from the first time
     elif message.headers and is_dead_letter(message):
-        native = f"{native}~{message.headers[TIMESTAMP]}"  # the same message may fail again after a replay
+        when = message.headers.get(TIMESTAMP, message.timestamp)  # a bare one does not say
+        native = f"{native}~{when}"  # the same message may fail again after a replay
     return _made(message, properties, native, sessions=sessions)
 
 
@@ -137,7 +139,7 @@ def _ours(
     fields: dict[str, Any] = {}
     for raw, value in found.items():
         name = _text(raw)
-        if name.startswith(RESERVED_PREFIX):
+        if is_own(name):
             fields[name] = value
         else:
             headers[name] = _text(value)
@@ -175,7 +177,7 @@ def _foreign(
     }
     headers = {name: _text(text) for name, text in headers.items()}
     for raw, value in found.items():
-        if not (name := _text(raw)).startswith(RESERVED_PREFIX):
+        if not is_own(name := _text(raw)):
             headers[name] = _text(value)
     key = next(
         (

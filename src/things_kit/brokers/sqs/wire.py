@@ -29,9 +29,9 @@ from typing import Any, Final
 import msgspec
 
 from things_kit.brokers.sqs.options import LONGEST_HIDDEN
-from things_kit.engine.envelope import EPOCH, NOT_OURS, Packed, as_text, size_of
+from things_kit.engine.envelope import EPOCH, NOT_OURS, Packed, as_text, is_own, size_of
 from things_kit.messaging.errors import MessageTooLarge
-from things_kit.messaging.message import RESERVED_PREFIX, Message
+from things_kit.messaging.message import Message
 
 ATTRIBUTE: Final = "tk-message"
 
@@ -188,7 +188,7 @@ def _headers(attributes: Mapping[str, Entry]) -> dict[str, str]:
     return {
         _text(name): _text(value["StringValue"]) if "StringValue" in value else _of_binary(value)
         for name, value in attributes.items()
-        if not name.startswith(RESERVED_PREFIX)
+        if not is_own(name)
     }
 
 

@@ -6,9 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from things_kit import BrokerUnavailable, Message, Middleware, RetryPolicy
+import pytest
+
+from things_kit import BrokerUnavailable, ConfigError, Message, Middleware, RetryPolicy
 from things_kit.messaging.handler import HandleBatch
 from things_kit.messaging.instrument import Endpoint, Send
+from things_kit.messaging.names import DEAD_LETTER_GROUP, DEAD_LETTER_MARK
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder, always_failing
 from things_kit.testing.conformance.stage import QUICK, Stage
@@ -279,6 +282,24 @@ class DeadLetterSuite(Suite):
         assert {message.topic for message in reader.done} == {elsewhere}
         assert all(not name.startswith("original-") for message in reader.done for name in message.headers)
         assert recorder.done == []
+
+    async def test_a_bare_dead_letter_is_known_by_its_mark_which_no_handler_sees(self, stage: Stage) -> None:
+        """Lines 23 and 50: what had room for a mark alone, replay can send elsewhere; a handler gets what the user sent."""
+        topic, watchers = stage.topic(), stage.group("watchers")
+        elsewhere = stage.topic("elsewhere")
+        dead_letter = f"{topic}-dlq"
+        await stage.broker.declare(dead_letter, groups=[DEAD_LETTER_GROUP])
+        watcher = await stage.record(dead_letter, watchers)
+        reader = await stage.record(elsewhere, stage.group("reader"))
+        bare = Message(dead_letter, b"v", b"k", {"type": "order", DEAD_LETTER_MARK: ""}, id=uuid4().hex)
+        await stage.broker.producer(insist=True).publish(bare)
+        [watched] = await watcher.until_done(1, stage.patience)
+        assert (watched.id, watched.headers) == (bare.id, {"type": "order"})
+        with pytest.raises(ConfigError, match="does not say where it came from"):
+            await stage.broker.replay(dead_letter)
+        await self._replay(stage, topic, 1, to=elsewhere)
+        [read] = await reader.until_done(1, stage.patience)
+        assert (read.value, read.key, read.id, read.headers) == (b"v", b"k", bare.id, {"type": "order"})
 
     async def _five_dead_letters(self, stage: Stage) -> tuple[str, Recorder, asyncio.Event]:
         topic, group, healed = stage.topic(), stage.group(), asyncio.Event()

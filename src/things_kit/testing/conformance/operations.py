@@ -147,6 +147,32 @@ class OperationsSuite(Suite):
         await recorder.until_done(1, stage.patience)
         assert recorder.values == [b"new"]
 
+    async def test_a_removed_group_holds_back_nothing_and_lags_by_nothing(self, stage: Stage) -> None:
+        """Line 41: it alone is gone, with all that it had not acknowledged; removing it twice is fine."""
+        topic, kept, removed = stage.topic(), stage.group("billing"), stage.group("shipping")
+        await stage.broker.declare(topic, groups=[kept, removed])
+        await stage.publish(topic, b"before", key=b"k")
+        await stage.until_lag(topic, removed, 1)
+        await stage.broker.remove(topic, group=removed)
+        await stage.broker.remove(topic, group=removed)
+        await stage.until_lag(topic, kept, 1)
+        recorder = await stage.record(topic, kept)
+        await stage.publish(topic, b"after", key=b"k")
+        await recorder.until_done(2, stage.patience)
+        assert recorder.values == [b"before", b"after"]
+        await stage.until_lag(topic, kept, 0)
+        await stage.broker.declare(topic, groups=[removed])
+        await self._begins_anew(stage, topic, removed)
+
+    async def _begins_anew(self, stage: Stage, topic: str, group: str) -> None:
+        """What a group that was removed gets: as any new one, what is retained, and else what comes from now on."""
+        retained = [b"before", b"after"] if stage.capabilities.retained else []
+        await stage.until_lag(topic, group, len(retained))
+        recorder = await stage.record(topic, group)
+        await stage.publish(topic, b"later", key=b"k")
+        await recorder.until_done(len(retained) + 1, stage.patience)
+        assert recorder.values == [*retained, b"later"]
+
     async def test_health_tells_what_a_consumer_does(self, stage: Stage) -> None:
         """Line 42: what it holds and for how long, when it last settled, and that it runs."""
         topic, group = stage.topic(), stage.group()
