@@ -182,6 +182,20 @@ async def test_leases_are_extended_three_times_a_lease_of_all_that_is_here_but_w
 
 
 @virtual
+async def test_what_a_stop_leaves_behind_goes_back_and_is_extended_no_more() -> None:
+    fixture = Fixture(2)
+    ended, hanging = fixture.deliveries
+    fixture.handle(ended, hanging)
+    fixture.inbox.done(ended)
+    fixture.inbox.release_all()
+    assert fixture.inbox.leased() == []
+    fixture.inbox.done(hanging)  # its handler ends after all
+    await fixture.finish()
+    assert fixture.receiver.settled == [ended, hanging]
+    assert not fixture.inbox.held
+
+
+@virtual
 async def test_without_leases_nothing_is_extended() -> None:
     fixture = Fixture(1)
     await keep_leases(fixture.receiver, fixture.inbox.leased, None)

@@ -22,6 +22,9 @@ BEGUN: Final = frozenset({State.HANDLING, State.LEAVING, State.GATHERED})
 UNBEGUN: Final = frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.ASIDE})
 """States in which a delivery can go back, or be dropped, as nobody works on it."""
 
+ON_ITS_WAY_BACK: Final = frozenset({State.SETTLING, State.GONE})
+"""States of what is held no longer than until the broker has confirmed its settlement."""
+
 
 class Owner(Protocol):
     """Whose inbox it is: the pump of a consumer."""
@@ -300,7 +303,7 @@ class ConsumerInbox:
 
     def leased(self) -> list[Delivery]:
         """What is to stay ours: all that is here but what is on its way back."""
-        return [delivery for delivery in self.held if delivery.state is not State.SETTLING]
+        return [delivery for delivery in self.held if delivery.state not in ON_ITS_WAY_BACK]
 
     def oldest(self) -> float | None:
         """When the oldest delivery came, in the loop's time; None if nothing is held."""

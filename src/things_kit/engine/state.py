@@ -26,7 +26,10 @@ class State(IntEnum):
     SETTLING = 8
     """Its outcome is on its way to the broker."""
     GONE = 9
-    """Somebody else's by now. Its handler may be running: its lane goes on when that ends; nobody asks for the outcome."""
+    """Somebody else's by now, or given back by a stop that did not wait for it.
+
+    Its handler may be running: its lane goes on when that ends; nobody asks for the outcome.
+    """
     DONE = 10
     """Settled, or somebody else's, and nothing here waits for it."""
 
@@ -42,15 +45,15 @@ MOVES: Final[dict[State, frozenset[State]]] = {
     State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING, State.ASIDE,
                             State.DONE}),
     State.QUEUED: frozenset({State.READY, State.GATHERED, State.SETTLING, State.DONE}),
-    State.GATHERED: frozenset({State.HANDLING, State.SETTLING, State.GONE}),
-    State.HANDLING: frozenset({State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING, State.LEAVING_ASIDE,
-                               State.SETTLING, State.GONE}),
+    State.GATHERED: frozenset({State.READY, State.QUEUED, State.HANDLING, State.SETTLING, State.GONE}),
+    State.HANDLING: frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING,
+                               State.LEAVING_ASIDE, State.SETTLING, State.GONE}),
     State.BACKING_OFF: frozenset({State.READY, State.SETTLING, State.DONE}),
     State.ASIDE: frozenset({State.READY, State.QUEUED, State.LEAVING, State.SETTLING, State.DONE}),
-    State.LEAVING: frozenset({State.READY, State.HANDLING, State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING_ASIDE, State.SETTLING,
-                              State.GONE}),
+    State.LEAVING: frozenset({State.READY, State.HANDLING, State.QUEUED, State.BACKING_OFF, State.ASIDE,
+                              State.LEAVING_ASIDE, State.SETTLING, State.GONE}),
     State.LEAVING_ASIDE: frozenset({State.ASIDE, State.SETTLING, State.DONE}),
-    State.SETTLING: frozenset({State.DONE}),
+    State.SETTLING: frozenset({State.GONE, State.DONE}),
     State.GONE: frozenset({State.DONE}),
     State.DONE: frozenset(),
 }  # fmt: skip
