@@ -24,8 +24,8 @@ SAYS = {
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
-ELSEWHERE = {"integration_test.py"}
-"""Those that a test below runs."""
+ELSEWHERE = {"integration_test.py", "driver.py"}
+"""Those that a test below runs, or the conformance suite."""
 
 TAKE_A_URL = ["simple_handler.py", "retries.py", "dead_letter.py", "router.py"]
 
