@@ -48,13 +48,12 @@ EXPECTED_FAILURES: Final = (
     ExpectedFailure(
         "test_a_removed_group_holds_back_nothing_and_lags_by_nothing",
         "line 41: the driver cannot remove a group alone",
-        {"TestKafka", "TestServiceBus", "TestServiceBusSessions"},
+        {"TestServiceBus", "TestServiceBusSessions"},
     ),
     ExpectedFailure(
         "test_a_consumer_that_has_gone_deaf_is_opened_anew",
         "line 60: the driver does not say what its receivers should be getting",
         {
-            "TestKafka",
             "TestNATS",
             "TestPubSub",
             "TestPubSubOnGooglesEmulator",

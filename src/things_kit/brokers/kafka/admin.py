@@ -6,7 +6,7 @@ may have forgotten its last broker (see `standing`), and a new one begins at the
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -31,6 +31,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
 from things_kit.brokers.kafka.errors import (
     ERRORS,
     REFUSED_LOGIN,
+    UNKNOWN,
     UNREACHABLE,
     away,
     error_of,
@@ -40,6 +41,7 @@ from things_kit.brokers.kafka.errors import (
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.parting import part, parted
 from things_kit.engine.offsets import decode
+from things_kit.engine.retry_topics import retry_topics
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
 
@@ -59,6 +61,9 @@ LOOK: Final = 0.02
 
 EVENTS: Final = 0.1
 """Seconds between two looks at what librdkafka has to say while an answer is awaited."""
+
+MISSING: Final = frozenset({KafkaError.GROUP_ID_NOT_FOUND})
+"""What a broker says of a group that it does not have."""
 
 EVERYWHERE: Final = "__consumer_offsets"
 """The topic in which Kafka itself keeps the groups' places."""
@@ -201,12 +206,20 @@ class Admin:
         raise error
 
     async def _ask_one(
-        self, doing: str, call: Callable[[Any], Mapping[Any, "Future[ResultT]"]], within: float = ANSWER
-    ) -> ResultT:
+        self,
+        doing: str,
+        call: Callable[[Any], Mapping[Any, "Future[ResultT]"]],
+        within: float = ANSWER,
+        missing: Container[int] = (),
+    ) -> ResultT | None:
+        """The only answer; None for one of the errors that say it is missing."""
         (answer,) = (await self._ask(doing, call, within)).values()
-        if isinstance(answer, KafkaException):
+        if not isinstance(answer, KafkaException):
+            return answer
+        if error_of(answer).code() in missing:
+            return None
+        with ERRORS.during(doing):
             raise answer
-        return answer
 
     def _went_away(self, error: Exception) -> None:
         if not self._is_away and not isinstance(error, ConfigError):
@@ -224,31 +237,29 @@ class Admin:
         Not describe_cluster(): a broker that is fenced knows of no brokers, and at such an answer librdkafka (2.16)
         ends the whole process by an assertion in rd_kafka_admin_response_parse. It cannot be empty of topics.
         """
-        doing = "asking the cluster for an answer"
         within = min(ANSWER, max(0.5, self._settings.url.engine.publish_timeout))
-        await self._described(EVERYWHERE, doing, within)
+        missing = (*UNKNOWN, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        await self._described(EVERYWHERE, "asking the cluster for an answer", within, missing)
+
+    async def brokers(self) -> Sequence[int]:
+        """The ids of those that take part. They are not described, see `ping`."""
+        client: Any = self._here().client
+        with ERRORS.during("asking the cluster for its brokers"):
+            known = await asyncio.to_thread(client.list_topics, EVERYWHERE, timeout=ANSWER)
+        return sorted(known.brokers)
 
     # --- topics
 
     async def topic(self, topic: str) -> Any:
         """Its description, with its id and partitions; None if it is missing."""
-        return await self._described(topic, f"looking for the topic {topic!r}", ANSWER)
+        return await self._described(topic, f"looking for the topic {topic!r}", ANSWER, UNKNOWN)
 
-    async def _described(self, topic: str, doing: str, within: float) -> Any:
-        """Unlike list_topics() this never creates one."""
-        answers = await self._ask(
-            doing,
-            lambda client: client.describe_topics(TopicCollection([topic]), request_timeout=within),
-            within,
+    async def _described(self, topic: str, doing: str, within: float, missing: Container[int]) -> Any:
+        """Unlike list_topics() of a name this never creates one."""
+        asked = TopicCollection([topic])
+        return await self._ask_one(
+            doing, lambda client: client.describe_topics(asked, request_timeout=within), within, missing
         )
-        answer = answers[topic]
-        if not isinstance(answer, KafkaException):
-            return answer
-        error = error_of(answer)
-        if unknown(error) or (topic == EVERYWHERE and error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED):
-            return None
-        with ERRORS.during(doing):
-            raise answer
 
     async def declare(self, topic: str, *, kept: bool) -> None:
         """Create a topic that is missing. What is in one that is to be `kept` is not cleaned by options of the URL."""
@@ -261,18 +272,12 @@ class Admin:
             replication_factor=options.replication,
             config=self._settings.topic_settings(kept=kept),
         )
-        with ERRORS.during(f"declaring {topic!r}"):
-            try:
-                await self._ask_one(
-                    f"declaring {topic!r}",
-                    lambda client: client.create_topics(
-                        [new], operation_timeout=VISIBLE, request_timeout=VISIBLE
-                    ),
-                    VISIBLE,
-                )
-            except KafkaException as error:
-                if error_of(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
+        await self._ask_one(
+            f"declaring {topic!r}",
+            lambda client: client.create_topics([new], operation_timeout=VISIBLE, request_timeout=VISIBLE),
+            VISIBLE,
+            {KafkaError.TOPIC_ALREADY_EXISTS},
+        )
         await self._until(topic, True, f"the topic {topic!r} has no leaders yet")
 
     async def _is_led(self, topic: str) -> bool:
@@ -293,19 +298,22 @@ class Admin:
 
     async def remove(self, topic: str) -> None:
         """Delete a topic; Kafka forgets the offsets that groups have committed for it."""
-        with ERRORS.during(f"removing {topic!r}"):
-            try:
-                await self._ask_one(
-                    f"removing {topic!r}",
-                    lambda client: client.delete_topics(
-                        [topic], operation_timeout=VISIBLE, request_timeout=VISIBLE
-                    ),
-                    VISIBLE,
-                )
-            except KafkaException as error:
-                if not unknown(error_of(error)):
-                    raise
+        await self._ask_one(
+            f"removing {topic!r}",
+            lambda client: client.delete_topics([topic], operation_timeout=VISIBLE, request_timeout=VISIBLE),
+            VISIBLE,
+            UNKNOWN,
+        )
         await self._until(topic, False, f"the topic {topic!r} is not gone yet")
+
+    async def settings(self, kind: Any, name: str) -> Mapping[str, str]:
+        """Those of a topic or broker."""
+        asked = [ConfigResource(kind, name)]
+        answer: Mapping[str, Any] | None = await self._ask_one(
+            f"asking for the settings of {name!r}",
+            lambda client: client.describe_configs(asked, request_timeout=ANSWER),
+        )
+        return {entry.name: entry.value for entry in (answer or {}).values() if entry.value is not None}
 
     async def largest(self, topics: Iterable[str]) -> dict[str, int | None]:
         """`max.message.bytes` of topics that are there; None where we may not know."""
@@ -332,24 +340,59 @@ class Admin:
         setting = ConfigEntry("share.auto.offset.reset", start, incremental_operation=AlterConfigOpType.SET)
         asked = ConfigResource(ConfigResource.Type.GROUP, group, incremental_configs=[setting])
         doing = f"setting up the share group {group!r}"
-        with ERRORS.during(doing):
-            await self._ask_one(doing, lambda client: client.incremental_alter_configs([asked]))
+        await self._ask_one(doing, lambda client: client.incremental_alter_configs([asked]))
+
+    async def group(self, group: str) -> Any:
+        """Its description, with its state and members; None if it is missing."""
+        return await self._ask_one(
+            f"asking for the group {group!r}",
+            lambda client: client.describe_consumer_groups([group], request_timeout=ANSWER),
+            missing=MISSING,
+        )
+
+    async def remove_group(self, topic: str, group: str) -> None:
+        """Have the group forget its places in the topic, and whatever else it has if that is of retries alone.
+
+        There is no way to take single places out of a group that goes on with other topics: there it begins anew.
+        """
+        doing = f"removing the group {group!r} of {topic!r}"
+        places = await self._places(ConsumerGroupTopicPartitions(group))
+        if {each.topic for each in places} <= {topic, *retry_topics(topic, group)}:
+            await self._ask_one(doing, lambda client: client.delete_consumer_groups([group]), missing=MISSING)
+            return
+        starts = await self.starts(topic, [each.partition for each in places if each.topic == topic])
+        begin = [TopicPartition(topic, partition, offset) for partition, offset in starts.items()]
+        if begin:
+            asked = ConsumerGroupTopicPartitions(group, begin)
+            if (
+                await self._ask_one(
+                    doing,
+                    lambda client: client.alter_consumer_group_offsets([asked]),
+                    missing={KafkaError.UNKNOWN_MEMBER_ID},
+                )
+                is None
+            ):
+                raise ConfigError(f"{doing}: it has consumers that run: stop them first")
 
     async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, TopicPartition]:
         """The places of a group in these partitions; those without one are left out."""
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, each) for each in partitions])
-        doing = f"asking for the places of the group {group!r}"
-        with ERRORS.during(doing):
-            try:
-                found = await self._ask_one(
-                    doing,
-                    lambda client: client.list_consumer_group_offsets([asked], request_timeout=ANSWER),
-                )
-            except KafkaException as error:
-                if error_of(error).code() != KafkaError.GROUP_ID_NOT_FOUND:
-                    raise
-                return {}
-        return {each.partition: each for each in found.topic_partitions if each.offset != OFFSET_INVALID}
+        asked = [TopicPartition(topic, each) for each in partitions]
+        return {
+            each.partition: each for each in await self._places(ConsumerGroupTopicPartitions(group, asked))
+        }
+
+    async def _places(self, asked: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
+        found = await self._ask_one(
+            f"asking for the places of the group {asked.group_id!r}",
+            lambda client: client.list_consumer_group_offsets([asked], request_timeout=ANSWER),
+            missing=MISSING,
+        )
+        places = () if found is None else found.topic_partitions
+        return [each for each in places if each.offset != OFFSET_INVALID]
+
+    async def starts(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The offset of the first message that is still there, of each partition."""
+        return await self._offsets(topic, partitions, _EARLIEST)
 
     async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """The offset behind the last message that a group can get, of each partition."""
@@ -381,7 +424,7 @@ class Admin:
         partitions = [each.id for each in found.partitions]
         committed = await self.committed(group, topic, partitions)
         ends = await self.ends(topic, partitions)
-        starts = await self._offsets(topic, [each for each in partitions if each not in committed], _EARLIEST)
+        starts = await self.starts(topic, [each for each in partitions if each not in committed])
         lag = 0
         for partition, end in ends.items():
             place = committed.get(partition)

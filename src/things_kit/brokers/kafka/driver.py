@@ -20,19 +20,17 @@ in threads that nobody waits for.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from things_kit.brokers.kafka.admin import Admin, id_of
 from things_kit.brokers.kafka.batches import BatchSizes
 from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
 from things_kit.brokers.kafka.options import Settings, check_group, check_topic, instance_id, possible_topic
-from things_kit.brokers.kafka.parting import part, told
 from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
-from things_kit.engine.adapter import Returning
-from things_kit.engine.driver import Capabilities, Subscription
+from things_kit.engine.driver import Capabilities, Fetching, Subscription
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
@@ -80,9 +78,11 @@ class KafkaDriver:
     async def open(self) -> None:
         """Ask the cluster for its brokers, so that a wrong address or login shows at once."""
         self._admin.open()
-        await self.ping()
-        if self._sending is None:
+        if (
+            self._sending is None
+        ):  # before the question: it connects meanwhile, which a first message need not wait for
             self._sending = SendingThread(self._settings, self.ping)
+        await self.ping()
 
     async def close(self) -> None:
         """End the threads, and with them the clients and their connections; what does not end in time ends by itself."""
@@ -108,11 +108,16 @@ class KafkaDriver:
                 await self._admin.begin_share(group, "earliest")
         await self._admin.declare(topic, kept=DEAD_LETTER_GROUP in groups or is_retry_topic(topic))
 
-    async def remove(self, topic: str) -> None:
-        """Delete the topic; Kafka forgets the offsets that groups have committed for it."""
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the topic; Kafka forgets the offsets that groups have committed for it. With a group, its offsets alone."""
+        if not possible_topic(topic):
+            return
+        if group is not None:
+            check_group(group)
+            await self._admin.remove_group(topic, group)
+            return
         self._sizes.forget(topic)
-        if possible_topic(topic):
-            await self._admin.remove(topic)
+        await self._admin.remove(topic)
 
     # --- sending and receiving
 
@@ -132,7 +137,7 @@ class KafkaDriver:
                 results[index] = result
         return results
 
-    async def subscribe(self, subscription: Subscription) -> Returning:
+    async def subscribe(self, subscription: Subscription) -> Fetching:
         """Join the group, or read as nobody's member for an ephemeral one."""
         check_topic(subscription.topic)
         check_group(subscription.group)
@@ -200,32 +205,7 @@ class KafkaDriver:
         """How the cluster, the topic and the group are."""
         from things_kit.brokers.kafka.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
-        return await _blocking(lambda: facts_of(self._admin.client, self._settings, question))
-
-
-async def _blocking(call: "Callable[[], Facts]") -> "Facts":
-    """Call in a thread that keeps no process alive."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Facts] = loop.create_future()
-
-    def answered(outcome: "Facts | BaseException") -> None:
-        if answer.done():
-            return
-        if isinstance(outcome, BaseException):
-            answer.set_exception(outcome)
-        else:
-            answer.set_result(outcome)
-
-    def calling() -> None:
-        outcome: Facts | BaseException
-        try:
-            outcome = call()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it was asked for
-            outcome = error
-        told(loop, lambda: answered(outcome))
-
-    part(calling, "examination")
-    return await answer
+        return await facts_of(self._admin, self._settings, question)
 
 
 def _share_receiver() -> "type[ShareReceiver]":

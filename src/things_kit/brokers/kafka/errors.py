@@ -23,7 +23,7 @@ REFUSED_LOGIN: Final = frozenset({
 UNREACHABLE: Final = frozenset({KafkaError._TRANSPORT, KafkaError._RESOLVE, KafkaError._ALL_BROKERS_DOWN})
 """Why a broker cannot be connected to; librdkafka goes on trying."""
 
-_UNKNOWN: Final = (
+UNKNOWN: Final = (
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID, KafkaError._UNKNOWN_TOPIC,
 )  # fmt: skip
 
@@ -62,6 +62,7 @@ _HINTS: Final = {
     KafkaError.INVALID_CONFIG: "check the options topic.NAME=VALUE",
     KafkaError.INVALID_REPLICATION_FACTOR: "it has not so many brokers: check the option replication",
     KafkaError.INVALID_SESSION_TIMEOUT: "check the option session_timeout",
+    KafkaError.NON_EMPTY_GROUP: "it has consumers that run: stop them first",
     KafkaError.INVALID_PARTITIONS: "check the option partitions",
 }
 """What the user can do about errors that trying again does not mend."""
@@ -84,7 +85,7 @@ def _code(error: KafkaError) -> int:
 
 ERRORS: Final = ErrorTable(
     "kafka",
-    on(*_UNKNOWN, raises=ConnectionLost, publishing=UnknownTopic),
+    on(*UNKNOWN, raises=ConnectionLost, publishing=UnknownTopic),
     on(KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, raises=MessageTooLarge),
     on(KafkaError._UNKNOWN_PARTITION, raises=ConnectionLost, publishing=PublishError,
        says="{doing}: the topic has no such partition"),
@@ -117,10 +118,10 @@ def refused(error: KafkaError, topic: str) -> Exception:
 
 def unknown(error: KafkaError) -> bool:
     """Whether it says that a topic is not there."""
-    return error.code() in _UNKNOWN
+    return error.code() in UNKNOWN
 
 
 def unanswered(error: KafkaError) -> bool:
     """Whether librdkafka says so of itself, and no broker does: a client in this state may never find back."""
-    local = error.code() < 0 and error.code() not in (*_UNKNOWN, KafkaError._UNKNOWN_PARTITION)
+    local = error.code() < 0 and error.code() not in (*UNKNOWN, KafkaError._UNKNOWN_PARTITION)
     return local and isinstance(translated(error, ""), ConnectionLost)

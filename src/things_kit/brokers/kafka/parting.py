@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 PARTING: Final = 2.0
 """Seconds that the end of a client is waited for: enough where the broker answers."""
@@ -39,10 +39,10 @@ async def within_or_not(event: asyncio.Event, seconds: float) -> None:
         return
 
 
-def told(loop: asyncio.AbstractEventLoop, callback: Callable[[], object]) -> bool:
+def told(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: Any) -> bool:
     """Have a loop call back, from any thread. False if it is closed: nobody is there any more."""
     try:
-        loop.call_soon_threadsafe(callback)
+        loop.call_soon_threadsafe(callback, *arguments)
     except RuntimeError:
         return False
     return True

@@ -35,14 +35,14 @@ class Progress:
         self._before: dict[int, tuple[Offsets, int | None]] = {}
         self._still: dict[int, int] = {}
 
-    async def look(self, partitions: Mapping[int, Offsets], *, full: bool) -> str | None:
-        """Why the receiver is to end; None if it gets on, or if that cannot be told. `full`: it has no room for more."""
+    async def look(self, partitions: Mapping[int, Offsets], *, busy: bool) -> str | None:
+        """Why the receiver is to end; None if it gets on, or if that cannot be told. `busy`: what had come was never all taken."""
         try:
             topic = await self._admin.topic(self._topic)
             self.gone = topic is None or id_of(topic) != self._topic_id
             if self.gone:
                 return f"the topic {self._topic!r} was removed{'' if topic is None else ', and made anew'}"
-            return await self._standing_still(partitions, full=full)
+            return await self._standing_still(partitions, busy=busy)
         except (ConnectionLost, ConfigError) as error:
             log.debug("%s: progress cannot be told: %s", self._topic, error)
             self._still.clear()
@@ -54,12 +54,12 @@ class Progress:
         ends = await self._admin.ends(self._topic, positions)
         return {number: max(0, end - positions[number]) for number, end in ends.items()}
 
-    async def _standing_still(self, partitions: Mapping[int, Offsets], *, full: bool) -> str | None:
+    async def _standing_still(self, partitions: Mapping[int, Offsets], *, busy: bool) -> str | None:
         before, self._before = self._before, {number: (each, each.end) for number, each in partitions.items()}
         same = {
             number: each for number, each in partitions.items() if before.get(number) == self._before[number]
         }
-        if full or not same:
+        if busy or not same:
             self._still.clear()
             return None
         overdue = await self.overdue(same)

@@ -1,7 +1,6 @@
 """The thread that receives from Kafka: a member of a group, or a reader of its own."""
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -17,8 +16,8 @@ from confluent_kafka import (
 )  # fmt: skip
 
 from things_kit.brokers.kafka.admin import Admin
+from things_kit.brokers.kafka.asking import Asked, Asking
 from things_kit.brokers.kafka.errors import UNREACHABLE, error_of, translated, unknown
-from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.places import Beginning, Places
 from things_kit.brokers.kafka.progress import Progress
@@ -42,7 +41,7 @@ HASTE: Final = 0.1
 """Seconds between two commits where `max_in_flight` are acknowledged sooner than `commit_interval` is over."""
 
 PATIENCE: Final = 1.0
-"""Seconds for which a full buffer is waited out before fetching is paused, which throws away what was prefetched."""
+"""Seconds in which nothing is asked for before fetching is paused, which throws away what was prefetched."""
 
 MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED  # noqa: SLF001 - the name of librdkafka's own error
 
@@ -57,10 +56,10 @@ PARTING: Final = 3.0
 
 
 class KafkaReceiver:
-    """One subscription: a thread that owns the consumer, a bounded buffer, and the offsets of its partitions.
+    """One subscription: a thread that owns the consumer, and the offsets of its partitions.
 
-    The thread hands whole batches to the event loop and stops fetching while the buffer is full; it goes on polling,
-    so the group is kept however long the handlers take. What was acknowledged is committed a moment later.
+    The thread hands whole batches to the event loop as it is asked for them. It goes on polling while it is not, so the
+    group is kept however long the handlers take. What was acknowledged is committed a moment later.
     """
 
     member = True
@@ -78,15 +77,13 @@ class KafkaReceiver:
         self._options = settings.options
         self._subscription = subscription
         self._topic = subscription.topic
-        self._batch = min(BATCH, subscription.max_in_flight)
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(subscription.topic)
+        self._asking = Asking(subscription.topic, subscription.inbox)
         self._joined: asyncio.Future[None] = self._loop.create_future()
         # Shared with the thread: each is written by one side only
-        self._taken = 0
-        self._handed = 0
         self._acknowledged = 0
-        self._room = threading.Event()
+        self._emptied = 0
+        self._wanted = threading.Event()
         self._closing = False
         self._letting_go: Future[None] | None = None
         self._progress = Progress(admin, subscription.topic, beginning.topic_id)
@@ -96,7 +93,8 @@ class KafkaReceiver:
         self._next_commit = 0.0
         self._hasty_from = 0.0
         self._seen = 0
-        self._full_since: float | None = None
+        self._unasked_since: float | None = None
+        self._unasked: list[Delivery] = []
         self._paused = False
         self._poll = min(POLL, max(SHORTEST, settings.options.commit_interval))
         self._turned = time.monotonic()
@@ -141,10 +139,10 @@ class KafkaReceiver:
     async def _watch_progress(self) -> None:
         """End this receiver if nothing arrives that should: whatever the client says, a new one begins afresh."""
         while True:
+            emptied = self._emptied
             await asyncio.sleep(self._progress.interval)
-            reason = await self._progress.look(
-                dict(self._places.partitions), full=self._full_since is not None
-            )
+            partitions = dict(self._places.partitions)
+            reason = await self._progress.look(partitions, busy=self._emptied == emptied)
             if reason is None and self._letting_go is None and time.monotonic() - self._turned > STALLED:
                 reason = f"the client of {self._topic!r} hangs"
             if reason is not None:
@@ -152,17 +150,18 @@ class KafkaReceiver:
                 self.abandon()
                 return
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Take from the inbox; wait for the thread to fill it."""
-        taken = await self._inbox.take(limit, wait)
-        self._taken += len(taken)
-        self._room.set()
-        return taken
+    async def fetch(self, limit: int, wait: float) -> None:
+        """Have the thread fetch a batch."""
+        await self._asking.fetch(limit, wait, self._wanted.set)
+
+    async def quiesce(self) -> None:
+        """What the thread brings from now on is not finished, so it comes again after us."""
+        self._asking.quiesce()
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Note what is finished; the thread commits it. What is released is not, so it comes again after us."""
-        if self._inbox.failure is not None:
-            raise self._inbox.failure
+        if self._asking.failure is not None:
+            raise self._asking.failure
         for delivery in acknowledged:
             offsets, offset = delivery.token
             offsets.finish(offset)
@@ -170,6 +169,8 @@ class KafkaReceiver:
 
     async def overdue(self) -> int:
         """How many messages its own partitions have that it has not received. Raises ConnectionLost."""
+        if self._letting_go is not None:
+            return 0  # the thread waits for handlers
         return sum((await self._progress.overdue(dict(self._places.partitions))).values())
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -178,16 +179,14 @@ class KafkaReceiver:
     async def close(self) -> None:
         """Commit, and leave the group. If the broker is away, that is left to its session timeout."""
         self.abandon()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PARTING):
-                await self._inbox.ended()
+        await self._asking.ended(PARTING)
 
     def abandon(self) -> None:
         """Have the thread close by itself."""
         self._closing = True
         if self._watching is not None:
             self._watching.cancel()
-        self._room.set()
+        self._wanted.set()
         if self._letting_go is not None:
             self._letting_go.cancel()
 
@@ -201,22 +200,16 @@ class KafkaReceiver:
             self._joined.set_result(None)
 
     def _has_ended(self, failure: Exception | None) -> None:
-        failure = self._inbox.end(failure)
+        failure = self._asking.end(failure)
         if not self._joined.done():
             self._joined.set_exception(failure)
             self._joined.exception()  # the one who waited may be gone
 
     async def _let_go(self, gone: frozenset[Offsets]) -> None:
-        self._drop(gone)
-        await self._subscription.let_go(lambda delivery: delivery.token[0] in gone)
+        await self._subscription.inbox.let_go(lambda delivery: delivery.token[0] in gone)
 
     def _forget(self, gone: frozenset[Offsets]) -> None:
-        self._drop(gone)
-        self._subscription.forget(lambda delivery: delivery.token[0] in gone)
-
-    def _drop(self, gone: frozenset[Offsets]) -> None:
-        self._taken += self._inbox.drop(lambda delivery: delivery.token[0] in gone)
-        self._room.set()
+        self._subscription.inbox.forget(lambda delivery: delivery.token[0] in gone)
 
     # --- in the thread
 
@@ -247,7 +240,7 @@ class KafkaReceiver:
         )
 
     def _turn(self, consumer: Consumer) -> None:
-        """One round: commit if it is time, then fetch, or wait for room."""
+        """One round: commit if it is time, then fetch, or wait to be asked."""
         now = self._turned = time.monotonic()
         self._watch(consumer)
         many = self._acknowledged - self._seen >= self._subscription.max_in_flight
@@ -256,37 +249,52 @@ class KafkaReceiver:
             commits = self._commit(consumer)
             self._next_commit = now + (self._options.commit_interval if commits else self._poll)
             self._hasty_from = now + HASTE
-        if self._handed - self._taken < self._batch:
-            self._full_since = None
-            if self._paused:
-                self._pause(consumer, False)
-            self._fetch(consumer)
-            return
-        self._room.clear()
-        if self._handed - self._taken >= self._batch:
-            self._room.wait(POLL)
-        if self._full_since is None:
-            self._full_since = now
-        elif now - self._full_since > PATIENCE:
+        self._wanted.clear()
+        asked = self._asking.asked
+        if asked is not None and not asked.limit:
+            self._answer(())
+        elif asked is not None:
+            self._fetch(consumer, asked, now)
+        elif not self._places.partitions:
+            self._unasked += self._unpacked(consumer.consume(1, self._poll))  # for a rebalance
+        elif not self._wanted.wait(self._poll):
+            self._keep_up(consumer, now)
+
+    def _fetch(self, consumer: Consumer, asked: Asked, now: float) -> None:
+        self._unasked_since = None
+        if self._paused:
+            self._pause(consumer, False)
+        deliveries, self._unasked = self._still_ours(self._unasked), []
+        if not deliveries:
+            # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
+            records = consumer.consume(1, max(0.0, min(self._poll, asked.until - now)))
+            wanted = min(asked.limit, BATCH)
+            if records and wanted > 1:
+                records += consumer.consume(wanted - 1, 0)
+            self._emptied += len(records) < wanted
+            deliveries = self._unpacked(records)
+        if deliveries or asked.over:
+            self._answer(deliveries)
+
+    def _keep_up(self, consumer: Consumer, now: float) -> None:
+        """Serve rebalances though nothing is asked for."""
+        if self._unasked_since is None:
+            self._unasked_since = now
+        elif now - self._unasked_since > PATIENCE:
             if not self._paused:
                 self._pause(consumer, True)
-            self._accept(consumer.consume(1, 0))  # paused, it brings no message, but serves rebalances
+            self._unasked += self._unpacked(consumer.consume(1, 0))  # paused, it should bring no message
 
-    def _fetch(self, consumer: Consumer) -> None:
-        # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
-        records = consumer.consume(1, self._poll)
-        if records:
-            if self._batch > 1:
-                records += consumer.consume(self._batch - 1, 0)
-            self._accept(records)
+    def _still_ours(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Without those of partitions that have left since they came."""
+        held = frozenset(self._places.partitions.values())
+        return [delivery for delivery in deliveries if delivery.token[0] in held]
 
-    def _accept(self, records: list[Any]) -> None:
+    def _unpacked(self, records: list[Any]) -> list[Delivery]:
         deliveries, errors = unpack(records, self._places.partitions)
-        if deliveries:
-            self._handed += len(deliveries)
-            self._tell(self._inbox.put, deliveries)
         for error in errors:
             self._note(error)
+        return deliveries
 
     def _note(self, error: KafkaError) -> None:
         """An event of librdkafka. It mends by itself what can be mended: only the rest is a failure."""
@@ -314,8 +322,12 @@ class KafkaReceiver:
         partitions = [TopicPartition(self._topic, partition) for partition in self._places.partitions]
         (consumer.pause if pause else consumer.resume)(partitions)
 
+    def _answer(self, deliveries: Sequence[Delivery]) -> None:
+        if not self._asking.answer(deliveries):
+            self._closing = True
+
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        if not self._inbox.tell(callback, *arguments):
+        if not self._asking.tell(callback, *arguments):
             self._closing = True  # there is nobody to receive for
 
     def _commit(self, consumer: Consumer) -> bool:

@@ -10,7 +10,6 @@ has the broker's count of deliveries as its attempt. What librdkafka's share con
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -20,8 +19,8 @@ from typing import Any, Final
 
 from confluent_kafka import AcknowledgeType, KafkaException, ShareConsumer
 
+from things_kit.brokers.kafka.asking import Asked, Asking
 from things_kit.brokers.kafka.errors import error_of, translated
-from things_kit.brokers.kafka.inbox import Inbox
 from things_kit.brokers.kafka.options import Config, Settings
 from things_kit.brokers.kafka.wire import unpack_one
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
@@ -53,7 +52,7 @@ class ShareReceiver:
     def __init__(self, settings: Settings, subscription: Subscription) -> None:
         self._topic = subscription.topic
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(subscription.topic)
+        self._asking = Asking(subscription.topic, subscription.inbox)
         self._closing = False
         self._settlements: SimpleQueue[Settlement | None] = SimpleQueue()
         self._out = 0
@@ -69,14 +68,21 @@ class ShareReceiver:
         """Start. A share group says nothing of who has joined."""
         self.thread.start()
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """Take from the inbox; wait for the thread to fill it."""
-        return await self._inbox.take(limit, wait)
+    async def fetch(self, limit: int, wait: float) -> None:
+        """Have the thread fetch; librdkafka alone knows how many come at once."""
+        await self._asking.fetch(limit, wait, self._wake)
+
+    async def quiesce(self) -> None:
+        """What the thread brings from now on goes back when it leaves."""
+        self._asking.quiesce()
+
+    async def overdue(self) -> None:
+        """The client cannot ask."""
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Have the broker note what became of each record."""
-        if self._inbox.failure is not None:
-            raise self._inbox.failure
+        if self._asking.failure is not None:
+            raise self._asking.failure
         answers = [(delivery.token, AcknowledgeType.ACCEPT) for delivery in acknowledged]
         answers += [(release.delivery.token, AcknowledgeType.RELEASE) for release in released]
         noted: asyncio.Future[None] = self._loop.create_future()
@@ -89,17 +95,18 @@ class ShareReceiver:
     async def close(self) -> None:
         """Give back what was not settled, and leave."""
         self.abandon()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PARTING):
-                await self._inbox.ended()
+        await self._asking.ended(PARTING)
 
     def abandon(self) -> None:
         """Have the thread close by itself."""
         self._closing = True
+        self._wake()
+
+    def _wake(self) -> None:
         self._settlements.put(None)
 
     def _has_ended(self, failure: Exception | None) -> None:
-        failure = self._inbox.end(failure)
+        failure = self._asking.end(failure)
         while not self._settlements.empty():
             self._answer(self._settlements.get(), failure)
 
@@ -119,12 +126,11 @@ class ShareReceiver:
         try:
             consumer.subscribe([self._topic])
             while not self._closing:
-                if self._out:
+                asked = self._asking.asked
+                if self._out or asked is None or time.monotonic() < self._not_before:
                     self._acknowledge(consumer)
-                elif time.monotonic() >= self._not_before:
-                    self._fetch(consumer)
                 else:
-                    time.sleep(POLL)
+                    self._fetch(consumer, asked)
         except KafkaException as error:
             failure = translated(error_of(error), f"receiving from {self._topic!r}")
         except Exception as error:  # a fault of ours must reach somebody
@@ -134,17 +140,18 @@ class ShareReceiver:
             self._leave(consumer)
             self._tell(self._has_ended, failure)
 
-    def _fetch(self, consumer: Any) -> None:
+    def _fetch(self, consumer: Any, asked: Asked) -> None:
         deliveries = []
-        for record in consumer.poll(POLL):
+        for record in consumer.poll(POLL) if asked.limit else ():
             if record.error() is not None:  # librdkafka settles these itself
                 log.debug("%s: %s", self._topic, record.error())
                 continue
             message = unpack_one(record).replace(attempt=record.delivery_count() or 1)
             deliveries.append(Delivery(message, record))
-        if deliveries:
+        if deliveries or asked.over:
             self._out = len(deliveries)
-            self._tell(self._inbox.put, deliveries)
+            if not self._asking.answer(deliveries):
+                self._closing = True
 
     def _acknowledge(self, consumer: Any) -> None:
         try:
@@ -177,7 +184,7 @@ class ShareReceiver:
         del self._consumer
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        if not self._inbox.tell(callback, *arguments):
+        if not self._asking.tell(callback, *arguments):
             self._closing = True  # there is nobody to receive for
 
 

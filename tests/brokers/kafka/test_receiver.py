@@ -672,3 +672,34 @@ async def test_static_members_of_one_process_do_not_fence_each_other(kafka: Kafk
         for each in topics:
             for name in (each, *retry_topics(each, f"billing-{topic}")):
                 await broker.remove(name)
+
+
+async def test_a_group_is_removed_alone_and_one_with_other_topics_begins_anew_in_this_one(
+    kafka: KafkaServer, topic: str
+) -> None:
+    other, alone, both = f"{topic}-other", f"{topic}-alone", f"{topic}-both"
+    async with connect(f"{kafka.url}?partitions=2") as broker:
+        for each in (topic, other):
+            await broker.declare(each)
+            await broker.producer().publish_batch([Message(each, b"x", partition=n % 2) for n in range(10)])
+        handler = Handler()
+        for each, group in ((topic, alone), (topic, both), (other, both)):
+            async with broker.consumer(each, group=group, handler=handler, dead_letter=None):
+                await lag_is(broker, each, 0, group)
+        await broker.remove(topic, group=alone)
+        await broker.remove(topic, group=both)
+        await broker.remove(topic, group="never-there")
+        await lag_is(broker, topic, 10, alone)
+        await lag_is(broker, topic, 10, both)
+        await lag_is(broker, other, 0, both)
+        for each in (topic, other):
+            await broker.remove(each)
+
+
+async def test_a_group_with_consumers_is_not_removed(kafka: KafkaServer, topic: str) -> None:
+    async with (
+        connect(f"{kafka.url}?partitions=2") as broker,
+        broker.consumer(topic, group=topic, handler=Handler(), dead_letter=None),
+    ):
+        with pytest.raises(ConfigError, match="consumers that run"):
+            await broker.remove(topic, group=topic)

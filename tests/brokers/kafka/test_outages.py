@@ -194,6 +194,7 @@ async def test_connections_that_fall_silent_are_replaced_and_what_was_under_way_
             await eventually(ill, 15)
             await all_arrive([handler], await publishing)
             assert time.monotonic() - silent_since < 30
+            assert await broker.lag(topic, group="nobody") == 40, "something is in the topic twice"
             await eventually_well(broker)
 
 
@@ -235,6 +236,7 @@ async def test_a_partition_that_stands_still_is_noticed_and_opened_anew(
             members.append(self)
             consumer.pause(partitions[:1])
 
+    monkeypatch.setattr(receiver, "PATIENCE", PATIENCE)  # or it may be resumed with all the others
     monkeypatch.setattr(receiver.KafkaReceiver, "_on_assign", assigning)
     monkeypatch.setattr("things_kit.brokers.kafka.progress.INTERVAL", 0.5)
     async with connect(f"{kafka.url}?partitions=3&session_timeout=3") as broker:
