@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TypeAlias
 
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost, Delivery, Later
 from things_kit.engine.state import State
 from things_kit.messaging.errors import ThingsKitError
@@ -41,7 +42,7 @@ class Copies:
 
     def add(self, delivery: Delivery, wait: float, failed: Failed, suspect: int = 0) -> None:
         """Have a copy of this message come in so many seconds, with its attempt, and acknowledge it then."""
-        due = datetime.now(UTC) + timedelta(seconds=wait)
+        due = datetime.fromtimestamp(steady() + wait, UTC)
         message = delivery.message
         self._waiting.append((delivery, Later(message, self._group, due, message.attempt, suspect), failed))
         if self._sending is None:
@@ -70,6 +71,6 @@ class Copies:
                     if refusal is None:
                         delivery.inbox.left(delivery)
                     elif delivery.state is not State.DONE:
-                        failed(delivery, max(0.0, (copy.due - datetime.now(UTC)).total_seconds()), refusal)
+                        failed(delivery, max(0.0, copy.due.timestamp() - steady()), refusal)
         finally:
             self._sending = None

@@ -201,7 +201,9 @@ class Pump:
             await inbox.calm()
             inbox.unpark()
             held = len(inbox.held)
-            credit = held + max(0, self._room_of(inbox))
+            credit = max(
+                0, held + self._room_of(inbox)
+            )  # less than is held, where the handler has become slow
             if self._paused:
                 credit = 0
             wait = self._worth_telling(credit, held)
