@@ -286,6 +286,15 @@ class FaultyFetching(FaultyReceiver):
 class FaultyPushed(FaultyReceiver):
     """In front of a receiver that is pushed to."""
 
+    def __init__(self, driver: FaultyDriver, inner: Receiver, inbox: FaultyInbox) -> None:
+        super().__init__(driver, inner, inbox)
+        self._deaf = False
+
+    async def go_deaf(self) -> None:
+        """Withdraw the credit, and say nothing of it."""
+        self._deaf = True
+        await self._inner.quiesce()
+
     def cut(self) -> None:
         """Lose the connection: nobody asks, so it has to be told."""
         super().cut()
@@ -294,7 +303,7 @@ class FaultyPushed(FaultyReceiver):
     def credit(self, window: int) -> None:
         """As the receiver does."""
         assert isinstance(self._inner, Pushed)
-        if not self._inbox.lost.is_set():
+        if not self._deaf and not self._inbox.lost.is_set():
             self._inner.credit(window)
 
 
