@@ -7,8 +7,10 @@ it comes again with its mark, and goes to the dead letter. A stop takes the mark
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from things_kit.engine.copies import Copies
 from things_kit.engine.driver import ConnectionLost, Delivery, Marking
@@ -20,6 +22,9 @@ from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ThingsKitError
 
 log = logging.getLogger("things_kit.consumer")
+
+RETURN: Final = 0.5
+"""Seconds for a copy to come back with its mark before the next is marked: several at once would convict one another."""
 
 
 class Suspects:
@@ -46,6 +51,8 @@ class Suspects:
         self._workers = workers
         self._copies = copies
         self._convicted = convicted
+        self._came_marked: Delivery | None = None  # the last copy that came with its mark
+        self._returned = asyncio.Event()
 
     def among(self, deliveries: Sequence[Delivery]) -> bool:
         """Whether any of these is one."""
@@ -65,12 +72,22 @@ class Suspects:
         """All that was before it in its lane is done."""
         if delivery.suspect and delivery.message.attempt > delivery.suspect:
             self._convicted(delivery, ProcessDied(delivery.message.attempt))
-        elif delivery.suspect and self._workers.isolating and self._copies is not None:
+        elif delivery.suspect and self._copies is not None and self._another_is_marked():
             # Whoever dies of the one before it must not convict this one, too: it waits without its mark
             delivery.state = State.LEAVING
             self._copies.add(delivery, 0.0, self._no_copy)
+        elif delivery.suspect and self._copies is not None:
+            self._came_marked = delivery
+            self._returned.set()
+            self._workers.isolate(
+                delivery, self._prepare, first=True
+            )  # what is without a mark cannot be convicted
         else:
             self._workers.isolate(delivery, self._prepare)
+
+    def _another_is_marked(self) -> bool:
+        marked = self._came_marked
+        return marked is not None and marked.state in {State.READY, State.LEAVING, State.HANDLING}
 
     async def _prepare(self, delivery: Delivery) -> bool:
         """Store the mark, as nothing else is being handled now; without one it is handled alone all the same."""
@@ -101,7 +118,11 @@ class Suspects:
                 delivery.suspect = 0
                 self._say_unmarked(delivery, error)
         elif self._copies is not None:
+            self._returned.clear()
             self._copies.add(delivery, 0.0, self._no_copy, suspect=attempt)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETURN):
+                    await self._returned.wait()
             return False
         return True
 
@@ -110,6 +131,7 @@ class Suspects:
 
     def _no_copy(self, delivery: Delivery, wait: float, error: Exception) -> None:
         """There is no copy, so it is handled here, as it is."""
+        self._returned.set()
         self._say_unmarked(delivery, error)
         if delivery.state is State.LEAVING:
             delivery.state = State.READY

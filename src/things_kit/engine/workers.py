@@ -137,9 +137,9 @@ class Workers:
         if not paused:
             self._wake_all()
 
-    def isolate(self, delivery: Delivery, prepare: Prepare) -> None:
+    def isolate(self, delivery: Delivery, prepare: Prepare, *, first: bool = False) -> None:
         """Handle it while nothing else is being handled, if `prepare` still says so when its turn has come."""
-        self._alone.append((delivery, prepare))
+        (self._alone.appendleft if first else self._alone.append)((delivery, prepare))
         self._look()
         self._wake_all()
 
