@@ -14,6 +14,7 @@ from things_kit.brokers.rabbitmq.driver import RabbitMQDriver
 from things_kit.brokers.rabbitmq.heartbeats import GRACE, Heartbeats
 from things_kit.brokers.rabbitmq.link import Link
 from things_kit.brokers.rabbitmq.options import Settings
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.testing import run_virtual
@@ -256,14 +257,14 @@ async def test_leaving_takes_two_seconds_at_most_though_the_broker_does_not_answ
     await asyncio.to_thread(own_rabbitmq.start)
     driver = RabbitMQDriver.from_url(BrokerURL.parse(own_rabbitmq.url))
     await driver.open()
-    receiver = await driver.subscribe(Subscription(topic=topic, group="g"))
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(10)])
     assert await receiver.receive(3, 5)
     break_it: Callable[[], None] = getattr(own_rabbitmq, fault)
     await asyncio.to_thread(break_it)
     try:
         async with asyncio.timeout(2):
-            await receiver.close()
+            await receiver.receiver.close()
         async with asyncio.timeout(2):
             await driver.close()
     finally:

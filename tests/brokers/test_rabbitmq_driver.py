@@ -1,8 +1,11 @@
 """What the driver tells RabbitMQ, and when: confirms, prefetching, acknowledgements, and putting off."""
 
 import asyncio
+import itertools
+import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
@@ -12,7 +15,7 @@ import pytest
 pytest.importorskip("pika")
 
 import pika
-from pika.exceptions import StreamLostError
+from pika.exceptions import ChannelClosedByBroker, StreamLostError
 from pika.spec import Basic, BasicProperties
 
 from things_kit import Message, PublishError, connect
@@ -22,11 +25,13 @@ from things_kit.brokers.rabbitmq.link import Link
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
+from things_kit.brokers.rabbitmq.returned import _uncounted
 from things_kit.brokers.rabbitmq.wire import Letter
-from things_kit.engine.adapter import Adapted
-from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.driver import ConnectionLost, Release, Subscription
+from things_kit.engine.collected import Collected, Collecting, collect
+from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
+from things_kit.engine.facts import Question
 from things_kit.engine.url import BrokerURL
+from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
@@ -226,12 +231,12 @@ async def test_only_what_was_acknowledged_is_gone_when_a_receiver_closes(
 ) -> None:
     """Its connection stays open: nothing but the close gives the rest back."""
     subscription = Subscription(topic=topic, group="g")
-    first = await collect(cast("Any", driver), subscription)
+    first = await collect(driver, subscription)
     await driver.send(numbered(topic, 6))
     taken = await received(first, 5)
     await first.settle([taken[0], taken[2], taken[4]], [])
     await first.close()
-    second = await collect(cast("Any", driver), subscription)
+    second = await collect(driver, subscription)
     again = await received(second, 3)
     assert values(again) == [b"1", b"3", b"5"]
     await second.settle(again[::-1], [])
@@ -239,83 +244,168 @@ async def test_only_what_was_acknowledged_is_gone_when_a_receiver_closes(
     assert await driver.lag(topic, "g") == 0
 
 
-async def test_what_came_back_and_was_acknowledged_leaves_nothing_in_a_receiver(
+async def test_what_was_given_back_comes_again_in_its_order_and_is_no_attempt(
     driver: RabbitMQDriver, topic: str
 ) -> None:
-    subscription = Subscription(topic=topic, group="g")
-    first = await collect(cast("Any", driver), subscription)
+    first = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send(numbered(topic, 20))
-    await received(first, 20)
+    taken = await received(first, 12)
+    await first.receiver.quiesce()
+    await first.settle([], [Release(delivery) for delivery in taken])
     await first.close()
-    second = await collect(cast("Any", driver), subscription)
-    inner = cast("RabbitMQReceiver", cast("Adapted", second.receiver).inner)
+    second = await collect(driver, Subscription(topic=topic, group="g"))
     again = await received(second, 20)
-    assert len(inner._counts) == inner.held == 20
+    assert values(again) == [b"%d" % n for n in range(20)]
+    assert {delivery.message.attempt for delivery in again} == {1}
     await second.settle(again[::2], [])
     await second.settle(again[1::2], [])
-    assert (inner._counts, inner.held) == ({}, 0)
+    assert (cast("RabbitMQReceiver", second.receiver).held, dict(_uncounted)) == (0, {})
     await second.close()
 
 
-async def test_what_a_receiver_may_not_hold_goes_to_others(driver: RabbitMQDriver, topic: str) -> None:
-    small = await collect(cast("Any", driver), Subscription(topic=topic, group="g", max_in_flight=3))
+async def test_an_attempt_that_failed_before_the_stop_is_remembered(
+    driver: RabbitMQDriver, topic: str
+) -> None:
+    """More than one: each return counts as one at the broker, so the others travel on a copy."""
+    first = await collect(driver, Subscription(topic=topic, group="g"))
+    await driver.send(numbered(topic, 1))
+    [taken] = await received(first, 1)
+    await first.receiver.quiesce()
+    await first.settle([], [Release(taken, attempt=4)])
+    await first.close()
+    second = await collect(driver, Subscription(topic=topic, group="g"))
+    [again] = await received(second, 1)
+    assert (again.message.attempt, again.message.id) == (4, "0")
+    await second.close()
+
+
+# --- credit
+
+
+async def test_a_receiver_holds_what_its_credit_says_and_others_get_the_rest(
+    driver: RabbitMQDriver, topic: str
+) -> None:
+    small = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send(numbered(topic, 10))
     held = await received(small, 3)
-    large = await collect(cast("Any", driver), Subscription(topic=topic, group="g"))
+    large = await collect(driver, Subscription(topic=topic, group="g"))
     others = await received(large, 7)
     assert sorted(values(held) + values(others)) == [b"%d" % n for n in range(10)]
     await small.close()
     await large.close()
 
 
-# --- putting off
+async def test_messages_come_once_and_in_order_while_the_credit_changes(
+    driver: RabbitMQDriver, topic: str
+) -> None:
+    arrived: list[Delivery] = []
+    news = asyncio.Event()
+
+    class Taking(Collected):
+        def put(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+            arrived.extend(deliveries)
+            news.set()
+            return ()
+
+    await driver.send(numbered(topic, 2000))
+    receiver = await driver.subscribe(Subscription(topic=topic, group="g", max_in_flight=100, inbox=Taking()))
+    windows, settled, most = itertools.cycle([1, 2, 40, 100, 7, 90, 3]), 0, 0
+    async with asyncio.timeout(60):
+        while len(arrived) < 2000 or settled < 2000:
+            receiver.credit(next(windows))
+            news.clear()
+            if settled == len(arrived):
+                await news.wait()
+            most = max(most, len(arrived) - settled)
+            batch = arrived[settled : settled + 50]
+            await receiver.settle(batch, [])
+            settled += len(batch)
+            await asyncio.sleep(0)
+    assert values(arrived) == [b"%d" % n for n in range(2000)]
+    assert {delivery.message.attempt for delivery in arrived} == {1}
+    assert most <= 100
+    await receiver.close()
 
 
-async def put_off(receiver: Collecting) -> None:
-    [taken] = await received(receiver, 1)
-    await receiver.settle([], [Release(taken, delay=60, attempt=2, aside=True)])
+async def test_without_credit_nothing_comes_and_another_receiver_gets_it(
+    driver: RabbitMQDriver, topic: str
+) -> None:
+    paused, other = [await collect(driver, Subscription(topic=topic, group="g")) for _ in range(2)]
+    await driver.send(numbered(topic, 1))
+    await paused.settle(await received(paused, 1), [])
+    cast("RabbitMQReceiver", paused.receiver).credit(0)
+    await eventually(lambda: consumers(driver, topic, 0), 5)
+    await driver.send(numbered(topic, 3))
+    assert len(await received(other, 3)) == 3
+    assert not paused.inbox.waiting
+    await paused.close()
+    await other.close()
 
 
-async def test_a_message_is_kept_until_its_delayed_copy_is_confirmed(
+async def consumers(driver: RabbitMQDriver, topic: str, expected: int) -> bool:
+    facts = await driver.facts(Question(topic=topic, group="g"))
+    return facts.groups[0].consumers == expected
+
+
+async def test_an_ephemeral_group_hears_what_comes_while_it_has_no_credit_and_is_gone_when_it_closes(
     driver: RabbitMQDriver, topic: str, raw: Any
 ) -> None:
-    subscription = Subscription(topic=topic, group="g")
-    first = await collect(cast("Any", driver), subscription)
-    await driver.send([Message(topic, b"put off", id="1")])
-    await put_off(first)
+    receiver = await collect(driver, Subscription(topic=topic, group="mine", ephemeral=True))
+    await driver.send(numbered(topic, 1))
+    await receiver.settle(await received(receiver, 1), [])
+    cast("RabbitMQReceiver", receiver.receiver).credit(0)
+    await driver.send(numbered(topic, 2))
+    assert len(await received(receiver, 2)) == 2
+    await receiver.close()
+    with pytest.raises(ChannelClosedByBroker, match="NOT_FOUND"):
+        raw.queue_declare(f"mine.{topic}", passive=True)
+
+
+async def test_what_is_ready_and_does_not_come_is_overdue(driver: RabbitMQDriver, topic: str) -> None:
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
+    assert await receiver.receiver.overdue() == 0
+    await driver.send(numbered(topic, 3))
+    assert await receiver.receiver.overdue() == 3
+    await received(receiver, 3)
+    assert await receiver.receiver.overdue() == 0
+    await receiver.close()
+
+
+# --- copies
+
+
+def later(topic: str, wait: float, **told: int) -> Later:
+    due = datetime.now(UTC) + timedelta(seconds=wait)
+    return Later(Message(topic, b"later", id="1", timestamp=due), "g", due, **told)
+
+
+async def test_a_copy_comes_when_it_is_due_with_its_attempt_and_its_mark(
+    driver: RabbitMQDriver, topic: str
+) -> None:
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
+    began = time.monotonic()
+    copies = [later(topic, 1.4, attempt=3), later(topic, 0, attempt=7, suspect=7)]
+    assert await driver.send_later(copies) == [None, None]
+    first, second = await received(receiver, 2)
+    assert (first.message.attempt, first.suspect) == (7, 7)
+    assert (second.message.attempt, second.suspect) == (3, 0)
+    assert 1.39 <= time.monotonic() - began < 3
+    await receiver.close()
+
+
+async def test_a_copy_that_nothing_keeps_is_refused(driver: RabbitMQDriver, topic: str, raw: Any) -> None:
+    await driver.send_later([later(topic, 60)])
     for tier in TIERS:
         raw.queue_delete(delay_queue(f"g.{topic}", tier))
-    await driver.send([Message(topic, b"x", id="2")])
-    await put_off(first)
-    await first.close()
-    second = await collect(cast("Any", driver), subscription)
-    assert values(await received(second, 1)) == [b"x"]
-    await second.close()
-
-
-async def test_a_message_is_kept_where_there_can_be_no_delay_queue(
-    driver: RabbitMQDriver, topic: str, raw: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    subscription = Subscription(topic=topic, group="g")
-    raw.queue_declare(delay_queue(f"g.{topic}", TIERS[0]))
-    await driver.send([Message(topic, b"x", id="1")])
-    first = await collect(cast("Any", driver), subscription)
-    await put_off(first)
-    assert "1 messages wait in memory" in caplog.text
-    await first.close()
-    second = await collect(cast("Any", driver), subscription)
-    assert values(await received(second, 1)) == [b"x"]
-    await second.close()
-    raw.queue_delete(delay_queue(f"g.{topic}", TIERS[0]))
+    [refused] = await driver.send_later([later(topic, 60)])
+    assert isinstance(refused, Unroutable)
 
 
 async def test_delay_queues_lose_nothing_on_the_way_back(
     driver: RabbitMQDriver, topic: str, raw: Any
 ) -> None:
     """RabbitMQ refuses to declare a queue again with other arguments than it has."""
-    receiver = await collect(cast("Any", driver), Subscription(topic=topic, group="g"))
-    await driver.send([Message(topic, b"x", id="1")])
-    await put_off(receiver)
+    await driver.send_later([later(topic, 60)])
     for tier in TIERS:
         arguments = {
             "x-queue-type": "quorum",
@@ -326,4 +416,3 @@ async def test_delay_queues_lose_nothing_on_the_way_back(
             "x-overflow": "reject-publish",
         }
         raw.queue_declare(delay_queue(f"g.{topic}", tier), durable=True, arguments=arguments)
-    await receiver.close()

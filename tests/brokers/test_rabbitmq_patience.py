@@ -13,12 +13,12 @@ def test_before_4_3_a_group_renews_what_it_holds_and_asks_for_nothing(
     version: tuple[int, ...], kind: str | None
 ) -> None:
     patience = Patience(version, ephemeral=False, kind=kind)
-    assert (patience.renews, patience.of_queue, patience.of_consumer) == (True, {}, [{}])
+    assert (patience.renews, patience.of_queue, patience.of_consumer) == (True, {}, {})
 
 
 @pytest.mark.parametrize("version", [(4, 3), (4, 10), (5, 0)])
 @pytest.mark.parametrize(
-    ("kind", "asked"), [("quorum", [FOREVER]), ("classic", [{}]), ("stream", [{}]), (None, [FOREVER, {}])]
+    ("kind", "asked"), [("quorum", FOREVER), ("classic", {}), ("stream", {}), (None, FOREVER)]
 )
 def test_from_4_3_on_only_consumers_of_quorum_queues_have_to_ask_and_nothing_is_renewed(
     version: tuple[int, ...], kind: str | None, asked: object
@@ -41,7 +41,7 @@ def test_an_exclusive_queue_asks_where_it_can_and_must(
     version: tuple[int, ...], renews: bool, of_queue: object
 ) -> None:
     patience = Patience(version, ephemeral=True, kind="quorum")
-    assert (patience.renews, patience.of_queue, patience.of_consumer) == (renews, of_queue, [{}])
+    assert (patience.renews, patience.of_queue, patience.of_consumer) == (renews, of_queue, {})
 
 
 @pytest.mark.parametrize(

@@ -371,20 +371,20 @@ async def test_a_message_that_kills_its_process_gets_older_each_time(
 
 
 async def test_what_a_consumer_gives_back_unbegun_is_no_attempt_for_the_others(
-    rabbitmq: RabbitMQServer, broker: Broker, topic: str
+    rabbitmq: RabbitMQServer, topic: str
 ) -> None:
-    await broker.declare(topic, groups=["g"])
     hang = asyncio.Event()
 
     async def wait(_: Message) -> None:
         await hang.wait()
 
-    other = Recorder()
-    async with connect(rabbitmq.url) as second:
-        leaving = broker.consumer(topic, group="g", handler=wait, max_in_flight=50, drain_timeout=0.1)
+    url, other = f"{rabbitmq.url}?exclusive=true", Recorder()
+    async with connect(url) as first, connect(url) as second:
+        await first.declare(topic, groups=["g"])
+        leaving = first.consumer(topic, group="g", handler=wait, max_in_flight=50, drain_timeout=0.1)
         await leaving.start()
-        await broker.producer().publish_batch([Message(topic, b"%d" % n, key=b"k") for n in range(20)])
-        await eventually(lambda: lag_is(broker, topic, 20), 10)
+        await first.producer().publish_batch([Message(topic, b"%d" % n, key=b"k") for n in range(20)])
+        await eventually(lambda: leaving.health().in_flight == 20, 10)
         async with second.consumer(topic, group="g", handler=other):
             await leaving.stop()
             await other.until_done(20, 20)

@@ -34,16 +34,10 @@ EXPECTED_FAILURES: Final = (
         "line 51: nobody is a suspect yet",
         {
             "TestNATS",
-            "TestRabbitMQ",
             "TestRedis",
             "TestServiceBus",
             "TestServiceBusSessions",
         },
-    ),
-    ExpectedFailure(
-        "test_a_retry_comes_in_time_though_the_clock_was_set_back",
-        "line 58: when a message is due is kept by the wall clock",
-        {"TestRabbitMQ"},
     ),
     ExpectedFailure(
         "test_a_removed_group_holds_back_nothing_and_lags_by_nothing",
@@ -57,7 +51,6 @@ EXPECTED_FAILURES: Final = (
             "TestNATS",
             "TestPubSub",
             "TestPubSubOnGooglesEmulator",
-            "TestRabbitMQ",
             "TestRedis",
             "TestSQS",
             "TestServiceBus",

@@ -9,24 +9,23 @@ reaches no queue is refused with `NobodyListens`. Publishing has a connection of
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
+from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
-from things_kit.brokers.rabbitmq.errors import NotWaited, missing, translated
+from things_kit.brokers.rabbitmq.errors import missing, translated
 from things_kit.brokers.rabbitmq.link import Channel, Link, get
-from things_kit.brokers.rabbitmq.names import Names, notes_queue, possible, registry
+from things_kit.brokers.rabbitmq.names import Names, possible, registry
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.patience import Patience, server_version
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
-from things_kit.brokers.rabbitmq.receiver import PutOff, RabbitMQReceiver
+from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
 from things_kit.brokers.rabbitmq.returned import Returned
 from things_kit.brokers.rabbitmq.wire import Letter, Packer, Unpacker
-from things_kit.engine.adapter import Returning
-from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.clock import steady
+from things_kit.engine.driver import Capabilities, ConnectionLost, Later, Subscription, UnknownTopic
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -49,10 +48,11 @@ class RabbitMQDriver:
     """Two connections: one that publishes, and one for all else."""
 
     def __init__(self, settings: Settings) -> None:
+        self._kind = settings.options.kind
         self.capabilities = Capabilities(
-            delay=True,
             attempts=True,
             targeted=True,
+            fixed_credit=True,
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings
@@ -64,7 +64,7 @@ class RabbitMQDriver:
         self._admin: Channel | None = None
         self._delays = Delays(self._ask)
         self._exchanges: set[str] = set()  # that were seen: a publish to a missing one closes the channel
-        self._returned = Returned()
+        self._impatient: set[str] = set()  # queues whose consumers may not ask to be waited for
         self._open = False
 
     @classmethod
@@ -274,85 +274,84 @@ class RabbitMQDriver:
 
     # --- receiving
 
-    async def subscribe(self, subscription: Subscription) -> Returning:
-        """Consume from the group's queue, or from an exclusive one for an ephemeral group."""
+    async def subscribe(self, subscription: Subscription) -> RabbitMQReceiver:
+        """A receiver of the group's queue, or of an exclusive one for an ephemeral group, on a channel of its own."""
         topic, group = subscription.topic, subscription.group
         queue = self._names.queue(topic, group)
         if subscription.create:
             await self.declare(topic, () if subscription.ephemeral else [group])
         elif not subscription.ephemeral and await self._counts(queue) is None:
             raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
-        await self._link.ready()
-        patience = self._patience(subscription)
-        *attempts, last = patience.of_consumer
-        for asked in attempts:
-            with contextlib.suppress(NotWaited):
-                return await self._receiver(subscription, patience, asked)
-        return await self._receiver(subscription, patience, last)
-
-    def _patience(self, subscription: Subscription) -> Patience:
-        version = server_version(self._link.properties)
-        kind = self._settings.options.queue_arguments()["x-queue-type"] if self._names.own_queues else None
-        return Patience(version, subscription.ephemeral, kind)
-
-    async def _receiver(
-        self, subscription: Subscription, patience: Patience, asked: Mapping[str, int]
-    ) -> Returning:
-        """A receiver on a channel of its own, whose consumer has these arguments. Raises NotWaited."""
-        topic, group = subscription.topic, subscription.group
-        exchange, queue = self._names.exchange(topic), self._names.queue(topic, group)
         channel = await self._link.channel()
-        unpacker = Unpacker(topic, queue, exchange if self._names.own_exchanges else None)
-        put_off = None if subscription.ephemeral else self._put_off(queue)
-        try:
-            if subscription.ephemeral:
-                queue = await self._ephemeral_queue(channel, topic, queue, patience.of_queue)
-            receiver = RabbitMQReceiver(
-                channel, queue, subscription, unpacker, put_off, self._members(queue), self._returned
-            )
-            renew_within = self._settings.options.consumer_timeout if patience.renews else None
-            await receiver.begin(self._publisher, asked, renew_within)
-        except asyncio.CancelledError:
-            await channel.close()
-            raise
-        except Exception as error:
-            await channel.close()
-            raise translated(error) from error
+        patience = Patience(server_version(self._link.properties), subscription.ephemeral, self._kind)
+        if subscription.ephemeral:
+            queue = queue if self._names.own_queues else f".things-kit.ephemeral-{uuid4().hex}"
+            await self._declare_ephemeral(channel, topic, queue, patience.of_queue)
+        receiver = self._receiver(channel, queue, subscription, patience)
+        if patience.renews:
+            receiver.renew(self._publisher, self._settings.options.consumer_timeout)
         _RECEIVERS[receiver] = self._place(queue)
         return receiver
 
-    async def _ephemeral_queue(
-        self, channel: Channel, topic: str, queue: str, arguments: Mapping[str, int]
-    ) -> str:
-        name = queue if self._names.own_queues else ""
-        answer = await channel.ask(
-            channel.raw.queue_declare, name, exclusive=True, auto_delete=True, arguments=dict(arguments)
-        )
-        made: str = answer.queue
-        await self._bind(channel, topic, made)
-        return made
+    def _receiver(
+        self, channel: Channel, queue: str, subscription: Subscription, patience: Patience
+    ) -> RabbitMQReceiver:
+        own = subscription.ephemeral or self._names.own_queues
 
-    def _place(self, queue: str) -> Place:
-        return self._settings.url.hosts, self._settings.url.path, queue
+        async def overdue() -> int | None:
+            found = await self._counts(queue)
+            # Of a queue that is not ours nobody knows what its count means; one more consumer may be the active one
+            return found[0] if found is not None and own and not (exclusive and found[1] > 1) else None
 
-    def _members(self, queue: str) -> Callable[[], Awaitable[int]]:
         async def members() -> int:
             found = await self._counts(queue)
             return 0 if found is None else found[1]
 
-        return members
+        exclusive = self._settings.options.single_active
+        returned = Returned(self._place(queue))
+        exchange = self._names.exchange(subscription.topic) if self._names.own_exchanges else None
+        return RabbitMQReceiver(
+            channel,
+            queue,
+            subscription,
+            Unpacker(subscription.topic, queue, exchange, returned.attempt),
+            returned,
+            send_later=None if subscription.ephemeral else self.send_later,
+            overdue=overdue,
+            members=members,
+            arguments={} if queue in self._impatient else patience.of_consumer,
+            steady=not own or (exclusive and not subscription.ephemeral),
+            not_waited=self._impatient.add,
+        )
 
-    def _put_off(self, queue: str) -> PutOff:
-        async def put_off(later: Sequence[tuple[Message, datetime, int]]) -> Sequence[Exception | None]:
-            await self._delays.make(queue)
-            packer, now = Packer(), datetime.now(UTC)
-            letters = []
-            for message, due, attempt in later:
-                target = hop(queue, (due - now).total_seconds())
-                letters.append(packer.again(message, target, due, attempt))
-            return await self._publisher.publish(letters)
+    async def _declare_ephemeral(
+        self, channel: Channel, topic: str, queue: str, arguments: Mapping[str, int]
+    ) -> None:
+        """Not to be deleted with its last consumer: one that is paused has none."""
+        try:
+            await channel.ask(channel.raw.queue_declare, queue, exclusive=True, arguments=dict(arguments))
+            await self._bind(channel, topic, queue)
+        except BaseException as error:
+            channel.drop_queue(queue)
+            await channel.close()
+            if isinstance(error, Exception):
+                raise translated(error) from error
+            raise
 
-        return put_off
+    def _place(self, queue: str) -> Place:
+        return self._settings.url.hosts, self._settings.url.path, queue
+
+    async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
+        """Publish copies to where they wait, or straight to their group's queue."""
+        packer, now = Packer(), steady()
+        letters = []
+        for copy in copies:
+            queue, due = self._names.queue(copy.message.topic, copy.group), copy.due.timestamp()
+            target = hop(queue, due - now)
+            if target != queue:
+                await self._delays.make(queue)
+            letters.append(packer.again(copy.message, target, due, copy.attempt, copy.suspect))
+        return await self._publisher.publish(letters)
 
     # --- lag
 
@@ -393,5 +392,5 @@ class RabbitMQDriver:
 
 async def _delete_queue(channel: Channel, queue: str) -> None:
     """Delete a group's queue, and those that keep for it what waits and what is told."""
-    for name in (*(delay_queue(queue, tier) for tier in TIERS), notes_queue(queue), queue):
+    for name in (*(delay_queue(queue, tier) for tier in TIERS), queue):
         await channel.ask(channel.raw.queue_delete, name)

@@ -77,7 +77,7 @@ def _is_final(said: str) -> bool:
 def translated(error: Exception) -> Exception:
     """What the broker's refusal of a question means."""
     if not isinstance(error, exceptions.ChannelClosedByBroker):
-        return error if isinstance(error, ConnectionLost) else lost(error)
+        return error if isinstance(error, ConnectionLost | ConfigError) else lost(error)
     text = str(error.reply_text)
     if error.reply_code == MISMATCH and (found := _DIFFERS.search(text)):
         asked, there = plain(found["asked"]), plain(found["found"])

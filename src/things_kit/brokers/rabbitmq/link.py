@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from pika import frame, spec
@@ -155,6 +155,10 @@ class Channel:
         self.connection = connection
         self.error: Exception | None = None
         self._listeners: list[Callable[[Exception], object]] = []
+        self._consuming = asyncio.Lock()
+        self._ended: str | None = (
+            None  # the last consumer that was cancelled, for which something may still come
+        )
         raw.add_on_close_callback(self._closed)
 
     def on_lost(self, listener: Callable[[Exception], object]) -> None:
@@ -193,6 +197,39 @@ class Channel:
             with contextlib.suppress(ValueError):
                 self._listeners.remove(failed)
 
+    async def consume(
+        self,
+        queue: str,
+        on_message: Callable[[Any, Any, Any, bytes], None],
+        prefetch: int,
+        tag: str,
+        arguments: Mapping[str, int],
+    ) -> None:
+        """Begin a consumer that may have so many unsettled deliveries; 0: any number. Raises as `ask` does."""
+        raw = self.raw
+        async with self._consuming:  # the prefetch is that of the consumers that begin after it was said
+            await self.ask(raw.basic_qos, prefetch_count=prefetch)
+            await self.ask(raw.basic_consume, queue, on_message, consumer_tag=tag, arguments=dict(arguments))
+
+    async def cancel(self, tag: str) -> None:
+        """End a consumer. What still comes for it is handed out all the same; pika's own way would send it back."""
+
+        def basic_cancel(callback: Callable[[Any], None]) -> None:
+            self.raw.add_callback(callback, [spec.Basic.CancelOk])
+            method = frame.Method(self.raw.channel_number, spec.Basic.Cancel(consumer_tag=tag))
+            self.connection.emit([method.marshal()])
+
+        async with self._consuming:
+            await self.ask(basic_cancel)
+        ended, self._ended = self._ended, tag
+        if ended is not None:
+            self._forget(ended)
+
+    def drop_queue(self, queue: str) -> None:
+        """Have a queue deleted, and do not wait for it. Never fails."""
+        with contextlib.suppress(Exception):
+            self.raw.queue_delete(queue)
+
     def _abandon(self, error: Exception) -> None:
         """Leave it, once what was asked is answered after all: or a late consumer would keep messages to itself."""
         self._forget_consumers()
@@ -218,10 +255,13 @@ class Channel:
         A quorum queue takes back what is on its way to a cancelled consumer before it takes back what that one holds,
         which is older; of a channel that just closes it takes back everything in order.
         """
+        for tag in self.raw.consumer_tags:
+            self._forget(tag)
+
+    def _forget(self, tag: str) -> None:
         raw = self.raw
-        for tag in raw.consumer_tags:
-            told = frame.Method(raw.channel_number, spec.Basic.Cancel(tag))
-            raw.callbacks.process(raw.channel_number, spec.Basic.Cancel, raw, told)
+        told = frame.Method(raw.channel_number, spec.Basic.Cancel(tag))
+        raw.callbacks.process(raw.channel_number, spec.Basic.Cancel, raw, told)
 
 
 async def get(channel: Channel, queue: str) -> bytes | None:

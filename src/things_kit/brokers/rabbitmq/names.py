@@ -10,9 +10,6 @@ from typing import Final
 from things_kit.brokers.rabbitmq.options import RabbitMQOptions
 from things_kit.messaging.errors import ConfigError
 
-RETURNED: Final = ".things-kit.returned"
-"""The exchange through which the consumers of a queue tell one another what comes back."""
-
 LONGEST: Final = 255
 """Bytes of a name in AMQP."""
 
@@ -64,11 +61,6 @@ class Names:
 def registry(topic: str) -> str:
     """The queue that holds the names of a topic's group queues: AMQP cannot list them."""
     return f".things-kit.groups.{topic}"
-
-
-def notes_queue(queue: str) -> str:
-    """The queue in which the last consumer of another leaves what it would tell its successors."""
-    return f".things-kit.returned.{queue}"
 
 
 def possible(topic: str) -> bool:

@@ -83,6 +83,16 @@ class RabbitMQOptions(TLSOptions, frozen=True):
             found["x-single-active-consumer"] = True
         return found
 
+    @property
+    def kind(self) -> object:
+        """The type of group queues; None where they are not ours, and so not known."""
+        return self.queue_arguments()["x-queue-type"] if self.queue is None else None
+
+    @property
+    def single_active(self) -> bool:
+        """Whether only one consumer of a group gets messages at a time."""
+        return self.queue_arguments().get("x-single-active-consumer") in {True, "true"}
+
 
 class Settings(msgspec.Struct, frozen=True):
     """A URL, understood. Its repr shows no secret."""

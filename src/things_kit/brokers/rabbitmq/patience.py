@@ -10,7 +10,7 @@ Only an exclusive queue, which is made anew each time, is declared with that arg
 exists, so a group's queue would be refused once its server is renewed. Groups from 3.12 to 4.2 renew what they hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -46,11 +46,10 @@ class Patience(msgspec.Struct, frozen=True):
         return FOREVER if self.ephemeral and BY_QUEUE <= self.version < BY_CONSUMER else {}
 
     @property
-    def of_consumer(self) -> Sequence[Mapping[str, int]]:
-        """Arguments of the consumer, to be tried one after another: a queue that is no quorum queue refuses them."""
-        if self.ephemeral or self.version < BY_CONSUMER or self.kind not in {"quorum", None}:
-            return [{}]
-        return [FOREVER] if self.kind is not None else [FOREVER, {}]
+    def of_consumer(self) -> Mapping[str, int]:
+        """Arguments of the consumer. A queue that is no quorum queue refuses them: of an unknown one it is tried."""
+        asks = not self.ephemeral and self.version >= BY_CONSUMER and self.kind in {"quorum", None}
+        return FOREVER if asks else {}
 
 
 def server_version(properties: Mapping[str, Any]) -> tuple[int, ...]:

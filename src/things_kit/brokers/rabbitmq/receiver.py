@@ -1,51 +1,43 @@
-"""What a queue delivers to one consumer, and what became of it."""
+"""What a queue delivers to one consumer after another, and what became of it."""
 
 import asyncio
 import contextlib
-import heapq
-import logging
-from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any, Final, TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
 
-from pika.spec import BasicProperties
-
-from things_kit.brokers.rabbitmq.errors import lost
-from things_kit.brokers.rabbitmq.link import Channel, get
-from things_kit.brokers.rabbitmq.names import notes_queue
+from things_kit.brokers.rabbitmq.credit import Consumers
+from things_kit.brokers.rabbitmq.early import Early, SendLater
+from things_kit.brokers.rabbitmq.errors import NotWaited, lost, missing, translated
+from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
-from things_kit.brokers.rabbitmq.returned import Note, Returned, listen, news, told
-from things_kit.brokers.rabbitmq.wire import Letter, Unpacker
-from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.brokers.rabbitmq.returned import Returned
+from things_kit.brokers.rabbitmq.wire import Token, Unpacker
+from things_kit.engine.clock import steady
+from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message
 
-log = logging.getLogger("things_kit.rabbitmq")
-
-MOST: Final = 65_535
-"""What AMQP can count of messages that are handed out."""
-
-SHORT: Final = 1.0
-"""Seconds that a receiver waits out itself."""
-
-FAREWELL: Final = 1.0
-"""Seconds for the queue to have back what a receiver held."""
-
-NOTES: Final = {"x-expires": 7 * 24 * 3_600_000}
-"""Arguments of the queue of notes: a week without consumers, and it is gone."""
-
-PutOff: TypeAlias = Callable[[Sequence[tuple[Message, datetime, int]]], Awaitable[Sequence[Exception | None]]]
-"""Has copies of messages come to the queue again when they are due, with an attempt."""
+FAREWELL: Final = 0.5
+"""Seconds for the last deliveries to arrive when we leave."""
 
 
 class RabbitMQReceiver:
-    """A channel with a consumer.
+    """A channel with a consumer of a queue.
 
-    `put_off` is None where messages that are not due wait here: in an ephemeral group, whose queue dies with it.
-    `members` tells how many consumers the queue has.
+    Args:
+        channel: Its own.
+        queue: What it consumes from.
+        subscription: What it is to bring.
+        unpacker: Of what comes.
+        returned: What this process gave back to the queue.
+        send_later: As the driver's; None where the queue dies with this receiver.
+        overdue: How many messages are ready for it; None where that cannot be said.
+        members: How many consumers the queue has, with those that are cancelled and hold something.
+        arguments: Those of its consumers.
+        steady: Whether its credit is always `max_in_flight`.
+        not_waited: Told that the queue refuses these arguments.
     """
 
     def __init__(
@@ -54,346 +46,268 @@ class RabbitMQReceiver:
         queue: str,
         subscription: Subscription,
         unpacker: Unpacker,
-        put_off: PutOff | None,
-        members: Callable[[], Awaitable[int]],
         returned: Returned,
+        *,
+        send_later: SendLater | None,
+        overdue: Callable[[], Awaitable[int | None]],
+        members: Callable[[], Awaitable[int]],
+        arguments: Mapping[str, int],
+        steady: bool,
+        not_waited: Callable[[str], None],
     ) -> None:
+        self._overdue = overdue
+        self._members = members
         self._channel = channel
         self._queue = queue
         self._subscription = subscription
-        self._unpacker = unpacker
-        self._put_off = put_off
-        self._members = members
+        self._unpack = unpacker.unpack
         self._returned = returned
-        self._noted: set[int] = set()  # tags of which all are told that they go back
-        self._counts: dict[int, int] = {}  # by delivery tag: how often it had come back, if ever
-        self._arrived: deque[tuple[Any, Any, bytes]] = deque()
-        self._ready: deque[Delivery] = deque()
-        self._waiting: list[
-            tuple[float, int, Delivery]
-        ] = []  # heap: when due in the loop's time, delivery tag
-        self._out: dict[
-            int, Message | None
-        ] = {}  # tags that are not settled, in order; None: not unpacked yet
-        self._young: dict[
-            int, int
-        ] = {}  # by the tag that a delivery's token has: that of the copy in its place
-        self._publisher: Publisher | None = None
+        self._send_later = send_later
+        self._not_waited = not_waited
+        self._early = Early(
+            send_later, self._put, lambda delivery: self._settle([delivery], acknowledge=True)
+        )
+        self._consumers = Consumers(
+            channel, queue, arguments, subscription.max_in_flight, steady=steady, on_message=self._on_message
+        )
+        self._consuming: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
-        self._woken = asyncio.Event()
-        self._back: dict[int, int] = {}  # tags of what is to go back, with the attempt that comes next
-        self._cancelled: str | None = None
-        self._receiving = False
+        self._arrived: list[tuple[Any, Any, bytes]] = []  # in this turn of the loop
+        self._out: dict[int, Delivery] = {}  # by delivery tag, in order: what is not settled
+        self._young: dict[int, int] = {}  # by the tag of a delivery's token: that of the copy in its place
+        self._unwanted: list[Delivery] = []  # by the inbox
+        self._last: set[Delivery] = set()  # what goes back as the channel closes
         self._closed = False
+        channel.on_lost(self._on_lost)
+        channel.raw.add_on_cancel_callback(self._on_cancelled)
 
     @property
     def held(self) -> int:
         """How many messages the broker has handed to us and waits for."""
-        return 0 if self._closed or self._channel.error is not None else len(self._out)
+        return 0 if self._closed or self._channel.error is not None else len(self._out) + len(self._arrived)
 
-    async def begin(
-        self, publisher: Publisher, arguments: Mapping[str, int], renew_within: float | None
-    ) -> None:
-        """Have the broker send messages to a consumer with these arguments.
+    def renew(self, publisher: Publisher, within: float) -> None:
+        """Have what is held for long renewed within so many seconds."""
+        renewal = Renewal(self._channel, publisher, self._queue, within, self._held_until, self._exchange)
+        self._renewing = asyncio.create_task(
+            renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
+        )
 
-        What is held is renewed within so many seconds through the publisher, where the broker cannot be asked to wait.
-        """
-        channel, raw = self._channel, self._channel.raw
-        channel.on_lost(lambda _: self._woken.set())
-        raw.add_on_cancel_callback(self._on_cancelled)
-        self._publisher = publisher
-        await listen(channel, self._queue, partial(self._returned.hear, self._queue))
-        await self._read_notes()
-        await channel.ask(raw.basic_qos, prefetch_count=min(self._subscription.max_in_flight, MOST))
-        await channel.ask(raw.basic_consume, self._queue, self._on_message, arguments=dict(arguments))
-        if renew_within is not None:
-            renewal = Renewal(channel, publisher, self._queue, renew_within, self._held, self._exchange)
-            self._renewing = asyncio.create_task(
-                renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
-            )
+    # --- what the broker says
 
-    async def _read_notes(self) -> None:
-        """What the last one left, before anything can arrive; the group's others are told it too."""
-        if self._put_off is None:
-            return
-        channel, name = self._channel, notes_queue(self._queue)
-        await channel.ask(channel.raw.queue_declare, name, durable=True, arguments=NOTES)
-        found = []
-        while (body := await get(channel, name)) is not None:
-            self._returned.hear(self._queue, body)
-            found.append(body)
-        self._say_in_background(news(self._queue, found))
+    def _on_lost(self, error: Exception) -> None:
+        if not self._closed:
+            self._subscription.inbox.fail(lost(error))
 
-    async def _leave_notes(self) -> None:
-        left = told(self._returned.of(self._queue))
-        properties = BasicProperties(headers={}, delivery_mode=2)
-        if self._put_off is not None:
-            await self._say([Letter("", notes_queue(self._queue), properties, note) for note in left])
+    def _on_cancelled(self, told: Any) -> None:
+        if not self._closed and told.method.consumer_tag == self._consumers.tag:
+            why = f"the queue {self._queue!r} was removed, or moved to another node"
+            self._subscription.inbox.fail(ConnectionLost(why))
 
     def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
-        self._out[method.delivery_tag] = None
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._take_in)
         self._arrived.append((method, properties, body))
-        self._woken.set()
 
-    def _on_cancelled(self, _: Any) -> None:
-        self._cancelled = f"the queue {self._queue!r} was removed, or moved to another node"
-        self._woken.set()
-
-    def _check(self) -> None:
-        if self._channel.error is not None:
-            raise lost(self._channel.error)
-        if self._cancelled is not None:
-            raise ConnectionLost(self._cancelled)
-
-    # --- receiving
-
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """What has arrived and is due."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait
-        self._receiving = True
-        try:
-            self._give_back()
-            while True:
-                self._check()
-                if found := self._take(limit, loop.time()):
-                    return found
-                if loop.time() >= deadline:
-                    return ()
-                self._woken.clear()
-                until = min(deadline, self._waiting[0][0]) if self._waiting else deadline
-                try:
-                    async with asyncio.timeout_at(until):
-                        await self._woken.wait()
-                except TimeoutError:
-                    pass  # the deadline, or one is due
-        finally:
-            self._receiving = False
-
-    def _take(self, limit: int, now: float) -> list[Delivery]:
-        while self._waiting and self._waiting[0][0] <= now:
-            self._ready.append(heapq.heappop(self._waiting)[2])
-        taken: list[Delivery] = []
-        while self._ready and len(taken) < limit:
-            taken.append(self._ready.popleft())
-        arrived, unpack, out = self._arrived, self._unpacker.unpack, self._out
-        while arrived and len(taken) < limit:
-            method, properties, body = arrived.popleft()
-            delivery, due = unpack(method, properties, body)
-            if method.redelivered:
-                delivery = self._redelivered(delivery, properties)
-            out[delivery.token[0]] = delivery.message
-            if due is None:
-                taken.append(delivery)
+    def _take_in(self) -> None:
+        """All that one reading of the connection brought goes to the inbox at once."""
+        arrived, self._arrived = self._arrived, []
+        out, unpack, consumers = self._out, self._unpack, self._consumers
+        ready = []
+        for method, properties, body in arrived:
+            delivery = unpack(method, properties, body)
+            out[method.delivery_tag] = delivery
+            consumers.arrived(method.delivery_tag)
+            if delivery.token.due is not None and delivery.token.due > steady():
+                self._early.keep(delivery, self._copy(delivery))
             else:
-                self._not_before(due, delivery, taken, now)
-        return taken
+                ready.append(delivery)
+        self._refused(self._subscription.inbox.put(ready))
 
-    def _redelivered(self, delivery: Delivery, properties: Any) -> Delivery:
-        """With the attempt that it is."""
-        tag, message = delivery.token
-        count = (properties.headers or {}).get("x-delivery-count", 0)
-        if not isinstance(count, int) or count <= 0:
-            return delivery
-        self._counts[tag] = count
-        attempt = self._returned.attempt(self._queue, message.id, count, message.attempt)
-        message = message.replace(attempt=attempt)
-        return Delivery(message, (tag, message))
+    def _copy(self, delivery: Delivery) -> Later:
+        message, due = delivery.message, datetime.fromtimestamp(delivery.token.due, UTC)
+        return Later(message, self._subscription.group, due, message.attempt, delivery.suspect)
 
-    def _not_before(self, due: datetime, delivery: Delivery, taken: list[Delivery], now: float) -> None:
-        wait = (due - datetime.now(UTC)).total_seconds()
-        if wait <= 0:
-            taken.append(delivery)
-        elif wait <= SHORT or self._put_off is None:
-            self._hold(delivery, now + wait)
-        else:
-            self._in_background(self._postpone([(delivery, due, delivery.message.attempt)]))
+    def _put(self, delivery: Delivery) -> None:
+        self._refused(self._subscription.inbox.put([delivery]))
 
-    def _hold(self, delivery: Delivery, until: float) -> None:
-        heapq.heappush(self._waiting, (until, delivery.token[0], delivery))
-        self._woken.set()
+    def _refused(self, deliveries: Sequence[Delivery]) -> None:
+        """They go back as they came, once there is no consumer of ours to which they would come at once."""
+        self._unwanted.extend(deliveries)
+        if self._unwanted and self._consumers.ended:
+            unwanted, self._unwanted = self._unwanted, []
+            self._give_back(map(_as_it_came, unwanted))
 
-    def _in_background(self, work: Any) -> None:
-        task = asyncio.create_task(work, name=f"{self._queue} putting off")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+    # --- credit
+
+    def credit(self, window: int) -> None:
+        """Have a consumer that may hold so many messages, or none."""
+        self._consumers.credit(window)
+        if self._consuming is None and not self._closed:
+            self._consuming = asyncio.create_task(self._consume(), name=f"{self._queue} consuming")
+
+    async def _consume(self) -> None:
+        try:
+            await self._consumers.run()
+        except Exception as error:  # noqa: BLE001 - whatever closed the channel
+            meant = translated(error)
+            if isinstance(meant, NotWaited):
+                self._not_waited(self._queue)
+            if missing(error) or isinstance(meant, NotWaited):
+                meant = lost(error)
+            self._subscription.inbox.fail(meant)
+
+    async def quiesce(self) -> None:
+        """Have no consumer any more."""
+        self._consumers.finish()
+        if self._consuming is not None:
+            await asyncio.wait({self._consuming})
+        self._refused(await self._early.end())
+
+    async def overdue(self) -> int | None:
+        """What is ready for this receiver."""
+        return await self._overdue()
 
     # --- settling
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
-        """Acknowledge what is done, put off what is to wait, and give back the rest."""
-        self._check()
-        self._acknowledge([delivery.token[0] for delivery in acknowledged])
-        if not released:
-            return
-        later, back = [], dict[int, int]()
-        for release in released:
-            if release.delivery.token[0] not in self._young and self._keeps_its_place(release):
-                back[release.delivery.token[0]] = release.attempt
-            else:
-                due = datetime.now(UTC) + timedelta(seconds=release.delay)
-                later.append((release.delivery, due, release.attempt))
-        if later:
-            await self._postpone(later)
-        # Whoever stops releases all that he holds, and then closes. Until then the broker would send it straight back,
-        # behind what comes meanwhile; when the channel closes, it goes back at once and in order.
-        self._back |= back
-        if self._receiving:
-            self._give_back()
+        """Acknowledge what is done, and give back the rest: as a copy, where only that can tell which attempt it is."""
+        if not self._consumers.settling.is_set():
+            await self._consumers.settling.wait()
+        if self._channel.error is not None:
+            raise lost(self._channel.error)
+        self._settle(acknowledged, acknowledge=True)
+        if released:
+            copied = await self._copied([release for release in released if self._needs_copy(release)])
+            self._settle(copied, acknowledge=True)
+            self._give_back([release for release in released if release.delivery not in copied])
 
-    def _keeps_its_place(self, release: Release) -> bool:
-        """Whether it goes back to where it was: it was never begun, or others of its key are behind it."""
-        message: Message = release.delivery.token[1]
-        if release.aside:
-            return False
+    def _needs_copy(self, release: Release) -> bool:
+        """Whether the broker's count would forget an attempt. A place in the order is worth more than that."""
+        token: Token = release.delivery.token
+        if release.aside or token.tag in self._young:  # in a queue that is nobody else's
+            return True
+        return not self._is_ordered(token.message) and release.attempt > token.counted + 1
+
+    def _is_ordered(self, message: Message) -> bool:
         ordering = self._subscription.ordering
-        ordered = ordering == "partition" or (ordering == "key" and message.key is not None)
-        return ordered or (release.delay <= 0 and release.attempt <= message.attempt)
+        return ordering == "partition" or (ordering == "key" and message.key is not None)
 
-    async def _postpone(self, later: Sequence[tuple[Delivery, datetime, int]]) -> None:
-        """Acknowledge messages only after their copies are confirmed; without them they wait here."""
-        results: Sequence[Exception | None] = ()
-        if self._put_off is not None:
-            try:
-                results = await self._put_off([(delivery.token[1], due, n) for delivery, due, n in later])
-            except (ConnectionLost, ThingsKitError) as error:
-                log.warning("%s: %d messages wait in memory: %s", self._queue, len(later), error)
-        if not results:
-            results = [ConnectionLost()] * len(later)
-        self._acknowledge(
-            [
-                delivery.token[0]
-                for (delivery, _, _), failed in zip(later, results, strict=True)
-                if failed is None
-            ]
-        )
-        now = asyncio.get_running_loop().time()
-        for (delivery, due, attempt), failed in zip(later, results, strict=True):
-            if failed is not None:
-                tag, message = delivery.token
-                again = message.replace(attempt=attempt)
-                wait = (due - datetime.now(UTC)).total_seconds()
-                self._hold(Delivery(again, (tag, again)), now + max(0.0, wait))
+    async def _copied(self, releases: Sequence[Release]) -> set[Delivery]:
+        """Those of which a copy is confirmed."""
+        if not releases or self._send_later is None:
+            return set()
+        now, group = datetime.fromtimestamp(steady(), UTC), self._subscription.group
+        copies = [Later(each.delivery.token.message, group, now, each.attempt) for each in releases]
+        with contextlib.suppress(ConnectionLost, ThingsKitError):
+            results = await self._send_later(copies)
+            return {each.delivery for each, failed in zip(releases, results, strict=True) if failed is None}
+        return set()
 
-    def _acknowledge(self, tags: Sequence[int]) -> None:
-        if self._young:
-            tags = [self._young.pop(tag, tag) for tag in tags]
-        self._settle(tags, self._channel.raw.basic_ack)
+    def _give_back(self, releases: Iterable[Release]) -> None:
+        """At once, but for what is to keep its order where we leave: that goes back together as the channel closes.
 
-    def _settle(self, tags: Sequence[int], tell: Callable[[int, bool], None]) -> None:
+        What is refused before goes behind what somebody else begins to consume meanwhile (tried on 3.10).
+        """
+        now = []
+        for release in releases:
+            token: Token = release.delivery.token
+            self._returned.expect(token.copy, token.counted + 1, release.attempt)
+            if self._consumers.ended and self._is_ordered(token.message):
+                self._last.add(release.delivery)
+            else:
+                now.append(release.delivery)
+        self._settle(now, acknowledge=False)
+
+    def _settle(self, deliveries: Sequence[Delivery] | set[Delivery], *, acknowledge: bool) -> None:
         """Tell the broker of deliveries: of the oldest, if all of them are meant, at once."""
-        if not tags or self._channel.error is not None or not self._channel.raw.is_open:
+        if not deliveries or self._channel.error is not None or not self._channel.raw.is_open:
             return
-        meant, out = set(tags), self._out
-        for tag in tags if self._counts else ():
-            self._counts.pop(tag, None)
-        last = 0
-        for tag in out:
+        tags = [delivery.token.tag for delivery in deliveries]
+        if self._young:
+            tags = [self._young.get(tag, tag) for tag in tags]
+        meant, last = set(tags), 0
+        for tag in self._out:
             if tag not in meant:
                 break
             last = tag
+        tell: Callable[[int, bool], None] = self._channel.raw.basic_ack if acknowledge else self._nack
+        told = sorted(tag for tag in meant if tag in self._out)
+        for tag in told:
+            self._gone(tag, acknowledged=acknowledge)
         if last:
-            prefix = [tag for tag in meant if tag <= last]
-            for tag in prefix:
-                del out[tag]
-            meant.difference_update(prefix)
             tell(last, True)
-        for tag in sorted(meant):
-            if tag in out:
-                del out[tag]
+        for tag in told:
+            if tag > last:
                 tell(tag, False)
 
-    def _give_back(self) -> None:
-        """Have the broker hand out again what was released: to us as well, as we go on."""
-        back, self._back = self._back, {}
-        self._say_in_background(self._note(back))
-        self._settle(list(back), self._nack)
+    def _gone(self, tag: int, *, acknowledged: bool) -> None:
+        token: Token = self._out.pop(tag).token
+        if acknowledged and token.counted > token.copy[1]:
+            self._returned.forget(token.copy)
+        copy = token.tag != tag
+        if copy:
+            del self._young[token.tag]
+        self._consumers.settled(tag, copy=copy)
 
     def _nack(self, tag: int, multiple: bool) -> None:
         self._channel.raw.basic_nack(tag, multiple, requeue=True)
 
-    def _note(self, back: Mapping[int, int]) -> list[Letter]:
-        """Remember the attempts of what goes back; returns what the group's others are to be told."""
-        notes: dict[str, Note] = {}
-        for tag, attempt in back.items():
-            message = self._out.get(tag)
-            if message is not None:
-                notes[message.id or ""] = self._counts.pop(tag, 0) + 1, attempt
-        self._returned.note(self._queue, notes)
-        return news(self._queue, told(notes))
-
-    def _say_in_background(self, letters: Sequence[Letter]) -> None:
-        if letters:
-            self._in_background(self._say(letters))
-
-    async def _say(self, letters: Sequence[Letter]) -> None:
-        """Tell others; they can do without."""
-        if letters and self._publisher is not None:
-            with contextlib.suppress(ConnectionLost, ConfigError):
-                await self._publisher.publish(letters)
-
-    def _note_all(self) -> list[Letter]:
-        """The same of all that is held, as the channel closes."""
-        while self._arrived:
-            method, properties, body = self._arrived.popleft()
-            delivery = self._unpacker.unpack(method, properties, body).delivery
-            self._out[method.delivery_tag] = self._redelivered(delivery, properties).message
-        held = {tag: message.attempt for tag, message in self._out.items() if message is not None}
-        new = {tag: attempt for tag, attempt in (held | self._back).items() if tag not in self._noted}
-        self._noted.update(new)
-        return self._note(new)
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """There are no leases: a delivery is bound to the connection."""
 
     # --- what the broker would take back, as it waits no longer
 
-    def _held(self, latest: int) -> list[tuple[int, Message]]:
-        """What is held up to a delivery tag. What was not handed out yet goes back, and comes anew in its place."""
-        if self._arrived and self._arrived[0][0].delivery_tag <= latest:
-            tags = [method.delivery_tag for method, _, _ in self._arrived]
-            self._say_in_background(self._note_all())
-            self._settle(tags, self._nack)
-        return [
-            (tag, message)
-            for tag, message in self._out.items()
-            if tag <= latest and message is not None and tag not in self._back
-        ]
+    def _held_until(self, latest: int) -> list[tuple[int, Delivery]]:
+        """What is held up to a delivery tag."""
+        return [(tag, delivery) for tag, delivery in self._out.items() if tag <= latest]
 
     def _exchange(self, old: int, young: int) -> bool:
         """Let a copy take the place of the delivery that it was made of, if that is still held."""
-        message = self._out.get(old)
-        if message is None or old in self._back:
+        delivery = self._out.pop(old, None)
+        if delivery is None:
             return False
-        self._out[young] = message
-        original = next((first for first, tag in self._young.items() if tag == old), old)
-        self._young[original] = young
-        self._settle([old], self._channel.raw.basic_ack)
+        self._young[delivery.token.tag] = young
+        self._out[young] = delivery
+        self._consumers.exchanged(old, copy=old != delivery.token.tag)
+        self._channel.raw.basic_ack(old)
         return True
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """There are no leases: a delivery is bound to the connection."""
+    # --- the end
 
     async def close(self) -> None:
         """Close the channel; the broker gives to others what was not settled."""
         if self._closed:
             return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL):
+                await self.quiesce()  # what is on its way goes back as well
         self._closed = True
-        tasks = [*self._leaving, *([] if self._renewing is None else [self._renewing])]
+        tasks = [task for task in (self._consuming, self._renewing) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if not self._out or self._channel.error is not None:
-            await self._channel.close()
+        await asyncio.gather(*tasks, self._early.end(), return_exceptions=True)
+        if self._subscription.ephemeral:
+            self._channel.drop_queue(self._queue)
+        elif self._out:
+            self._give_back([_as_it_came(each) for each in self._out.values() if each not in self._last])
+            await self._close_and_return()
+        await self._channel.close()
+
+    async def _close_and_return(self) -> None:
+        """Not with the answer, but a moment later the queue has back what we held.
+
+        Who consumes before that gets what is behind it first.
+        """
+        if self._channel.error is not None or not self._consumers.ended:
             return
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
                 before = await self._members()
-                while letters := self._note_all():  # what was acknowledged last made room for more
-                    await self._say(letters)
-                    if before <= 1:
-                        await self._leave_notes()
                 await self._channel.close()
-                # Not with the answer, but a moment later the queue has back what we held. Who consumes before that gets
-                # what is behind it first.
                 while await self._members() >= before:  # noqa: ASYNC110 - the broker tells nobody
                     await asyncio.sleep(0.005)
-        await self._channel.close()
+
+
+def _as_it_came(delivery: Delivery) -> Release:
+    return Release(delivery, attempt=delivery.token.message.attempt)

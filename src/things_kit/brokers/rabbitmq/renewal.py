@@ -10,16 +10,15 @@ it expires into the group's queue.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.wire import Packer
-from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.clock import steady
+from things_kit.engine.driver import ConnectionLost, Delivery
 from things_kit.messaging.errors import ThingsKitError
-from things_kit.messaging.message import Message
 
 log = logging.getLogger("things_kit.rabbitmq")
 
@@ -32,8 +31,8 @@ OLD: Final = 4
 GONE: Final = 3_600_000
 """Milliseconds after which the broker removes a queue whose receiver is gone; what was in it has left it long before."""
 
-Held: TypeAlias = Callable[[int], Sequence[tuple[int, Message]]]
-"""What is held up to a delivery tag: tags and messages."""
+Held: TypeAlias = Callable[[int], Sequence[tuple[int, Delivery]]]
+"""What is held up to a delivery tag: tags and deliveries."""
 
 
 class Renewal:
@@ -77,15 +76,16 @@ class Renewal:
                 if self._channel.error is None:  # else the receiver says so
                     log.warning("%s: what is held could not be renewed: %r", self._queue, error)
 
-    async def _renew(self, old: Sequence[tuple[int, Message]]) -> None:
+    async def _renew(self, old: Sequence[tuple[int, Delivery]]) -> None:
         if not old:
             return
         if not self._consuming:
             await self._consume()
-        packer, now = Packer(), datetime.now(UTC)
+        packer, now = Packer(), steady()
         letters = []
-        for tag, message in old:
-            letter = packer.again(message, self._own, now, message.attempt)
+        for tag, delivery in old:
+            message = delivery.token.message
+            letter = packer.again(message, self._own, now, message.attempt, delivery.suspect)
             letter.properties.correlation_id = str(tag)
             letters.append(letter)
         for result in await self._publisher.publish(letters):
@@ -104,8 +104,7 @@ class Renewal:
             "x-overflow": "reject-publish",
         }
         await self._channel.ask(raw.queue_declare, self._own, durable=True, arguments=arguments)
-        await self._channel.ask(raw.basic_qos, prefetch_count=0)
-        await self._channel.ask(raw.basic_consume, self._own, self._on_copy)
+        await self._channel.consume(self._own, self._on_copy, 0, "renewed", {})
         self._consuming = True
 
     def _on_copy(self, _: Any, method: Any, properties: Any, __: bytes) -> None:

@@ -16,7 +16,7 @@ headers, unless there are headers of these names. An id is made of the queue and
 positions; a missing time is that of arrival.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -42,7 +42,10 @@ THEIRS: Final = (
 )  # fmt: skip
 """Names, or their beginnings, of headers that RabbitMQ reads, changes or adds on the way."""
 
-BOOKKEEPING: Final = ("x-delivery-count", "x-acquired-count")
+COUNT: Final = "x-delivery-count"
+"""How often a quorum queue had handed out what comes again."""
+
+BOOKKEEPING: Final = (COUNT, "x-acquired-count")
 """Headers that are the broker's notes of a delivery, and no part of any message."""
 
 ADDED: Final = (*BOOKKEEPING, "x-death", "x-first-death-", "x-last-death-")
@@ -119,10 +122,10 @@ class Packer:
         )
         return Letter(exchange, routing_key if native is None else native, properties, message.value)
 
-    def again(self, message: Message, queue: str, due: datetime, attempt: int) -> Letter:
-        """A letter to a queue, of a message that is to be handled again when it is due."""
+    def again(self, message: Message, queue: str, due: float, attempt: int, suspect: int) -> Letter:
+        """A letter to a queue, of a message that is to be handled again when it is due, in seconds since 1970."""
         letter, waits = self.pack(message, "", False, queue), Fields()
-        note(waits, attempt=attempt, due=due.timestamp())
+        note(waits, attempt=attempt, due=due, suspect=suspect)
         letter.properties.headers = {**(letter.properties.headers or {}), **waits}
         return letter
 
@@ -131,23 +134,37 @@ def _native(key: bytes) -> str | None:
     return as_text(key) if 0 < len(key) <= LONGEST else None
 
 
-class Arrival(NamedTuple):
-    """A message as it came, and when it may be handled."""
+class Token(NamedTuple):
+    """What a receiver needs to know of a delivery.
 
-    delivery: Delivery
-    due: datetime | None
+    Attributes:
+        tag: Its delivery tag.
+        message: The message as it came.
+        counted: Its attempt by the broker's count alone.
+        copy: Which copy of which message it is: its id, the attempt that is stored with it, and the mark.
+        due: When it may be handled, in seconds since 1970; None for now.
+    """
+
+    tag: int
+    message: Message
+    counted: int
+    copy: tuple[str | None, int, int]
+    due: float | None
 
 
 class Unpacker:
-    """Unpacks what one queue delivers."""
+    """Unpacks what one queue delivers; of what came back, `attempt` tells which attempt it is."""
 
-    def __init__(self, topic: str, queue: str, exchange: str | None) -> None:
+    def __init__(
+        self, topic: str, queue: str, exchange: str | None, attempt: Callable[[Hashable, int], int]
+    ) -> None:
+        self._attempt = attempt
         self._topic = topic
         self._queue = queue
         self._exchange = exchange  # in which the routing key is the message's key
 
-    def unpack(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Arrival:
-        """A message; its delivery's token is the delivery tag and the message itself."""
+    def unpack(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Delivery:
+        """A message; its delivery has a `Token`."""
         raw: Mapping[Any, Any] = properties.headers or {}
         theirs = ADDED if TIME in raw else BOOKKEEPING
         fields = {
@@ -167,8 +184,13 @@ class Unpacker:
         )
         if message.id is None or message.timestamp is None:
             message = self._completed(message, properties)
-        due = None if told is None or told.due is None else EPOCH + SECOND * told.due
-        return Arrival(Delivery(message, (method.delivery_tag, message)), due)
+        due, suspect = (None, 0) if told is None else (told.due, told.suspect)
+        counted, copy = message.attempt, (message.id, message.attempt, suspect)
+        if method.redelivered:
+            count = raw.get(COUNT)
+            counted += count if isinstance(count, int) and count > 0 else 0
+            message = message.replace(attempt=self._attempt(copy, counted))
+        return Delivery(message, Token(method.delivery_tag or 0, message, counted, copy, due), suspect)
 
     def _completed(self, message: Message, properties: BasicProperties) -> Message:
         """With an id and a time where nothing tells them."""

@@ -1,0 +1,179 @@
+"""One consumer after another: each has the prefetch that the credit of its time asks for.
+
+RabbitMQ reads a prefetch when a consumer begins, so another credit is another consumer. What is on its way to one that is
+cancelled goes back as if it had failed, and out of order (tried on 3.10). So one is cancelled when it has all that it may
+have: nothing can be on its way then. Where that does not come by itself, acknowledgements wait for a moment.
+
+What the last consumer has not settled is beside what the next may have, up to `max_in_flight`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from things_kit.brokers.rabbitmq.link import Channel
+
+MOST: Final = 65_535
+"""What AMQP can count of messages that are handed out."""
+
+QUIET: Final = 0.05
+"""Seconds without a message after which nothing is on its way."""
+
+STUCK: Final = 0.1
+"""Seconds in which nothing moves, after which what is held is taken for what waits behind its key."""
+
+
+class Consumers:
+    """The consumers of one queue on one channel, of which there is one at a time, or none.
+
+    Attributes:
+        settling: Set while the broker may be told of deliveries.
+
+    Args:
+        channel: Whose consumers they are.
+        queue: Of what.
+        arguments: Those of each consumer.
+        most: What may be held at once, of all of them.
+        steady: Whether the credit is `most` all the time: a single active consumer would pass on its place.
+        on_message: What pika calls for each message.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        queue: str,
+        arguments: Mapping[str, int],
+        most: int,
+        *,
+        steady: bool,
+        on_message: Callable[[Any, Any, Any, bytes], None],
+    ) -> None:
+        self.settling = asyncio.Event()
+        self.settling.set()
+        self._channel = channel
+        self._queue = queue
+        self._arguments = arguments
+        self._most = min(most, MOST)
+        self._steady = steady
+        self._on_message = on_message
+        self._target = 0
+        self._prefetch = 0
+        self._number = 0
+        self._since = 0  # the last delivery tag before the consumer began
+        self._latest = 0
+        self._own = 0  # unsettled deliveries of this consumer
+        self._held = 0  # and of all
+        self._woken = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._ending = False
+
+    @property
+    def tag(self) -> str:
+        """The consumer's."""
+        return f"things-kit-{self._number:09}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no consumer and will be none."""
+        return self._ending and self._prefetch == 0
+
+    def credit(self, window: int) -> None:
+        """From now on so many messages may be held."""
+        if not self._ending:
+            self._target = min(window, self._most) if not self._steady or window == 0 else self._most
+            self._woken.set()
+
+    def finish(self) -> None:
+        """Have no consumer any more; `run` returns when there is none."""
+        self._ending, self._target = True, 0
+        self._woken.set()
+
+    def arrived(self, tag: int) -> None:
+        """A delivery has come."""
+        self._latest = tag
+        self._own += 1
+        self._held += 1
+        self._arrived.set()
+        if self._full:
+            self._changed()
+
+    def settled(self, tag: int, *, copy: bool) -> None:
+        """The broker has been told of a delivery; a copy is of none of these consumers, and took the place of one."""
+        self._held -= 1
+        if tag > self._since and not copy:
+            self._own -= 1
+        self._changed()
+
+    def exchanged(self, tag: int, *, copy: bool) -> None:
+        """A copy has taken the place of a delivery, which is still held."""
+        self._held += 1
+        self.settled(tag, copy=copy)
+
+    def _changed(self) -> None:
+        if self._target != self._prefetch:
+            self._woken.set()
+
+    @property
+    def _full(self) -> bool:
+        return self._own >= self._prefetch
+
+    # --- following the credit
+
+    async def run(self) -> None:
+        """Have the consumer that the credit asks for, until `finish`. Raises what closes the channel."""
+        stuck = False
+        while not self.ended:
+            wanted = self._wanted(stuck)
+            if wanted == self._prefetch:
+                stuck = not await self._happens()
+                continue
+            stuck = False
+            if self._prefetch:
+                await self._end()
+            else:
+                await self._begin(wanted)
+
+    def _wanted(self, stuck: bool) -> int:
+        """The prefetch that is to be; 0 for no consumer, and anything else than there is for another one."""
+        target, now = self._target, self._prefetch
+        possible = max(0, min(target, self._most - self._held))
+        if target == 0:
+            return 0
+        if now == 0:
+            return possible if self._held <= target else 0
+        if target == now or self._steady or not self._full:
+            return now
+        if target < now or possible > now:
+            return target
+        return target if stuck and possible else now
+
+    async def _happens(self) -> bool:
+        """Wait until something may have changed; whether it has, where all stands still with more credit than is used."""
+        waits = self._prefetch and self._full and self._target > self._prefetch
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STUCK if waits else None):
+                await self._woken.wait()
+        happened = self._woken.is_set()
+        self._woken.clear()
+        return happened
+
+    async def _begin(self, prefetch: int) -> None:
+        self._number += 1
+        self._prefetch, self._since, self._own = prefetch, self._latest, 0
+        await self._channel.consume(self._queue, self._on_message, prefetch, self.tag, self._arguments)
+
+    async def _end(self) -> None:
+        self.settling.clear()
+        try:
+            while not self._full:
+                self._arrived.clear()
+                try:
+                    async with asyncio.timeout(QUIET):
+                        await self._arrived.wait()
+                except TimeoutError:
+                    break
+            await self._channel.cancel(self.tag)
+            self._prefetch = 0
+        finally:
+            self.settling.set()
