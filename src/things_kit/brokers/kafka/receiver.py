@@ -315,7 +315,7 @@ class KafkaReceiver:
         ailment = self._standing.ailment(joined=joined, has_any=has_any, is_known=consumer.memberid)
         if ailment != self._ailment:
             self._ailment = ailment
-            self._tell(self._subscription.ailing, ailment)
+            self._tell(self._subscription.inbox.ailing, ailment)
 
     def _pause(self, consumer: Consumer, pause: bool) -> None:
         self._paused = pause
