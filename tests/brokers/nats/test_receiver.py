@@ -25,6 +25,7 @@ from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.relay import Relay
 
 nats_server = shared(NATSServer, "nats")
 own_nats = own(NATSServer)
@@ -160,6 +161,40 @@ async def test_a_receiver_that_closes_in_the_middle_of_an_answer_leaves_no_deliv
             assert {each.message.attempt for each in came} == {1}, f"after {turn} turns"
             await closing.close()
         await broker.remove(topic)
+
+
+# --- order
+
+
+async def test_what_is_given_back_again_and_again_comes_in_order(broker: Broker, topic: str) -> None:
+    driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
+    await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(150)])
+    for count in (150, 5, 80, 3):
+        stopping = await collect(driver, subscription)
+        came = await received(stopping, count)
+        assert [int(each.message.value) for each in came] == list(range(count))
+        assert {each.message.attempt for each in came} == {1}
+        await stopping.close()
+
+
+async def test_what_a_lost_connection_left_behind_comes_before_what_was_given_back_earlier(
+    own_nats: NATSServer,
+) -> None:
+    async with Relay(own_nats.ports[0]) as relay, connect(f"nats://127.0.0.1:{relay.port}") as broker:
+        driver, subscription = broker.transmission.driver, Subscription(topic="orders", group="g")
+        await broker.producer().publish_batch([Message("orders", b"%d" % n) for n in range(20)])
+        stopping = await collect(driver, subscription)
+        await received(stopping, 20)
+        await stopping.close()
+        losing = await collect(driver, subscription)
+        await received(losing, 5)
+        await relay.cut()
+        with pytest.raises(ConnectionLost):
+            await losing.receiver.close()
+        heir = await collect(driver, subscription)
+        came = await received(heir, 10)
+        assert [int(each.message.value) for each in came] == list(range(10))
+        await heir.close()
 
 
 # --- several topics in one stream

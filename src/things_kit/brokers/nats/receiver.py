@@ -27,6 +27,9 @@ HEARTBEAT: Final = 2.0
 SILENCE: Final = 3 * HEARTBEAT
 """Seconds without a word about a request after which the connection is given up."""
 
+REST: Final = 64
+"""Messages that are asked for at once to have them in order with what is given back."""
+
 LOOK: Final = 10.0
 """Seconds between two looks at how far the group is."""
 
@@ -97,6 +100,7 @@ class NATSReceiver:
         self._arrived: list[Msg] = []
         self._held: dict[str, int] = {}
         self._acknowledging: set[str] = set()
+        self._rest: dict[str, int] | None = None
         self._inbox: Inbox | None = None
         self._reply = ""
         self._asked = 0
@@ -116,8 +120,9 @@ class NATSReceiver:
         for reply in left.acknowledged:
             await self._connection.tell(reply, ACK)
         if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
-            await self._attempts.note([(coordinates(reply), attempt) for reply, attempt in left.held.items()])
-            for reply in left.held:
+            back = in_order(left.held | await self._take_rest(len(left.held)))
+            await self._attempts.note([(coordinates(reply), attempt) for reply, attempt in back.items()])
+            for reply in back:
                 await self._connection.tell(reply, NAK)
 
     # --- receiving
@@ -254,6 +259,10 @@ class NATSReceiver:
     async def _release(self, released: Sequence[tuple[str, float, int]]) -> None:
         if not released:
             return
+        if self._rest:
+            rest = [(reply, 0.0, attempt) for reply, attempt in self._rest.items()]
+            released = sorted([*released, *rest], key=lambda row: coordinates(row[0]).seq)
+            self._rest = {}
         unforeseen = [
             (coordinates(reply), attempt)
             for reply, _, attempt in released
@@ -302,13 +311,43 @@ class NATSReceiver:
         if self._inbox is not None:
             self._check()
             await self._quiet()
-            await self._connection.stop_receiving(self._inbox)
-            self._inbox = None
-            self._asked = 0
-            # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must
-            # not try to serve one with a message that was given back: it loses count, and sends another one twice.
-            await self._streams.consumer(self._group.stream, self._group.name)
+            await self._withdraw()
         await self._deliver()
+        if self._rest is None:
+            self._rest = await self._take_rest(len(self._held))
+            self._held |= self._rest
+
+    async def _withdraw(self) -> None:
+        if self._inbox is None:
+            return
+        await self._connection.stop_receiving(self._inbox)
+        self._inbox = None
+        self._asked = 0
+        # Asked for the group, the server drops requests behind which nobody is any more. Up to 2.9 at least it must
+        # not try to serve one with a message that was given back: it loses count, and sends another one twice.
+        await self._streams.consumer(self._group.stream, self._group.name)
+
+    async def _take_rest(self, held: int) -> dict[str, int]:
+        """What was given back before and has not come again, with its attempts.
+
+        The server hands out first what was given back first, whatever its place in the stream. So what is given back
+        now goes back together with this, in order. If others hold messages of the group, new ones may be among it.
+        """
+        rest: dict[str, int] = {}
+        info = await self._streams.consumer(self._group.stream, self._group.name) if held else None
+        left = 0 if info is None else info["num_ack_pending"] - held
+        while left > 0:
+            count = min(left, REST)
+            await self._ask(count, 0)
+            await self._answered()
+            came, self._arrived = self._arrived, []
+            recalled = await self._recall(came)
+            rest |= {msg.reply: recalled.get(msg.reply, 1) for msg in came}
+            left -= count
+            if len(recalled) < count:  # all that was given back is here
+                break
+        await self._withdraw()
+        return rest
 
     async def _quiet(self) -> None:
         """Until the server has nothing more for us, while there is a request at it.
@@ -345,8 +384,12 @@ class NATSReceiver:
 
     def _all(self) -> dict[str, int]:
         """What was not settled, with its attempt, in the order of the stream: what goes back comes again in that order."""
-        left = (reply for reply in self._held if reply not in self._acknowledging)
-        return {reply: self._held[reply] for reply in sorted(left, key=lambda reply: coordinates(reply).seq)}
+        return in_order({each: at for each, at in self._held.items() if each not in self._acknowledging})
+
+
+def in_order(held: Mapping[str, int]) -> dict[str, int]:
+    """Deliveries and their attempts in the order of the stream."""
+    return {reply: held[reply] for reply in sorted(held, key=lambda reply: coordinates(reply).seq)}
 
 
 def _not_yet(delay: float) -> bytes:
