@@ -33,8 +33,6 @@ EXPECTED_FAILURES: Final = (
         "test_a_message_that_kills_its_process_is_put_aside_and_its_neighbours_are_not",
         "line 51: nobody is a suspect yet",
         {
-            "TestNATS",
-            "TestRedis",
             "TestServiceBus",
             "TestServiceBusSessions",
         },

@@ -20,7 +20,7 @@ from things_kit.brokers.nats.admin import wrong_kind
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refusal, Refused
 from things_kit.brokers.nats.options import LONGEST, durable_names
 from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -161,6 +161,28 @@ async def test_a_receiver_that_closes_in_the_middle_of_an_answer_leaves_no_deliv
             assert {each.message.attempt for each in came} == {1}, f"after {turn} turns"
             await closing.close()
         await broker.remove(topic)
+
+
+async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_outcome(
+    broker: Broker, topic: str
+) -> None:
+    driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
+    await broker.producer().publish(Message(topic, b"x"))
+    dead, heir = await collect(driver, subscription), await collect(driver, subscription)
+    [suspect] = await received(dead, 1)
+    await dead.receiver.mark(suspect, 1)
+    [again] = await received(heir, 1)
+    assert (again.message.attempt, again.suspect) == (2, 1)
+    await heir.settle([], [Release(again, attempt=3)])
+    [failed] = await received(heir, 1)
+    assert (failed.message.attempt, failed.suspect) == (3, 0)
+    await heir.receiver.mark(failed, 3)
+    await heir.receiver.mark(failed, 0)
+    [stopped] = await received(heir, 1)
+    assert (stopped.message.attempt, stopped.suspect) == (4, 0), "a stop took it back"
+    await heir.settle([stopped], [])
+    await heir.close()
+    await dead.close()
 
 
 # --- order

@@ -16,7 +16,7 @@ from things_kit import Broker, ConfigError, Message, PublishError, RetryPolicy, 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.driver import RedisDriver
 from things_kit.brokers.redis.errors import ERRORS
-from things_kit.brokers.redis.keys import CONSUMER, delayed_key
+from things_kit.brokers.redis.keys import CONSUMER, delayed_key, suspects_key
 from things_kit.engine.collected import Collecting, collect
 from things_kit.engine.driver import ConnectionLost, Release, Subscription
 from things_kit.engine.url import BrokerURL
@@ -163,6 +163,30 @@ async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver,
     assert await driver.lag(topic, "g") == 0
     await slow.close()
     await quick.close()
+
+
+async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_outcome(
+    driver: RedisDriver, client: Any, topic: str
+) -> None:
+    subscription = Subscription(topic=topic, group="g")
+    dead, heir = await collect(driver, subscription), await collect(driver, subscription)
+    await driver.send([Message(topic, b"x", id="1")])
+    [suspect] = await received(dead, 1)
+    await dead.receiver.mark(suspect, 1)
+    [again] = await received(heir, 1)  # as soon as the lease is over
+    assert (again.message.attempt, again.suspect) == (2, 1)
+    await dead.receiver.mark(suspect, 9)
+    await heir.settle([], [Release(again, attempt=3)])
+    [failed] = await received(heir, 1)
+    assert (failed.message.attempt, failed.suspect) == (3, 0)
+    await heir.receiver.mark(failed, 3)
+    await heir.receiver.mark(failed, 0)
+    assert not await client.exists(suspects_key(topic, "g")), "a stop took it back"
+    await heir.receiver.mark(failed, 3)
+    await heir.settle([failed], [])
+    assert not await client.exists(suspects_key(topic, "g"))
+    await heir.close()
+    await dead.close()
 
 
 async def test_a_cancelled_receive_loses_and_doubles_nothing(driver: RedisDriver, topic: str) -> None:

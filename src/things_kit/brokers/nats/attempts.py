@@ -3,13 +3,13 @@
 The server counts how often it handed a message out. That is the attempt, but for what was given back without having
 been handled, as by a consumer that stops, and for retries within the process. For these a note is kept: the last
 message of a subject of its own, in the stream `things-kit-attempts`. It says of one delivery which attempt comes next;
-deliveries after that count again, as those of a process that dies.
+deliveries after that count again, as those of a process that dies. The mark of a suspect is in its note, too.
 """
 
 import logging
 from base64 import b64decode
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from nats.aio.msg import Msg
@@ -32,11 +32,19 @@ AT_ONCE: Final = 500
 
 
 class Note(msgspec.Struct, frozen=True):
-    """After so many deliveries of the message that was stored at that time, this is the next attempt."""
+    """After so many deliveries of the message that was stored at that time, this is the next attempt, and this its mark."""
 
     stored: int
     delivered: int
     attempt: int
+    suspect: int = 0
+
+
+class Recalled(NamedTuple):
+    """Which attempt a delivery is, and with which it was marked as a suspect; 0 for never."""
+
+    attempt: int
+    suspect: int
 
 
 _note: Final = msgspec.json.Decoder(Note).decode
@@ -50,13 +58,13 @@ class Attempts:
         self._settings = settings
         self._complained = False
 
-    async def note(self, released: Sequence[tuple[Coordinates, int]]) -> None:
-        """Keep the next attempts of these, before they are given back. Raises ConnectionLost.
+    async def note(self, released: Sequence[tuple[Coordinates, int]], suspect: int = 0) -> bool:
+        """Keep the next attempts of these, before they are given back; whether that could be. Raises ConnectionLost.
 
-        None is needed where the next attempt is the one after this delivery's.
+        None is needed where the next attempt is the one after this delivery's, and there is no mark.
         """
         due = [
-            (_subject(at), msgspec.json.encode(Note(at.stored, at.delivered, attempt)), None)
+            (_subject(at), msgspec.json.encode(Note(at.stored, at.delivered, attempt, suspect)), None)
             for at, attempt in released
         ]
         for start in range(0, len(due), AT_ONCE):
@@ -66,7 +74,8 @@ class Attempts:
                 came = await self._connection.exchange(page)
             if refused := next((each for each in came if isinstance(each, Exception)), None):
                 self._complain(refused)
-                return
+                return False
+        return True
 
     def _complain(self, why: Exception) -> None:
         if not self._complained:
@@ -96,9 +105,9 @@ class Attempts:
             return False
         return True
 
-    async def recall(self, deliveries: Sequence[Coordinates]) -> dict[int, int]:
-        """The attempts of these, by their sequence; none for those that the server's count is right for."""
-        found: dict[int, int] = {}
+    async def recall(self, deliveries: Sequence[Coordinates]) -> dict[int, Recalled]:
+        """What is noted of these, by their sequence; none for those that the server's count is right for."""
+        found: dict[int, Recalled] = {}
         where = f"{self._settings.api}.STREAM.MSG.GET.{STREAM}"
         for start in range(0, len(deliveries), AT_ONCE):
             page = deliveries[start : start + AT_ONCE]
@@ -106,7 +115,8 @@ class Attempts:
             for at, came in zip(page, await self._connection.exchange(asked), strict=True):
                 note = _read(came)
                 if note is not None and note.stored == at.stored and note.delivered < at.delivered:
-                    found[at.seq] = note.attempt + at.delivered - note.delivered - 1
+                    attempt = note.attempt + at.delivered - note.delivered - 1
+                    found[at.seq] = Recalled(attempt, note.suspect)
         return found
 
     async def forget(self, gone: str) -> None:

@@ -73,6 +73,7 @@ class NATSDriver:
             lease=options.lease,
             retained=True,
             attempts=True,
+            suspects=True,
             max_message_bytes=most
             if options.max_message_bytes is None
             else min(most, options.max_message_bytes),

@@ -11,7 +11,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 
 from things_kit.brokers.nats.admin import SECOND, Group, Place, Streams
-from things_kit.brokers.nats.attempts import Attempts
+from things_kit.brokers.nats.attempts import Attempts, Recalled
 from things_kit.brokers.nats.connection import Connection, encoded
 from things_kit.brokers.nats.errors import NoResponders
 from things_kit.brokers.nats.options import Settings
@@ -99,6 +99,7 @@ class NATSReceiver:
         self._longest = (group.config.get("max_expires") or math.inf) / SECOND
         self._arrived: list[Msg] = []
         self._held: dict[str, int] = {}
+        self._marked: set[str] = set()
         self._acknowledging: set[str] = set()
         self._rest: dict[str, int] | None = None
         self._inbox: Inbox | None = None
@@ -167,11 +168,14 @@ class NATSReceiver:
         # What it refuses goes back with all that is held, in order, when this closes
         self._subscription.inbox.put([self._delivery(msg, recalled) for msg in arrived])
 
-    def _delivery(self, msg: Msg, recalled: Mapping[str, int]) -> Delivery:
+    def _delivery(self, msg: Msg, recalled: Mapping[str, Recalled]) -> Delivery:
         reply = msg.reply
         at = coordinates(reply)
-        attempt = self._held[reply] = recalled.get(reply, at.delivered)
-        return Delivery(unpack(msg, self._envelope, at, attempt), reply)
+        attempt, suspect = recalled.get(reply, (at.delivered, 0))
+        self._held[reply] = attempt
+        if suspect:
+            self._marked.add(reply)
+        return Delivery(unpack(msg, self._envelope, at, attempt), reply, suspect)
 
     async def _ask(self, count: int, wait: float, *, one_shot: bool = True) -> None:
         """Ask for messages. A request that is one shot ends with the first ones that there are."""
@@ -215,11 +219,11 @@ class NATSReceiver:
         if self._failure is not None:
             raise self._failure
 
-    async def _recall(self, messages: Sequence[Msg]) -> dict[str, int]:
-        """Which attempt those are that were delivered before."""
+    async def _recall(self, messages: Sequence[Msg]) -> dict[str, Recalled]:
+        """Which attempt those are that were delivered before, and which are marked."""
         again = [(msg.reply, at) for msg in messages if (at := coordinates(msg.reply)).delivered > 1]
         found = await self._attempts.recall([at for _, at in again]) if again else {}
-        return {reply: found.get(at.seq, at.delivered) for reply, at in again}
+        return {reply: found.get(at.seq, Recalled(at.delivered, 0)) for reply, at in again}
 
     async def _look(self) -> None:
         """Note how far the group is, for the case that somebody deletes it."""
@@ -251,6 +255,7 @@ class NATSReceiver:
         """Tell the server all of it, and wait until it has taken the last: it takes them in order."""
         self._acknowledging.update(delivery.token for delivery in acknowledged)
         await self._release([(each.delivery.token, each.delay, each.attempt) for each in released])
+        await self._unmark([delivery.token for delivery in acknowledged])
         await self._send([(delivery.token, ACK) for delivery in acknowledged])
         for delivery in acknowledged:
             self._held.pop(delivery.token, None)
@@ -266,12 +271,33 @@ class NATSReceiver:
         unforeseen = [
             (coordinates(reply), attempt)
             for reply, _, attempt in released
-            if attempt != self._held.get(reply, attempt) + 1
+            if attempt != self._held.get(reply, attempt) + 1 or reply in self._marked
         ]
         await self._attempts.note(unforeseen)
         await self._send([(reply, _not_yet(delay)) for reply, delay, _ in released])
         for reply, _, _ in released:
             self._held.pop(reply, None)
+            self._marked.discard(reply)
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """Keep it in the note of its attempt, as long as nobody says what became of it."""
+        reply: str = delivery.token
+        if not await self._note_mark(reply, suspect):
+            raise ConfigError("no notes can be kept")
+        if suspect:
+            self._marked.add(reply)
+        else:
+            self._marked.discard(reply)
+
+    async def _unmark(self, replies: Sequence[str]) -> None:
+        """A server that is killed may forget that they were acknowledged: nobody died of them."""
+        for reply in self._marked.intersection(replies):
+            await self._note_mark(reply, 0)
+            self._marked.discard(reply)
+
+    async def _note_mark(self, reply: str, suspect: int) -> bool:
+        at = coordinates(reply)
+        return await self._attempts.note([(at, self._held.get(reply, at.delivered) + 1)], suspect)
 
     async def _send(self, settlements: Sequence[tuple[str, bytes]]) -> None:
         """All of these, confirmed. One connection's settlements of a group are taken in order: the last speaks for all."""
@@ -342,7 +368,7 @@ class NATSReceiver:
             await self._answered()
             came, self._arrived = self._arrived, []
             recalled = await self._recall(came)
-            rest |= {msg.reply: recalled.get(msg.reply, 1) for msg in came}
+            rest |= {msg.reply: recalled[msg.reply].attempt if msg.reply in recalled else 1 for msg in came}
             left -= count
             if len(recalled) < count:  # all that was given back is here
                 break

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.errors import ERRORS, says
-from things_kit.brokers.redis.keys import delayed_key
+from things_kit.brokers.redis.keys import delayed_key, group_keys, suspects_key
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
@@ -35,20 +35,23 @@ class Admin:
             if not groups:
                 await scripts.DECLARE(self._client, (topic,))
             for group in groups:
-                await scripts.JOIN(self._client, (topic, delayed_key(topic, group)), group, "0", 1)
+                await scripts.JOIN(self._client, group_keys(topic, group), group, "0", 1)
 
     async def remove(self, topic: str, group: str | None) -> None:
         """Delete the stream and what its groups have put back, or one group alone."""
         with ERRORS.during(f"removing {topic!r}" if group is None else f"removing {group!r} of {topic!r}"):
             if group is None:
-                await self._client.unlink(topic, *_delayed_keys(topic, await self._groups(topic)))
+                groups = await self._groups(topic)
+                await self._client.unlink(
+                    topic, *_of_groups(delayed_key, topic, groups), *_of_groups(suspects_key, topic, groups)
+                )
                 return
             try:
                 await self._client.xgroup_destroy(topic, group)
             except ResponseError as error:
                 if not says(error, "key to exist"):
                     raise
-            await self._client.unlink(delayed_key(topic, group))
+            await self._client.unlink(delayed_key(topic, group), suspects_key(topic, group))
 
     async def _groups(self, topic: str) -> list[bytes]:
         try:
@@ -71,7 +74,7 @@ class Admin:
 
     async def lag(self, topic: str, group: str) -> int:
         """What is not delivered yet, what is pending, and what was put back."""
-        keys, cursor = (topic, delayed_key(topic, group)), b""
+        keys, cursor = group_keys(topic, group), b""
         lag: int = 0
         with ERRORS.during(f"asking for the lag of {topic!r}"):
             while True:
@@ -94,15 +97,15 @@ class Admin:
 
     async def _trim(self, topic: str) -> None:
         groups = await self._groups(topic)
-        keys = topic, *_delayed_keys(topic, groups)
+        keys = topic, *_of_groups(delayed_key, topic, groups)
         oldest = max(0, round(1000 * (time.time() - self._retain)))
         await scripts.TRIM(self._client, keys, f"{oldest}-0", *groups)
 
 
-def _delayed_keys(topic: str, groups: Sequence[bytes]) -> list[str]:
-    """Of all groups that can be ours: those of others may have names that are no UTF-8."""
+def _of_groups(key: Callable[[str, str], str], topic: str, groups: Sequence[bytes]) -> list[str]:
+    """The keys of all groups that can be ours: those of others may have names that are no UTF-8."""
     ours = []
     for group in groups:
         with contextlib.suppress(UnicodeDecodeError):
-            ours.append(delayed_key(topic, group.decode()))
+            ours.append(key(topic, group.decode()))
     return ours

@@ -22,7 +22,7 @@ from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.admin import Admin
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
 from things_kit.brokers.redis.errors import ERRORS
-from things_kit.brokers.redis.keys import CONSUMER, check_topic, delayed_key
+from things_kit.brokers.redis.keys import CONSUMER, check_topic, group_keys
 from things_kit.brokers.redis.options import Settings
 from things_kit.brokers.redis.reading import Reading
 from things_kit.brokers.redis.receiver import FAREWELL, RedisReceiver, leave
@@ -51,6 +51,7 @@ class RedisDriver:
             delay=True,
             attempts=True,
             retained=True,
+            suspects=True,
             lease=options.lease,
             max_message_bytes=options.max_message_bytes,
         )
@@ -204,7 +205,7 @@ class RedisDriver:
 
     async def _join(self, subscription: Subscription) -> bytes:
         topic, group, create = subscription.topic, subscription.group, subscription.create
-        keys = topic, delayed_key(topic, group)
+        keys = group_keys(topic, group)
         start = "$" if subscription.start == "latest" else "0"
         place, held = self._gone.get((topic, group), (start, ()))
         if isinstance(place, bytes):

@@ -14,22 +14,36 @@ from things_kit.messaging.errors import ConfigError
 DELAYED: Final = "tk-delayed:"
 """How the key of a group's delayed messages begins."""
 
+SUSPECTS: Final = "tk-suspects:"
+"""How the key of a group's suspects begins."""
+
 CONSUMER: Final = "things-kit-"
 """How the names of our consumers begin; those of others are left alone."""
 
 
 def check_topic(topic: str) -> None:
     """Raise ConfigError for a topic whose key would be one of ours."""
-    if topic.startswith(DELAYED):
-        raise ConfigError(
-            f"a topic's name must not begin with {DELAYED!r}, which the driver keeps for itself"
-        )
+    for ours in (DELAYED, SUSPECTS):
+        if topic.startswith(ours):
+            raise ConfigError(
+                f"a topic's name must not begin with {ours!r}, which the driver keeps for itself"
+            )
 
 
 @functools.lru_cache(maxsize=1024)
 def delayed_key(topic: str, group: str) -> str:
     """The sorted set of what a group has put back. The length keeps `a:b` + `c` apart from `a` + `b:c`."""
     return f"{DELAYED}{len(topic)}:{_tagged(topic)}:{group}"
+
+
+def suspects_key(topic: str, group: str) -> str:
+    """The hash of the marks of what may kill its processes: an entry's ID, and with which attempt it was marked."""
+    return SUSPECTS + delayed_key(topic, group).removeprefix(DELAYED)
+
+
+def group_keys(topic: str, group: str) -> tuple[str, str, str]:
+    """All that a group has: its stream, and what it keeps beside that."""
+    return topic, delayed_key(topic, group), suspects_key(topic, group)
 
 
 def _tagged(topic: str) -> str:

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.errors import ERRORS, says
-from things_kit.brokers.redis.keys import consumer_name, delayed_key
+from things_kit.brokers.redis.keys import consumer_name, group_keys
 from things_kit.brokers.redis.wire import Layout, position
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 
@@ -61,8 +61,9 @@ class RedisReceiver:
         self._lease = round(lease * 1000)
         self._look_every = min(LOOK, lease / 3)
         self._consumer = consumer_name()
-        self._keys = topic, delayed_key(topic, group)
+        self._keys = group_keys(topic, group)
         self._held: dict[bytes, None] = {}
+        self._marked: set[bytes] = set()
         self._leaving: set[bytes] = set()  # being put back: by now it may be there, or still with us
         self._cursor: bytes = b"0-0"
         self._look_at = 0.0
@@ -126,11 +127,14 @@ class RedisReceiver:
         ]
         new.sort(key=lambda entry: position(entry[0]))
         attempts = {entry[0]: entry[2] for entry in new}
+        marks = {entry[0]: entry[4] for entry in new if entry[4]}
         deliveries = self._unpacked([(entry[0], entry[1]) for entry in new])
         for delivery in deliveries:
             attempt = attempts[delivery.token]
             if attempt > 1:
                 delivery.message = delivery.message.replace(attempt=attempt)
+            delivery.suspect = marks.get(delivery.token, 0)
+        self._marked.update(marks)
         return deliveries
 
     async def _read(self, limit: int, ends: float) -> Sequence[Delivery]:
@@ -184,6 +188,9 @@ class RedisReceiver:
 
     async def _acknowledge(self, entries: Sequence[bytes]) -> None:
         topic, group = self._subscription.topic, self._subscription.group
+        if marked := self._marked.intersection(entries):
+            await self._home.client.execute_command("HDEL", self._keys[2], *marked)
+            self._marked -= marked
         await self._home.client.execute_command("XACK", topic, group, *entries)
         for entry in entries:
             self._held.pop(entry, None)
@@ -202,10 +209,23 @@ class RedisReceiver:
             words = (word for row in rows for word in row)
             await scripts.RELEASE(self._home.client, self._keys, group, self._consumer, *words)
             self._leaving -= entries
+            self._marked -= entries
         soonest = asyncio.get_running_loop().time() + max(0.0, min(given.delay for given in released))
         self._look_at = min(self._look_at, soonest)
         if soonest < self._block_until:
             await self._reading.wake()
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """Note it beside the stream; it is gone with the entry's next outcome."""
+        entry: bytes = delivery.token
+        with ERRORS.during("marking a suspect"):
+            await scripts.MARK(
+                self._home.client, self._keys, self._subscription.group, self._consumer, entry, suspect
+            )
+        if suspect:
+            self._marked.add(entry)
+        else:
+            self._marked.discard(entry)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Renew the lease of all that this consumer has; what was taken from it stays with whom has it."""
@@ -237,7 +257,7 @@ class RedisReceiver:
 
 async def leave(client: Any, subscription: Subscription, consumer: str) -> None:
     """Have a consumer's messages put back; a group that is gone has none. Raises the client's errors."""
-    keys = subscription.topic, delayed_key(subscription.topic, subscription.group)
+    keys = group_keys(subscription.topic, subscription.group)
     try:
         await scripts.LEAVE(client, keys, subscription.group, consumer)
     except ResponseError as error:

@@ -3,7 +3,7 @@
 A message that a group was given and has not acknowledged is either pending with a consumer, or put back: then it is a
 member of the sorted set of delayed messages, scored by the time it is due (milliseconds), and pending with nobody. A member is
 `ID ATTEMPT`, the ID padded with zeros so that members of one score are in the order of the stream. In a consumer's hands the
-attempt is the entry's delivery count.
+attempt is the entry's delivery count. The mark of a suspect is in a hash, until it is acknowledged or put back with a verdict.
 
 How many entries a group has yet to read is counted by Redis from 7.0 on, but wrongly once some of them were trimmed:
 what it counts never returns to 0. It is known without counting where the group is at the stream's end, or before its
@@ -98,6 +98,7 @@ if create == '1' then
   local made = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
   if not made.err then
+    redis.call('DEL', KEYS[3])
     for i = 4, #ARGV do put_back(ARGV[i], 1, 0) end
   end
 end
@@ -150,11 +151,14 @@ if #taken < limit then
     end
   end
 end
+for _, entry in ipairs(taken) do
+  entry[5] = tonumber(redis.call('HGET', KEYS[3], entry[1]) or 0)
+end
 local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
 return {taken, cursor, first[2] and math.max(0, first[2] - now()) or -1}
 """)
 """Take what is due, then what lies idle with others. Arguments: group, consumer, lease in milliseconds, limit, cursor.
-Returns entries with their attempts and whether they had been put back, the next cursor, and the milliseconds until more is due,
+Returns entries with their attempts, whether they had been put back, and their marks; the next cursor, and the milliseconds until more is due,
 -1 for never. Where Redis cannot be right about what the group has read, it is told so."""
 
 
@@ -164,10 +168,22 @@ for i = 3, #ARGV, 3 do
   if redis.call('XPENDING', stream, group, id, id, 1, consumer)[1] then -- else somebody else has it
     put_back(id, ARGV[i + 2], tonumber(ARGV[i + 1]))
     redis.call('XACK', stream, group, id)
+    redis.call('HDEL', KEYS[3], id)
   end
 end
 """)
 """Put entries back. Arguments: group, consumer, and for each entry its ID, its delay in milliseconds, its next attempt."""
+
+
+MARK: Final = Script("""
+local id, suspect = ARGV[3], tonumber(ARGV[4])
+if suspect == 0 then
+  redis.call('HDEL', KEYS[3], id)
+elseif redis.call('XPENDING', stream, group, id, id, 1, consumer)[1] then -- else somebody else has it
+  redis.call('HSET', KEYS[3], id, suspect)
+end
+""")
+"""Mark an entry as a suspect. Arguments: group, consumer, its ID, its attempt or 0 for no mark."""
 
 
 EXTEND: Final = Script("""
