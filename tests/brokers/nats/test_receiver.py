@@ -20,7 +20,7 @@ from things_kit.brokers.nats.admin import wrong_kind
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refusal, Refused
 from things_kit.brokers.nats.options import LONGEST, durable_names
 from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Marking, Release, Subscription
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -56,6 +56,12 @@ async def topic(broker: Broker) -> AsyncIterator[str]:
     name = f"orders-{uuid4().hex[:10]}"
     yield name
     await broker.remove(name)
+
+
+def marking(receiver: Collecting) -> Marking:
+    """The receiver that keeps marks."""
+    assert isinstance(receiver.receiver, Marking)
+    return receiver.receiver
 
 
 async def received(receiver: Collecting, count: int) -> list[Delivery]:
@@ -170,14 +176,14 @@ async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_
     await broker.producer().publish(Message(topic, b"x"))
     dead, heir = await collect(driver, subscription), await collect(driver, subscription)
     [suspect] = await received(dead, 1)
-    await dead.receiver.mark(suspect, 1)
+    await marking(dead).mark(suspect, 1)
     [again] = await received(heir, 1)
     assert (again.message.attempt, again.suspect) == (2, 1)
     await heir.settle([], [Release(again, attempt=3)])
     [failed] = await received(heir, 1)
     assert (failed.message.attempt, failed.suspect) == (3, 0)
-    await heir.receiver.mark(failed, 3)
-    await heir.receiver.mark(failed, 0)
+    await marking(heir).mark(failed, 3)
+    await marking(heir).mark(failed, 0)
     [stopped] = await received(heir, 1)
     assert (stopped.message.attempt, stopped.suspect) == (4, 0), "a stop took it back"
     await heir.settle([stopped], [])

@@ -18,7 +18,7 @@ from things_kit.brokers.redis.driver import RedisDriver
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, delayed_key, suspects_key
 from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.driver import ConnectionLost, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Marking, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
@@ -49,6 +49,12 @@ async def driver(redis: RedisServer) -> AsyncIterator[RedisDriver]:
     await driver.open()
     yield driver
     await driver.close()
+
+
+def marking(receiver: Collecting) -> Marking:
+    """The receiver that keeps marks."""
+    assert isinstance(receiver.receiver, Marking)
+    return receiver.receiver
 
 
 async def received(receiver: Collecting, count: int, wait: float = 5.0) -> list[Any]:
@@ -172,17 +178,17 @@ async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_
     dead, heir = await collect(driver, subscription), await collect(driver, subscription)
     await driver.send([Message(topic, b"x", id="1")])
     [suspect] = await received(dead, 1)
-    await dead.receiver.mark(suspect, 1)
+    await marking(dead).mark(suspect, 1)
     [again] = await received(heir, 1)  # as soon as the lease is over
     assert (again.message.attempt, again.suspect) == (2, 1)
-    await dead.receiver.mark(suspect, 9)
+    await marking(dead).mark(suspect, 9)
     await heir.settle([], [Release(again, attempt=3)])
     [failed] = await received(heir, 1)
     assert (failed.message.attempt, failed.suspect) == (3, 0)
-    await heir.receiver.mark(failed, 3)
-    await heir.receiver.mark(failed, 0)
+    await marking(heir).mark(failed, 3)
+    await marking(heir).mark(failed, 0)
     assert not await client.exists(suspects_key(topic, "g")), "a stop took it back"
-    await heir.receiver.mark(failed, 3)
+    await marking(heir).mark(failed, 3)
     await heir.settle([failed], [])
     assert not await client.exists(suspects_key(topic, "g"))
     await heir.close()
