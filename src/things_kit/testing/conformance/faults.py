@@ -249,6 +249,7 @@ class FaultyFetching(FaultyReceiver):
         self._deaf.set()
         if self._asking is not None:
             await asyncio.wait({self._asking})
+        await self._inner.quiesce()  # what was asked for may still be at the broker
 
     async def fetch(self, limit: int, wait: float) -> None:
         """As the receiver does, or until the connection is lost."""
