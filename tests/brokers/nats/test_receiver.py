@@ -205,6 +205,34 @@ async def test_what_is_given_back_again_and_again_comes_in_order(broker: Broker,
         await stopping.close()
 
 
+async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_nats: NATSServer) -> None:
+    client = await nats.connect(own_nats.url)
+    async with Relay(own_nats.ports[0]) as relay, connect(f"nats://127.0.0.1:{relay.port}") as broker:
+        driver, subscription = broker.transmission.driver, Subscription(topic="orders", group="g")
+        await broker.producer().publish_batch([Message("orders", b"%d" % n) for n in range(20)])
+        stopping = await collect(driver, subscription)
+        await received(stopping, 20)
+        await stopping.close()
+        cut_short = await collect(driver, subscription)
+        came = await received(cut_short, 18)
+        relay.slow(0.5)
+        settling = asyncio.create_task(cut_short.settle(came[:5], []))
+
+        async def acknowledged() -> bool:
+            return (await client.jetstream().consumer_info("orders", "g")).num_ack_pending == 15
+
+        await eventually(acknowledged, 5)
+        settling.cancel()
+        await asyncio.wait({settling})
+        relay.slow(0)
+        await cut_short.close()
+        heir = await collect(driver, subscription)
+        came = await received(heir, 3)
+        assert [int(each.message.value) for each in came] == [5, 6, 7]
+        await heir.close()
+    await client.close()
+
+
 async def test_what_a_lost_connection_left_behind_comes_before_what_was_given_back_earlier(
     own_nats: NATSServer,
 ) -> None:

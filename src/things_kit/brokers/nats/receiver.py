@@ -340,7 +340,8 @@ class NATSReceiver:
             await self._withdraw()
         await self._deliver()
         if self._rest is None:
-            self._rest = await self._take_rest(len(self._held))
+            # What is being acknowledged may be so at the server already, and is not to hide any of the rest
+            self._rest = await self._take_rest(len(self._all()))
             self._held |= self._rest
 
     async def _withdraw(self) -> None:
