@@ -219,7 +219,7 @@ async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_na
         settling = asyncio.create_task(cut_short.settle(came[:5], []))
 
         async def acknowledged() -> bool:
-            return (await client.jetstream().consumer_info("orders", "g")).num_ack_pending == 15
+            return bool((await client.jetstream().consumer_info("orders", "g")).num_ack_pending == 15)
 
         await eventually(acknowledged, 5)
         settling.cancel()
@@ -236,7 +236,10 @@ async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_na
 async def test_what_a_lost_connection_left_behind_comes_before_what_was_given_back_earlier(
     own_nats: NATSServer,
 ) -> None:
-    async with Relay(own_nats.ports[0]) as relay, connect(f"nats://127.0.0.1:{relay.port}") as broker:
+    async with (
+        Relay(own_nats.ports[0]) as relay,
+        connect(f"nats://127.0.0.1:{relay.port}?lease=60") as broker,
+    ):
         driver, subscription = broker.transmission.driver, Subscription(topic="orders", group="g")
         await broker.producer().publish_batch([Message("orders", b"%d" % n) for n in range(20)])
         stopping = await collect(driver, subscription)
@@ -245,6 +248,8 @@ async def test_what_a_lost_connection_left_behind_comes_before_what_was_given_ba
         losing = await collect(driver, subscription)
         await received(losing, 5)
         await relay.cut()
+        with pytest.raises(ConnectionLost):
+            await losing.receiver.overdue()
         with pytest.raises(ConnectionLost):
             await losing.receiver.close()
         heir = await collect(driver, subscription)
