@@ -233,31 +233,6 @@ async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_na
     await client.close()
 
 
-async def test_what_a_lost_connection_left_behind_comes_before_what_was_given_back_earlier(
-    own_nats: NATSServer,
-) -> None:
-    async with (
-        Relay(own_nats.ports[0]) as relay,
-        connect(f"nats://127.0.0.1:{relay.port}?lease=60") as broker,
-    ):
-        driver, subscription = broker.transmission.driver, Subscription(topic="orders", group="g")
-        await broker.producer().publish_batch([Message("orders", b"%d" % n) for n in range(20)])
-        stopping = await collect(driver, subscription)
-        await received(stopping, 20)
-        await stopping.close()
-        losing = await collect(driver, subscription)
-        await received(losing, 5)
-        await relay.cut()
-        with pytest.raises(ConnectionLost):
-            await losing.receiver.overdue()
-        with pytest.raises(ConnectionLost):
-            await losing.receiver.close()
-        heir = await collect(driver, subscription)
-        came = await received(heir, 10)
-        assert [int(each.message.value) for each in came] == list(range(10))
-        await heir.close()
-
-
 # --- several topics in one stream
 
 
