@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 
 from things_kit.engine.adapter import adapted
-from things_kit.engine.driver import Delivery, Driver, Fetching, Pushed, Receiver, Subscription, Which
+from things_kit.engine.driver import (
+    Delivery,
+    Driver,
+    Fetching,
+    Pushed,
+    Receiver,
+    Release,
+    Subscription,
+    Which,
+)
 
 
 class Collected:
@@ -96,8 +105,15 @@ class Collecting:
 
     async def close(self) -> None:
         """See `Receiver.close`; what was not taken goes back."""
-        await self.receiver.quiesce()
-        await self.receiver.close()
+        try:
+            await self.receiver.quiesce()
+            waiting = self.inbox.take(len(self.inbox.waiting))
+            if waiting:
+                await self.receiver.settle(
+                    [], [Release(each, attempt=each.message.attempt) for each in waiting]
+                )
+        finally:
+            await self.receiver.close()
 
 
 async def collect(driver: Driver, subscription: Subscription) -> Collecting:

@@ -258,6 +258,7 @@ class Pump:
             inbox.admit(deliveries)
         if self._paused:
             self._hand_back()
+        self._room.set()  # what waits behind its key takes nobody's place: whoever is pushed to may have more
         self._workers.wake()
 
     def _skip_foreign(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
