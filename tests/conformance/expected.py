@@ -30,19 +30,6 @@ class ExpectedFailure(msgspec.Struct, frozen=True):
 
 EXPECTED_FAILURES: Final = (
     ExpectedFailure(
-        "test_a_message_that_kills_its_process_is_put_aside_and_its_neighbours_are_not",
-        "line 51: nobody is a suspect yet",
-        {
-            "TestServiceBus",
-            "TestServiceBusSessions",
-        },
-    ),
-    ExpectedFailure(
-        "test_a_removed_group_holds_back_nothing_and_lags_by_nothing",
-        "line 41: the driver cannot remove a group alone",
-        {"TestServiceBus", "TestServiceBusSessions"},
-    ),
-    ExpectedFailure(
         "test_a_consumer_that_has_gone_deaf_is_opened_anew",
         "line 60: the driver does not say what its receivers should be getting",
         {

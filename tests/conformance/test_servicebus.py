@@ -14,7 +14,9 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
 from azure.servicebus.amqp import AmqpAnnotatedMessage
 
-from things_kit import UnsupportedError
+from things_kit import UnsupportedError, connect
+from things_kit.brokers.servicebus.amqp.codec import Described, Encoded, encode
+from things_kit.brokers.servicebus.wire import DATA, FIELDS
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.conformance import (
     ConformanceSuite,
@@ -62,17 +64,28 @@ class Foreign:
 
     @property
     def unreadable(self) -> Sequence[Callable[[str], Awaitable[None]]]:
-        return [self.publish_properties_of_every_kind, self.publish_a_value, self.publish_a_sequence]
+        return [
+            self.publish_properties_of_every_kind,
+            self.publish_types_that_python_has_not,
+            self.publish_a_value,
+            self.publish_a_sequence,
+        ]
 
     async def publish_properties_of_every_kind(self, topic: str) -> None:
         kinds: Any = {
-            "bytes": b"\xff\xfe",
             "number": 5,
             "real": 1.5,
             "uuid": uuid4(),
             "time": datetime.now(UTC),
         }
         await self._send(topic, ServiceBusMessage(b"x", application_properties=kinds))
+
+    async def publish_types_that_python_has_not(self, topic: str) -> None:
+        """A char and a decimal, which Azure's own client cannot even send."""
+        odd = {"char": Encoded(b"\x73\x00\x00\x00\x41"), "decimal": Encoded(b"\x74\x22\x50\x00\x01")}
+        async with connect(self._server.url) as broker:
+            sender = await broker.transmission.driver._client.sender(topic)  # type: ignore[attr-defined]
+            await sender.send(encode(Described(FIELDS, odd)) + encode(Described(DATA, b"x")))
 
     async def publish_a_value(self, topic: str) -> None:
         await self._send(topic, AmqpAnnotatedMessage(value_body={"amount": 5}))

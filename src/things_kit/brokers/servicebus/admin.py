@@ -3,23 +3,24 @@
 It needs the right to manage, which publishing and receiving do not.
 """
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from azure.core.exceptions import HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import ResourceExistsError, ResourceNotFoundError
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.management import SqlRuleFilter, TrueRuleFilter
 
-from things_kit.brokers.servicebus.errors import CLIENT, translated
-from things_kit.brokers.servicebus.links import Links
-from things_kit.brokers.servicebus.messages import GROUP
+from things_kit.brokers.servicebus.client import Client
+from things_kit.brokers.servicebus.errors import MANAGING
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.engine.driver import ConnectionLost, Subscription
+from things_kit.engine.envelope import GROUP
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 
 ResultT = TypeVar("ResultT")
@@ -33,10 +34,11 @@ IDLE: Final = timedelta(minutes=5)
 PATIENCE: Final = 10
 """Seconds that an answer may take."""
 
+GOODBYE: Final = 1.0
+"""Seconds that removing an ephemeral group may take."""
+
 NOTE: Final = "things-kit"
 NOTE_LENGTH: Final = 1024
-
-CONFLICT: Final = 409
 
 
 class PlainHttp(AioHttpTransport):  # type: ignore[misc, unused-ignore]
@@ -56,9 +58,9 @@ def rule_of(subscription: str) -> SqlRuleFilter:
 class Admin:
     """What can be done with entities, between `open` and `close`."""
 
-    def __init__(self, settings: Settings, links: Links) -> None:
+    def __init__(self, settings: Settings, client: Client) -> None:
         self._settings = settings
-        self._links = links
+        self._namespace = client
         self._client: ServiceBusAdministrationClient | None = None
         self._groups: dict[str, str] = {}  # by queue: which group has it
 
@@ -86,9 +88,10 @@ class Admin:
         if settings.options.emulator:
             host = f"{settings.address[0]}:{settings.options.admin_port}"
         if settings.options.key is None:
-            credential = self._links.credential
+            credential = self._namespace.credential
             return ServiceBusAdministrationClient(host, credential, transport=transport, retry_total=0)
-        login = f"Endpoint=sb://{host};SharedAccessKeyName={settings.options.key_name};SharedAccessKey={settings.options.key.reveal()}"
+        key = settings.options.key.reveal()
+        login = f"Endpoint=sb://{host};SharedAccessKeyName={settings.options.key_name};SharedAccessKey={key}"
         return ServiceBusAdministrationClient.from_connection_string(
             login, transport=transport, retry_total=0
         )
@@ -102,26 +105,19 @@ class Admin:
     async def ask(self, call: Awaitable[ResultT], doing: str) -> ResultT | None:
         """What the API answers; None for what is not there. Raises ConnectionLost, ConfigError."""
         try:
-            return await call
+            with MANAGING.during(doing, through=(ResourceNotFoundError,)):
+                return await call
         except ResourceNotFoundError:
             return None
-        except CLIENT as error:
-            trouble = translated(error, doing)
-            if isinstance(error, HttpResponseError) and error.status_code in {401, 403}:
-                trouble = ConfigError(f"{trouble}; where it may not manage, connect with ?declare=false")
-            raise trouble from error
 
     async def _create(self, call: Awaitable[Any], doing: str) -> bool:
         """Create what somebody else may create at the same time; whether it was us."""
         try:
-            await call
-        except ResourceExistsError:
-            return False
-        except CLIENT as error:
-            if isinstance(error, HttpResponseError) and error.status_code == CONFLICT:
-                raise ConnectionLost(f"{doing}: somebody else is at it") from error
-            await self.ask(_raising(error), doing)
-            return False
+            await self.ask(call, doing)
+        except ConnectionLost as error:
+            if isinstance(error.__cause__, ResourceExistsError):
+                return False
+            raise
         return True
 
     # --- topics
@@ -204,9 +200,39 @@ class Admin:
             await self.ask(self.client.update_rule(entity, name, rule), doing)
 
     async def remove_group(self, topic: str, group: str) -> None:
-        """Delete a group's subscription."""
-        name, doing = subscription_of(group), f"removing the group {group!r} of {topic!r}"
-        await self.ask(self.client.delete_subscription(entity_of(topic), name), doing)
+        """Delete a group's subscription, or forget whose a queue is."""
+        name, doing = entity_of(topic), f"removing the group {group!r} of {topic!r}"
+        if not self._settings.by_queue:
+            await self.ask(self.client.delete_subscription(name, subscription_of(group)), doing)
+            return
+        found = await self.ask(self.client.get_queue(name), doing)
+        if self._groups.get(name) == group:
+            del self._groups[name]
+        if found is not None and (_read_note(found) or [None, None])[1] == group:
+            found.user_metadata = _note(topic, None)
+            await self.ask(self.client.update_queue(found), doing)
+
+    async def remove_ephemeral(self, subscription: Subscription) -> None:
+        """Delete the subscription of a consumer that stops; one that cannot be deleted now the service deletes later."""
+        if subscription.ephemeral and self.known:
+            with contextlib.suppress(ConnectionLost, ThingsKitError, TimeoutError):
+                async with asyncio.timeout(GOODBYE):
+                    await self.remove_group(subscription.topic, subscription.group)
+
+    async def has_listeners(self, topic: str) -> bool | None:
+        """Whether a topic has a subscription; a queue keeps what nobody has asked for yet. None if we may not ask."""
+        if self._settings.by_queue:
+            return True
+        if not self.known:
+            return None
+        groups = self.client.list_subscriptions(entity_of(topic))
+        try:
+            return (
+                await self.ask(anext(groups.__aiter__(), None), f"asking who listens to {topic!r}")
+                is not None
+            )
+        except ConfigError:
+            return None
 
     def _check_receiving(self, found: Any, doing: str) -> None:
         """What an entity that was there before must have."""
@@ -273,23 +299,12 @@ class Admin:
         return (counted.active_message_count or 0) + _scheduled(whole)
 
 
-async def remove_ephemeral(admin: Admin, subscription: Subscription) -> None:
-    """Delete the subscription of a consumer that stops; one that cannot be deleted now the service deletes later."""
-    if subscription.ephemeral and admin.known:
-        with contextlib.suppress(ConnectionLost, ThingsKitError):
-            await admin.remove_group(subscription.topic, subscription.group)
-
-
 def _scheduled(whole: Any) -> int:
     """What is scheduled waits in the topic, whoever it is for. Some emulators do not count for a topic."""
     try:
         return whole.scheduled_message_count or 0
     except AttributeError:
         return 0
-
-
-async def _raising(error: BaseException) -> Any:
-    raise error
 
 
 def _note(topic: str, group: str | None) -> str:

@@ -1,4 +1,4 @@
-"""`servicebus://`: Azure Service Bus, through azure-servicebus.
+"""`servicebus://`: Azure Service Bus.
 
     servicebus://NAMESPACE.servicebus.windows.net?key_name=…&key=…      a shared access key
     servicebus://NAMESPACE.servicebus.windows.net                       whatever azure-identity finds
@@ -12,11 +12,12 @@ With `?sessions=true` keys are sessions, and their order holds across processes.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from things_kit.brokers.servicebus.admin import Admin
-from things_kit.brokers.servicebus.links import Links
-from things_kit.brokers.servicebus.names import entity_of
+from things_kit.brokers.servicebus.client import Client
+from things_kit.brokers.servicebus.errors import ERRORS
+from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.brokers.servicebus.publisher import Publisher
 from things_kit.brokers.servicebus.receiver import LinkReceiver
@@ -24,25 +25,27 @@ from things_kit.brokers.servicebus.sessions import SessionReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import UnsupportedError
-from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
     from things_kit.engine.facts import Facts, Question
 
 
 class ServiceBusDriver:
-    """A client of one namespace: its links, its management API, and what uses them."""
+    """A client of one namespace: its connection, its management API, and what uses them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._links = Links(settings)
-        self._admin = Admin(settings, self._links)
-        self._publisher = Publisher(settings, self._links)
+        self._client = Client(settings)
+        self._admin = Admin(settings, self._client)
+        publisher = Publisher(settings, self._client)
+        self.send = publisher.send
+        self.send_later = publisher.send_later
+        self.has_listeners = self._admin.has_listeners
         self.capabilities = Capabilities(
-            delay=True,
             delay_from=1.0,  # Service Bus looks for what is due about once a second
             lease=float(settings.options.lease),
             attempts=True,
+            suspects=True,
             targeted=True,
             lag=self._admin.known,
             max_message_bytes=settings.options.max_message_bytes,
@@ -54,18 +57,19 @@ class ServiceBusDriver:
         return cls(Settings.from_url(url))
 
     async def open(self) -> None:
-        """Make the client, and see that somebody there speaks AMQP; links are opened when they are needed."""
-        await self._links.open()
-        await self._links.ping()
+        """Connect; rights are shown when something is asked for."""
+        await self._client.open()
+        await self.ping()
 
     async def close(self) -> None:
-        """Close all links, and the client of the management API."""
+        """Close the connection, and the client of the management API."""
         await self._admin.close()
-        await self._links.close()
+        await self._client.close()
 
     async def ping(self) -> None:
-        """See that somebody there speaks AMQP."""
-        await self._links.ping()
+        """See that the service answers on the connection."""
+        with ERRORS.during(f"{self._settings.display} cannot be reached"):
+            await self._client.ping()
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create the topic, and a subscription for each group."""
@@ -73,30 +77,35 @@ class ServiceBusDriver:
         for group in groups:
             await self._admin.declare_group(topic, group)
 
-    async def remove(self, topic: str) -> None:
-        """Delete the topic with its subscriptions, or the queue."""
-        await self._links.drop(entity_of(topic))
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the topic with its subscriptions, or the queue; or the subscription of one group."""
+        if group is not None:
+            await self._admin.remove_group(topic, group)
+            return
+        await self._client.drop(entity_of(topic))
         await self._admin.remove(topic)
-
-    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        """Publish in batches as large as the service takes them."""
-        return await self._publisher.send(messages)
 
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """Make sure of the group's subscription, and open a link to it."""
-        topic, group = subscription.topic, subscription.group
-        if self._settings.options.sessions and subscription.ordering == "partition":
+        topic, group, options = subscription.topic, subscription.group, self._settings.options
+        if options.sessions and subscription.ordering == "partition":
             raise UnsupportedError(
                 f"receiving from {topic!r}: with sessions there is an order of each key, and none of the whole topic: "
                 'use ordering="key", or connect with ?sessions=false'
             )
+        entity = entity_of(topic)
         if self._settings.by_queue:
             self._admin.claim(topic, group)
+        else:
+            entity = f"{entity}/Subscriptions/{subscription_of(group)}"
         if subscription.create or (subscription.ephemeral and not self._settings.by_queue):
             await self._admin.declare_group(topic, group, ephemeral=subscription.ephemeral)
-        kind: Any = SessionReceiver if self._settings.options.sessions else LinkReceiver
-        receiver: Receiver = kind(self._settings, self._links, self._admin, self._publisher, subscription)
-        await receiver.open()  # type: ignore[attr-defined]
+        receiver: LinkReceiver | SessionReceiver = (
+            SessionReceiver(self._client, self._admin, subscription, entity, options)
+            if options.sessions
+            else LinkReceiver(self._client, self._admin, subscription, entity)
+        )
+        await receiver.open()
         return receiver
 
     async def lag(self, topic: str, group: str) -> int | None:

@@ -1,7 +1,6 @@
-"""From the exceptions of Azure's package to the engine's."""
+"""What Service Bus's refusals, those of its management API, and a lost connection mean."""
 
-import re
-from typing import Final
+from typing import Any, Final
 
 from azure.core.exceptions import (
     AzureError,
@@ -11,71 +10,95 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.servicebus.exceptions import (
-    MessageLockLostError,
-    MessageSizeExceededError,
-    MessagingEntityDisabledError,
-    MessagingEntityNotFoundError,
-    ServiceBusAuthenticationError,
-    ServiceBusAuthorizationError,
-    ServiceBusError,
-    ServiceBusQuotaExceededError,
-    SessionLockLostError,
-)
 
-from things_kit.engine.driver import ConnectionLost
-from things_kit.messaging.errors import ConfigError
+from things_kit.brokers.servicebus.amqp.connection import FRAMING, LOST, AmqpError
+from things_kit.brokers.servicebus.amqp.links import CLOSED
+from things_kit.engine.driver import ConnectionLost, UnknownTopic
+from things_kit.engine.errors import ErrorTable, on
+from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
-CLIENT: Final = (AzureError, OSError)
-"""What the client raises. What breaks inside of it where its connection goes, it makes a ServiceBusError of."""
-
-GONE: Final = (MessageLockLostError, SessionLockLostError)
+GONE: Final = {
+    "com.microsoft:message-lock-lost",
+    "com.microsoft:session-lock-lost",
+    "com.microsoft:message-not-found",
+}
 """Somebody else has the message."""
 
-UNKNOWN: Final = (MessagingEntityNotFoundError, ResourceNotFoundError)
-"""There is no such topic, subscription or queue."""
+NO_SESSION: Final = {"com.microsoft:timeout", "com.microsoft:session-cannot-be-locked"}
+"""There was no session with messages in time."""
 
-DENIED: Final = (ServiceBusAuthenticationError, ServiceBusAuthorizationError, ClientAuthenticationError)
+TOO_LARGE: Final = "amqp:link:message-size-exceeded"
 
-AWAY: Final = (ServiceRequestError, ServiceResponseError)
-
-_SIGNATURE: Final = re.compile(r"(?i)(SharedAccessSignature\s|sig=|SharedAccessKey=|Bearer\s)\S+")
-
-
-def translated(error: BaseException, doing: str) -> Exception:
-    """What the engine is told when the client failed at something."""
-    said = sentence(error)
-    if isinstance(error, DENIED) or (
-        isinstance(error, HttpResponseError) and error.status_code in {401, 403}
-    ):
-        return ConfigError(f"{doing}: Service Bus refuses this key or identity: {said}")
-    if isinstance(error, MessagingEntityDisabledError):
-        return ConnectionLost(f"{doing}: it is disabled; enable it again in the portal")
-    if isinstance(error, ServiceBusQuotaExceededError):
-        return ConnectionLost(
-            f"{doing}: a quota is used up, so there is no room until messages are taken: {said}"
-        )
-    if isinstance(error, UNKNOWN):
-        return ConfigError(f"{doing}: there is no such entity: declare it first")
-    if isinstance(error, HttpResponseError) and not isinstance(error, AWAY):
-        busy = error.status_code is None or error.status_code in {408, 429} or error.status_code >= 500
-        return (ConnectionLost if busy else ConfigError)(f"{doing}: {said}")
-    return ConnectionLost(f"{doing}: {said}")
+REFUSALS: Final = (
+    "amqp:decode-error",
+    "amqp:invalid-field",
+    "amqp:not-allowed",
+    "amqp:not-implemented",
+    "amqp:precondition-failed",
+    "com.microsoft:argument-error",
+    "com.microsoft:argument-out-of-range",
+    "com.microsoft:precondition-failed",
+    TOO_LARGE,
+)
+"""It is no use to ask for the same again."""
 
 
-def is_too_large(error: BaseException) -> bool:
-    """Whether the service or the client found a message too large."""
-    return isinstance(error, MessageSizeExceededError)
+def _code(error: Any) -> Any:
+    return error.condition if isinstance(error, AmqpError) else getattr(error, "status_code", None)
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether the service has answered, for good, that it does not take this; sending it again is no use."""
-    if isinstance(error, (ServiceBusQuotaExceededError, *GONE, *UNKNOWN)):
-        return False
-    return isinstance(error, ServiceBusError) and not getattr(error, "_retryable", True)
-
-
-def sentence(error: BaseException) -> str:
-    """The first line of what it says, without anything secret."""
+def _said(error: Any) -> str:
     lines = str(error).strip().splitlines()
-    return _SIGNATURE.sub(r"\1…", lines[0])[:500].rstrip(".") if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__
+
+
+def _is_answer(error: Any) -> bool:
+    status = _code(error)
+    return isinstance(error, HttpResponseError) and isinstance(status, int) and 400 <= status < 500
+
+
+ERRORS: Final = ErrorTable(
+    "servicebus",
+    on(
+        "amqp:unauthorized-access", "com.microsoft:auth-failed", 401, 403, ClientAuthenticationError,
+        raises=ConfigError, says="{doing}: Service Bus refuses this key or identity: {said}",
+    ),
+    on(
+        "amqp:not-found", "amqp:resource-deleted", ResourceNotFoundError,
+        raises=ConfigError, publishing=UnknownTopic, says="{doing}: there is no such entity: declare it first",
+    ),
+    on(
+        "com.microsoft:entity-disabled",
+        raises=ConnectionLost, says="{doing}: it is disabled; enable it again in the portal",
+    ),
+    on(
+        "amqp:resource-limit-exceeded",
+        raises=ConnectionLost,
+        says="{doing}: a quota is used up, so there is no room until messages are taken: {said}",
+    ),
+    on(
+        TOO_LARGE,
+        raises=ConfigError, publishing=MessageTooLarge, says="{doing}: Service Bus finds it too large: {said}",
+        hint="Standard takes 256 KiB with all that is around it, Premium what the topic's settings say",
+    ),
+    on(*REFUSALS, raises=ConfigError, says="{doing}: Service Bus refuses it: {said}"),
+    on(408, 409, 429, ServiceRequestError, ServiceResponseError, raises=ConnectionLost),
+    on(_is_answer, raises=ConfigError),
+    on(
+        LOST, CLOSED, "amqp:connection:forced", FRAMING, "amqp:internal-error",
+        "amqp:link:detach-forced", "com.microsoft:server-busy", *NO_SESSION, *GONE, HttpResponseError,
+        raises=ConnectionLost,
+    ),
+    client=(AmqpError, AzureError),
+    code=_code,
+    said=_said,
+)  # fmt: skip
+
+MANAGING: Final = ERRORS.preceded_by(
+    on(
+        401, 403, ClientAuthenticationError,
+        raises=ConfigError, says="{doing}: Service Bus refuses this key or identity: {said}",
+        hint="where it may not manage, connect with ?declare=false",
+    )
+)  # fmt: skip
+"""The same of the management API."""

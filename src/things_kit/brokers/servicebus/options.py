@@ -1,22 +1,20 @@
 """What the URL says: where Service Bus is, as whom, and how."""
 
-import re
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from azure.core.credentials import AzureNamedKeyCredential
-from azure.servicebus import TransportType
 
+from things_kit.engine.addresses import Address, address, addresses
 from things_kit.engine.secrets import Secret
+from things_kit.engine.tls import TLSOptions, check_tls
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
 SECURE_PORT: Final = 5671
-
-_HOST: Final = re.compile(r"[A-Za-z0-9.-]+(?::[0-9]+)?")
+WEB_PORT: Final = 443
+EMULATOR_PORT: Final = 5672
 
 
 class ServiceBusOptions(msgspec.Struct, frozen=True):
@@ -77,14 +75,12 @@ class ServiceBusOptions(msgspec.Struct, frozen=True):
             )
         if self.emulator and self.key is None:
             raise ValueError("an emulator wants some key_name and key")
-        if self.endpoint is not None and not _HOST.fullmatch(self.endpoint):
-            raise ValueError("endpoint is HOST or HOST:PORT")
-        if self.ca is not None and not Path(self.ca).is_file():
-            raise ValueError(f"ca: there is no file {self.ca!r}")
+        if self.endpoint is not None:
+            address(self.endpoint, WEB_PORT)
 
 
 class Settings:
-    """A URL and its options, as the clients of Azure's package take them."""
+    """A URL and its options."""
 
     def __init__(self, url: BrokerURL, options: ServiceBusOptions) -> None:
         self.url = url
@@ -99,8 +95,6 @@ class Settings:
             raise ConfigError(
                 f"{url.display}: expected one namespace, such as servicebus://NAME.servicebus.windows.net?key_name=…&key=…"
             )
-        if url.path.strip("/"):
-            raise ConfigError(f"{url.display}: a namespace has no path; topics are named when they are used")
         if url.username or url.password:
             raise ConfigError(f"{url.display}: the login is ?key_name=…&key=…, not part of the host")
         if ":" in url.hosts[0] and not options.emulator:
@@ -108,6 +102,8 @@ class Settings:
                 f"{url.display}: a namespace has no port; for an emulator say emulator=true, "
                 "for another address ?endpoint=HOST:PORT"
             )
+        check_tls(url, TLSOptions(ca=options.ca))
+        addresses(url, SECURE_PORT)
         return cls(url, options)
 
     @property
@@ -121,11 +117,11 @@ class Settings:
         return self.options.mode == "queue"
 
     @property
-    def address(self) -> tuple[str, int]:
+    def address(self) -> Address:
         """Where AMQP is spoken."""
-        host, _, port = (self.options.endpoint or self.namespace).partition(":")
-        default = 5672 if self.options.emulator else 443 if self.options.websockets else SECURE_PORT
-        return host, int(port or default)
+        options = self.options
+        port = EMULATOR_PORT if options.emulator else WEB_PORT if options.websockets else SECURE_PORT
+        return address(options.endpoint or self.namespace, port)
 
     @property
     def lease(self) -> timedelta:
@@ -133,13 +129,13 @@ class Settings:
         return timedelta(seconds=self.options.lease)
 
     def credential(self) -> Any:
-        """The key, or whatever azure-identity finds; the latter is closed by its owner.
+        """What azure-identity finds, to be closed by its owner; None where there is a key.
 
         Raises:
             ConfigError: There is no key, and azure-identity is not installed.
         """
-        if self.options.key_name is not None and self.options.key is not None:
-            return AzureNamedKeyCredential(self.options.key_name, self.options.key.reveal())
+        if self.options.key is not None:
+            return None
         try:
             identity = import_module("azure.identity.aio")
         except ModuleNotFoundError as error:
@@ -148,17 +144,3 @@ class Settings:
                 "pip install azure-identity"
             ) from error
         return identity.DefaultAzureCredential()
-
-    def client(self) -> dict[str, Any]:
-        """What a ServiceBusClient is made with, beside namespace and credential."""
-        options = self.options
-        made: dict[str, Any] = {
-            "use_tls": not options.emulator,
-            "retry_total": 1,  # the engine retries; the client mends a link that the service has closed for being idle
-            "retry_mode": "fixed",
-            "retry_backoff_factor": 0.2,
-            "transport_type": TransportType.AmqpOverWebsocket if options.websockets else TransportType.Amqp,
-        }
-        if options.endpoint is not None:
-            made["custom_endpoint_address"] = f"sb://{options.endpoint}"
-        return made

@@ -1,158 +1,132 @@
 """Publishing: batches as large as Service Bus takes them, one topic beside the other."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Final, TypeVar
 
-import msgspec
-from azure.servicebus import ServiceBusMessage
-from azure.servicebus.aio import ServiceBusSender
-from azure.servicebus.exceptions import MessageSizeExceededError
-
-from things_kit.brokers.servicebus.errors import (
-    CLIENT,
-    UNKNOWN,
-    is_refusal,
-    is_too_large,
-    sentence,
-    translated,
-)
-from things_kit.brokers.servicebus.links import Links
-from things_kit.brokers.servicebus.messages import pack
+from things_kit.brokers.servicebus.amqp.connection import AmqpError
+from things_kit.brokers.servicebus.amqp.links import SendingLink
+from things_kit.brokers.servicebus.client import Client
+from things_kit.brokers.servicebus.errors import ERRORS, REFUSALS
 from things_kit.brokers.servicebus.names import entity_of
 from things_kit.brokers.servicebus.options import Settings
-from things_kit.engine.driver import ConnectionLost, UnknownTopic
-from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
+from things_kit.brokers.servicebus.wire import BATCH, batch, copy, pack
+from things_kit.engine.driver import ConnectionLost, Later
+from things_kit.messaging.errors import MessageTooLarge
 from things_kit.messaging.message import Message
 
-TIMEOUT: Final = 15.0
-"""Seconds for which a batch waits for its confirmation before the connection is taken for lost."""
+ANSWER: Final = 10.0
+"""Seconds for which a batch waits for its confirmation."""
 
+MOST: Final = 4500
+"""Messages that the service takes in one batch."""
 
-class Item(msgspec.Struct, eq=False, gc=False):
-    """A packed message, and its place among the results."""
+LARGEST: Final = 2**20
+"""Bytes of a batch that it takes, also where a single message may be larger."""
 
-    index: int
-    packed: ServiceBusMessage
+AROUND: Final = 8
+"""Bytes that a batch adds to a message."""
+
+ItemT = TypeVar("ItemT")
 
 
 class Publisher:
-    """Sends the messages of one call."""
+    """Sends the messages of one call. A result for each: None where it is confirmed, else why not."""
 
-    def __init__(self, settings: Settings, links: Links) -> None:
-        self._settings = settings
-        self._links = links
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self._sessions = settings.options.sessions
+        self._client = client
+        self._turns: dict[str, asyncio.Lock] = {}
 
-    async def send(self, messages: Sequence[Message]) -> list[Exception | None]:
-        """One result a message. Raises ConnectionLost."""
-        results: list[Exception | None] = [None] * len(messages)
-        topics: dict[str, list[Item]] = {}
-        sessions = self._settings.options.sessions
-        for index, message in enumerate(messages):
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Raises ConnectionLost."""
+        return await self._send(
+            messages, lambda each: each.topic, lambda each: pack(each, sessions=self._sessions)
+        )
+
+    async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
+        """Raises ConnectionLost."""
+        now = datetime.now(UTC)
+
+        def packed(later: Later) -> bytes:
+            return copy(later, later.due if later.due > now else None, sessions=self._sessions)
+
+        return await self._send(copies, lambda each: each.message.topic, packed)
+
+    async def _send(
+        self, items: Sequence[ItemT], topic_of: Callable[[ItemT], str], packed: Callable[[ItemT], bytes]
+    ) -> Sequence[Exception | None]:
+        results: list[Exception | None] = [None] * len(items)
+        topics: dict[str, dict[int, bytes]] = {}
+        for index, item in enumerate(items):
             try:
-                item = Item(index, pack(message, sessions=sessions))
+                topics.setdefault(topic_of(item), {})[index] = packed(item)
             except MessageTooLarge as error:
                 results[index] = error
-            else:
-                topics.setdefault(message.topic, []).append(item)
-        if len(topics) == 1:
-            [(topic, items)] = topics.items()
-            await self.send_items(topic, items, results)
-        elif topics:
-            sending = [self.send_items(topic, items, results) for topic, items in topics.items()]
-            for outcome in await asyncio.gather(*sending, return_exceptions=True):
-                if isinstance(outcome, BaseException):
-                    raise outcome
+        outcomes = await asyncio.gather(
+            *(self._publish(topic, payloads) for topic, payloads in topics.items()), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            for index, result in outcome.items():
+                results[index] = result
         return results
 
-    async def send_items(self, topic: str, items: Sequence[Item], results: list[Exception | None]) -> None:
-        """Send one topic's messages, in order, and note what became of each. Raises ConnectionLost."""
-        entity, rest = entity_of(topic), items
-        async with self._links.lock(entity):
+    async def _publish(self, topic: str, payloads: dict[int, bytes]) -> dict[int, Exception]:
+        """Send one topic's messages, in order; returns what was refused. Raises ConnectionLost."""
+        refused: dict[int, Exception] = {}
+        rest, entity = dict(payloads), entity_of(topic)
+        async with self._turns.setdefault(
+            entity, asyncio.Lock()
+        ):  # one batch after the other, for the order's sake
             try:
-                sender = await self._links.sender(entity)
                 while rest:
-                    rest = await self._send_batch(sender, topic, rest, results)
-            except CLIENT as error:
-                await self._links.drop(entity)
-                trouble = _final(error, topic)
-                for item in rest:
-                    results[item.index] = trouble
-            except BaseException:  # cancelled in the middle of a frame: the link cannot be used any more
-                await self._links.drop(entity)
-                raise
+                    sender = await self._client.sender(entity)
+                    chosen = _first(rest, _largest(sender))
+                    await self._send_chosen(sender, {index: rest[index] for index in chosen}, topic, refused)
+                    for index in chosen:
+                        del rest[index]
+            except (AmqpError, OSError) as error:
+                trouble = ERRORS.refusal(error, topic)
+                if isinstance(trouble, ConnectionLost):
+                    raise trouble from error
+                refused.update(dict.fromkeys(rest, trouble))
+        return refused
 
-    async def _send_batch(
-        self, sender: ServiceBusSender, topic: str, items: Sequence[Item], results: list[Exception | None]
-    ) -> Sequence[Item]:
-        """Send as many as one batch takes; returns the others."""
-        batch = await sender.create_message_batch()
-        chosen: list[Item] = []
-        full = len(items)
-        for place, item in enumerate(items):
-            try:
-                batch.add_message(item.packed)
-            except MessageSizeExceededError:
-                full = place
-                break
-            except (TypeError, ValueError, AttributeError) as error:  # what the client cannot encode
-                results[item.index] = refusal = _refusal(error, topic)
-                refusal.__cause__ = error
-            else:
-                chosen.append(item)
-        if chosen:
-            await self._send_whole(sender, batch, topic, chosen, results)
-        elif full < len(items):
-            await self._send_alone(sender, topic, items[full], results)
-            full += 1
-        return items[full:]
-
-    async def _send_whole(
-        self,
-        sender: ServiceBusSender,
-        batch: object,
-        topic: str,
-        items: Sequence[Item],
-        results: list[Exception | None],
+    async def _send_chosen(
+        self, sender: SendingLink, chosen: dict[int, bytes], topic: str, refused: dict[int, Exception]
     ) -> None:
-        """Send a batch; if the service refuses it as a whole, each message alone, so that only the culprit fails."""
+        """Send a batch; if the service refuses it, each message alone, so that only the culprit fails."""
+        single = len(chosen) == 1
+        payload = next(iter(chosen.values())) if single else batch(chosen.values())
         try:
-            await sender.send_messages(batch, timeout=TIMEOUT)  # type: ignore[arg-type]
-        except CLIENT as error:
-            if not is_refusal(error):
+            async with self._client.within(ANSWER):
+                await sender.send(payload, 0 if single else BATCH)
+        except AmqpError as error:
+            if error.condition not in REFUSALS:
                 raise
-            for item in items:
-                await self._send_alone(sender, topic, item, results)
-
-    async def _send_alone(
-        self, sender: ServiceBusSender, topic: str, item: Item, results: list[Exception | None]
-    ) -> None:
-        try:
-            await sender.send_messages(item.packed, timeout=TIMEOUT)
-        except CLIENT as error:
-            if not is_refusal(error):
-                raise
-            results[item.index] = refusal = _refusal(error, topic)
-            refusal.__cause__ = error
+            if single:
+                refused.update(dict.fromkeys(chosen, ERRORS.refusal(error, topic)))
+                return
+            for index, payload in chosen.items():
+                sender = await self._client.sender(entity_of(topic))
+                await self._send_chosen(sender, {index: payload}, topic, refused)
 
 
-def _refusal(error: BaseException, topic: str) -> PublishError:
-    if is_too_large(error):
-        return MessageTooLarge(
-            f"a message for {topic!r} is too large for Service Bus: {sentence(error)}; Standard takes 256 KiB with all "
-            "that is around it, Premium what the topic's settings say"
-        )
-    return PublishError(f"Service Bus refuses a message for {topic!r}: {sentence(error)}")
+def _largest(sender: SendingLink) -> int:
+    batch_size = sender.properties.get("com.microsoft:max-message-batch-size") or LARGEST
+    return min(batch_size, sender.largest or batch_size)
 
 
-def _final(error: BaseException, topic: str) -> Exception:
-    """Why none of a topic's messages was sent. Raises ConnectionLost if that may change."""
-    if isinstance(error, UNKNOWN):
-        return UnknownTopic(topic)
-    trouble = translated(error, f"publishing to {topic!r}")
-    if isinstance(trouble, ConnectionLost):
-        raise trouble from error
-    if isinstance(trouble, ConfigError):
-        trouble = PublishError(str(trouble))
-    trouble.__cause__ = error
-    return trouble
+def _first(payloads: dict[int, bytes], largest: int) -> list[int]:
+    """Of those that are left, by index, as many as one batch takes; at least one."""
+    chosen: list[int] = []
+    size = 0
+    for index, payload in payloads.items():
+        size += len(payload) + AROUND
+        if chosen and (size > largest or len(chosen) == MOST):
+            break
+        chosen.append(index)
+    return chosen

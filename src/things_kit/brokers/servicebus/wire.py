@@ -1,144 +1,194 @@
-"""An AMQP connection of the client's, read by one task of its own.
+"""How a message is written for Service Bus, and what is read out of one that came, ours or not.
 
-With the client alone, whoever waits for something reads the socket, under a lock that writing needs as well: an answer that
-another has read, and all that is to be written, then waits for a socket timeout to pass. Here one task reads, always;
-who waits is woken when frames were processed, and who writes does not wait for who reads.
+A value is the body, headers are application properties, and so is what the engine's envelope adds to them. The message id is
+the native one, unless the service might take the message for another that it has had.
 """
 
-import asyncio
-import contextlib
-import time
-from functools import partial
-from typing import Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from itertools import count
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
-from azure.servicebus._pyamqp.aio._connection_async import Connection
-from azure.servicebus._pyamqp.error import AMQPConnectionError, ErrorCondition
+from things_kit.brokers.servicebus.amqp.codec import EPOCH, UNREAD, Described, Symbol, encode, sections
+from things_kit.brokers.servicebus.names import session_of, subscription_of
+from things_kit.engine.dead_letter import is_dead_letter
+from things_kit.engine.driver import Later
+from things_kit.engine.envelope import GROUP, ID, TIME, Envelope, Fields, note, plain, size_of, text_of
+from things_kit.messaging.errors import MessageTooLarge
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import CONTENT_TYPE, REPLAY_GROUP, TIMESTAMP
 
-PULSE: Final = 15.0
-"""Seconds after which a connection on which nothing comes looks whether it must say that it is still there. The service
-hangs up after four minutes."""
+log = logging.getLogger("things_kit.servicebus")
 
+HEADER, ANNOTATIONS, PROPERTIES, FIELDS, DATA, SEQUENCE, VALUE = 0x70, 0x72, 0x73, 0x74, 0x75, 0x76, 0x77
+MESSAGE_ID, SUBJECT, REPLY_TO, CORRELATION, CONTENT, SESSION = 0, 3, 4, 5, 6, 10
+DELIVERY_COUNT: Final = 4
+NATIVE: Final = {
+    CONTENT_TYPE: CONTENT,
+    "subject": SUBJECT,
+    "correlation-id": CORRELATION,
+    "reply-to": REPLY_TO,
+}
+DUE: Final = Symbol("x-opt-scheduled-enqueue-time")
 
-class Wire(Connection):
-    """A connection whose frames are processed as they come, whoever waits for them."""
+BATCH: Final = 0x80013700
+"""The format of a message whose sections of data are messages."""
 
-    def __init__(self, endpoint: str, **options: Any) -> None:
-        super().__init__(endpoint, **options)  # type: ignore[no-untyped-call, unused-ignore]
-        self._transport.write = partial(_write, self._transport)  # type: ignore[method-assign]
-        self._reading: asyncio.Task[None] | None = None
-        self._processed = asyncio.Event()
-        self._turn = 0
-        self._at_end: WeakSet[asyncio.Event] = WeakSet()
-        self._seen: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+ID_LENGTH: Final = 128
+"""Characters that a native message id may have."""
 
-    @property
-    def trouble(self) -> Exception | None:
-        """What the connection ended with."""
-        if self._error is None and not self.usable:
-            return AMQPConnectionError(
-                ErrorCondition.ConnectionCloseForced, description="Connection was closed."
-            )
-        return self._error
+HEADER_BYTES: Final = 60_000
+"""Service Bus takes 64 KiB of properties, its own included."""
 
-    @property
-    def usable(self) -> bool:
-        """Whether it is open, as far as is known."""
-        return self._error is None and self._reading is not None and not self._reading.done()
+_PROPERTY: Final = re.compile(r"[A-Za-z_][\x20-\x7e]{0,127}")
+"""Names that properties may have."""
 
-    async def open(self, wait: bool = False) -> None:
-        """Connect, and begin to read."""
-        await super().open(wait)
-        self._reading = asyncio.create_task(self._read(), name="things_kit servicebus connection")
-
-    async def _read(self) -> None:
-        """Process what comes until the connection ends."""
-        transport: Any = self._transport
-        try:
-            while self._error is None and self._can_read():
-                frame: Any = None, None
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PULSE):
-                        frame = await transport.receive_frame()
-                if frame == (None, None):
-                    await self._get_remote_timeout(time.time())
-                else:
-                    await self._process_incoming_frame(*frame)
-                    self._tell()
-        except Exception as error:  # noqa: BLE001 - also what the client makes of a frame that it does not understand
-            self._error = self._error or AMQPConnectionError(
-                ErrorCondition.SocketError,
-                description=f"Can not read frame due to exception: {error}",
-                error=error,
-            )
-        finally:
-            self._tell()
-            for event in self._at_end:
-                event.set()
-
-    def tell_at_end(self, event: asyncio.Event) -> None:
-        """Have an event set when the connection ends."""
-        self._at_end.add(event)
-
-    def _tell(self) -> None:
-        """Wake all who wait; they come to it when all that is here was processed."""
-        self._turn += 1
-        self._processed.set()
-        self._processed = asyncio.Event()
-
-    async def listen(self, wait: float | bool = False, batch: int = 1, **options: Any) -> None:
-        """Wait until something was processed since the task last asked. Raises what the connection ended with."""
-        reading, task = self._reading, asyncio.current_task()
-        if reading is None or reading.done() or task is None:
-            if self._error is None:
-                await super().listen(wait=wait, batch=batch, **options)
-            if self._error is not None:
-                raise self._error
-            return
-        if self._seen.get(task) == self._turn and task is not reading:
-            timeout = self._socket_timeout if wait is False else None if wait is True else wait
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await self._processed.wait()
-        self._seen[task] = self._turn
-        if self._error is not None:
-            raise self._error
-
-    async def _incoming_close(self, channel: int, frame: Any) -> None:
-        """Whoever hangs up need not say more than why; the client expects all three fields of an error."""
-        if frame[0]:
-            frame = [[*frame[0], None, None][:3], *frame[1:]]
-        await super()._incoming_close(channel, frame)
-
-    async def _disconnect(self) -> None:
-        await self.stop()
-        await super()._disconnect()
-
-    async def stop(self) -> None:
-        """Read no more."""
-        reading, self._reading = self._reading, None
-        if reading is not None and reading is not asyncio.current_task():
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-
-    async def hang_up(self) -> None:
-        """Close the socket, if it is still open, whatever waits for it."""
-        await self.stop()
-        transport: Any = self._transport
-        writer = getattr(transport, "writer", None)
-        if writer is not None:
-            writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        elif getattr(transport, "sock", None) is not None and transport.connected:  # a websocket
-            with contextlib.suppress(OSError):
-                await transport.close()
+_number: Final = count().__next__
 
 
-async def _write(transport: Any, data: bytes) -> None:
-    """Write without waiting for who reads; each frame is written at once, so no two of them mix."""
+def _carries(name: str, _: str) -> bool:
+    return _PROPERTY.fullmatch(name) is not None
+
+
+_ENVELOPE: Final = Envelope(_carries)
+
+
+def pack(message: Message, *, sessions: bool) -> bytes:
+    """A message that the engine has completed. Raises MessageTooLarge: it has more headers than Service Bus takes."""
+    fields = _ENVELOPE.fields(message, identity=False)
+    native = message.id or ""
+    group = message.headers.get(REPLAY_GROUP)
+    if group is not None:
+        note(fields, group=subscription_of(group))
+        native = uuid4().hex  # a topic that drops duplicates knows the id from the first time
+    elif message.headers and is_dead_letter(message):
+        when = message.headers.get(TIMESTAMP, message.timestamp)  # a bare one does not say
+        native = f"{native}~{when}"  # the same message may fail again after a replay
+    return _packed(message, fields, native, None, sessions=sessions)
+
+
+def copy(later: Later, due: datetime | None, *, sessions: bool) -> bytes:
+    """The same message once more, for one group alone, from `due` on. Raises as `pack`."""
+    fields = _ENVELOPE.fields(later.message, identity=False)
+    note(fields, attempt=later.attempt, group=subscription_of(later.group), suspect=later.suspect)
+    return _packed(later.message, fields, uuid4().hex, due, sessions=sessions)
+
+
+def _packed(message: Message, fields: Fields, native: str, due: datetime | None, *, sessions: bool) -> bytes:
+    size = sum(len(name) + size_of(text) for name, text in fields.items())
+    if size > HEADER_BYTES:
+        raise MessageTooLarge(
+            f"the headers of a message for {message.topic!r} have {size} bytes; Service Bus takes {HEADER_BYTES}"
+        )
+    if len(native) > ID_LENGTH:
+        native = uuid4().hex
+    if native != message.id:
+        fields[ID] = message.id or ""
+    kind = message.headers.get(CONTENT_TYPE, "")
+    properties: list[Any] = [native, *[None] * 5, Symbol(kind) if kind and kind.isascii() else None]
+    if sessions:
+        properties += [None, None, None, session_of(message.key, _number())]
+    parts = [Described(PROPERTIES, properties), Described(FIELDS, fields), Described(DATA, message.value)]
+    if due is not None:
+        parts.insert(0, Described(ANNOTATIONS, {DUE: due}))
+    return b"".join(map(encode, parts))
+
+
+def batch(messages: Iterable[bytes]) -> bytes:
+    """Messages as one, of the format `BATCH`."""
+    return b"".join(encode(Described(DATA, message)) for message in messages)
+
+
+# --- and back
+
+
+class Unpacked(NamedTuple):
+    """A message that came, the attempt at which it was marked as a suspect, and the one subscription that it is for."""
+
+    message: Message
+    suspect: int = 0
+    group: str | None = None
+
+
+def unpack(topic: str, payload: bytes) -> Unpacked:
+    """The message, ours or not. What cannot be read in it is left out; of what is no message at all, the bytes are the value."""
     try:
-        await transport._write(data)  # noqa: SLF001
-    except OSError:
-        transport.connected = False
-        raise
+        return _unpacked(topic, payload)
+    except Exception as error:  # noqa: BLE001 - whatever somebody else sent, it is to stop nobody
+        digest = hashlib.sha256(payload).hexdigest()
+        log.warning("a message of %r cannot be read, its value is all of it: %r", topic, error)
+        return Unpacked(Message(topic, payload, id=f"{topic}-{digest}", timestamp=EPOCH))
+
+
+def _unpacked(topic: str, payload: bytes) -> Unpacked:
+    found: dict[int, Any] = {}
+    body: list[bytes] = []
+    for section, value in sections(payload):
+        if section in {DATA, SEQUENCE, VALUE}:
+            body.append(_body(value))
+        elif value is not UNREAD:
+            found[section] = value
+    header, properties = (_list(found.get(section, [])) for section in (HEADER, PROPERTIES))
+    annotations = found.get(ANNOTATIONS, {})
+    fields = {
+        str(text_of(name)): str(text_of(each))
+        for name, each in found.get(FIELDS, {}).items()
+        if each is not UNREAD
+    }
+    key = None
+    if not _is_ours(fields):
+        known = {name: properties[place] for name, place in NATIVE.items() if properties[place] is not None}
+        fields = {name: str(text_of(value)) for name, value in known.items()} | fields
+        key = (
+            properties[SESSION] if properties[SESSION] is not None else annotations.get("x-opt-partition-key")
+        )
+    identity, delivered = properties[MESSAGE_ID], header[DELIVERY_COUNT]
+    message, packed = _ENVELOPE.message(
+        topic,
+        b"".join(body),
+        fields.items(),
+        None if key is None else _bytes(key),
+        identity=None if identity is None else text_of(identity),
+        attempt=1 + (delivered if isinstance(delivered, int) else 0),
+    )
+    if message.id is None:
+        message = message.replace(id=f"{topic}-{annotations.get('x-opt-enqueue-sequence-number')}")
+    enqueued = annotations.get("x-opt-enqueued-time")
+    if message.timestamp is None and isinstance(enqueued, datetime):
+        message = message.replace(timestamp=enqueued)
+    return Unpacked(message, 0 if packed is None else packed.suspect, fields.get(GROUP))
+
+
+def _list(items: list[Any]) -> list[Any]:
+    """As long as the protocol has it."""
+    return [None if each is UNREAD else each for each in items] + [None] * 13
+
+
+def _is_ours(fields: Mapping[str, str]) -> bool:
+    try:
+        return datetime.fromisoformat(fields.get(TIME, "")).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def _body(value: Any) -> bytes:
+    """Bytes and text are themselves; a value of another type is JSON."""
+    if value is None or value is UNREAD or isinstance(value, bytes | str):
+        return b"" if value is UNREAD else _bytes(value)
+    return json.dumps(plain(_read(value))).encode()
+
+
+def _read(value: Any) -> Any:
+    """Without what was read past."""
+    if isinstance(value, Mapping):
+        return {name: _read(each) for name, each in value.items() if each is not UNREAD}
+    return [_read(each) for each in value if each is not UNREAD] if isinstance(value, list) else value
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else text_of(value).encode()

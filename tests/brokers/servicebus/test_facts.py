@@ -1,43 +1,19 @@
 """What the doctor says of Service Bus."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from uuid import uuid4
-
-import pytest
-
-pytest.importorskip("azure.servicebus")
 
 from azure.servicebus.aio.management import ServiceBusAdministrationClient
 
 from things_kit import Broker, connect
-from things_kit.brokers.servicebus.driver import ServiceBusDriver
 from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.facts import Finding, Question
-from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.servicebus import ServiceBusServer
 
-servicebus = shared(ServiceBusServer, "servicebus")
-
-
-@pytest.fixture
-async def broker(servicebus: ServiceBusServer) -> AsyncIterator[Broker]:
-    async with connect(servicebus.url) as broker:
-        yield broker
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    for each in (name, f"{name}-dlq"):
-        await broker.remove(each)
+from .common import driver_of
 
 
 def admin(broker: Broker) -> ServiceBusAdministrationClient:
-    driver = broker.transmission.driver
-    assert isinstance(driver, ServiceBusDriver)
-    return driver._admin.client
+    return driver_of(broker)._admin.client
 
 
 async def findings(broker: Broker, topic: str, group: str | None = None) -> list[Finding]:

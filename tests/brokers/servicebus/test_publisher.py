@@ -1,0 +1,168 @@
+"""Publishing: batches, what the service refuses, and whose fault it is."""
+
+import asyncio
+
+import pytest
+
+from things_kit import (
+    Broker,
+    BrokerUnavailable,
+    Message,
+    MessageTooLarge,
+    NobodyListens,
+    PublishError,
+    RetryPolicy,
+    connect,
+)
+from things_kit.brokers.servicebus import publisher
+from things_kit.brokers.servicebus.amqp.connection import AmqpError
+from things_kit.brokers.servicebus.amqp.links import SendingLink
+from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.servicebus import KEY, ServiceBusServer
+
+from .common import lag_is
+
+
+def test_a_batch_has_as_many_as_it_takes_in_order() -> None:
+    payloads = dict(enumerate([b"x" * 40, b"x" * 40, b"x" * 40, b"x" * 500, b"x"]))
+    batches = []
+    while payloads:
+        chosen = publisher._first(payloads, 100)
+        batches.append(chosen)
+        payloads = {index: payload for index, payload in payloads.items() if index not in chosen}
+    assert batches == [[0, 1], [2], [3], [4]]
+
+
+async def test_batches_that_do_not_fit_into_one_arrive_in_order(broker: Broker, topic: str) -> None:
+    recorder = Recorder()
+    async with broker.consumer(topic, group="billing", handler=recorder, dead_letter=None):
+        await broker.producer().publish_batch(
+            [Message(topic, b"%d" % n + bytes(90_000), key=b"k") for n in range(9)]
+        )
+        await recorder.until_done(9, 20)
+    assert [value.rstrip(b"\0") for value in recorder.values] == [b"%d" % n for n in range(9)]
+
+
+async def test_of_a_batch_that_is_refused_only_the_culprit_fails(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = SendingLink.send
+
+    async def picky(self: SendingLink, payload: bytes, form: int = 0) -> None:
+        if b"culprit" in payload:
+            raise AmqpError("com.microsoft:argument-error", "the service does not like it")
+        await send(self, payload, form)
+
+    monkeypatch.setattr(SendingLink, "send", picky)
+    await broker.declare(topic, groups=["billing"])
+    with pytest.raises(PublishError) as refused:
+        await broker.producer().publish_batch([Message(topic, each) for each in (b"1", b"culprit", b"2")])
+    assert set(refused.value.failures) == {1}
+    assert "does not like it" in str(refused.value.failures[1])
+    assert await broker.lag(topic, group="billing") == 2
+
+
+async def test_too_many_headers_fail_alone(broker: Broker, topic: str) -> None:
+    await broker.declare(topic, groups=["billing"])
+    large = Message(topic, b"x", headers={f"h{n}": "x" * 1000 for n in range(70)})
+    with pytest.raises(PublishError) as refused:
+        await broker.producer().publish_batch([Message(topic, b"1"), large, Message(topic, b"2")])
+    assert set(refused.value.failures) == {1}
+    assert await broker.lag(topic, group="billing") == 2
+
+
+async def test_what_the_service_finds_too_large_is_too_large(
+    servicebus: ServiceBusServer, topic: str
+) -> None:
+    async with connect(f"{servicebus.url}&max_message_bytes=2000000") as broker:
+        await broker.declare(topic, groups=["billing"])
+        with pytest.raises(MessageTooLarge, match="Service Bus"):
+            await broker.producer().publish(Message(topic, bytes(1_500_000)))
+        await broker.producer().publish(Message(topic, b"x"))
+        assert await broker.lag(topic, group="billing") == 1
+
+
+async def test_publishing_with_a_wrong_key_fails_with_a_sentence(
+    servicebus: ServiceBusServer, broker: Broker, topic: str
+) -> None:
+    await broker.declare(topic)
+    wrong = servicebus.url.replace("key=", "key=Z2VoZWlt", 1)
+    async with connect(f"{wrong}&declare=false&publish_timeout=5") as stranger:
+        with pytest.raises((PublishError, BrokerUnavailable)) as refused:
+            await stranger.producer().publish(Message(topic, b"x"))
+    assert "Z2VoZWlt" not in str(refused.value)
+    assert KEY not in str(refused.value)
+
+
+async def test_a_topic_that_nobody_has_is_refused(broker: Broker, topic: str) -> None:
+    await broker.declare(topic)
+    with pytest.raises(NobodyListens):
+        await broker.producer().publish(Message(topic, b"x"))
+
+
+async def test_a_queue_keeps_what_nobody_has_asked_for_yet(servicebus: ServiceBusServer, topic: str) -> None:
+    async with connect(f"{servicebus.url}&mode=queue") as broker:
+        await broker.producer().publish(Message(topic, b"x"))
+        assert await broker.lag(topic, group="billing") == 1
+        await broker.remove(topic)
+
+
+async def test_a_link_that_the_service_closes_is_opened_anew(broker: Broker, topic: str) -> None:
+    """It does so when nothing was sent for ten minutes."""
+    await broker.declare(topic, groups=["billing"])
+    producer = broker.producer()
+    await producer.publish(Message(topic, b"1"))
+    session, _ = broker.transmission.driver._client._senders[topic]  # type: ignore[attr-defined]
+    await session.close()
+    await producer.publish(Message(topic, b"2"))
+    assert await broker.lag(topic, group="billing") == 2
+
+
+async def test_a_publish_that_is_given_up_leaves_its_link_to_others(broker: Broker, topic: str) -> None:
+    await broker.declare(topic, groups=["billing"])
+    producer = broker.producer()
+    for turns in range(12):
+        giving_up = asyncio.create_task(broker.transmission.driver.send([_completed(topic, b"given up")]))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        giving_up.cancel()
+        await asyncio.wait({giving_up})
+    recorder = Recorder()
+    async with broker.consumer(topic, group="billing", handler=recorder, dead_letter=None):
+        await producer.publish(Message(topic, b"x"))
+        await eventually(lambda: b"x" in recorder.values, 15)
+
+
+def _completed(topic: str, value: bytes) -> Message:
+    """As the engine completes it."""
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    return Message(topic, value, id="m", timestamp=datetime.now(UTC))
+
+
+async def test_a_topic_that_drops_duplicates_lets_copies_and_dead_letters_through(
+    servicebus: ServiceBusServer, topic: str
+) -> None:
+    async with connect(f"{servicebus.url}&dedup=60") as broker:
+        await broker.declare(topic, groups=["billing"])
+        await broker.declare(f"{topic}-dlq", groups=["dead-letters"])
+        failures = 2
+
+        async def act(message: Message) -> None:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise ValueError("not yet")
+
+        recorder = Recorder(act)
+        once = RetryPolicy(attempts=1)
+        async with broker.consumer(topic, group="billing", handler=recorder, retry=once):
+            producer = broker.producer()
+            await producer.publish(Message(topic, b"x", id="m-1"))
+            await producer.publish(Message(topic, b"x", id="m-1"))  # dropped
+            for _ in range(2):
+                await eventually(lambda: lag_is(broker, f"{topic}-dlq", 1, "dead-letters"), 15, "it is dead")
+                assert await broker.replay(f"{topic}-dlq") == 1
+            [done] = await recorder.until_done(1, 15)
+            assert done.id == "m-1"
