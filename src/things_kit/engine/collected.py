@@ -108,7 +108,7 @@ class Collecting:
         try:
             await self.receiver.quiesce()
             waiting = self.inbox.take(len(self.inbox.waiting))
-            if waiting:
+            if waiting and not self._unsettled:  # else all of it goes back by the close, in one order
                 await self.receiver.settle(
                     [], [Release(each, attempt=each.message.attempt) for each in waiting]
                 )
