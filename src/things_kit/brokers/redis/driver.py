@@ -23,7 +23,7 @@ from things_kit.brokers.redis.admin import Admin
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, check_topic, group_keys
-from things_kit.brokers.redis.options import Settings
+from things_kit.brokers.redis.options import Settings, sentinels_of
 from things_kit.brokers.redis.reading import Reading
 from things_kit.brokers.redis.receiver import FAREWELL, RedisReceiver, leave
 from things_kit.brokers.redis.wire import Layout, position
@@ -89,6 +89,8 @@ class RedisDriver:
                     await self._free(client, Subscription(topic=topic, group=group))
         with contextlib.suppress(ConnectionLost, ConfigError), ERRORS.during("closing"):
             await client.aclose()
+            for sentinel in sentinels_of(client):
+                await sentinel.aclose()  # which the master's client leaves open
 
     async def ping(self) -> None:
         """Ask the server, or every node of a cluster, for an answer."""

@@ -7,6 +7,7 @@ import msgspec
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel, SSLConnection
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 
 from things_kit.engine.addresses import Address, addresses
@@ -191,3 +192,9 @@ def _database(url: BrokerURL) -> int:
     if not (path.isascii() and path.isdigit()):
         raise ConfigError(f"{url.display}: the path is the number of a database, such as /0")
     return int(path)
+
+
+def sentinels_of(client: Any) -> list[Redis]:
+    """The clients of the sentinels by which this one knows its master; none where there are none."""
+    pool = None if isinstance(client, RedisCluster) else client.connection_pool
+    return list(pool.sentinel_manager.sentinels) if isinstance(pool, SentinelConnectionPool) else []
