@@ -222,7 +222,7 @@ class Pump:
             return None
         if not self._capabilities.fixed_credit or told == 0 or credit == 0:
             return 0.0
-        if credit >= 2 * told or (credit > told and held >= told):
+        if credit >= 2 * told or (credit > told and held >= told and self._workers.starving):
             return 0.0
         if 2 * credit > told:
             return None

@@ -178,6 +178,11 @@ class Workers:
         return len(deliveries or ()) + len(worker.gathered)
 
     @property
+    def starving(self) -> bool:
+        """Whether a worker has nothing to do, not even what has just become ready."""
+        return bool(self._idle)
+
+    @property
     def provided(self) -> bool:
         """Whether every worker is busy and finds another message when it is done."""
         return bool(self.ready) and not self._idle
