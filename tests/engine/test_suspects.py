@@ -213,3 +213,48 @@ async def test_a_copy_that_fails_leaves_the_message_in_memory() -> None:
     assert recorder.attempts == [1, 2]
     assert recorder.times[1] - recorder.times[0] == pytest.approx(60, abs=0.5)
     assert driver.copies == []
+
+
+@virtual
+async def test_a_suspect_is_handled_only_once_the_broker_knows_of_all_that_was_finished() -> None:
+    """Else its death would bring back, and make older, what has long been handled."""
+    driver, recorder = StubDriver(COUNTING), Recorder()
+    told = driver.hold("settle")
+    handed_out(driver, came("1", 1))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, concurrency=2, retry=THREE),
+    ):
+        await until(lambda: recorder.ended)
+        handed_out(driver, came("2", 4))
+        await asyncio.sleep(20)
+        assert recorder.values == [b"1"]
+        told.set()
+        await until(lambda: len(driver.acknowledged) == 2)
+    assert recorder.values == [b"1", b"2"]
+
+
+@virtual
+async def test_of_several_suspects_one_copy_at_a_time_has_a_mark() -> None:
+    """Who dies of one would convict all that are marked beside it."""
+
+    async def answer(_: Message) -> None:
+        marked.append(driver.marked - len(recorder.ended))
+        await asyncio.sleep(1)
+
+    class Watched(CopyingDriver):
+        marked = 0
+
+        async def send_later(self, copies: list[Later]) -> list[Exception | None]:
+            self.marked += sum(1 if copy.suspect else -1 for copy in copies)
+            return await super().send_later(copies)
+
+    marked: list[int] = []
+    driver, recorder = Watched(), Recorder(answer)
+    handed_out(driver, *(came(str(n), 4) for n in range(5)))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, concurrency=5, retry=THREE),
+    ):
+        await until(lambda: len(recorder.ended) == 5)
+    assert marked == [1] * 5

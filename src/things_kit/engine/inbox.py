@@ -100,6 +100,8 @@ class ConsumerInbox:
         self._calm = asyncio.Event()
         self._calm.set()
         self._due = asyncio.Event()
+        self._telling = False  # whether a settlement is on its way
+        self._told = asyncio.Event()
         self._quiet = False
         self._closing = False
 
@@ -213,6 +215,7 @@ class ConsumerInbox:
         """The connection is gone, and all of this with it: it comes again over the next."""
         self._quiet = True
         self.forget(lambda _: True)
+        self._told.set()
         self.lanes.unpark([*self._parking, *self._confirming, *self._unparked])
 
     # --- giving back
@@ -270,7 +273,12 @@ class ConsumerInbox:
         self._confirming, self._parking = self._parking, []
         self._strays = 0
         self._window.finished += len(acknowledged) + len(released)
-        await receiver.settle(acknowledged, released)
+        self._telling = True
+        try:
+            await receiver.settle(acknowledged, released)
+        finally:
+            self._telling = False
+            self._told.set()
         held = self.held
         deque(map(held.pop, acknowledged, repeat(None)), maxlen=0)  # the fastest loop there is
         for release in released:
@@ -281,6 +289,12 @@ class ConsumerInbox:
             self._calm.set()
         self.last_progress = asyncio.get_running_loop().time()
         self._owner.settled()
+
+    async def all_told(self) -> None:
+        """Wait until the broker knows of all that was finished so far, or the connection is lost."""
+        while self._acknowledged or self._released or self._telling:
+            self._told.clear()
+            await self._told.wait()
 
     def finish(self) -> None:
         """Let `settle` return once all is settled."""

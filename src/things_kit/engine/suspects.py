@@ -93,9 +93,8 @@ class Suspects:
         """Store the mark, as nothing else is being handled now; without one it is handled alone all the same."""
         delivery.state = State.LEAVING
         if self._copies is not None and self._copies.tasks:
-            await asyncio.wait(
-                self._copies.tasks
-            )  # those that lose their mark have lost it before anybody can die
+            await asyncio.wait(self._copies.tasks)  # who loses its mark has lost it before anybody can die
+        await delivery.inbox.all_told()  # what is finished must not come again because of this one
         if not delivery.suspect and not await self._marked(delivery):
             return False
         if delivery.state is State.GONE:  # somebody else has it by now

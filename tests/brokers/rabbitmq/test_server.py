@@ -117,6 +117,22 @@ async def test_a_batch_over_several_topics_has_the_right_answer_for_each(
     assert await broker.lag(topic, "billing") == 2
 
 
+async def test_lag_is_never_short_of_what_is_on_its_way(broker: Broker) -> None:
+    """What the server has sent is ready no more, and not here yet: a bridge would take the topic for empty."""
+    never = asyncio.Event()
+
+    async def waits(_: Message) -> None:
+        await never.wait()
+
+    for _ in range(25):
+        topic = f"orders-{uuid4().hex[:10]}"
+        await broker.declare(topic, groups=["g"])
+        await broker.producer().publish_batch([Message(topic, b"x") for _ in range(205)])
+        async with broker.consumer(topic, group="g", handler=waits, concurrency=300, drain_timeout=0):
+            assert [await broker.lag(topic, "g") for _ in range(4)] == [205] * 4
+        await broker.remove(topic)
+
+
 async def test_groups_and_topics_with_dots_are_told_apart(broker: Broker) -> None:
     unique = uuid4().hex[:8]
     await broker.declare(f"c{unique}", groups=["a.b"])

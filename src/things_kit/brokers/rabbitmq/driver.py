@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 from uuid import uuid4
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from things_kit.brokers.rabbitmq.delays import TIERS, Delays, delay_queue, hop
 from things_kit.brokers.rabbitmq.errors import missing, translated
@@ -53,6 +53,7 @@ class RabbitMQDriver:
             attempts=True,
             targeted=True,
             fixed_credit=True,
+            suspects=settings.options.kind == "quorum",  # the others count no deliveries
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings
@@ -63,6 +64,7 @@ class RabbitMQDriver:
         self._asking = asyncio.Lock()
         self._admin: Channel | None = None
         self._delays = Delays(self._ask)
+        self._receivers: WeakSet[RabbitMQReceiver] = WeakSet()
         self._exchanges: set[str] = set()  # that were seen: a publish to a missing one closes the channel
         self._impatient: set[str] = set()  # queues whose consumers may not ask to be waited for
         self._open = False
@@ -291,6 +293,7 @@ class RabbitMQDriver:
         if patience.renews:
             receiver.renew(self._publisher, self._settings.options.consumer_timeout)
         _RECEIVERS[receiver] = self._place(queue)
+        self._receivers.add(receiver)
         return receiver
 
     def _receiver(
@@ -361,11 +364,17 @@ class RabbitMQDriver:
             return 0
         queue = self._names.queue(topic, group)
         delayed = await self._delays.waiting(queue)
-        found = await self._counts(queue)
-        # Only now: what the broker had handed out by then came before its answer
         place = self._place(queue)
+        await self._agree(place)  # what we gave back by now is ready again
+        found = await self._counts(queue)
+        await self._agree(place)  # what was ready no more had been sent to us by then, and is here now
         held = sum(receiver.held for receiver, where in _RECEIVERS.items() if where == place)
         return 0 if found is None else found[0] + delayed + held
+
+    async def _agree(self, place: Place) -> None:
+        """Have nothing under way between the broker and our receivers; channels wait for one another in nothing."""
+        own = [receiver for receiver in self._receivers if _RECEIVERS.get(receiver) == place]
+        await asyncio.gather(*(receiver.agree() for receiver in own))
 
     async def _counts(self, queue: str) -> tuple[int, int] | None:
         """Messages in the queue, and its consumers; None if there is no such queue."""

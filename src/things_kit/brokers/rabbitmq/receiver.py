@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pika.exceptions import AMQPError
+
 from things_kit.brokers.rabbitmq.credit import Consumers
 from things_kit.brokers.rabbitmq.early import Early, SendLater
 from things_kit.brokers.rabbitmq.errors import NotWaited, lost, missing, translated
@@ -85,6 +87,13 @@ class RabbitMQReceiver:
     def held(self) -> int:
         """How many messages the broker has handed to us and waits for."""
         return 0 if self._closed or self._channel.error is not None else len(self._out) + len(self._arrived)
+
+    async def agree(self) -> None:
+        """Return when all that was sent over our channel has arrived, on both sides. What is lost agrees to nothing."""
+        if self._closed or self._channel.error is not None:
+            return
+        with contextlib.suppress(AMQPError, ConnectionLost):
+            await self._channel.ask(self._channel.raw.queue_declare, self._queue, passive=True)
 
     def renew(self, publisher: Publisher, within: float) -> None:
         """Have what is held for long renewed within so many seconds."""
