@@ -51,6 +51,31 @@ async def test_dead_letters_go_back_to_where_they_came_from(native: Capabilities
 
 
 @virtual
+async def test_a_broker_that_takes_its_time_is_read_to_its_end() -> None:
+    driver = await filled(BARE, *(dead(str(n)) for n in range(4)))
+    now = asyncio.get_running_loop().time()
+    for entry, wait in zip(driver.groups["t-dlq", "dead-letters"].pending, (3, 3, 6, 9), strict=True):
+        entry.due = now + wait
+    async with broker_of(driver) as broker:
+        assert await broker.replay("t-dlq") == 4
+
+
+@virtual
+async def test_what_others_have_in_hand_is_not_waited_for_without_end() -> None:
+    async def dwell(_: Message) -> None:
+        await asyncio.Event().wait()
+
+    driver, recorder = await filled(BARE, dead("1"), dead("2")), Recorder(dwell)
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t-dlq", group="dead-letters", handler=recorder, max_in_flight=1, drain_timeout=0.1),
+    ):
+        await until(lambda: recorder.seen)
+        async with asyncio.timeout(10):
+            assert await broker.replay("t-dlq") == 1
+
+
+@virtual
 async def test_a_limit_is_kept() -> None:
     driver = await filled(BARE, *(dead(str(n)) for n in range(5)))
     async with broker_of(driver) as broker:

@@ -31,6 +31,9 @@ MOST: Final = 1_000_000
 QUIET: Final = 0.5
 """Seconds without a message after which a topic counts as read to its end, where its lag is not known."""
 
+PATIENCE: Final = 5.0
+"""The same where its lag says that more is there: others have it in hand, unless the broker only takes its time."""
+
 
 class Reading:
     """Reads a topic as one of its groups until nothing is left; what is not acknowledged goes back at the end."""
@@ -80,8 +83,9 @@ class Reading:
             BrokerUnavailable: The connection was lost; what was not acknowledged comes again.
         """
         left = self._most if limit is None else min(self._most, limit)
+        wait = PATIENCE if self.bounded else QUIET
         while left > 0:
-            deliveries = await self._answer(self._receiver.receive(min(left, AT_ONCE), QUIET))
+            deliveries = await self._answer(self._receiver.receive(min(left, AT_ONCE), wait))
             if not deliveries:
                 return  # the rest is in somebody else's hands
             self._held.update(dict.fromkeys(deliveries))
