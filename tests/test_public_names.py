@@ -154,8 +154,8 @@ async def test_what_is_made_satisfies_the_contracts() -> None:
                 middleware=[middleware],
             )
         )
-        await run_through(broker.consumer("t", handler=lambda messages: None, batch=Batch()))
+        await run_through(broker.consumer("t", group=None, handler=lambda messages: None, batch=Batch()))
         assert isinstance(broker.producer(), Producer)
-        assert isinstance(broker.consumer("t", handler=handler), Consumer)
+        assert isinstance(broker.consumer("t", group=None, handler=handler), Consumer)
     assert isinstance(router, Handler)
     assert BatchError({}).errors == {}

@@ -517,7 +517,10 @@ async def test_a_replay_for_another_group_is_skipped_and_acknowledged() -> None:
 async def test_a_consumer_without_group_gets_what_comes_from_now_on() -> None:
     driver, recorder = StubDriver(), Recorder()
     driver.put(message("old"))
-    async with broker_of(driver) as broker, broker.consumer("t", handler=recorder, start="earliest"):
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group=None, handler=recorder, start="earliest"),
+    ):
         driver.put(message("new"))
         await until(lambda: driver.acknowledged)
     assert recorder.values == [b"new"]

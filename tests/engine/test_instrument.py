@@ -103,7 +103,7 @@ async def test_what_was_made_before_is_not_instrumented_and_an_ephemeral_group_h
         broker.instrument(notes)
         await before.publish(Message("t", b""))
         assert notes.seen == []
-        broker.consumer("t", handler=Recorder())
+        broker.consumer("t", group=None, handler=Recorder())
         assert notes.wrapped == [("stub", None)]
 
 

@@ -1,6 +1,7 @@
 """Brokers as modules of an application."""
 
 import inspect
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,6 @@ from things_kit import (
     Handler,
     Message,
     Producer,
-    RetryPolicy,
     WiringError,
     invoke,
     provide,
@@ -117,7 +117,7 @@ memory:
   concurrency: 3
   ordering: none
   start: latest
-  retry: {attempts: 2, first: 1, factor: 3, limit: PT1M, jitter: 0, mode: delayed, permanent: [builtins.KeyError]}
+  retry: {attempts: 2, first: 1, factor: 3, limit: PT1M, jitter: 0, mode: delayed, permanent: [KeyError, shutil.SameFileError]}
   dead_letter: DISCARD
   timeout: 5
   drain_timeout: 7
@@ -137,7 +137,7 @@ memory:
     policy = options.retry
     assert (policy.attempts, policy.first, policy.factor, policy.jitter) == (2, 1, 3, 0)
     assert policy.limit.total_seconds() == 60
-    assert (policy.mode, policy.permanent) == ("delayed", (KeyError,))
+    assert (policy.mode, policy.permanent) == ("delayed", (KeyError, shutil.SameFileError))
     assert options.dead_letter is DISCARD
     assert (options.timeout, options.drain_timeout, options.max_in_flight) == (5, 7, 50)
     assert options.batch == Batch(10, 1)
@@ -146,10 +146,30 @@ memory:
 def test_the_defaults_of_a_section_are_those_of_a_consumer() -> None:
     said = memory.MemorySettings().arguments()
     for name, parameter in inspect.signature(Broker.consumer).parameters.items():
-        if name in {"self", "topic", "handler"}:
-            continue
-        default = RetryPolicy() if name == "retry" else parameter.default
-        assert said[name] == default, name  # type: ignore[literal-required]
+        if name not in {"self", "topic", "handler", "group"}:
+            assert said[name] == parameter.default, name  # type: ignore[literal-required]
+    assert "group" not in said
+
+
+@pytest.mark.parametrize("how", ["run_consumer", "consume"])
+async def test_a_section_that_says_no_group_is_a_mistake(write: Write, how: str) -> None:
+    write("memory: {topic: orders}\n")
+    consumed = (
+        invoke(memory.run_consumer)
+        if how == "run_consumer"
+        else memory.consume("orders", handler=MockHandler)
+    )
+    app = App(config.module, memory.module, provide(MockHandler), consumed)
+    with pytest.raises(ConfigError, match=r"memory\.group_id: it is missing.*or null.*MEMORY_GROUP_ID"):
+        await app.start()
+
+
+async def test_a_section_that_says_null_has_a_group_of_its_own(write: Write) -> None:
+    write("memory: {topic: orders, group_id: null}\n")
+    app = App(config.module, memory.module, provide(MockHandler), invoke(memory.run_consumer))
+    async with app:
+        (consumer,) = (await (await app.get(Broker)).health()).consumers
+        assert consumer.group.startswith("ephemeral-")
 
 
 async def test_what_consume_does_not_say_is_as_the_section_says(write: Write) -> None:

@@ -90,7 +90,7 @@ async def test_the_lag_of_each_group_is_a_gauge(
         broker.module, provide(MeterProvider([reader])),
         broker.consume("orders", group="billing", handler=gate),
         broker.consume("orders", group="stock", handler=quick),
-        broker.consume("orders", handler=MockHandler()),  # its group has no name that lasts
+        broker.consume("orders", group=None, handler=MockHandler()),  # its group has no name that lasts
     )  # fmt: skip
     async with app:
         await publish(app, 5)

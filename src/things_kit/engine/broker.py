@@ -4,24 +4,24 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Unpack
 from weakref import WeakSet
 
 from things_kit.engine.cancelling import abandon, cancellable, ended, is_cancelled
-from things_kit.engine.consumer import BrokerConsumer, ConsumerOptions
+from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import Capabilities, Driver
 from things_kit.engine.naming import check_name
+from things_kit.engine.options import ConsumerArguments, options_of, takes_arguments
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError
-from things_kit.messaging.handler import AnyHandler, Middleware
+from things_kit.messaging.handler import AnyHandler
 from things_kit.messaging.health import Health
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
-from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start
 
 log = logging.getLogger("things_kit.broker")
 
@@ -272,34 +272,22 @@ class Broker:
         self._producers.add(producer)
         return producer
 
+    @takes_arguments
     def consumer(
-        self,
-        topic: str | Sequence[str],
-        *,
-        handler: AnyHandler,
-        group: str | None = None,
-        concurrency: int = 1,
-        ordering: Ordering = "key",
-        start: Start = "earliest",
-        retry: RetryPolicy | None = None,
-        dead_letter: str | Discard | None = "{topic}-dlq",
-        timeout: Seconds | None = None,
-        drain_timeout: Seconds = 20.0,
-        max_in_flight: int = 1000,
-        batch: Batch | None = None,
-        middleware: Sequence[Middleware] = (),
+        self, topic: str | Sequence[str], *, handler: AnyHandler, **arguments: Unpack[ConsumerArguments]
     ) -> BrokerConsumer:
         """A consumer, not yet started; stopped with the broker.
 
         Args:
             topic: A topic, or several.
             handler: An object with `handle`, an async function, or a plain one, which runs in a thread.
-            group: The consumer group. None: a group of its own from now on, gone when it stops.
+            group: The consumer group, whose consumers share the messages. It has no default: None, said on purpose, is
+                a group of its own from now on, gone when it stops.
             concurrency: Handler calls at once.
             ordering: What is handled one after another, in order: messages of one "key", of one "partition"
                 (the whole topic where there are none), or nothing, "none".
             start: Where a new group begins on a broker that retains messages.
-            retry: How often and when a failing message is tried again; `RetryPolicy()` where None.
+            retry: How often and when a failing message is tried again.
             dead_letter: Where messages go that failed for good; None keeps trying at the policy's limit; DISCARD
                 logs, counts and acknowledges them.
             timeout: The most one handler call may take, in seconds; None for no bound.
@@ -309,26 +297,12 @@ class Broker:
             middleware: Functions from Handle to Handle, outermost first.
 
         Raises:
-            ConfigError: An argument is not what it should be.
+            ConfigError: An argument is not what it should be, or the group is missing.
             ClosedError: The broker is closed.
         """
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
-        options = ConsumerOptions(
-            topics=(topic,) if isinstance(topic, str) else tuple(topic),
-            group=group,
-            handler=handler,
-            concurrency=concurrency,
-            ordering=ordering,
-            start=start,
-            retry=RetryPolicy() if retry is None else retry,
-            dead_letter=dead_letter,
-            timeout=timeout,
-            drain_timeout=drain_timeout,
-            max_in_flight=max_in_flight,
-            batch=batch,
-            middleware=tuple(middleware),
-        )
+        options = options_of(topic, handler, arguments)
         return BrokerConsumer(
             self.transmission, options, started=self._consumer_started, ended=self._consumer_ended
         )

@@ -12,10 +12,9 @@ import msgspec
 from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
-from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.driver import Delivery, SendsLater, Subscription
 from things_kit.engine.lanes import Lanes
-from things_kit.engine.naming import check_name
+from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes, Treatment
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
@@ -27,19 +26,9 @@ from things_kit.engine.transmission import Transmission
 from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
-from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.health import ConsumerHealth
 from things_kit.messaging.names import DEAD_LETTER_GROUP
-from things_kit.messaging.policy import (
-    DISCARD,
-    Batch,
-    Discard,
-    Ordering,
-    RetryPolicy,
-    Seconds,
-    Start,
-    seconds,
-)
+from things_kit.messaging.policy import DISCARD, seconds
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -51,58 +40,6 @@ CLOSING: Final = 1.5
 
 STUCK: Final = 300.0
 """Seconds without any settlement, while a handler runs, after which a consumer without timeout is not well."""
-
-
-class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Every argument of `broker.consumer`, checked."""
-
-    topics: tuple[str, ...]
-    group: str | None
-    handler: AnyHandler
-    concurrency: int = 1
-    ordering: Ordering = "key"
-    start: Start = "earliest"
-    retry: RetryPolicy = RetryPolicy()
-    dead_letter: str | Discard | None = "{topic}-dlq"
-    timeout: Seconds | None = None
-    drain_timeout: Seconds = 20.0
-    max_in_flight: int = 1000
-    batch: Batch | None = None
-    middleware: Sequence[Middleware] = ()
-
-    def __post_init__(self) -> None:
-        if not self.topics:
-            raise ConfigError("a consumer needs a topic, or a list of topics")
-        for topic in self.topics:
-            check_name("a consumer's topic", topic)
-        if len(set(self.topics)) != len(self.topics):
-            raise ConfigError("a consumer's topics must differ from one another")
-        if self.group is not None:
-            check_name("group", self.group)
-        _whole("concurrency", self.concurrency, 1)
-        _whole("max_in_flight", self.max_in_flight, len(self.topics))
-        _one_of("ordering", self.ordering, ("key", "partition", "none"))
-        _one_of("start", self.start, ("earliest", "latest"))
-        _instance("retry", self.retry, RetryPolicy)
-        if self.timeout is not None and seconds(self.timeout, "timeout") == 0:
-            raise ConfigError("timeout must be more than 0 seconds, or None")
-        seconds(self.drain_timeout, "drain_timeout")
-        if self.batch is not None:
-            _instance("batch", self.batch, Batch)
-            if self.middleware:
-                raise ConfigError(
-                    "middleware wraps the handling of one message; it cannot be used with batch"
-                )
-        if not isinstance(self.dead_letter, str | Discard | None):
-            raise ConfigError(
-                f"dead_letter must be a topic's name, DISCARD or None; it is {self.dead_letter!r}"
-            )
-
-    def dead_letter_of(self, topic: str, group: str) -> str | None:
-        """The name of a topic's dead letter; None where there is none."""
-        if not isinstance(self.dead_letter, str):
-            return None
-        return dead_letter_topic(self.dead_letter, topic, group)
 
 
 class BrokerConsumer:
@@ -475,18 +412,3 @@ class BrokerConsumer:
     @property
     def _name(self) -> str:
         return f"{', '.join(self.options.topics)} as {self.group}"
-
-
-def _whole(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name} must be a whole number from {minimum}; it is {value!r}")
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}; it is {value!r}")
-
-
-def _instance(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ConfigError(f"{name} must be a {kind.__name__}; it is {value!r}")

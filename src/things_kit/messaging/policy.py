@@ -3,9 +3,10 @@
 import random
 from datetime import timedelta
 from enum import Enum
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from things_kit.messaging.errors import ConfigError
 
@@ -62,11 +63,11 @@ class RetryPolicy(msgspec.Struct, frozen=True):
         permanent: Exception types for which trying again cannot help: dead letter at once.
     """
 
-    attempts: int = 5
-    first: Seconds = 0.1
-    factor: float = 2.0
-    limit: Seconds = 30.0
-    jitter: float = 0.1
+    attempts: Annotated[int, Meta(ge=1)] = 5
+    first: Annotated[Seconds, Meta(ge=0)] = 0.1
+    factor: Annotated[float, Meta(ge=1)] = 2.0
+    limit: Annotated[Seconds, Meta(ge=0)] = 30.0
+    jitter: Annotated[float, Meta(ge=0, le=1)] = 0.1
     mode: Literal["in_place", "delayed"] = "in_place"
     permanent: tuple[type[BaseException], ...] = ()
 
@@ -104,8 +105,8 @@ class RetryPolicy(msgspec.Struct, frozen=True):
 class Batch(msgspec.Struct, frozen=True):
     """Hand the handler lists: of up to `size` messages, waiting up to `wait` seconds for one to fill."""
 
-    size: int = 100
-    wait: Seconds = 0.05
+    size: Annotated[int, Meta(ge=1)] = 100
+    wait: Annotated[Seconds, Meta(ge=0)] = 0.05
 
     def __post_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:

@@ -1,7 +1,7 @@
 """A broker as a module of an application: written once, for all brokers."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Final, Unpack
+from typing import Annotated, Any, Final, Unpack, cast
 
 from things_kit.app.lifecycle import Hook, Lifecycle
 from things_kit.app.parts import Invoke, Module, caller, provide
@@ -9,12 +9,13 @@ from things_kit.app.settings import Section
 from things_kit.brokers.connect import connect
 from things_kit.engine.broker import Broker
 from things_kit.engine.consumer import BrokerConsumer
+from things_kit.engine.options import ConsumerArguments, SectionArguments
 from things_kit.engine.producer import BrokerProducer
 from things_kit.messaging.consumer import Consumer
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handler
 from things_kit.messaging.policy import seconds
-from things_kit.modules.broker_settings import BrokerSettings, ConsumerArguments
+from things_kit.modules.broker_settings import BrokerSettings
 from things_kit.modules.instruments import Instruments
 
 GRACE: Final = 5.0
@@ -52,7 +53,7 @@ class BrokerModule:
         topic: str | Sequence[str],
         *,
         handler: AnyHandler | type,
-        **arguments: Unpack[ConsumerArguments],
+        **arguments: Unpack[SectionArguments],
     ) -> Invoke:
         """One more consumer: a part of an app.
 
@@ -65,7 +66,7 @@ class BrokerModule:
         def consume(
             lifecycle: Lifecycle, broker: Broker, settings: BrokerSettings, found: Any = handler
         ) -> None:
-            run(lifecycle, _make(broker, topic, found, settings, arguments))
+            run(lifecycle, self._make(broker, topic, found, settings, arguments))
 
         types = {"found": handler} if isinstance(handler, type) else {}
         function = self._annotated(consume, broker=self._broker, settings=self._settings, **types)
@@ -81,7 +82,24 @@ class BrokerModule:
                 f"{self.name}.topic: it is missing: expected `topic` or `topics` in the section {self.name!r}, or "
                 f"{self.name.upper()}_TOPIC in the environment"
             )
-        return _make(broker, topics, handler, settings, {})
+        return self._make(broker, topics, handler, settings, {})
+
+    def _make(
+        self,
+        broker: Broker,
+        topic: str | Sequence[str],
+        handler: AnyHandler,
+        settings: BrokerSettings,
+        arguments: SectionArguments,
+    ) -> BrokerConsumer:
+        chosen: SectionArguments = {**settings.arguments(), **arguments}
+        if "group" not in chosen:
+            raise ConfigError(
+                f"{self.name}.group_id: it is missing: expected a name, whose consumers share the messages and go on "
+                f"where they stopped, or null, which is a group of its own from now on, gone when it stops; in the "
+                f"section {self.name!r}, as {self.name.upper()}_GROUP_ID in the environment, or as group= in the code"
+            )
+        return broker.consumer(topic, handler=handler, **cast("ConsumerArguments", chosen))
 
     def _annotated(self, function: Any, **types: Any) -> Any:
         """A function of its own whose parameters are looked for in this very module."""
@@ -123,14 +141,3 @@ def _producer(broker: Broker) -> BrokerProducer:
 def _run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:
     """Consume what the section says, with the app's `Handler`, for as long as the app runs."""
     run(lifecycle, consumer)
-
-
-def _make(
-    broker: Broker,
-    topics: str | Sequence[str],
-    handler: AnyHandler,
-    settings: BrokerSettings,
-    arguments: ConsumerArguments,
-) -> BrokerConsumer:
-    chosen: ConsumerArguments = {**settings.arguments(), **arguments}
-    return broker.consumer(topics, handler=handler, **chosen)

@@ -1,98 +1,110 @@
 """What a broker's section of the configuration says: where the broker is, and how one consumer consumes."""
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias, TypedDict
+import builtins
+from collections.abc import Collection, Mapping, Sequence
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Self,
+    TypeAlias,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 from urllib.parse import quote, urlencode
 
-from pydantic import BaseModel, ConfigDict, Field, ImportString, SecretStr, model_validator
+import msgspec
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ImportString,
+    SecretStr,
+    create_model,
+    model_validator,
+)
 
-from things_kit.messaging.handler import Middleware
-from things_kit.messaging.policy import DISCARD, Batch, Discard, Ordering, RetryPolicy, Seconds, Start
-
-Duration: TypeAlias = Annotated[float, Field(ge=0)] | timedelta
-
+from things_kit.engine.options import ARGUMENTS, ConsumerOptions, SectionArguments
+from things_kit.messaging.policy import DISCARD, Batch, RetryPolicy
 
 LATER: Final = ConfigDict(defer_build=True)
 """What checks a section is built when one is read: an app pays for its own broker, not for all it imports."""
 
+Said: TypeAlias = Annotated[str, Field(min_length=1)]
 
-class RetrySettings(BaseModel):
-    """The fields of `RetryPolicy`."""
 
+def fields(kind: type[msgspec.Struct], but: Collection[str] = (), **forms: Any) -> dict[str, Any]:
+    """The fields of one of the engine's own structs as those of a section, with the same types, bounds and defaults.
+
+    `forms` are the types of those that a file writes in another way.
+    """
+    return {
+        field.name: _field(field, forms.get(field.name))
+        for field in msgspec.structs.fields(kind)
+        if field.name not in but
+    }
+
+
+def _field(field: msgspec.structs.FieldInfo, form: Any) -> tuple[Any, Any]:
+    kind, meta = field.type, msgspec.Meta()
+    if get_origin(kind) is Annotated:
+        kind, meta = get_args(kind)
+    if form is None:
+        bounds = Field(ge=meta.ge, gt=meta.gt, le=meta.le)
+        kinds = get_args(kind) if get_origin(kind) in {Union, UnionType} else (kind,)
+        bounded = tuple(Annotated[each, bounds] if each in {int, float} else each for each in kinds)
+        form = Union[bounded]  # noqa: UP007 - of as many as there are
+    if isinstance(form, type) and issubclass(form, BaseModel):
+        return form, Field(default=form(), description=meta.description)
+    default = list(field.default) if get_origin(form) is list else field.default
+    return form, Field(default=default, description=meta.description)
+
+
+def _built_in(name: object) -> object:
+    """Where an exception's plain name is to be imported from."""
+    return f"builtins.{name}" if isinstance(name, str) and hasattr(builtins, name) else name
+
+
+class _Retry(BaseModel):
     model_config = LATER
-
-    attempts: int = Field(default=5, ge=1)
-    first: Duration = 0.1
-    factor: float = Field(default=2.0, ge=1)
-    limit: Duration = 30.0
-    jitter: float = Field(default=0.1, ge=0, le=1)
-    mode: Literal["in_place", "delayed"] = "in_place"
-    permanent: list[ImportString[type[BaseException]]] = Field(
-        default=[], description="Exceptions for which trying again cannot help, such as shop.errors.Unknown."
-    )
 
     def policy(self) -> RetryPolicy:
         """The policy that they say."""
-        return RetryPolicy(
-            self.attempts, self.first, self.factor, self.limit, self.jitter, self.mode, tuple(self.permanent)
-        )
+        said = dict(self)
+        return RetryPolicy(**{**said, "permanent": tuple(said["permanent"])})
 
 
-class BatchSettings(BaseModel):
-    """The fields of `Batch`."""
+class _Batch(BaseModel):
+    model_config = LATER
+
+    def batch(self) -> Batch:
+        """The batch that they say."""
+        return Batch(**dict(self))
+
+
+class _Consumed(BaseModel):
+    """What is consumed; the arguments of `broker.consumer` come beside it. `group` is another word for `group_id`."""
 
     model_config = LATER
 
-    size: int = Field(default=100, ge=1)
-    wait: Duration = 0.05
-
-
-class ConsumerArguments(TypedDict, total=False):
-    """The arguments of `broker.consumer` that a section gives as well."""
-
-    group: str | None
-    concurrency: int
-    ordering: Ordering
-    start: Start
-    retry: RetryPolicy | None
-    dead_letter: str | Discard | None
-    timeout: Seconds | None
-    drain_timeout: Seconds
-    max_in_flight: int
-    batch: Batch | None
-    middleware: Sequence[Middleware]
-
-
-class ConsumerSettings(BaseModel):
-    """Every argument of `broker.consumer` but the handler. `group` is another word for `group_id`."""
-
-    model_config = LATER
-
-    topic: str | None = Field(default=None, min_length=1)
-    topics: list[Annotated[str, Field(min_length=1)]] = []
-    group_id: str | None = Field(default=None, min_length=1)
-    group: str | None = Field(default=None, min_length=1)
-    concurrency: int = Field(default=1, ge=1)
-    ordering: Ordering = "key"
-    start: Start = "earliest"
-    retry: RetrySettings = RetrySettings()
-    dead_letter: str | None = Field(
-        default="{topic}-dlq", description="A topic; null keeps messages for ever, and DISCARD drops them."
+    topic: Said | None = None
+    topics: list[Said] = []
+    group_id: Said | None = Field(
+        default=None, description="Must be said: null is a group of its own from now on, gone when it stops."
     )
-    timeout: Annotated[float, Field(gt=0)] | timedelta | None = None
-    drain_timeout: Duration = 20.0
-    max_in_flight: int = Field(default=1000, ge=1)
-    batch: BatchSettings | None = None
-    middleware: list[ImportString[Any]] = Field(
-        default=[], description="Functions from Handle to Handle, such as shop.middleware.timed."
-    )
+    group: Said | None = None
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
         if self.topic is not None and self.topics:
             raise ValueError("topic and topics are both given: expected one of them")
-        if self.group is not None and self.group_id is not None:
+        if {"group", "group_id"} <= self.model_fields_set:
             raise ValueError("group and group_id are both given: expected one of them")
         return self
 
@@ -100,21 +112,40 @@ class ConsumerSettings(BaseModel):
         """The topics; none where the section does not say."""
         return [self.topic] if self.topic is not None else self.topics
 
-    def arguments(self) -> ConsumerArguments:
-        """What the section says, for `broker.consumer`."""
-        return ConsumerArguments(
-            group=self.group if self.group_id is None else self.group_id,
-            concurrency=self.concurrency,
-            ordering=self.ordering,
-            start=self.start,
-            retry=self.retry.policy(),
-            dead_letter=DISCARD if self.dead_letter == "DISCARD" else self.dead_letter,
-            timeout=self.timeout,
-            drain_timeout=self.drain_timeout,
-            max_in_flight=self.max_in_flight,
-            batch=None if self.batch is None else Batch(self.batch.size, self.batch.wait),
-            middleware=tuple(self.middleware),
-        )
+    def arguments(self) -> SectionArguments:
+        """What the section says, for `broker.consumer`; without a group where it says none."""
+        said = {field.name: getattr(self, field.name) for field in ARGUMENTS if field.name != "group"}
+        if said["dead_letter"] == DISCARD.value:
+            said["dead_letter"] = DISCARD
+        said["retry"] = said["retry"].policy()
+        said["batch"] = None if said["batch"] is None else said["batch"].batch()
+        said["middleware"] = tuple(said["middleware"])
+        arguments = cast("SectionArguments", said)
+        if {"group", "group_id"} & self.model_fields_set:
+            arguments["group"] = self.group if self.group_id is None else self.group_id
+        return arguments
+
+
+if TYPE_CHECKING:
+    ConsumerSettings: TypeAlias = _Consumed
+else:
+    PERMANENT: Final = list[Annotated[ImportString[type[BaseException]], BeforeValidator(_built_in)]]
+    """Exceptions by their dotted names, built-in ones by their plain names."""
+
+    RetrySettings = create_model("RetrySettings", __base__=_Retry, **fields(RetryPolicy, permanent=PERMANENT))
+    BatchSettings = create_model("BatchSettings", __base__=_Batch, **fields(Batch))
+    ConsumerSettings = create_model(
+        "ConsumerSettings",
+        __base__=_Consumed,
+        **fields(
+            ConsumerOptions,
+            but=("topics", "handler", "group"),
+            retry=RetrySettings,
+            batch=BatchSettings | None,
+            dead_letter=Said | None,
+            middleware=list[ImportString[Any]],
+        ),
+    )
 
 
 class BrokerSettings(ConsumerSettings):

@@ -347,7 +347,7 @@ async def test_a_consumer_without_a_group_sees_partitions_that_are_added(
     async with connect(f"{kafka.url}?partitions=1") as broker:
         await broker.declare(topic)
         handler = Handler()
-        async with broker.consumer(topic, handler=handler):
+        async with broker.consumer(topic, group=None, handler=handler):
             admin = AdminClient({"bootstrap.servers": kafka.brokers})
             admin.create_partitions([NewPartitions(topic, 3)])[topic].result(10)
 

@@ -585,7 +585,7 @@ async def test_the_group_of_a_consumer_without_one_vanishes_with_it(
     broker: Broker, stream: JetStreamContext, topic: str
 ) -> None:
     await broker.declare(topic)
-    async with broker.consumer(topic, handler=Recorder(), dead_letter=None):
+    async with broker.consumer(topic, group=None, handler=Recorder(), dead_letter=None):
         [info] = await stream.consumers_info(topic)
         assert info.config.inactive_threshold is not None
         assert 0 < info.config.inactive_threshold <= 60

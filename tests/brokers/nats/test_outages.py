@@ -61,7 +61,7 @@ async def test_a_consumer_without_a_group_misses_nothing_while_its_connection_is
     async with Relay(nats_server.ports[0]) as relay, connect(nats_server.url) as publisher:
         await publisher.declare(topic)
         async with connect(f"nats://127.0.0.1:{relay.port}?lease=1") as broker:
-            async with broker.consumer(topic, handler=seen, dead_letter=None):
+            async with broker.consumer(topic, group=None, handler=seen, dead_letter=None):
                 for round_ in range(3):
                     await relay.cut()
                     await publisher.producer().publish(Message(topic, b"%d" % round_))

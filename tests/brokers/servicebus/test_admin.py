@@ -101,7 +101,7 @@ async def test_it_is_known_whether_anybody_listens(
 async def test_a_group_of_one_consumer_goes_with_it(broker: Broker, topic: str) -> None:
     await broker.declare(topic)
     recorder = Recorder()
-    async with broker.consumer(topic, handler=recorder):
+    async with broker.consumer(topic, group=None, handler=recorder):
         await broker.producer().publish(Message(topic, b"x"))
         await recorder.until_done(1, 15)
 
@@ -116,7 +116,7 @@ async def test_removing_such_a_group_is_not_waited_for_long(
 ) -> None:
     monkeypatch.setattr(admin, "GOODBYE", 0.05)
     await broker.declare(topic)
-    consumer = broker.consumer(topic, handler=Recorder())
+    consumer = broker.consumer(topic, group=None, handler=Recorder())
     await consumer.start()
 
     async def stands_still(call: Coroutine[object, object, object], doing: str) -> None:
