@@ -20,7 +20,7 @@ from things_kit.brokers.nats.admin import wrong_kind
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refusal, Refused
 from things_kit.brokers.nats.options import LONGEST, durable_names
 from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.driver import ConnectionLost, Delivery, Marking, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Fetching, Marking, Release, Subscription
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -85,11 +85,14 @@ async def test_what_has_arrived_and_waits_for_its_turn_is_leased_as_well(
 ) -> None:
     driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
     slow, other = await collect(driver, subscription), await collect(driver, subscription)
-    asked = asyncio.create_task(slow.receive(20, 5))
+    assert isinstance(slow.receiver, Fetching)
+    asked = asyncio.create_task(slow.receiver.fetch(20, 5))
     await eventually(lambda: _asked(stream, topic), 5)
     asked.cancel()
     await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
-    first = await received(slow, 1)
+    while (waiting := len(slow.inbox.waiting)) < 20:  # the request ended with what there was when it was seen
+        await slow.receiver.fetch(20 - waiting, 5)
+    first = slow.inbox.take(1)
 
     async def keep() -> None:
         while True:
@@ -206,10 +209,11 @@ async def test_what_is_given_back_again_and_again_comes_in_order(broker: Broker,
 
 
 async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_nats: NATSServer) -> None:
+    topic = f"orders-{uuid4().hex[:10]}"
     client = await nats.connect(own_nats.url)
     async with Relay(own_nats.ports[0]) as relay, connect(f"nats://127.0.0.1:{relay.port}") as broker:
-        driver, subscription = broker.transmission.driver, Subscription(topic="orders", group="g")
-        await broker.producer().publish_batch([Message("orders", b"%d" % n) for n in range(20)])
+        driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
         stopping = await collect(driver, subscription)
         await received(stopping, 20)
         await stopping.close()
@@ -219,7 +223,7 @@ async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_na
         settling = asyncio.create_task(cut_short.settle(came[:5], []))
 
         async def acknowledged() -> bool:
-            return bool((await client.jetstream().consumer_info("orders", "g")).num_ack_pending == 15)
+            return bool((await client.jetstream().consumer_info(topic, "g")).num_ack_pending == 15)
 
         await eventually(acknowledged, 5)
         settling.cancel()
@@ -231,6 +235,32 @@ async def test_a_settlement_that_was_cut_short_does_not_disturb_the_order(own_na
         assert [int(each.message.value) for each in came] == [5, 6, 7]
         await heir.close()
     await client.close()
+
+
+async def test_what_a_lost_connection_left_behind_comes_before_what_was_given_back_earlier(
+    own_nats: NATSServer,
+) -> None:
+    topic = f"orders-{uuid4().hex[:10]}"
+    async with (
+        Relay(own_nats.ports[0]) as relay,
+        connect(f"nats://127.0.0.1:{relay.port}?lease=60") as broker,
+    ):
+        driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
+        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
+        stopping = await collect(driver, subscription)
+        await received(stopping, 20)
+        await stopping.close()
+        losing = await collect(driver, subscription)
+        await received(losing, 5)
+        await relay.cut()
+        with pytest.raises(ConnectionLost):
+            await losing.receiver.overdue()
+        with pytest.raises(ConnectionLost):
+            await losing.receiver.close()
+        heir = await collect(driver, subscription)
+        came = await received(heir, 10)
+        assert [int(each.message.value) for each in came] == list(range(10))
+        await heir.close()
 
 
 # --- several topics in one stream

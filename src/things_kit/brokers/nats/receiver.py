@@ -117,14 +117,12 @@ class NATSReceiver:
         left = self._past.unsettled.pop(self._known, None)
         if left is None or left.created != self._group.info["created"]:
             return
-        # Without asking for an answer: a server that was killed may not know of these deliveries any more
-        for reply in left.acknowledged:
+        for reply in left.acknowledged:  # a server that was killed and forgot them would confirm nothing
             await self._connection.tell(reply, ACK)
         if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
             back = in_order(left.held | await self._take_rest(len(left.held)))
             await self._attempts.note([(coordinates(reply), attempt) for reply, attempt in back.items()])
-            for reply in back:
-                await self._connection.tell(reply, NAK)
+            await self._send([(reply, NAK) for reply in back])
 
     # --- receiving
 
