@@ -35,7 +35,6 @@ EXPECTED_FAILURES: Final = (
         {
             "TestPubSub",
             "TestPubSubOnGooglesEmulator",
-            "TestSQS",
             "TestServiceBus",
             "TestServiceBusSessions",
         },

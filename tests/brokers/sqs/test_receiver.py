@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 pytest.importorskip("aiobotocore")
@@ -36,10 +37,7 @@ class FakeSQS:
             answer = left.pop(0)
             if isinstance(answer, Exception):
                 raise answer
-            if isinstance(answer, asyncio.Event):
-                await answer.wait()
-                return {}
-            return answer
+            return await answer if isinstance(answer, asyncio.Future) else answer
 
         return ask
 
@@ -50,7 +48,7 @@ def receiver(sqs: FakeSQS, topic: str = "orders") -> SQSReceiver:
     clients.sqs = sqs
     admin = Admin(asked, clients)
     subscription = Subscription(topic=topic, group="billing", inbox=Collected())
-    queue = Queue(asked, sqs, topic, "url", admin.forget)
+    queue = Queue(asked, sqs, topic, f"http://queues/{topic}", admin.forget)
     return SQSReceiver(
         asked,
         queue,
@@ -157,7 +155,7 @@ class TestReceiving:
         assert [delivery.message.id for delivery in inbox.waiting] == ["a"]
 
     async def test_what_has_come_is_kept_while_the_rest_of_its_wave_is_on_its_way(self) -> None:
-        late = asyncio.Event()
+        late = asyncio.get_running_loop().create_future()
         sqs = FakeSQS(receive_message=[{"Messages": [found("a", 1)]}, late])
         polled = receiver(sqs)
         polled._width = 2
@@ -165,7 +163,7 @@ class TestReceiving:
         await eventually(lambda: bool(polled._arriving), 5)
         await polled.extend([])
         assert [entry["ReceiptHandle"] for entry in sqs.asked[-1][1]] == ["receipt of a"]
-        late.set()
+        late.set_result({})
         assert await asking == ["a"]
 
     async def test_what_the_inbox_refuses_goes_back(self) -> None:
@@ -176,6 +174,28 @@ class TestReceiving:
         await polled.fetch(1, 1.0)
         hidden = {"Id": "0", "ReceiptHandle": "receipt of a", "VisibilityTimeout": 0}
         assert sqs.asked[1:] == [("change_message_visibility_batch", [hidden])]
+
+    async def test_what_a_poll_brings_after_it_was_told_to_be_quiet_goes_back(self) -> None:
+        late = asyncio.get_running_loop().create_future()
+        sqs = FakeSQS(receive_message=[late])
+        polled = receiver(sqs)
+        await polled.fetch(1, 0.01)
+        await polled.quiesce()
+        late.set_result({"Messages": [found("a", 1)]})
+        await eventually(lambda: len(sqs.asked) > 1, 5)
+        hidden = {"Id": "0", "ReceiptHandle": "receipt of a", "VisibilityTimeout": 0}
+        assert sqs.asked[1:] == [("change_message_visibility_batch", [hidden])]
+
+    @pytest.mark.parametrize(
+        ("topic", "held", "overdue"), [("orders", 1, 2), ("orders.fifo", 1, None), ("orders.fifo", 0, 2)]
+    )
+    async def test_what_waits_is_overdue_unless_its_order_may_be_held_up(
+        self, topic: str, held: int, overdue: int | None
+    ) -> None:
+        said = {"ApproximateNumberOfMessages": "2", "ApproximateNumberOfMessagesNotVisible": str(held)}
+        polled = receiver(FakeSQS(get_queue_attributes=[{"Attributes": said}]), topic)
+        polled.subscription = msgspec.structs.replace(polled.subscription, create=False)
+        assert await polled.overdue() == overdue
 
     async def test_deliveries_are_counted_by_sqs_from_the_attempt_that_a_copy_has(self) -> None:
         first, copy = found("a", 1), found("b", 2)

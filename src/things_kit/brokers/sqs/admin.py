@@ -33,10 +33,10 @@ HEARTBEAT: Final = 300.0
 DEAD: Final = 6 * HEARTBEAT
 """Seconds without one after which a queue is left over from a process that died."""
 
-COUNTS: Final = (
+COUNTS: Final = [
     "ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible", "ApproximateNumberOfMessagesDelayed",
-)  # fmt: skip
-"""The attributes of a queue that together are its lag; the first is what is ready."""
+]  # fmt: skip
+"""The attributes of a queue that together are its lag: what is ready, handed out, and delayed."""
 
 RECENT: Final = 60.0
 """Seconds for which a queue that was just subscribed counts as a subscriber: AWS tells of it with some delay."""
@@ -336,7 +336,7 @@ class Admin:
         except ConfigError:
             return 0  # what cannot be has nothing
         try:
-            return 0 if url is None else await self._count(url, COUNTS)
+            return 0 if url is None else sum(await self._counts(url))
         except ClientError as error:
             if code_of(error) in MISSING:
                 self.forget(topic)
@@ -344,18 +344,19 @@ class Admin:
             raise ERRORS.translate(error, f"asking for the lag of {topic!r}") from error
 
     async def ready(self, url: str) -> int | None:
-        """What is in a queue and with nobody; None if we may not ask."""
+        """What is in a queue for whoever asks; None if we may not ask, or if its order may be held up by what others have."""
         try:
-            return await self._count(url, COUNTS[:1])
+            ready, held, _ = await self._counts(url)
         except ClientError as error:
             if code_of(error) in FORBIDDEN:
                 return None
             raise ERRORS.translate(error, "asking what is in a queue") from error
+        return None if held and names.is_fifo(url) else ready
 
-    async def _count(self, url: str, counts: Sequence[str]) -> int:
-        asked = self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=list(counts))
+    async def _counts(self, url: str) -> Sequence[int]:
+        asked = self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=COUNTS)
         found = (await bare(asked, "asking what is in a queue")).get("Attributes") or {}
-        return sum(int(found.get(name, 0)) for name in counts)
+        return [int(found.get(name, 0)) for name in COUNTS]
 
     # --- ephemeral groups
 

@@ -101,6 +101,7 @@ class SQSReceiver:
         self._width = 1
         self._last = time.monotonic()
         self._heartbeat = time.monotonic() + HEARTBEAT
+        self._quiet = False
         self._closed = False
 
     # --- receiving
@@ -159,7 +160,7 @@ class SQSReceiver:
         now = time.time()
         early = [each for each in come if each[0].due is not None and each[0].due > now]
         deliveries = [_delivery(found, entry) for found, entry in come if (found.due or 0.0) <= now]
-        refused = deliveries if self._closed else self.subscription.inbox.put(deliveries)
+        refused = deliveries if self._quiet else self.subscription.inbox.put(deliveries)
         if refused:
             await self._give_back(delivery.token for delivery in refused)
         else:
@@ -189,11 +190,11 @@ class SQSReceiver:
         await self._send_again(anew)
 
     async def overdue(self) -> int | None:
-        """What is ready; where an order is kept it may be held up by others, so SQS cannot say."""
+        """What is ready for it. A queue or subscription that was removed is made anew."""
         if self.subscription.create:
             with contextlib.suppress(ConfigError):  # who may not subscribe has to look after it
                 await self._admin.keep_subscribed(self.queue.topic, self.queue.url)
-        return None if self.queue.fifo else await self._admin.ready(self.queue.url)
+        return await self._admin.ready(self.queue.url)
 
     # --- settling
 
@@ -262,7 +263,8 @@ class SQSReceiver:
     # --- ending
 
     async def quiesce(self) -> None:
-        """Wait for a poll that ends soon; what a longer one brings is refused by the inbox, and goes back."""
+        """What is still under way goes back as soon as it comes; a poll that ends soon is waited for."""
+        self._quiet = True
         if self._wave is not None and self._wave_ends < time.monotonic() + SOON:
             await asyncio.wait({self._wave}, timeout=SOON)
 
