@@ -125,7 +125,7 @@ async def consumed(url: str, topic: str, number: int, group: str = "reader") -> 
 
     async with (
         connect(url) as broker,
-        broker.consumer(topic, group=group, handler=handle, ordering="partition"),
+        broker.consumer(topic, group=group, handler=handle, ordering="partition", dead_letter=None),
     ):
         await done.wait()
     return messages

@@ -76,6 +76,7 @@ def test_looking_takes_nothing(cli: Any, url: str) -> None:
 
 
 def test_a_topic_without_dead_letters_has_none(cli: Any, url: str) -> None:
+    cli("declare", url, "orders-dlq", "--group", "dead-letters")
     result = cli("dlq", "list", url, "orders-dlq")
     assert (result.exit_code, result.stdout) == (0, "no dead letters in orders-dlq\n")
 
@@ -174,3 +175,127 @@ def test_purge_asks_with_the_number(
     assert result.exit_code == 0
     assert "Give up 2 dead letters of orders-dlq" in result.stderr
     assert len(_ids(cli, url)) == left
+
+
+COMMANDS = [
+    ("list",),
+    ("list", "--by", "error"),
+    ("show", "m-1"),
+    ("replay",),
+    ("replay", "--dry-run"),
+    ("purge", "--yes"),
+]
+
+
+def _dlq(cli: Any, url: str, topic: str, command: tuple[str, ...]) -> Any:
+    name, *options = command
+    return cli("dlq", name, url, topic, *options)
+
+
+@pytest.mark.usefixtures("dead")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_misspelt_topic_is_said_with_those_that_there_are(
+    cli: Any, url: str, command: tuple[str, ...]
+) -> None:
+    result = _dlq(cli, url, "order-dlq", command)
+    assert result.exit_code == 1
+    assert "there is no topic 'order-dlq'; there are: orders, orders-dlq" in result.stderr
+    assert {json.loads(line)["topic"] for line in cli("topics", url, "--json").stdout.splitlines()} == {
+        "orders", "orders-dlq",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_an_ordinary_topic_is_left_as_it_is(
+    cli: Any, url: str, publish: Callable[..., None], command: tuple[str, ...]
+) -> None:
+    cli("declare", url, "orders", "--group", "billing")
+    publish(*(Message("orders", b"%d" % number) for number in range(100)))
+    result = _dlq(cli, url, "orders", command)
+    assert result.exit_code == 1
+    assert "orders cannot be read as the group 'dead-letters'" in result.stderr
+    assert cli("topics", url, "--json").stdout == '{"topic": "orders", "group": "billing", "lag": 100}\n'
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_messages_that_are_no_dead_letters_are_counted_and_stay(
+    cli: Any, url: str, publish: Callable[..., None], command: tuple[str, ...]
+) -> None:
+    cli("declare", url, "orders", "--group", "dead-letters")
+    publish(*(Message("orders", b"%d" % number) for number in range(100)))
+    result = _dlq(cli, url, "orders", command)
+    assert result.exit_code == 1
+    if "show" not in command:
+        assert (
+            "nothing in orders is a dead letter; 100 messages are there, which --any takes too"
+            in result.stderr
+        )
+    assert cli("lag", url, "orders", "dead-letters").stdout == "100\n"
+
+
+@pytest.mark.usefixtures("dead")
+def test_what_is_no_dead_letter_among_them_is_counted_and_stays(
+    cli: Any, url: str, publish: Callable[..., None]
+) -> None:
+    publish(Message("orders-dlq", b"5", id="plain"))
+    assert _ids(cli, url) == ["m-1", "m-2", "m-3"]
+    result = cli("dlq", "purge", url, "orders-dlq", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "purged 3 dead letters of orders-dlq\n")
+    assert "1 message is in orders-dlq that is no dead letter" in result.stderr
+    assert "plain" in cli("dlq", "list", url, "orders-dlq", "--any").stdout
+    cli("dlq", "replay", url, "orders-dlq", "--any", "--to", "orders")
+    assert cli("lag", url, "orders-dlq", "dead-letters").stdout == "0\n"
+
+
+def test_any_is_replayed_only_to_where_it_is_told(cli: Any, url: str) -> None:
+    result = cli("dlq", "replay", url, "orders-dlq", "--any")
+    assert (result.exit_code, "give --to TOPIC" in result.stderr) == (2, True)
+
+
+@pytest.mark.usefixtures("dead")
+def test_a_dry_run_says_what_a_replay_would_do_and_does_nothing(cli: Any, url: str) -> None:
+    result = cli("dlq", "replay", url, "orders-dlq", "--dry-run")
+    assert result.stdout == "would replay 3 dead letters\n  3 to orders for billing\n"
+    assert cli("dlq", "replay", url, "orders-dlq", "--dry-run", "--json").stdout == '{"would_replay": 3}\n'
+    assert cli("lag", url, "orders", "billing").stdout == "0\n"
+    assert _ids(cli, url) == ["m-1", "m-2", "m-3"]
+
+
+def test_they_are_listed_in_the_order_in_which_they_failed(
+    cli: Any, url: str, publish: Callable[..., None]
+) -> None:
+    cli("declare", url, "orders-dlq", "--group", "dead-letters")
+    for number in (2, 3, 1):
+        headers = {
+            "original-topic": "orders", "consumer-group": "billing", "error-type": "shop.Unknown",
+            "error": f"no order {number}00 of 2026", "timestamp": f"2026-01-0{number}T12:00:00Z",
+        }  # fmt: skip
+        publish(Message("orders-dlq", b"", id=f"m-{number}", headers=headers))
+    rows = [json.loads(line) for line in cli("dlq", "list", url, "orders-dlq", "--json").stdout.splitlines()]
+    assert [row["id"] for row in rows] == ["m-1", "m-2", "m-3"]
+    rows = [
+        json.loads(line)
+        for line in cli("dlq", "list", url, "orders-dlq", "--json", "--limit", "2").stdout.splitlines()
+    ]
+    assert [row["id"] for row in rows] == ["m-1", "m-2"]
+
+
+def test_they_are_counted_by_their_error(cli: Any, url: str, publish: Callable[..., None]) -> None:
+    cli("declare", url, "orders-dlq", "--group", "dead-letters")
+    for number in range(5):
+        error = f"no order {number}" if number else "the bank is closed"
+        headers = {
+            "original-topic": "orders", "consumer-group": "billing", "error-type": "shop.Unknown",
+            "error": error, "timestamp": f"2026-01-0{number + 1}T12:00:00Z",
+        }  # fmt: skip
+        publish(Message("orders-dlq", b"", id=f"m-{number}", headers=headers))
+    first, second = [
+        json.loads(line)
+        for line in cli("dlq", "list", url, "orders-dlq", "--by", "error", "--json").stdout.splitlines()
+    ]
+    assert first == {
+        "error_type": "shop.Unknown", "error": "no order …", "count": 4, "first": "2026-01-02T12:00:00Z",
+        "last": "2026-01-05T12:00:00Z", "example": "m-1",
+    }  # fmt: skip
+    assert (second["error"], second["count"]) == ("the bank is closed", 1)
+    assert "no order …" in cli("dlq", "list", url, "orders-dlq", "--by", "error").stdout

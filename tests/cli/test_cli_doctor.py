@@ -69,8 +69,15 @@ def test_a_broker_that_is_well_is_fine(cli: Any) -> None:
     assert "error" not in result.stdout
 
 
-def test_json_has_a_row_for_each_finding(cli: Any, url: str) -> None:
-    result = cli("doctor", url, "--json")
+@pytest.fixture
+def file(cli: Any, url: str) -> str:
+    """The URL of a file that is there."""
+    cli("declare", url, "payments")
+    return url
+
+
+def test_json_has_a_row_for_each_finding(cli: Any, file: str) -> None:
+    result = cli("doctor", file, "--json")
     assert result.exit_code == 0
     assert all(row.keys() == {"level", "subject", "what", "remedy"} for row in rows(result))
 
@@ -114,8 +121,8 @@ def test_a_broker_that_stays_away_is_not_waited_out(
     assert [row["level"] for row in rows(result)] == ["error"]
 
 
-def test_nothing_found_steers_the_terminal(cli: Any, url: str) -> None:
-    result = cli("doctor", url, "--topic", "\x1b[31mred")
+def test_nothing_found_steers_the_terminal(cli: Any, file: str) -> None:
+    result = cli("doctor", file, "--topic", "\x1b[31mred")
     assert "\x1b" not in result.stdout
     assert "\\x1b[31mred" in result.stdout
 
@@ -217,19 +224,19 @@ def test_a_topic_that_is_not_in_the_file_is_a_warning(
     assert [level for level, _ in about(result, "group billing")] == ["ok", "warning"]
 
 
-def test_synchronous_normal_is_a_warning(cli: Any, url: str) -> None:
-    assert [level for level, _ in about(cli("doctor", url, "--json"), "synchronous")] == ["ok"]
-    result = cli("doctor", f"{url}?synchronous=normal", "--json")
+def test_synchronous_normal_is_a_warning(cli: Any, file: str) -> None:
+    assert [level for level, _ in about(cli("doctor", file, "--json"), "synchronous")] == ["ok"]
+    result = cli("doctor", f"{file}?synchronous=normal", "--json")
     assert [level for level, _ in about(result, "synchronous")] == ["warning"]
 
 
 @pytest.mark.parametrize(("free", "level"), [(10, "error"), (10**8, "warning"), (10**10, "ok")])
 def test_a_full_disk_is_an_error(
-    cli: Any, url: str, monkeypatch: pytest.MonkeyPatch, free: int, level: str
+    cli: Any, file: str, monkeypatch: pytest.MonkeyPatch, free: int, level: str
 ) -> None:
     class Usage:
         def __init__(self) -> None:
             self.free = free
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage())
-    assert [level for level, _ in about(cli("doctor", url, "--json"), "disk")] == [level]
+    assert [level for level, _ in about(cli("doctor", file, "--json"), "disk")] == [level]

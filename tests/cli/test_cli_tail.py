@@ -25,8 +25,9 @@ AWKWARD = [
 
 
 @pytest.fixture
-def tailing(program: Any, url: str) -> Callable[..., Any]:
+def tailing(program: Any, cli: Any, url: str) -> Callable[..., Any]:
     """A tail that listens already."""
+    cli("declare", url, "orders")
 
     def start(*options: str, **more: Any) -> Any:
         running = program("tail", url, "orders", *options, **more)
@@ -124,6 +125,41 @@ def test_a_closed_pipe_ends_it_quietly(tailing: Any, publish: Any) -> None:
         publish(Message("orders", b"2"))
     assert running.process.wait(timeout=30) == 0
     assert running.process.stderr.read() == b""
+
+
+def _numbered(publish: Any, *numbers: int) -> None:
+    for number in numbers:
+        publish(Message("orders", b"%d" % number, timestamp=datetime(2026, 1, number, tzinfo=UTC)))
+
+
+@pytest.mark.parametrize(
+    ("since", "values"),
+    [
+        ("earliest", ["2", "1", "4", "3"]),
+        ("2026-01-03", ["4", "3"]),
+        ("2026-01-02T01:00+02:00", ["2", "4", "3"]),
+        ("3", ["2", "3", "4"]),
+        ("10", ["1", "2", "3", "4"]),
+    ],
+)
+def test_it_begins_where_it_is_told_and_goes_on(
+    tailing: Any, publish: Any, cli: Any, url: str, since: str, values: list[str]
+) -> None:
+    cli("declare", url, "orders", "--group", "billing")
+    _numbered(publish, 2, 1, 4, 3)
+    running = tailing("--json", "--from", since, "--limit", str(len(values) + 1))
+    assert [json.loads(running.line())["value"] for _ in values] == values
+    _numbered(publish, 5)
+    code, out, _ = running.end()
+    assert (code, [row["value"] for row in _rows(out)]) == (0, ["5"])
+    assert cli("topics", url, "--json").stdout == '{"topic": "orders", "group": "billing", "lag": 5}\n'
+
+
+@pytest.mark.parametrize("since", ["yesterday", "0", "-1", ""])
+def test_where_it_cannot_begin_is_wrong_use(cli: Any, url: str, since: str) -> None:
+    cli("declare", url, "orders")
+    result = cli("tail", url, "orders", f"--from={since}")
+    assert (result.exit_code, f"--from {since!r}: expected earliest" in result.stderr) == (2, True)
 
 
 def _rows(output: str) -> list[dict[str, Any]]:

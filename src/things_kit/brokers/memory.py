@@ -11,7 +11,7 @@ import asyncio
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Self
 
 import msgspec
@@ -121,7 +121,7 @@ class MemoryDriver:
             await self.declare(subscription.topic, [subscription.group])
             topic = self._topics[subscription.topic]
             group = topic.groups[subscription.group]
-            if subscription.start == "latest" or subscription.ephemeral:
+            if not subscription.past and (subscription.start == "latest" or subscription.ephemeral):
                 group.cursor = topic.end
         receiver = MemoryReceiver(group, subscription)
         group.receivers.append(receiver)
@@ -133,6 +133,14 @@ class MemoryDriver:
         if target is None:
             return 0
         return target.groups.get(group, Group(target, group, target.first)).lag()
+
+    async def topics(self) -> Sequence[str]:
+        """All that were declared."""
+        return list(self._topics)
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic its groups."""
+        return {name: list(topic.groups) for name, topic in self._topics.items() if name in topics}
 
 
 class MemoryReceiver:

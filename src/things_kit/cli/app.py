@@ -19,6 +19,7 @@ from things_kit.cli.printing import safe, say, without_login
 from things_kit.cli.publish import publish
 from things_kit.cli.run import run
 from things_kit.cli.tail import tail
+from things_kit.cli.topics import topics
 
 
 class Commands(TyperGroup):
@@ -66,6 +67,7 @@ def options(
 app.command()(demo)
 app.command()(publish)
 app.command()(tail)
+app.command()(topics)
 app.command()(lag)
 app.command()(new)
 app.command()(declare)

@@ -1,21 +1,25 @@
 """`things-kit dlq`: look at dead letters, send them back, or give them up."""
 
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from enum import StrEnum
 from typing import Annotated
 
+import msgspec
 import typer
-from rich.cells import cell_len
-from rich.text import Text
 
 from things_kit.brokers.connect import connect
-from things_kit.cli.dead_letters import DeadLetter, Selection, looking_at
+from things_kit.cli.dead_letters import DeadLetter, Kinds, Oldest, Selection, looking_at
+from things_kit.cli.dlq_pages import kinds_table, letters_table, page
+from things_kit.cli.looking import looking
 from things_kit.cli.options import DeadLetterTopic, JsonFlag, Url
-from things_kit.cli.printing import as_json, counted, safe, say, terminal
-from things_kit.cli.readable import readable, value_page
-from things_kit.cli.rows import rfc3339, row
+from things_kit.cli.printing import as_json, complain, counted, safe, say, terminal
+from things_kit.cli.rows import row
 from things_kit.cli.running import WRONG_USE, CommandFailed, run
 from things_kit.engine.replay import purge as purge_letters
+from things_kit.engine.replay import replay as replay_letters
 from things_kit.messaging.message import Message
 
 Ids = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Only this one; repeatable.")]
@@ -24,35 +28,58 @@ ErrorType = Annotated[
     typer.Option(metavar="TYPE", help="Only those with this type of error: its full or its last name."),
 ]
 
+Every = Annotated[bool, typer.Option("--any", help="Also messages that are no dead letters.")]
 app = typer.Typer(no_args_is_help=True, help="Look at dead letters, replay them, or give them up.")
+
+
+class By(StrEnum):
+    """What dead letters are listed by."""
+
+    ERROR = "error"
 
 
 @app.command("list")
 def list_(
     url: Url,
     topic: DeadLetterTopic,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    *,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the oldest.")] = 50,
+    by: Annotated[
+        By | None, typer.Option(help="Count them by their error, numbers and ids left out of its text.")
+    ] = None,
+    every: Every = False,
     json: JsonFlag = False,
 ) -> None:
-    """List the dead letters of TOPIC, oldest first."""
-    run(lambda: _list(url, topic, limit, json=json))
+    """List the dead letters of TOPIC in the order in which they failed."""
+    run(lambda: _list(url, topic, limit, by, Selection(every=every), json=json))
 
 
-async def _list(url: str, topic: str, limit: int, *, json: bool) -> None:
-    letters: list[DeadLetter] = []
-    async with connect(url) as broker, looking_at(broker, topic, limit + 1) as messages:
-        async for message in messages:
-            letters.append(DeadLetter.of(message))  # noqa: PERF401 - a comprehension reads no better here
+async def _list(url: str, topic: str, limit: int, by: By | None, selection: Selection, *, json: bool) -> None:
+    oldest, kinds = Oldest(limit), Kinds()
+    async with aclosing(_meant(url, topic, selection)) as meant:
+        async for message in meant:
+            (oldest if by is None else kinds).add(DeadLetter.of(message))
     if json:
-        for letter in letters[:limit]:
-            say(as_json(letter.row()))
-    elif letters:
-        console = terminal()
-        console.print(_table(letters[:limit]), soft_wrap=True)
-        if len(letters) > limit:
-            console.print(f"There are more than these {limit}; --limit shows them.")
+        for row_ in oldest.all() if by is None else kinds.all():
+            say(as_json(msgspec.structs.asdict(row_)))
+    elif not selection.seen:
+        if not selection.others:
+            say(f"no dead letters in {safe(topic)}")
+    elif by is None:
+        terminal().print(letters_table(oldest.all()), soft_wrap=True)
+        if oldest.dropped:
+            say(f"There are {oldest.dropped} more than these {limit}; --limit shows them.")
     else:
-        say(f"no dead letters in {safe(topic)}")
+        terminal().print(kinds_table(kinds.all()), soft_wrap=True)
+    _tell_others(selection, topic)
+
+
+async def _meant(url: str, topic: str, selection: Selection) -> AsyncGenerator[Message, None]:
+    """The messages that are meant; all are given back."""
+    async with looking(url, topic) as broker, looking_at(broker, topic) as messages:
+        async for message in messages:
+            if selection.takes(message):
+                yield message
 
 
 @app.command()
@@ -60,25 +87,23 @@ def show(
     url: Url,
     topic: DeadLetterTopic,
     message_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    *,
+    every: Every = False,
     json: JsonFlag = False,
 ) -> None:
     """Show everything of one dead letter."""
-    run(lambda: _show(url, topic, message_id, json=json))
+    run(lambda: _show(url, topic, message_id, Selection([message_id], every=every), json=json))
 
 
-async def _show(url: str, topic: str, message_id: str, *, json: bool) -> None:
-    found: Message | None = None
-    async with connect(url) as broker, looking_at(broker, topic) as messages:
-        async for message in messages:
-            if message.id == message_id:
-                found = message
-                break
-    if found is None:
-        raise CommandFailed(f"there is no dead letter {message_id!r} in {topic}")
-    if json:
-        say(as_json(row(found)))
-    else:
-        terminal().print(_page(found), soft_wrap=True)
+async def _show(url: str, topic: str, message_id: str, selection: Selection, *, json: bool) -> None:
+    async with aclosing(_meant(url, topic, selection)) as meant:
+        async for message in meant:
+            if json:
+                say(as_json(row(message)))
+            else:
+                terminal().print(page(message), soft_wrap=True)
+            return
+    raise CommandFailed(f"there is no dead letter {message_id!r} in {topic}")
 
 
 @app.command()
@@ -86,30 +111,72 @@ def replay(
     url: Url,
     topic: DeadLetterTopic,
     *,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, oldest first.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most so many, oldest first.")
+    ] = None,
     ids: Ids = None,
     error_type: ErrorType = None,
     to: Annotated[
         str | None, typer.Option(metavar="TOPIC", help="Publish them to this topic instead.")
     ] = None,
+    every: Every = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replayed.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Publish dead letters back to where they came from, for the group that failed."""
-    run(lambda: _replay(url, topic, limit, Selection(ids, error_type), to, json=json))
+    selection = Selection(ids, error_type, every=every)
+    if every and to is None:
+        run(lambda: _refuse("--any takes messages that do not say where they came from: give --to TOPIC"))
+    if dry_run:
+        run(lambda: _rehearse(url, topic, limit, selection, to, json=json))
+    else:
+        run(lambda: _replay(url, topic, limit, selection, to, json=json))
 
 
 async def _replay(
     url: str, topic: str, limit: int | None, selection: Selection, to: str | None, *, json: bool
 ) -> None:
+    async with looking(url, topic):
+        pass  # the topic is there
     async with connect(url) as broker:
-        count = await broker.replay(topic, limit=limit, where=selection.where, to=to)
+        done = await replay_letters(
+            broker.transmission, topic, limit=limit, where=selection.takes, to=to, every=True, create=False
+        )
     if json:
-        say(as_json({"replayed": count}))
-    else:
-        say(f"replayed {counted(count, 'dead letter')} to {safe(to) if to else 'where they came from'}")
+        say(as_json({"replayed": done.brought}))
+    elif selection.seen or not selection.others:
+        say(
+            f"replayed {counted(done.brought, 'dead letter')} to {safe(to) if to else 'where they came from'}"
+        )
     # With a limit, the rest was not looked at.
-    if limit is None or count < limit:
+    if limit is None or done.brought < limit:
         _none_missing(selection, topic)
+    _tell_others(selection, topic)
+
+
+async def _rehearse(
+    url: str, topic: str, limit: int | None, selection: Selection, to: str | None, *, json: bool
+) -> None:
+    """Say what a replay would do."""
+    ways: Counter[tuple[str | None, str | None]] = Counter()
+    async with aclosing(_meant(url, topic, selection)) as meant:
+        async for message in meant:
+            letter = DeadLetter.of(message)
+            ways[(to, None) if to is not None else (letter.original_topic, letter.group)] += 1
+            if ways.total() == limit:
+                break
+    if json:
+        say(as_json({"would_replay": ways.total()}))
+    elif selection.seen or not selection.others:
+        say(f"would replay {counted(ways.total(), 'dead letter')}")
+        for (where, group), count in ways.most_common():
+            say(
+                f"  {count} to {safe(where or 'nowhere, as they do not say')}"
+                + (f" for {safe(group)}" if group else "")
+            )
+    if limit is None or ways.total() < limit:
+        _none_missing(selection, topic)
+    _tell_others(selection, topic)
 
 
 @app.command()
@@ -119,17 +186,22 @@ def purge(
     *,
     ids: Ids = None,
     error_type: ErrorType = None,
+    every: Every = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Give dead letters up: they are acknowledged and gone. Asks first."""
-    selection = Selection(ids, error_type)
+    selection = Selection(ids, error_type, every=every)
     if yes:
-        run(lambda: _purge(url, topic, selection.where, selection, json=json))
+        run(lambda: _purge(url, topic, selection.takes, selection, json=json))
         return
     if not interactive():
-        run(_refuse)
-    meant = run(lambda: _meant(url, topic, selection))
+        run(
+            lambda: _refuse(
+                "purge asks before it gives dead letters up, and there is nobody to ask: pass --yes"
+            )
+        )
+    meant = run(lambda: _ids_of(url, topic, selection))
     if meant and typer.confirm(
         f"Give up {counted(len(meant), 'dead letter')} of {safe(topic)} for good?", err=True
     ):
@@ -144,81 +216,45 @@ def interactive() -> bool:
     return sys.stdin.isatty()
 
 
-async def _refuse() -> None:
-    raise CommandFailed(
-        "purge asks before it gives dead letters up, and there is nobody to ask: pass --yes", WRONG_USE
-    )
+async def _refuse(sentence: str) -> None:
+    raise CommandFailed(sentence, WRONG_USE)
 
 
-async def _meant(url: str, topic: str, selection: Selection) -> frozenset[str | None]:
-    async with connect(url) as broker, looking_at(broker, topic) as messages:
-        return frozenset([message.id async for message in messages if selection.takes(message)])
+async def _ids_of(url: str, topic: str, selection: Selection) -> frozenset[str | None]:
+    async with aclosing(_meant(url, topic, selection)) as meant:
+        return frozenset([message.id async for message in meant])
 
 
 async def _purge(
-    url: str, topic: str, where: Callable[[Message], bool] | None, selection: Selection, *, json: bool
+    url: str, topic: str, where: Callable[[Message], bool], selection: Selection, *, json: bool
 ) -> None:
-    async with connect(url) as broker:
-        count = await purge_letters(broker, topic, where=where)
+    async with looking(url, topic) as broker:
+        count = await purge_letters(broker, topic, where=where, create=False)
     await _purged(count, topic, selection, json=json)
 
 
 async def _purged(count: int, topic: str, selection: Selection, *, json: bool) -> None:
     if json:
         say(as_json({"purged": count}))
-    else:
+    elif selection.seen or not selection.others:
         say(f"purged {counted(count, 'dead letter')} of {safe(topic)}")
     _none_missing(selection, topic)
+    _tell_others(selection, topic)
+
+
+def _tell_others(selection: Selection, topic: str) -> None:
+    """Say what was left alone. Raises CommandFailed if there was nothing else."""
+    if not selection.others:
+        return
+    are = "1 message is" if selection.others == 1 else f"{selection.others} messages are"
+    if not selection.seen:
+        raise CommandFailed(f"nothing in {topic} is a dead letter; {are} there, which --any takes too")
+    complain(
+        f"{are} in {topic} that {'is' if selection.others == 1 else 'are'} no dead letter; --any takes them too"
+    )
 
 
 def _none_missing(selection: Selection, topic: str) -> None:
     if selection.missing:
         ids = ", ".join(sorted(selection.missing))
         raise CommandFailed(f"there is no dead letter {ids} in {topic}")
-
-
-def _table(letters: list[DeadLetter]) -> Text:
-    """A line each, and what was wrong on a line below: a column for that would be too narrow to be read."""
-    rows = [("id", "from", "group", "attempts", "when", "key"), *map(_cells, letters)]
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    table = Text()
-    for number, cells in enumerate(rows):
-        padded = (
-            f"{cell}{' ' * (width - cell_len(cell))}" for cell, width in zip(cells, widths, strict=True)
-        )
-        table.append("  ".join(padded).rstrip(), "cyan" if number else "bold").append("\n")
-        if number:
-            letter = letters[number - 1]
-            kind = (letter.error_type or "").rpartition(".")[2]
-            table.append(f"  {safe(kind)}", "red").append(f"  {safe(letter.error or '')}\n")
-    table.rstrip()
-    return table
-
-
-def _cells(letter: DeadLetter) -> tuple[str, ...]:
-    when = "" if letter.timestamp is None else letter.timestamp[:19].replace("T", " ")
-    key = letter.key if isinstance(letter.key, str | None) else "<binary>"
-    cells = (letter.id, letter.original_topic, letter.group, letter.attempts, when, key)
-    return tuple("" if cell is None else safe(str(cell)) for cell in cells)
-
-
-def _page(message: Message) -> Text:
-    key = None if message.key is None else readable(message.key)
-    fields = {
-        "id": message.id,
-        "topic": message.topic,
-        "key": key,
-        "partition": message.partition,
-        "offset": message.offset,
-        "timestamp": None if message.timestamp is None else rfc3339(message.timestamp),
-    }
-    page = Text()
-    for name, value in fields.items():
-        if value is not None:
-            page.append(f"{name:<12}", "bold").append(f"{safe(str(value))}\n")
-    if message.headers:
-        page.append("headers\n", "bold")
-    width = max(map(len, message.headers), default=0)
-    for name, value in message.headers.items():
-        page.append(f"  {safe(name):<{width}}  ", "green").append(f"{safe(value)}\n")
-    return page.append("value\n", "bold").append_text(value_page(message.value))

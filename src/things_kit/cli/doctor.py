@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from things_kit.brokers.connect import connect, schemes
+from things_kit.cli.looking import creating_nothing
 from things_kit.cli.options import JsonFlag
 from things_kit.cli.printing import as_json, safe, say, terminal, without_login
 from things_kit.cli.running import FAILED, WRONG_USE, CommandFailed, run
@@ -57,10 +58,10 @@ async def _doctor(url: str | None, question: Question, *, json: bool) -> None:
             raise CommandFailed("--topic and the like ask about a broker: give its URL", WRONG_USE)
         findings = installation()
     else:
-        question.check()  # before anything is opened, as the file of sqlite:// would be made
-        broker = connect(url)
+        question.check()
+        broker = connect(creating_nothing(url))
         try:
-            findings = await diagnose(broker, question)
+            findings = await diagnose(broker, question, declares=connect(url).url.engine.declare)
         finally:
             await broker.close()
     for finding in findings:

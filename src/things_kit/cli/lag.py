@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
-from things_kit.brokers.connect import connect
+from things_kit.cli.looking import looking
 from things_kit.cli.options import JsonFlag, Topic, Url
 from things_kit.cli.printing import as_json, say
 from things_kit.cli.running import run
+from things_kit.engine.looking import check_group
 
 
 def lag(
@@ -21,7 +22,8 @@ def lag(
 
 
 async def _lag(url: str, topic: str, group: str, *, json: bool) -> None:
-    async with connect(url) as broker:
+    async with looking(url, topic) as broker:
+        await check_group(broker, topic, group)
         behind = await broker.lag(topic, group=group)
     if json:
         say(as_json({"topic": topic, "group": group, "lag": behind}))

@@ -4,19 +4,21 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Annotated, Final
 
 import typer
 from rich.text import Text
 
-from things_kit.brokers.connect import connect
+from things_kit.cli.looking import looking
 from things_kit.cli.options import JsonFlag, Topic, Url
 from things_kit.cli.printing import OutputClosed, Terminal, as_json, safe, say, terminal
 from things_kit.cli.readable import line
 from things_kit.cli.rows import row
 from things_kit.cli.running import CommandFailed, run
+from things_kit.cli.since import Since, messages_since
+from things_kit.engine.broker import Broker
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.message import Message
 
@@ -28,19 +30,53 @@ DRAIN: Final = 2.0
 def tail(
     url: Url,
     topic: Topic,
-    limit: Annotated[int | None, typer.Option(min=1, help="End after so many messages.")] = None,
+    *,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="earliest|TIME|N",
+            help="Begin with what is there: all of it, what was published since a time (2026-01-31T12:00, UTC), or the last N.",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="End after so many messages.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Show the messages of TOPIC as they are published, until stopped.
 
-    It reads as a group of its own, from now on, so nobody else misses a message.
+    It takes nothing from any group, and leaves none of its own behind.
     """
-    run(lambda: _tail(url, topic, limit, _print_json if json else _printer(terminal())), interrupted=0)
+
+    async def show() -> None:
+        view = View(_print_json if json else _printer(terminal()), limit)
+        if since is None:
+            await _tail(url, topic, view)
+        else:
+            await _tail_from(url, topic, Since.parse(since), view)
+
+    run(show, interrupted=0)
 
 
-async def _tail(url: str, topic: str, limit: int | None, show: Callable[[Message], None]) -> None:
-    view = View(show, limit)
-    async with connect(url) as broker:
+async def _tail_from(url: str, topic: str, since: Since, view: "View") -> None:
+    async with looking(url, topic) as broker:
+        view.notice_leaving()
+        _tell_listening(url, topic)
+        await _first(view.done, asyncio.create_task(_read(broker, topic, since, view)))
+
+
+async def _read(broker: Broker, topic: str, since: Since, view: "View") -> None:
+    async with aclosing(messages_since(broker, topic, since)) as batches:
+        async for messages in batches:
+            await asyncio.to_thread(view.handle_all, messages)
+
+
+def _tell_listening(url: str, topic: str) -> None:
+    notice = f"listening to {safe(topic)} at {safe(BrokerURL.parse(url).display)}"
+    terminal(stderr=True).print(Text(notice, "dim"), soft_wrap=True)
+
+
+async def _tail(url: str, topic: str, view: "View") -> None:
+    async with looking(url, topic) as broker:
         consumer = broker.consumer(
             topic,
             group=None,
@@ -51,8 +87,7 @@ async def _tail(url: str, topic: str, limit: int | None, show: Callable[[Message
         )
         async with consumer:
             view.notice_leaving()
-            notice = f"listening to {safe(topic)} at {safe(BrokerURL.parse(url).display)}"
-            terminal(stderr=True).print(Text(notice, "dim"), soft_wrap=True)
+            _tell_listening(url, topic)
             await _first(view.done, asyncio.create_task(consumer.wait()))
 
 
@@ -69,6 +104,11 @@ class View:
         self._left = limit
         self._loop = asyncio.get_running_loop()
         self._finished = False
+
+    def handle_all(self, messages: Sequence[Message]) -> None:
+        """Show these."""
+        for message in messages:
+            self.handle(message)
 
     def handle(self, message: Message) -> None:
         """Show one; a plain function, as a terminal that is held up must not hold up the connection."""

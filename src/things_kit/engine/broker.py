@@ -222,10 +222,11 @@ class Broker:
 
         Raises:
             BrokerUnavailable, PublishError: What was not confirmed stays in the dead letter.
-            ConfigError: A message there is no dead letter, and `to` does not say where it goes.
+            ConfigError: None of the messages there is a dead letter, or one does not say where it came from, and `to`
+                does not say where it goes. Beside dead letters, other messages stay where they are.
         """
         self._check_open()
-        return await replay(self.transmission, topic, limit=limit, where=where, to=to)
+        return (await replay(self.transmission, topic, limit=limit, where=where, to=to)).brought
 
     async def health(self) -> Health:
         """Whether the broker answers and every consumer gets on."""

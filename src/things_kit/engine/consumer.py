@@ -14,6 +14,7 @@ from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
 from things_kit.engine.driver import Delivery, SendsLater, Subscription
 from things_kit.engine.lanes import Lanes
+from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes, Treatment
 from things_kit.engine.pipeline import compile_batch_handler, compile_handler
@@ -55,7 +56,7 @@ class BrokerConsumer:
         started: Callable[["BrokerConsumer"], None] = lambda _: None,
     ) -> None:
         self.options = options
-        self.group = options.group or f"ephemeral-{uuid.uuid4().hex}"
+        self.group = options.group or f"{EPHEMERAL}{uuid.uuid4().hex}"
         self._transmission = transmission
         self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
         self._started_hook, self._ended_hook = started, ended

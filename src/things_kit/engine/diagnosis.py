@@ -4,12 +4,14 @@
 """
 
 import asyncio
+import contextlib
 from typing import Final
 
 from things_kit.engine.broker import Broker
 from things_kit.engine.conclusions import LARGE, conclude
-from things_kit.engine.driver import ConnectionLost
-from things_kit.engine.facts import Factual, Finding, Question
+from things_kit.engine.driver import ConnectionLost, Listing
+from things_kit.engine.facts import Facts, Factual, Finding, Question
+from things_kit.engine.looking import topics_of
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 
@@ -23,8 +25,10 @@ WATCH: Final = 2.0
 """Seconds for which the lag is watched."""
 
 
-async def diagnose(broker: Broker, question: Question) -> list[Finding]:
+async def diagnose(broker: Broker, question: Question, *, declares: bool | None = None) -> list[Finding]:
     """Look at a broker, which is opened if it is not; the caller closes it.
+
+    `declares` says whether its users create what is missing, where this broker, which only looks, does not.
 
     Raises:
         ConfigError: The question has a name that no topic or group can have.
@@ -39,7 +43,8 @@ async def diagnose(broker: Broker, question: Question) -> list[Finding]:
         driver = broker.transmission.driver
         if isinstance(driver, Factual):
             facts = await driver.facts(question)
-            declares = broker.url.engine.declare
+            await _name_others(broker, facts)
+            declares = broker.url.engine.declare if declares is None else declares
             findings += conclude(facts, question, driver.capabilities, declares=declares)
     except (ConnectionLost, ThingsKitError) as error:
         findings.append(
@@ -51,6 +56,16 @@ async def diagnose(broker: Broker, question: Question) -> list[Finding]:
             )
         )
     return findings
+
+
+async def _name_others(broker: Broker, facts: Facts) -> None:
+    """Of a topic that is missing, tell which there are."""
+    missing = [topic for topic in facts.topics if not topic.there and not topic.others]
+    if missing and isinstance(broker.transmission.driver, Listing):
+        with contextlib.suppress(ThingsKitError):
+            known = await topics_of(broker)
+            for topic in missing:
+                topic.others = known
 
 
 async def _reach(broker: Broker) -> Finding:

@@ -23,7 +23,7 @@ Rules that hold for every method:
   and given back.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -160,6 +160,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         topic: From where.
         group: As whom. The receivers of one group share the messages.
         ephemeral: The group is this receiver's own, begins now, and is to vanish with it, also if its process dies.
+        past: An ephemeral group begins at the earliest message instead. Asked for only where `Capabilities.retained` is
+            set.
         start: Where the group begins if this subscription creates it, on a broker that retains.
         ordering: "key": messages with the same key form a lane, those without a key none. "partition": a partition,
             or the whole topic where there are none, is one lane. "none": there are no lanes.
@@ -172,6 +174,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     topic: str
     group: str
     ephemeral: bool = False
+    past: bool = False
     start: Start = "earliest"
     ordering: Ordering = "key"
     max_in_flight: int = 1000
@@ -408,3 +411,14 @@ class Listened(Protocol):
         Raises:
             ConnectionLost: The broker is away; the engine tries again.
         """
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A driver whose broker can tell what there is. Both raise ConnectionLost, and ConfigError without the right to ask."""
+
+    async def topics(self) -> Sequence[str]:
+        """The names of all topics that this user may see; they may include what the driver or engine keeps for itself."""
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """The groups of each of these topics, by their names; a topic that is missing has none."""

@@ -1,8 +1,12 @@
 """What can be the name of a topic or group at all; a driver refuses further what its broker cannot have."""
 
 import re
+from typing import Final
 
 from things_kit.messaging.errors import ConfigError
+
+EPHEMERAL: Final = "ephemeral-"
+"""How the engine's names of groups begin that vanish with their consumer."""
 
 
 def check_name(what: str, name: object) -> None:

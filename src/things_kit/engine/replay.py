@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from things_kit.engine.cancelling import cancellable, ended
 from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.dead_letter import failed_at, revive
+from things_kit.engine.dead_letter import failed_at, is_dead_letter, revive
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.leases import keep_leases
+from things_kit.engine.looking import MissingError
+from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.transmission import Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError
@@ -35,13 +38,30 @@ PATIENCE: Final = 5.0
 """The same where its lag says that more is there: others have it in hand, unless the broker only takes its time."""
 
 
+FOLLOWING: Final = 1.0
+"""Seconds for which one question for what is new waits."""
+
+
+class Replayed(NamedTuple):
+    """What a replay did: how many dead letters it brought back, and how many other messages it left alone."""
+
+    brought: int
+    others: int
+
+
 class Reading:
     """Reads a topic as one of its groups until nothing is left; what is not acknowledged goes back at the end."""
 
-    def __init__(self, transmission: Transmission, topic: str, group: str) -> None:
+    def __init__(
+        self, transmission: Transmission, topic: str, group: str | None, *, create: bool | None = None
+    ) -> None:
+        """A group that is None is one of its own, from the topic's earliest message, that leaves no trace."""
         self.bounded = False
+        self._past = group is None
+        self._create = transmission.url.engine.declare if create is None else create
         self._transmission = transmission
-        self._topic, self._group = topic, group
+        self._topic = topic
+        self._group = group if group is not None else f"{EPHEMERAL}{uuid.uuid4().hex}"
         self._held: dict[Delivery, None] = {}
         self._receiver: Collecting
         self._leases: asyncio.Task[None]
@@ -54,11 +74,20 @@ class Reading:
         subscription = Subscription(
             topic=self._topic,
             group=self._group,
+            ephemeral=self._past,
+            past=self._past,
             ordering="none",
             max_in_flight=max(self._most, AT_ONCE),  # all of it is held until the end
-            create=self._transmission.url.engine.declare,
+            create=self._create,
         )
-        self._receiver = await patiently(lambda: collect(driver, subscription))
+        try:
+            self._receiver = await patiently(lambda: collect(driver, subscription))
+        except ConfigError as error:
+            if self._create:
+                raise
+            raise MissingError(
+                f"{self._topic} cannot be read as the group {self._group!r}: {error}"
+            ) from error
         leases = keep_leases(self._receiver, self._held.keys, driver.capabilities.lease)
         self._leases = asyncio.create_task(leases, name="things_kit reading")
         return self
@@ -94,6 +123,14 @@ class Reading:
             for delivery in deliveries:  # what is held until the end must not fill the memory
                 delivery.message = delivery.message.replace(value=b"", headers={})
 
+    async def follow(self) -> AsyncGenerator[list[Delivery], None]:
+        """What comes from now on, without end. Raises BrokerUnavailable."""
+        while True:
+            deliveries = await self._answer(self._receiver.receive(AT_ONCE, FOLLOWING))
+            if deliveries:
+                self._held.update(dict.fromkeys(deliveries))
+                yield list(deliveries)
+
     async def acknowledge(self, deliveries: list[Delivery]) -> None:
         """Done with these. Raises BrokerUnavailable; then they may come again."""
         await self._answer(self._receiver.settle(deliveries, []))
@@ -117,18 +154,36 @@ async def replay(
     limit: int | None = None,
     where: Callable[[Message], bool] | None = None,
     to: str | None = None,
-) -> int:
-    """Publish dead letters back, then acknowledge them; returns how many. See `Broker.replay`."""
+    every: bool | None = None,
+    create: bool | None = None,
+) -> Replayed:
+    """Publish dead letters back, then acknowledge them. See `Broker.replay`.
+
+    Args:
+        transmission: By which.
+        topic: The dead letter's topic.
+        limit: The most to replay; None for all.
+        where: Called with each dead letter; those for which it is false stay.
+        to: Another topic to send them to.
+        every: Whether messages that are no dead letters are sent as well; None: if `to` says where to.
+        create: Whether the topic and its group may be created; None: as the URL says.
+    """
     if limit is not None and limit < 0:
         raise ConfigError(f"limit must be a number from 0, or None; it is {limit!r}")
     begun = datetime.now(UTC)
-    count = 0
+    count = letters = 0
+    others: list[str | None] = []
+    every = to is not None if every is None else every
     producer = BrokerProducer(transmission, insist=True, any_size=True)
-    async with Reading(transmission, topic, DEAD_LETTER_GROUP) as reading, producer:
+    async with Reading(transmission, topic, DEAD_LETTER_GROUP, create=create) as reading, producer:
         async for deliveries in reading.batches():
+            ours = [each for each in deliveries if every or is_dead_letter(each.message)]
+            letters += len(ours)
+            if len(ours) < len(deliveries):
+                others += [each.message.id for each in deliveries if not is_dead_letter(each.message)]
             chosen = [
                 delivery
-                for delivery in deliveries
+                for delivery in ours
                 if (
                     reading.bounded or (failed_at(delivery.message) or begun) <= begun
                 )  # else of our own making
@@ -139,7 +194,12 @@ async def replay(
             count += await _bring_back(producer, reading, chosen, to)
             if limit is not None and count >= limit:
                 break
-    return count
+    if others and not letters:
+        more = f", and neither are {len(others) - 1} more" if len(others) > 1 else ""
+        raise ConfigError(
+            f"the message {others[0]!r} in {topic!r} is no dead letter{more}; say with `to` where it goes"
+        )
+    return Replayed(count, len(others))
 
 
 async def _bring_back(
@@ -160,13 +220,18 @@ async def _bring_back(
 
 
 async def browse(
-    broker: "Broker", topic: str, *, group: str = DEAD_LETTER_GROUP, limit: int | None = None
+    broker: "Broker",
+    topic: str,
+    *,
+    group: str = DEAD_LETTER_GROUP,
+    limit: int | None = None,
+    create: bool | None = None,
 ) -> AsyncGenerator[Message, None]:
     """What a group has not acknowledged, oldest first. All of it is given back at the end.
 
     Close the iterator if you leave it early (`contextlib.aclosing`). Meanwhile nobody else gets these messages.
     """
-    async with Reading(broker.transmission, topic, group) as reading:
+    async with Reading(broker.transmission, topic, group, create=create) as reading:
         async for deliveries in reading.batches(limit):
             for delivery in deliveries:
                 yield delivery.message
@@ -178,10 +243,11 @@ async def purge(
     *,
     where: Callable[[Message], bool] | None = None,
     group: str = DEAD_LETTER_GROUP,
+    create: bool | None = None,
 ) -> int:
     """Acknowledge what a group has not yet, for good; returns how many. What `where` leaves out stays."""
     count = 0
-    async with Reading(broker.transmission, topic, group) as reading:
+    async with Reading(broker.transmission, topic, group, create=create) as reading:
         async for deliveries in reading.batches():
             chosen = [delivery for delivery in deliveries if where is None or where(delivery.message)]
             if chosen:

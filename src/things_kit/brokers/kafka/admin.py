@@ -254,6 +254,34 @@ class Admin:
         """Its description, with its id and partitions; None if it is missing."""
         return await self._described(topic, f"looking for the topic {topic!r}", ANSWER, UNKNOWN)
 
+    async def topics(self) -> list[str]:
+        """All but Kafka's own."""
+        client: Any = self._here().client
+        with ERRORS.during("asking for all topics"):
+            known = await asyncio.to_thread(client.list_topics, timeout=ANSWER)
+        return [topic for topic in known.topics if not topic.startswith("__")]
+
+    async def groups(self, topics: Sequence[str]) -> dict[str, list[str]]:
+        """The groups that have a place in each of these topics, or members who read it."""
+        doing = "asking for all groups"
+        listed = await self._ask_one(
+            doing, lambda client: {"": client.list_consumer_groups(request_timeout=ANSWER)}
+        )
+        known = sorted(each.group_id for each in (listed.valid if listed else ()))
+        described = (
+            await self._ask(doing, lambda client: client.describe_consumer_groups(known)) if known else {}
+        )
+        found: dict[str, list[str]] = {topic: [] for topic in topics}
+        for group in known:
+            places = await self._places(ConsumerGroupTopicPartitions(group))
+            members = getattr(described.get(group), "members", ())  # an exception has none
+            held = [
+                part for member in members if member.assignment for part in member.assignment.topic_partitions
+            ]
+            for topic in {each.topic for each in (*places, *held)} & found.keys():
+                found[topic].append(group)
+        return found
+
     async def _described(self, topic: str, doing: str, within: float, missing: Container[int]) -> Any:
         """Unlike list_topics() of a name this never creates one."""
         asked = TopicCollection([topic])

@@ -20,7 +20,7 @@ in threads that nobody waits for.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
 from things_kit.brokers.kafka.admin import Admin, id_of
@@ -198,6 +198,16 @@ class KafkaDriver:
             return 0
         check_group(group)
         return await self._admin.lag(topic, group)
+
+    # --- what there is
+
+    async def topics(self) -> Sequence[str]:
+        """All topics of the cluster but its own."""
+        return await self._admin.topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """The groups that have committed in each topic."""
+        return await self._admin.groups(topics)
 
     # --- facts
 

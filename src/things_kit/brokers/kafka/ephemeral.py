@@ -24,7 +24,7 @@ class EphemeralReceiver(KafkaReceiver):
     _next_refresh = 0.0
 
     def _begin(self, consumer: Consumer) -> None:
-        self._add(consumer, at_end=True)
+        self._add(consumer, at_end=not self._subscription.past)
         self._tell(self._has_joined)
 
     def _turn(self, consumer: Consumer) -> None:

@@ -33,6 +33,10 @@ IDLE: Final = 60.0
 Info = Mapping[str, Any]
 
 
+OURS: Final = "things-kit: "
+"""How a consumer's description begins that is a group's; its name follows."""
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where a group stood: all before `seq` was acknowledged, in the stream that was created at that time."""
 
@@ -123,6 +127,31 @@ class Streams:
         return await self._ask(
             f"asking for {name!r}", f"STREAM.INFO.{name}", fine=(STREAM_NOT_FOUND,), **counted
         )
+
+    async def topics(self) -> list[str]:
+        """All subjects that streams take, and of those with wildcards what was published."""
+        found: list[str] = []
+        for stream in await self._streams():
+            subjects: Sequence[str] = stream["config"].get("subjects") or ()
+            if any({"*", ">"} & set(subject.split(".")) for subject in subjects):
+                info = await self.stream(stream["config"]["name"], ">") or {}
+                subjects = [*(info.get("state", {}).get("subjects") or ())]
+            found += subjects
+        return found
+
+    async def _streams(self) -> list[Info]:
+        found: list[Info] = []
+        while True:
+            page = await self._ask("asking for all streams", "STREAM.LIST", offset=len(found)) or {}
+            found += page.get("streams") or ()
+            if len(found) >= page.get("total", 0) or not page.get("streams"):
+                return found
+
+    async def groups(self, topic: str) -> list[str]:
+        """The groups of a topic, by the names that they were given here, else by those that they have."""
+        stream = await self.find(topic)
+        found = [] if stream is None else await self.consumers(stream)
+        return [group_of(info) for info in found if concerns(info["config"], topic)]
 
     async def declare(self, topic: str) -> str:
         """The stream of a topic, created if there is none. Raises ConnectionLost if there was one a moment ago."""
@@ -222,9 +251,9 @@ class Streams:
         """The group of this topic's stream, both created if they are missing."""
         return await self._join(await self.declare(topic), topic, group, start, ephemeral)
 
-    async def join_existing(self, topic: str, group: str) -> Group:
+    async def join_existing(self, topic: str, group: str, start: Start = "latest") -> Group:
         """An ephemeral group of a topic that is there. Raises ConfigError if it is not."""
-        return await self._join(await self._stream_of(topic), topic, group, "latest", ephemeral=True)
+        return await self._join(await self._stream_of(topic), topic, group, start, ephemeral=True)
 
     async def _join(
         self, stream: str, topic: str, group: str, start: Start | Place, ephemeral: bool
@@ -272,7 +301,7 @@ class Streams:
         name = durable_names(stream, topic, group)[-1]
         config = {
             "durable_name": name,
-            "description": f"things-kit: {group}"[:1000],
+            "description": f"{OURS}{group}"[:1000],
             "ack_policy": "explicit",
             "ack_wait": int(self._options.lease * SECOND),
             "max_ack_pending": -1,  # all processes of a group share it; each holds no more than its max_in_flight
@@ -342,6 +371,13 @@ class Streams:
             return int(found.info["num_pending"]) + int(found.info["num_ack_pending"])
         there = await self.stream(stream, topic)
         return int(((there or {}).get("state", {}).get("subjects") or {}).get(topic, 0))
+
+
+def group_of(info: Info) -> str:
+    """A group's name, by its consumer."""
+    description = info["config"].get("description") or ""
+    ours = description.removeprefix(OURS)
+    return str(ours if ours != description else info["name"])
 
 
 def wrong_kind(config: Info, topic: str) -> str | None:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
@@ -162,6 +162,15 @@ class NATSDriver:
         check_topic(topic)
         return await (await self._streams()).lag(topic, group)
 
+    async def topics(self) -> Sequence[str]:
+        """All subjects of all streams."""
+        return await (await self._streams()).topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic its durable consumers."""
+        streams = await self._streams()
+        return {topic: await streams.groups(topic) for topic in topics}
+
     # --- sending
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
@@ -232,7 +241,8 @@ class NATSDriver:
             start = self._past.places.get((topic, group), subscription.start)
             found = await streams.join(topic, group, start, ephemeral=subscription.ephemeral)
         elif subscription.ephemeral:
-            found = await streams.join_existing(topic, group)
+            start = "earliest" if subscription.past else "latest"
+            found = await streams.join_existing(topic, group, start)
         else:
             found = await streams.existing(topic, group)
         receiver = NATSReceiver(connection, self._settings, streams, subscription, found, self._past)

@@ -10,7 +10,7 @@ from google.protobuf import duration_pb2, field_mask_pb2, timestamp_pb2
 from google.pubsub_v1 import types
 
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
-from things_kit.brokers.pubsub.names import BETWEEN, subscription_id, topic_id
+from things_kit.brokers.pubsub.names import BETWEEN, group_of, subscription_id, topic_id, topic_of
 from things_kit.brokers.pubsub.options import DAY, SHORTEST_LEASE, Settings
 from things_kit.engine.driver import Subscription
 from things_kit.messaging.errors import ConfigError
@@ -62,6 +62,18 @@ class Admin:
         with suppress(exceptions.NotFound), self._during(f"looking for the topic {topic!r}", _MISSING):
             return await self._connection.publisher.get_topic(topic=self.topic_path(topic), **self._bounds)
         return None
+
+    async def topics(self) -> list[str]:
+        """All topics of the project."""
+        asked = {"project": f"projects/{self._settings.project}"}
+        with self._during("asking for all topics"):
+            listed = await self._connection.publisher.list_topics(asked, **self._bounds)
+            return [topic_of(each.name.rpartition("/")[2]) async for each in listed]
+
+    async def groups(self, topic: str) -> list[str]:
+        """The groups of a topic, by the names of their subscriptions; others by those that they have."""
+        names = [name.rpartition("/")[2] for name in await self.subscriptions(topic)]
+        return [group_of(topic, name) for name in names]
 
     async def remove_topic(self, topic: str) -> None:
         """Delete the topic and its groups, whether created by us or by others under these names."""
@@ -198,7 +210,7 @@ class Admin:
         if subscription.ephemeral and not subscription.create and await self.find_topic(topic) is None:
             raise ConfigError(f"there is no topic {topic!r}: declare it first")
         if subscription.create or subscription.ephemeral:
-            earliest = subscription.start == "earliest" and not subscription.ephemeral
+            earliest = subscription.past or (subscription.start == "earliest" and not subscription.ephemeral)
             found = await self.declare_group(
                 topic, group, ephemeral=subscription.ephemeral, earliest=earliest
             )

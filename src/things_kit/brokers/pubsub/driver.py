@@ -9,7 +9,7 @@ messages with the same ordering key, and hands out those that are not acknowledg
 held has a lease (the ack deadline), which the engine has extended; a message in back-off waits in this process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -155,6 +155,16 @@ class PubSubDriver:
         """The API does not say; Cloud Monitoring does, minutes later."""
         self._check_open()
         return None
+
+    async def topics(self) -> Sequence[str]:
+        """All topics of the project."""
+        self._check_open()
+        return await self._admin.topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic its subscriptions."""
+        self._check_open()
+        return {topic: await self._admin.groups(topic) for topic in topics}
 
     async def facts(self, question: "Question") -> "Facts":
         """How the topic and its subscriptions are."""

@@ -40,6 +40,12 @@ def subscription_id(topic: str, group: str) -> str:
     return _checked(encoded, f"a group {group!r} of the topic {topic!r}")
 
 
+def group_of(topic: str, identity: str) -> str:
+    """The group whose subscription of the topic has this id; of a foreign one its id."""
+    ours = topic_id(topic) + BETWEEN
+    return unquote(identity.removeprefix(ours)) if identity.startswith(ours) else identity
+
+
 def _checked(identity: str, what: str) -> str:
     if len(identity) > LONGEST:
         raise ConfigError(

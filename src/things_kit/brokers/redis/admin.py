@@ -62,6 +62,17 @@ class Admin:
             raise
         return [group["name"] for group in found]
 
+    async def topics(self) -> list[str]:
+        """All streams of the database, in no order."""
+        with ERRORS.during("asking for all topics"):
+            found = [key async for key in self._client.scan_iter(count=1000, _type="stream")]
+        return [key.decode(errors="backslashreplace") for key in found]
+
+    async def groups(self, topic: str) -> list[str]:
+        """The groups of a stream, whoever made them."""
+        with ERRORS.during(f"asking for the groups of {topic!r}"):
+            return [name.decode(errors="backslashreplace") for name in await self._groups(topic)]
+
     async def end(self, topic: str) -> bytes | None:
         """The last ID of a stream; None where there is none."""
         try:

@@ -13,7 +13,7 @@ Order is kept within a process: Redis hands out the entries of a stream to all c
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from redis.asyncio import RedisCluster
@@ -177,6 +177,16 @@ class RedisDriver:
             "the master has it, so it may be handled all the same"
         )
 
+    # --- what there is
+
+    async def topics(self) -> Sequence[str]:
+        """All streams of the database."""
+        return await self._asking.topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each stream its groups."""
+        return {topic: await self._asking.groups(topic) for topic in topics}
+
     # --- receiving
 
     async def subscribe(self, subscription: Subscription) -> Receiver:
@@ -234,7 +244,7 @@ class RedisDriver:
                 raise ConfigError(f"there is no topic {topic!r}: declare it first")
             await self.declare(topic, ())
             end = b"0-0"
-        return self._resume.pop((topic, subscription.group), end)
+        return self._resume.pop((topic, subscription.group), b"0-0" if subscription.past else end)
 
     async def _free(self, client: Any, subscription: Subscription) -> None:
         """Have the messages of consumers that were cut off put back."""

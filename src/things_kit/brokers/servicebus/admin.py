@@ -158,6 +158,25 @@ class Admin:
             **self._kept(),
         }
 
+    async def topics(self) -> list[str]:
+        """All topics of the namespace, or all queues."""
+        listed = self.client.list_queues() if self._settings.by_queue else self.client.list_topics()
+        with MANAGING.during("asking for all topics"):
+            return [(_read_note(each) or [None])[0] or each.name async for each in listed]
+
+    async def groups(self, topic: str) -> list[str]:
+        """The groups of a topic."""
+        if self._settings.by_queue:
+            found = await self.ask(self.client.get_queue(entity_of(topic)), f"looking for {topic!r}")
+            group = (_read_note(found) or [None, None])[1]
+            return [] if group is None else [group]
+        listed = self.client.list_subscriptions(entity_of(topic))
+        try:
+            with MANAGING.during(f"asking for the groups of {topic!r}", through=(ResourceNotFoundError,)):
+                return [(_read_note(each) or [None, None])[1] or each.name async for each in listed]
+        except ResourceNotFoundError:
+            return []
+
     async def remove(self, topic: str) -> None:
         """Delete a topic with its subscriptions, or a queue; one that is missing is fine."""
         name, doing = entity_of(topic), f"removing the topic {topic!r}"

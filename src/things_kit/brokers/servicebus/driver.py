@@ -11,7 +11,7 @@ topic is a queue, for one group. A delay, and a replay, is a copy that the subsc
 With `?sessions=true` keys are sessions, and their order holds across processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
 from things_kit.brokers.servicebus.admin import Admin
@@ -111,6 +111,14 @@ class ServiceBusDriver:
     async def lag(self, topic: str, group: str) -> int | None:
         """What the service counts in the group's subscription, and what is scheduled."""
         return await self._admin.lag(topic, group) if self._admin.known else None
+
+    async def topics(self) -> Sequence[str]:
+        """All topics of the namespace."""
+        return await self._admin.topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic its subscriptions."""
+        return {topic: await self._admin.groups(topic) for topic in topics}
 
     async def facts(self, question: "Question") -> "Facts":
         """How a topic and its subscriptions are."""

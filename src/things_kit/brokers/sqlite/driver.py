@@ -8,7 +8,7 @@ import asyncio
 import functools
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
@@ -66,7 +66,7 @@ class SQLiteOptions(msgspec.Struct, frozen=True):
 class SQLiteDriver:
     """Topics, groups and leases as rows; one thread does all the database work of one driver."""
 
-    def __init__(self, path: Path, options: SQLiteOptions) -> None:
+    def __init__(self, path: Path, options: SQLiteOptions, *, creates: bool = True) -> None:
         self.capabilities = Capabilities(
             delay=True,
             lanes=True,
@@ -80,6 +80,7 @@ class SQLiteDriver:
         )
         self._path = path
         self._options = options
+        self._creates = creates
         self._worker: Worker | None = None
         self._undoing: set[asyncio.Future[Member]] = set()
 
@@ -98,11 +99,13 @@ class SQLiteDriver:
             )
         if "\0" in name:
             raise ConfigError("sqlite://: a path has no NUL character")
-        return cls(Path(name), url.options(SQLiteOptions))
+        return cls(Path(name), url.options(SQLiteOptions), creates=url.engine.declare)
 
     async def open(self) -> None:
-        """Open the file, or create it."""
+        """Open the file, or create it, unless nothing is to be created."""
         options = self._options
+        if not self._creates and not self._path.exists():
+            raise ConfigError(f"the file {str(self._path)!r} does not exist")
         durable = options.synchronous == "full"
         worker = Worker(self._path, lease=options.lease, retain=options.retain, durable=durable)
         await worker.start()
@@ -158,6 +161,15 @@ class SQLiteDriver:
     async def lag(self, topic: str, group: str) -> int | None:
         """How many messages the group has not settled."""
         return await self._opened.read(lambda store: store.lag(topic, group))
+
+    async def topics(self) -> Sequence[str]:
+        """All topics of the file."""
+        return await self._opened.read(lambda store: store.topics())
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic its groups, but those that vanish with their consumers."""
+        found = await self._opened.read(lambda store: store.groups())
+        return {topic: found.get(topic, []) for topic in topics}
 
     async def facts(self, question: "Question") -> "Facts":
         """How things are in the file."""

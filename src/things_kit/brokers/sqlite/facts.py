@@ -29,7 +29,7 @@ def facts_of(store: Store, path: Path, question: Question, *, durable: bool) -> 
         what = "A power failure may lose what was confirmed in the last moments (synchronous=normal)."
         remedy = "Leave the option out of the URLs of those that publish, unless speed matters more."
         facts.find("warning", "synchronous", what, remedy)
-    known = [name for (name,) in store.connection.execute("SELECT name FROM topic ORDER BY name")]
+    known = store.topics()
     facts.groups = _groups(store, question.topic)
     groups = {(group.topic, group.name) for group in facts.groups}
     for topic, group in question.wanted:

@@ -166,7 +166,7 @@ class Store:
         group = self._group(
             topic,
             subscription.group,
-            "latest" if subscription.ephemeral else subscription.start,
+            "latest" if subscription.ephemeral and not subscription.past else subscription.start,
             ephemeral=subscription.ephemeral,
             create=subscription.create or subscription.ephemeral,
         )
@@ -556,6 +556,23 @@ class Store:
                 self._return_all(receiver, group, 1)
                 self._run("DELETE FROM receiver WHERE id = ?", (receiver,))
             self.touched.add(topic)
+
+    # What there is
+
+    def topics(self) -> list[str]:
+        """The names of all topics."""
+        return [name for (name,) in self.connection.execute("SELECT name FROM topic ORDER BY name")]
+
+    def groups(self) -> dict[str, list[str]]:
+        """The groups of each topic that has any."""
+        rows = self.connection.execute(
+            """SELECT t.name, g.name FROM consumer_group g JOIN topic t ON t.id = g.topic
+            WHERE NOT g.ephemeral ORDER BY t.name, g.name"""
+        )
+        found: dict[str, list[str]] = {}
+        for topic, group in rows:
+            found.setdefault(topic, []).append(group)
+        return found
 
     # Lag and retention
 

@@ -106,6 +106,28 @@ class Admin:
                 return None
             more = {"NextToken": page["NextToken"]}
 
+    async def topics(self) -> list[str]:
+        """All topics of the account; where each is a queue by itself, all queues."""
+        sns, sqs, doing = self._clients.sns, self._clients.sqs, "asking for all topics"
+        by_queue, found, more = self._settings.by_queue, list[str](), dict[str, str]()
+        while True:
+            page = await ask(
+                sqs.list_queues(MaxResults=1000, **more) if by_queue else sns.list_topics(**more), doing
+            )
+            found += page.get("QueueUrls") or [each["TopicArn"] for each in page.get("Topics", ())]
+            if not page.get("NextToken"):
+                return [names.unescaped(each.rpartition("/" if by_queue else ":")[2]) for each in found]
+            more = {"NextToken": page["NextToken"]}
+
+    async def groups(self, topic: str) -> list[str]:
+        """The groups of a topic, by the names of their queues."""
+        if self._settings.by_queue:
+            url = await self._url_of(names.only_queue_name(topic))
+            group = None if url is None else await self._noted_group(url)
+            return [] if group is None else [group]
+        queues = [queue async for _, queue in self.subscriptions(topic) if not names.is_ephemeral(queue)]
+        return [names.group_of(queue, topic) for queue in queues]
+
     async def _exists(self, arn: str, doing: str) -> bool:
         try:
             await bare(self._clients.sns.get_topic_attributes(TopicArn=arn), doing)

@@ -12,7 +12,7 @@ as AWS does, which is roughly. SQS counts in seconds: shorter waits are the engi
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -201,6 +201,18 @@ class SQSDriver:
         """What is in the group's queue: ready, handed out, or delayed. AWS counts approximately."""
         self._check_open()
         return await self._admin.lag(topic, group)
+
+    # --- what there is
+
+    async def topics(self) -> Sequence[str]:
+        """All topics of the account."""
+        self._check_open()
+        return await self._admin.topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic the queues that are subscribed."""
+        self._check_open()
+        return {topic: await self._admin.groups(topic) for topic in topics}
 
     # --- facts
 

@@ -32,6 +32,7 @@ HASH_DIGITS: Final = 32
 OURS: Final = "tk-"
 """How message groups and deduplication ids begin that are no keys and ids of messages."""
 
+_ESCAPED: Final = re.compile(r"_-([0-9A-F]+)-")
 _STRANGE: Final = re.compile(r"[^A-Za-z0-9_-]|_(?=-)")
 _ID: Final = re.compile(r"[!-~]{1,128}")
 _EPHEMERAL: Final = re.compile(rf"{EPHEMERAL}[0-9a-f]{{32}}({re.escape(FIFO)})?$")
@@ -40,6 +41,18 @@ _EPHEMERAL: Final = re.compile(rf"{EPHEMERAL}[0-9a-f]{{32}}({re.escape(FIFO)})?$
 def escaped(name: str) -> str:
     """A name in the characters that AWS takes; different for different names."""
     return _STRANGE.sub(lambda found: f"_-{ord(found[0]):X}-", name)
+
+
+def unescaped(name: str) -> str:
+    """What a name at AWS stands for."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), name)
+
+
+def group_of(queue: str, topic: str) -> str:
+    """The group whose queue this is; the queue's own name where that does not tell."""
+    stem, ending = _stem(topic)
+    mine = queue.removesuffix(ending).removeprefix(stem + BETWEEN)
+    return unescaped(mine) if mine != queue.removesuffix(ending) else queue
 
 
 def is_fifo(topic: str) -> bool:

@@ -14,6 +14,9 @@ import msgspec
 import pytest
 
 from things_kit import BrokerUnavailable, ClosedError, ConfigError, Message, Retry, ThingsKitError, connect
+from things_kit.engine.driver import Listing
+from things_kit.engine.looking import topics_of
+from things_kit.engine.replay import Reading
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
 from things_kit.testing.conformance.stage import Stage
@@ -182,6 +185,41 @@ class OperationsSuite(Suite):
         await stage.publish(topic, b"later", key=b"k")
         await recorder.until_done(len(retained) + 1, stage.patience)
         assert recorder.values == [*retained, b"later"]
+
+    async def test_it_tells_which_topics_and_groups_there_are(self, stage: Stage) -> None:
+        """Line 43: those that were declared, where the driver can tell at all."""
+        driver = stage.broker.transmission.driver
+        if not isinstance(driver, Listing):
+            pytest.skip("its broker tells no names")
+        topic, missing, group = stage.topic(), stage.topic("missing"), stage.group()
+        await stage.keep(topic, group)
+        await stage.record(topic, group)
+        assert topic in await topics_of(stage.broker)
+        assert missing not in await topics_of(stage.broker)
+
+        async def told() -> bool:
+            return group in (await driver.groups([topic]))[topic]
+
+        await eventually(told, stage.patience)
+
+    async def test_who_looks_back_gets_what_is_there_and_leaves_no_trace(self, stage: Stage) -> None:
+        """Line 43: a look at what a topic has takes nothing from its groups."""
+        if not stage.capabilities.retained:
+            pytest.skip("its broker keeps nothing for those who come later")
+        topic, group = stage.topic(), stage.group()
+        await stage.keep(topic, group)
+        await stage.publish(topic, b"1", b"2")
+        seen: list[bytes] = []
+        async with Reading(stage.broker.transmission, topic, None, create=False) as reading:
+            async for deliveries in reading.batches():
+                seen += [delivery.message.value for delivery in deliveries]
+                await reading.acknowledge(deliveries)
+            await stage.publish(topic, b"3")
+            async for deliveries in reading.follow():
+                seen += [delivery.message.value for delivery in deliveries]
+                break
+        assert sorted(seen) == [b"1", b"2", b"3"]
+        await stage.until_lag(topic, group, 3)
 
     async def test_health_tells_what_a_consumer_does(self, stage: Stage) -> None:
         """Line 42: what it holds and for how long, when it last settled, and that it runs."""
