@@ -33,8 +33,6 @@ EXPECTED_FAILURES: Final = (
         "test_a_consumer_that_has_gone_deaf_is_opened_anew",
         "line 60: the driver does not say what its receivers should be getting",
         {
-            "TestPubSub",
-            "TestPubSubOnGooglesEmulator",
             "TestServiceBus",
             "TestServiceBusSessions",
         },

@@ -10,13 +10,13 @@ pytest.importorskip("google.pubsub_v1")
 
 from tests.brokers.pubsub.given import NOW
 from things_kit import Message, MessageTooLarge
-from things_kit.brokers.pubsub.wire import PUBSUB_MESSAGE, Order, Packer, Unpacker
+from things_kit.brokers.pubsub.wire import PUBSUB_MESSAGE, Order, pack, unpack
 
 
 def through(message: Message, order: Order = "key") -> tuple[Any, Message]:
     """What the service gets, and what comes back."""
-    packed = Packer(order).pack(message)
-    return packed, Unpacker(message.topic).unpack(packed, 0)
+    packed = pack(message, order)
+    return packed, unpack(message.topic, packed, 0)
 
 
 def sample(**fields: Any) -> Message:
@@ -62,14 +62,14 @@ def test_what_does_not_fit_is_packed_within_the_services_limits(fields: dict[str
 
 
 def test_keys_that_are_packed_still_order() -> None:
-    keys = [Packer("key").pack(sample(key=key)).ordering_key for key in (b"\xff", b"\xff", b"\xfe", b"")]
+    keys = [pack(sample(key=key), "key").ordering_key for key in (b"\xff", b"\xff", b"\xfe", b"")]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
     assert all(keys)
 
 
 def test_one_order_for_a_topic_is_one_ordering_key() -> None:
-    packed = [Packer("topic").pack(sample(key=key)) for key in (b"a", b"b", None)]
+    packed = [pack(sample(key=key), "topic") for key in (b"a", b"b", None)]
     assert {each.ordering_key for each in packed} == {"tk~topic"}
     assert {each.attributes.get("tk-key") for each in packed} == {"a", "b", None}
 
@@ -81,7 +81,7 @@ def test_no_order_is_no_ordering_key() -> None:
 
 def test_headers_beyond_what_all_attributes_hold_are_too_large() -> None:
     with pytest.raises(MessageTooLarge, match="headers of a message for 'orders'"):
-        Packer("key").pack(sample(headers={"x": "y" * 100_000}))
+        pack(sample(headers={"x": "y" * 100_000}), "key")
 
 
 def test_a_foreign_message_is_a_normal_one() -> None:
@@ -92,20 +92,20 @@ def test_a_foreign_message_is_a_normal_one() -> None:
         attributes={"type": "order", "tk-x": "y", "tk-time": "?"},
     )
     foreign.publish_time.FromDatetime(NOW)
-    message = Unpacker("orders").unpack(foreign, 3)
+    message = unpack("orders", foreign, 3)
     assert message == Message("orders", b"v", b"k", {"type": "order"}, None, None, NOW, "orders-77", 3)
 
 
 @pytest.mark.parametrize("rubbish", ["{", '{"key": 5}', "null", "[]"])
 def test_attributes_of_our_names_that_are_not_ours_are_left_out(rubbish: str) -> None:
     foreign = PUBSUB_MESSAGE(data=b"v", message_id="7", attributes={"tk-packed-0": rubbish, "a": "b"})
-    message = Unpacker("orders").unpack(foreign, 0)
+    message = unpack("orders", foreign, 0)
     assert (message.headers, message.key, message.id, message.attempt) == ({"a": "b"}, None, "orders-7", 1)
 
 
 def test_times_of_other_zones_are_in_utc() -> None:
     foreign = PUBSUB_MESSAGE(data=b"v", attributes={"tk-id": "1", "tk-time": "2026-11-23T19:40:07+01:00"})
-    when = Unpacker("orders").unpack(foreign, 0).timestamp
+    when = unpack("orders", foreign, 0).timestamp
     assert when == datetime(2026, 11, 23, 18, 40, 7, tzinfo=UTC)
     assert when is not None
     assert when.utcoffset() == timedelta(0)

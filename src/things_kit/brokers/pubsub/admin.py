@@ -1,7 +1,7 @@
 """Topics and subscriptions at the service: looked at, created, removed."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
@@ -22,7 +22,6 @@ ORDERED: Final = (
     "delete the subscription, so that it is created anew, as this cannot be changed afterwards; or "
     'consume with ordering="none"'
 )
-
 
 _MISSING: Final = exceptions.NotFound
 
@@ -57,9 +56,10 @@ class Admin:
         with suppress(exceptions.AlreadyExists), self._during(doing, exceptions.AlreadyExists):
             await self._connection.publisher.create_topic(wanted, **self._bounds)
 
-    async def find_topic(self, topic: str) -> types.Topic | None:
+    async def find_topic(self, topic: str, *through: type[Exception]) -> types.Topic | None:
         """The topic as it is; None if it is missing."""
-        with suppress(exceptions.NotFound), self._during(f"looking for the topic {topic!r}", _MISSING):
+        doing = f"looking for the topic {topic!r}"
+        with suppress(exceptions.NotFound), self._during(doing, _MISSING, *through):
             return await self._connection.publisher.get_topic(topic=self.topic_path(topic), **self._bounds)
         return None
 
@@ -79,35 +79,31 @@ class Admin:
         """Delete the topic and its groups, whether created by us or by others under these names."""
         path = self.topic_path(topic)
         prefix = path.replace("/topics/", "/subscriptions/") + BETWEEN
-        with suppress(exceptions.NotFound), self._during(f"removing {topic!r}", _MISSING):
-            for name in [name async for name in self._subscriptions(path) if name.startswith(prefix)]:
-                await self.remove_subscription(name)
-            await self._connection.publisher.delete_topic(topic=path, **self._bounds)
+        with suppress(exceptions.NotFound):
+            for name in await self.subscriptions(topic, _MISSING):
+                if name.startswith(prefix):
+                    await self.remove_subscription(name)
+            with self._during(f"removing {topic!r}", _MISSING):
+                await self._connection.publisher.delete_topic(topic=path, **self._bounds)
 
-    async def subscriptions(self, topic: str) -> Sequence[str]:
+    async def subscriptions(self, topic: str, *through: type[Exception]) -> Sequence[str]:
         """The full names of all subscriptions of a topic, of groups and others."""
-        with self._during(f"looking for the groups of {topic!r}"):
-            return [name async for name in self._subscriptions(self.topic_path(topic))]
-
-    async def _subscriptions(self, path: str) -> AsyncIterator[str]:
-        listed = await self._connection.publisher.list_topic_subscriptions(topic=path, **self._bounds)
-        async for name in listed:
-            yield name
+        path = self.topic_path(topic)
+        with self._during(f"asking who is subscribed to {topic!r}", *through):
+            listed = await self._connection.publisher.list_topic_subscriptions(topic=path, **self._bounds)
+            return [name async for name in listed]
 
     async def has_subscriptions(self, topic: str) -> bool | None:
         """Whether a topic has any, or keeps what is published for those to come; None if we may not ask."""
-        path = self.topic_path(topic)
-        doing = f"asking who is subscribed to {topic!r}"
         try:
-            with self._during(doing, exceptions.NotFound, exceptions.PermissionDenied):
-                async for _ in self._subscriptions(path):
-                    return True
-                found = await self._connection.publisher.get_topic(topic=path, **self._bounds)
+            if await self.subscriptions(topic, exceptions.NotFound, exceptions.PermissionDenied):
+                return True
+            found = await self.find_topic(topic, exceptions.PermissionDenied)
         except exceptions.NotFound:
             return False
         except exceptions.PermissionDenied:
             return None
-        return bool(found.message_retention_duration)
+        return found is not None and bool(found.message_retention_duration)
 
     def _during(self, doing: str, *through: type[Exception]) -> AbstractContextManager[None]:
         return self._connection.during(doing, through=through)
@@ -119,15 +115,13 @@ class Admin:
         with suppress(exceptions.NotFound), self._during(f"removing {path}", _MISSING):
             await self._connection.subscriber.delete_subscription(subscription=path, **self._bounds)
 
-    async def find(self, topic: str, group: str) -> types.Subscription | None:
+    async def find(self, topic: str, group: str, *through: type[Exception]) -> types.Subscription | None:
         """The group's subscription as it is; None if it is missing, or left over from a topic that was deleted."""
-        path = self.subscription_path(topic, group)
-        try:
-            with self._during(f"looking for the group {group!r} of {topic!r}", _MISSING):
-                found = await self._connection.subscriber.get_subscription(subscription=path, **self._bounds)
-        except exceptions.NotFound:
-            return None
-        if found.topic == DELETED:
+        path, doing = self.subscription_path(topic, group), f"looking for the group {group!r} of {topic!r}"
+        found: types.Subscription | None = None
+        with suppress(exceptions.NotFound), self._during(doing, _MISSING, *through):
+            found = await self._connection.subscriber.get_subscription(subscription=path, **self._bounds)
+        if found is None or found.topic == DELETED:
             return None
         if found.topic != self.topic_path(topic):
             raise ConfigError(f"{path} is a subscription of another topic: {found.topic}")
@@ -215,30 +209,26 @@ class Admin:
                 topic, group, ephemeral=subscription.ephemeral, earliest=earliest
             )
         else:
-            looked = await self._find_if_allowed(topic, group)
-            if looked is None:
+            try:
+                looked = await self.find(topic, group, exceptions.PermissionDenied)
+            except (
+                exceptions.PermissionDenied
+            ):  # the right to consume (Pub/Sub Subscriber) does not include that
                 return self._settings.options.exactly_once
+            if looked is None:
+                raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
             found = looked
         if subscription.ordering != "none" and not found.enable_message_ordering:
             raise ConfigError(f"{found.name} was created without message ordering: {ORDERED}")
-        if (
-            found.push_config.push_endpoint
-            or found.bigquery_config.table
-            or found.cloud_storage_config.bucket
-        ):
+        if delivers_elsewhere(found):
             raise ConfigError(
                 f"{found.name} delivers to somewhere else by itself, so nothing can be pulled from it"
             )
         return found.enable_exactly_once_delivery
 
-    async def _find_if_allowed(self, topic: str, group: str) -> types.Subscription | None:
-        """None if we may not look: the right to consume (Pub/Sub Subscriber) does not include that."""
-        try:
-            found = await self.find(topic, group)
-        except ConfigError as error:
-            if isinstance(error.__cause__, exceptions.PermissionDenied):
-                return None
-            raise
-        if found is None:
-            raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
-        return found
+
+def delivers_elsewhere(found: types.Subscription) -> bool:
+    """Whether the service itself takes what comes to somewhere else, so that nothing can be pulled."""
+    return bool(
+        found.push_config.push_endpoint or found.bigquery_config.table or found.cloud_storage_config.bucket
+    )

@@ -43,8 +43,7 @@ class Channel:
         self._make = make
         self._waiting = 0
         self._heard = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._probing: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._open()
 
@@ -57,11 +56,9 @@ class Channel:
 
     async def close(self) -> None:
         """Close it, with the calls that are under way."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._channel.close()
         await asyncio.gather(*self._closing)
 
@@ -73,7 +70,11 @@ class Channel:
             ConnectionLost: It fell silent, and was replaced meanwhile.
         """
         channel = self._channel
-        self._begin()
+        if not self._waiting:
+            self.hear()
+        self._waiting += 1
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), name="things_kit pubsub channel")
         try:
             yield
         except asyncio.CancelledError as error:
@@ -91,24 +92,13 @@ class Channel:
         """Something has come."""
         self._heard = asyncio.get_running_loop().time()
 
-    def _begin(self) -> None:
-        if not self._waiting:
-            self.hear()
-        self._waiting += 1
-        if self._timer is None and self._probing is None:
-            self._look_in(QUIET)
-
-    def _look_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._waiting:
-            rest = self._heard + QUIET - asyncio.get_running_loop().time()
-            if rest > 0:
-                self._look_in(rest)
+    async def _watch(self) -> None:
+        while self._waiting:
+            quiet = asyncio.get_running_loop().time() - self._heard
+            if quiet < QUIET:
+                await asyncio.sleep(QUIET - quiet)
             else:
-                self._probing = asyncio.create_task(self._probe(), name="things_kit pubsub probe")
+                await self._probe()
 
     async def _probe(self) -> None:
         probe = self._channel.unary_unary(PROBE, request_serializer=bytes, response_deserializer=bytes)
@@ -116,13 +106,8 @@ class Channel:
             await probe(b"", timeout=ANSWER)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                self._replace()
+                closing = asyncio.create_task(self._channel.close(), name="things_kit pubsub silent channel")
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+                self._open()
         self.hear()
-        self._probing = None
-        self._look_in(QUIET)
-
-    def _replace(self) -> None:
-        closing = asyncio.create_task(self._channel.close(), name="things_kit pubsub silent channel")
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        self._open()

@@ -2,11 +2,10 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import google.auth
 import grpc
@@ -23,8 +22,6 @@ from things_kit.brokers.pubsub.errors import ERRORS
 from things_kit.brokers.pubsub.options import Settings
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
-
-ResultT = TypeVar("ResultT")
 
 CHANNEL: Final = [
     ("grpc.max_send_message_length", -1),
@@ -61,22 +58,13 @@ class Connection:
         self._settings = settings
         self._open: tuple[Channel, Channel] | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there are channels."""
-        return self._open is not None
-
     async def open(self) -> None:
         """Log in and make the channels; nothing is called yet.
 
         Raises:
             ConfigError: There are no credentials, or their file is none.
         """
-        if self._open is not None:
-            return
-        credentials = None
-        if not self._settings.plain:
-            credentials = await _in_thread(self._credentials)
+        credentials = None if self._settings.plain else await asyncio.to_thread(self._credentials)
         make = functools.partial(self._channel, credentials)
         self._open = Channel(make), Channel(make)
 
@@ -167,12 +155,3 @@ def _signing_itself(credentials: Any) -> Credentials:
     if isinstance(credentials, _ServiceAccount):
         credentials = credentials.with_always_use_jwt_access(True)
     return credentials  # type: ignore[no-any-return] # google-auth's functions have no annotations
-
-
-async def _in_thread(call: Callable[[], ResultT]) -> ResultT:
-    """Call what blocks in a thread that ends afterwards; the loop would keep its own."""
-    threads = ThreadPoolExecutor(1, thread_name_prefix="things_kit pubsub login")
-    try:
-        return await asyncio.get_running_loop().run_in_executor(threads, call)
-    finally:
-        threads.shutdown(wait=False)

@@ -12,6 +12,7 @@ held has a lease (the ack deadline), which the engine has extended; a message in
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
+from weakref import WeakSet
 
 from google.api_core import exceptions
 
@@ -44,7 +45,7 @@ class PubSubDriver:
         self._settings = settings
         self._connection = Connection(settings)
         self._admin = Admin(self._connection, settings)
-        self._receivers: set[PubSubReceiver] = set()
+        self._receivers: WeakSet[PubSubReceiver] = WeakSet()
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -62,7 +63,6 @@ class PubSubDriver:
 
     async def ping(self) -> None:
         """Ask for a topic. That we may not see any is an answer too: whoever only publishes has no such right."""
-        self._check_open()
         asked = {"project": f"projects/{self._settings.project}", "page_size": 1}
         with (
             suppress(exceptions.PermissionDenied),
@@ -72,14 +72,8 @@ class PubSubDriver:
         ):
             await self._connection.publisher.list_topics(asked, retry=None, timeout=self._settings.patience)
 
-    def _check_open(self) -> None:
-        if not self._connection.is_open:
-            raise ConfigError(f"{self._settings.url.display} is not open")
-
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create the topic and the subscriptions that are missing."""
-        self._check_open()
-        topic_id(topic)
         for group in groups:
             subscription_id(topic, group)
         await self._admin.declare_topic(topic)
@@ -91,7 +85,6 @@ class PubSubDriver:
 
     async def remove(self, topic: str, group: str | None = None) -> None:
         """Delete the topic and its groups, or one group; subscriptions that are named otherwise keep what they have."""
-        self._check_open()
         try:
             path = topic_id(topic) if group is None else self._admin.subscription_path(topic, group)
         except ConfigError:
@@ -103,19 +96,14 @@ class PubSubDriver:
 
     async def has_listeners(self, topic: str) -> bool | None:
         """Whether a message to the topic would be kept for anybody; None if we may not ask."""
-        self._check_open()
         return await self._admin.has_subscriptions(topic)
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Publish in as few requests as the service's bounds allow."""
-        self._check_open()
-        publication = Publication(self._connection, self._settings, messages)
-        await publication.send()
-        return publication.results
+        return await Publication(self._connection, self._settings, messages).send()
 
     async def subscribe(self, subscription: Subscription) -> Receiver:
         """Have the subscription; the stream is opened by the first `credit`."""
-        self._check_open()
         order = self._settings.options.ordering
         if order == "none" and subscription.ordering != "none":
             raise UnsupportedError(
@@ -127,43 +115,20 @@ class PubSubDriver:
                 "?ordering=topic, which publishes a whole topic in one order"
             )
         exactly_once = await self._admin.join(subscription)
-        path = self._admin.subscription_path(subscription.topic, subscription.group)
-
-        async def is_left() -> bool:
-            return subscription.create and await self._admin.is_left(subscription.topic, subscription.group)
-
-        async def closed(lost: bool) -> None:
-            self._receivers.discard(receiver)
-            if (
-                subscription.ephemeral and not lost
-            ):  # else the engine is back soon, and what comes meanwhile is kept
-                await self._admin.remove_subscription(path)
-
-        receiver = PubSubReceiver(
-            self._connection,
-            self._settings,
-            subscription,
-            path,
-            exactly_once=exactly_once,
-            is_left=is_left,
-            closed=closed,
-        )
+        receiver = PubSubReceiver(self._connection, self._settings, self._admin, subscription, exactly_once)
         self._receivers.add(receiver)
         return receiver
 
     async def lag(self, topic: str, group: str) -> int | None:
         """The API does not say; Cloud Monitoring does, minutes later."""
-        self._check_open()
         return None
 
     async def topics(self) -> Sequence[str]:
         """All topics of the project."""
-        self._check_open()
         return await self._admin.topics()
 
     async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Of each topic its subscriptions."""
-        self._check_open()
         return {topic: await self._admin.groups(topic) for topic in topics}
 
     async def facts(self, question: "Question") -> "Facts":

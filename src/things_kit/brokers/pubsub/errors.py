@@ -27,7 +27,6 @@ WRONG: Final = (
     exceptions.FailedPrecondition,
     exceptions.InvalidArgument,
     exceptions.MethodNotImplemented,
-    exceptions.NotFound,
     exceptions.OutOfRange,
 )
 """What was asked for cannot be had, however often it is asked for."""
@@ -78,6 +77,11 @@ ERRORS: Final = ErrorTable(
     client=(exceptions.GoogleAPIError, GoogleAuthError),
     said=_said,
 )
+
+SETTLING: Final = ERRORS.preceded_by(
+    on(exceptions.NotFound, raises=ConnectionLost, says="{doing}: the subscription was removed")
+)
+"""For a subscription that we have: if it is gone, so is its topic; the engine makes both anew, if it may."""
 
 
 def failures(error: Exception) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from google.pubsub_v1 import types
 
-from things_kit.brokers.pubsub.admin import Admin
+from things_kit.brokers.pubsub.admin import Admin, delivers_elsewhere
 from things_kit.brokers.pubsub.options import DAY, Settings
 from things_kit.engine.facts import Blocked, Facts, GroupFacts, Question, Retention, TopicFacts
 
@@ -33,10 +33,8 @@ async def facts_of(admin: Admin, settings: Settings, question: Question) -> Fact
 
 def add_topic(facts: Facts, name: str, topic: types.Topic, groups: Sequence[str]) -> None:
     """A topic, with its subscriptions, whosever they are."""
-    kept = (
-        topic.message_retention_duration
-    )  # of what was acknowledged too: then who comes later misses nothing
-    facts.topics.append(TopicFacts(name=name, groups=None if kept else groups))
+    # Where a topic keeps what was acknowledged too, who comes later misses nothing
+    facts.topics.append(TopicFacts(name=name, groups=None if topic.message_retention_duration else groups))
     if topic.schema_settings.schema:
         what = f"The service refuses messages that do not fit {topic.schema_settings.schema}."
         remedy = "Check that all that is published fits, dead letters as well."
@@ -50,11 +48,8 @@ def add_group(
     if found is None:
         facts.groups.append(GroupFacts(name=name, topic=topic, there=False, place="subscription"))
         return
-    policy, ttl, kept = (
-        found.dead_letter_policy,
-        found.expiration_policy.ttl,
-        found.message_retention_duration,
-    )
+    policy, ttl = found.dead_letter_policy, found.expiration_policy.ttl
+    kept = found.message_retention_duration
     delivery = "exactly once" if found.enable_exactly_once_delivery else "at least once"
     facts.groups.append(
         GroupFacts(
@@ -82,6 +77,6 @@ def _blocked(found: types.Subscription, *, ordered: bool) -> Iterator[Blocked]:
     if ordered and not found.enable_message_ordering:
         what = "Its subscription was created without message ordering, which cannot be changed."
         yield Blocked(what, 'Delete it, so that it is created anew, or consume with ordering="none".')
-    if found.push_config.push_endpoint or found.bigquery_config.table or found.cloud_storage_config.bucket:
+    if delivers_elsewhere(found):
         what = "Its subscription delivers to somewhere else by itself, so nothing can be pulled from it."
         yield Blocked(what, "Change its delivery type to pull.")

@@ -79,12 +79,9 @@ class Settings(msgspec.Struct, frozen=True):
             raise ConfigError(
                 f"{url.display}: expected pubsub://PROJECT, such as pubsub://my-project?endpoint=127.0.0.1:8085"
             )
-        if (
-            options.endpoint is None
-            and options.region is None
-            and (found := os.environ.get("PUBSUB_EMULATOR_HOST"))
-        ):
-            options = msgspec.structs.replace(options, endpoint=found)
+        emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
+        if emulator and options.endpoint is None and options.region is None:
+            options = msgspec.structs.replace(options, endpoint=emulator)
         if options.lease < SHORTEST_LEASE and not options.endpoint:
             raise ConfigError(
                 f"{url.display}: option 'lease': the service takes no less than {SHORTEST_LEASE} seconds"

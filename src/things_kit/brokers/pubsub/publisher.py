@@ -14,7 +14,7 @@ from things_kit.brokers.pubsub.connection import Connection
 from things_kit.brokers.pubsub.errors import ERRORS
 from things_kit.brokers.pubsub.names import topic_id
 from things_kit.brokers.pubsub.options import REQUEST_BYTES, Settings
-from things_kit.brokers.pubsub.wire import Packer, Proto
+from things_kit.brokers.pubsub.wire import Proto, pack
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
@@ -38,15 +38,15 @@ class Publication:
     """One batch on its way."""
 
     def __init__(self, connection: Connection, settings: Settings, messages: Sequence[Message]) -> None:
-        self.results: list[Exception | None] = [None] * len(messages)
+        self._results: list[Exception | None] = [None] * len(messages)
         self._connection = connection
         self._settings = settings
-        self._packer = Packer(settings.options.ordering)
+        self._order = settings.options.ordering
         self._messages = messages
         self._lost = False
 
-    async def send(self) -> None:
-        """Publish all; what was refused is in `results`. Raises ConnectionLost."""
+    async def send(self) -> Sequence[Exception | None]:
+        """Publish all; the results are those of `Driver.send`. Raises ConnectionLost."""
         chains = self._chains()
         waiting = iter(chains)
 
@@ -59,17 +59,17 @@ class Publication:
         for error in await asyncio.gather(*workers, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
+        return self._results
 
     def _chains(self) -> Sequence[Sequence[Numbered]]:
         """What is to be sent one after the other: the messages of an ordering key, and parts of those without."""
-        ordering = self._settings.options.ordering
         keyed: dict[tuple[str, bytes | None], list[Numbered]] = {}
         free: dict[str, list[Numbered]] = {}
         for each in enumerate(self._messages):
             message = each[1]
-            if ordering == "topic":
+            if self._order == "topic":
                 keyed.setdefault((message.topic, None), []).append(each)
-            elif ordering == "key" and message.key is not None:
+            elif self._order == "key" and message.key is not None:
                 keyed.setdefault((message.topic, message.key), []).append(each)
             else:
                 free.setdefault(message.topic, []).append(each)
@@ -89,12 +89,12 @@ class Publication:
 
     async def _send_part(self, topic: str, path: str, part: Sequence[Numbered]) -> None:
         request = PUBLISH_REQUEST(topic=path)
-        numbers, pack, make = [], self._packer.pack, request.messages.add
+        numbers, make = [], request.messages.add
         for number, message in part:
             try:
-                pack(message, make)
+                pack(message, self._order, make)
             except MessageTooLarge as error:
-                self.results[number] = error
+                self._results[number] = error
             else:
                 numbers.append(number)
         if numbers:
@@ -131,7 +131,7 @@ class Publication:
             self._lost = True
             raise error
         for number in numbers:
-            self.results[number] = error
+            self._results[number] = error
 
 
 def _parts(chain: Sequence[Numbered]) -> Iterator[Sequence[Numbered]]:

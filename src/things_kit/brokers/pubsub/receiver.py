@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from typing import Any, Final
 from uuid import uuid4
 
-import msgspec
-from google.api_core import exceptions
+from google.api_core import exceptions, grpc_helpers_async
 from google.pubsub_v1 import types
 
+from things_kit.brokers.pubsub.admin import Admin
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
-from things_kit.brokers.pubsub.errors import AWAY, ERRORS, failures
+from things_kit.brokers.pubsub.errors import AWAY, ERRORS, SETTLING, failures
 from things_kit.brokers.pubsub.options import Settings
 from things_kit.brokers.pubsub.stream import Stream
-from things_kit.brokers.pubsub.wire import Unpacker
+from things_kit.brokers.pubsub.wire import unpack
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.errors import ConfigError
@@ -32,47 +32,41 @@ SHORT: Final = 1.0
 """A stream that lived no longer than that, and brought nothing, is no sign that the service is there."""
 
 ACKNOWLEDGE_REQUEST: Final[Any] = types.AcknowledgeRequest.pb()
+WRAPPED: Final[Any] = grpc_helpers_async.wrap_errors
 MODIFY_REQUEST: Final[Any] = types.ModifyAckDeadlineRequest.pb()
 
 
-class Token(msgspec.Struct, eq=False, gc=False):
-    """What settles a delivery. A message that comes again while it is still held here gives it a new `ack_id`."""
-
-    ack_id: str
-    message_id: str
-
-
 class PubSubReceiver:
-    """A stream, and what it brought and was not settled yet.
+    """A stream, and what it brought and was not settled yet. A delivery's token is the message's id at the service.
 
     A stream has one credit for as long as it lasts, so another credit is another stream. What is given back would come
-    straight back over our own stream, so that is ended first. `is_left` says whether the topic was deleted; `closed`
-    is called last, with whether the connection was lost before.
+    straight back over our own stream, so that is ended first.
     """
 
     def __init__(
         self,
         connection: Connection,
         settings: Settings,
+        admin: Admin,
         subscription: Subscription,
-        path: str,
-        *,
         exactly_once: bool,
-        is_left: Callable[[], Awaitable[bool]],
-        closed: Callable[[bool], Awaitable[None]],
     ) -> None:
         self.topic = subscription.topic
         self._connection = connection
-        self._settings = settings
+        self._patience = settings.patience
         self._lease = settings.options.lease
-        self._path = path
+        self._admin = admin
+        self._subscription = subscription
+        self._path = admin.subscription_path(subscription.topic, subscription.group)
         self._exactly_once = exactly_once
         self._inbox = subscription.inbox
         self._name = f"{subscription.topic} as {subscription.group}"
-        self._unpacker = Unpacker(subscription.topic)
+        self._routing = (("x-goog-request-params", f"subscription={self._path}"),)
         # By which the service knows us again when a stream follows another
         self._client_id = uuid4().hex
-        self._held: dict[str, Token] = {}
+        self._held: dict[
+            str, str
+        ] = {}  # ack ids: one that comes again while it is still held here has another
         self._window = 0
         self._stream = Stream()
         self._reading: asyncio.Task[None] | None = None
@@ -80,9 +74,7 @@ class PubSubReceiver:
         self._quiet = False
         self._giving_back = False
         self._failure: Exception | None = None
-        self._is_left = is_left
         self._looking: asyncio.Task[None] | None = None
-        self._closed = closed
 
     # --- receiving
 
@@ -127,25 +119,17 @@ class PubSubReceiver:
             if stream.ending:
                 continue
             if error is not None and not isinstance(error, (*AWAY, ConnectionLost)):
-                raise self._lost(error, f"receiving {self._name}") from error
+                raise SETTLING.translate(error, f"receiving {self._name}")
             if not self._answered and loop.time() - began < SHORT:
-                raise self._short(error) from error
+                ended = error or ConnectionLost(f"receiving {self._name}: the service ended the stream")
+                raise ERRORS.translate(ended, f"receiving {self._name}")
             await backoff.wait()
-
-    def _short(self, error: Exception | None) -> Exception:
-        doing = f"receiving {self._name}"
-        if error is None:
-            return ConnectionLost(f"{doing}: the service ended the stream")
-        return ERRORS.translate(error, doing)
 
     async def _read_stream(self, stream: Stream) -> None:
         channel = self._connection.streams
         async with stream.lasting():
             responses = await channel.subscriber.streaming_pull(
-                requests=self._requests(stream),
-                retry=None,
-                timeout=None,
-                metadata=[("x-goog-request-params", f"subscription={self._path}")],
+                requests=self._requests(stream), retry=None, timeout=None, metadata=self._routing
             )
             async for response in responses:
                 channel.hear()
@@ -165,17 +149,15 @@ class PubSubReceiver:
         await stream.over()
 
     def _take(self, received: Iterable[Any]) -> None:
-        held, unpack = self._held, self._unpacker.unpack
+        held, topic = self._held, self.topic
         self._answered = True
         deliveries = []
         for each in received:
             message = each.message
-            token = held.get(message.message_id)
-            if token is not None:
-                token.ack_id = each.ack_id  # it is being handled, or waits here: once is enough
-                continue
-            token = held[message.message_id] = Token(each.ack_id, message.message_id)
-            deliveries.append(Delivery(unpack(message, each.delivery_attempt), token))
+            token = message.message_id
+            if token not in held:  # else it is being handled, or waits here: once is enough
+                deliveries.append(Delivery(unpack(topic, message, each.delivery_attempt), token))
+            held[token] = each.ack_id
         self._inbox.put(deliveries)  # what it refuses goes back with all else when this is closed
 
     async def _still_ours(self, received: Iterable[Any]) -> list[Any]:
@@ -183,14 +165,6 @@ class PubSubReceiver:
         by_id = {each.ack_id: each for each in received}
         gone = await self._modify(list(by_id), self._lease)
         return [each for ack_id, each in by_id.items() if ack_id not in gone]
-
-    def _lost(self, error: Exception, doing: str) -> Exception:
-        """A subscription that is gone was removed with its topic; the engine makes both anew, if it may."""
-        if isinstance(error, exceptions.NotFound):
-            lost = ConnectionLost(f"{doing}: the subscription was removed")
-            lost.__cause__ = error
-            return lost
-        return ERRORS.translate(error, doing)
 
     # --- settling
 
@@ -200,7 +174,7 @@ class PubSubReceiver:
             tokens = [delivery.token for delivery in acknowledged]
             await self._acknowledge(tokens)
             for token in tokens:
-                self._held.pop(token.message_id, None)
+                self._held.pop(token, None)
         if released:
             self._giving_back = True  # what came after it in its key must not come now
             try:
@@ -210,17 +184,17 @@ class PubSubReceiver:
                 self._giving_back = False
                 self._begin()
 
-    async def _acknowledge(self, tokens: Sequence[Token]) -> None:
+    async def _acknowledge(self, tokens: Sequence[str]) -> None:
         """Until the service has confirmed all that are still ours."""
         backoff, loop = Backoff(), asyncio.get_running_loop()
         ends = loop.time() + self._lease
         while tokens:
-            sent = [token.ack_id for token in tokens]
+            sent = [self._held[token] for token in tokens]
             failed = await self._call(self._ask_acknowledge, sent)
             tokens = [
                 token
                 for token, ack_id in zip(tokens, sent, strict=True)
-                if token.ack_id != ack_id or failed.get(ack_id, "").startswith("TRANSIENT")
+                if self._held[token] != ack_id or failed.get(ack_id, "").startswith("TRANSIENT")
             ]
             if failed and tokens:
                 if loop.time() > ends:
@@ -229,18 +203,16 @@ class PubSubReceiver:
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Extend these."""
-        await self._modify([delivery.token.ack_id for delivery in deliveries], self._lease)
+        await self._modify([self._held[delivery.token] for delivery in deliveries], self._lease)
 
-    async def _give_back(self, tokens: Sequence[Token]) -> None:
-        for token in tokens:
-            self._held.pop(token.message_id, None)
-        await self._modify([token.ack_id for token in tokens], 0)
+    async def _give_back(self, tokens: Sequence[str]) -> None:
+        await self._modify([self._held.pop(token) for token in tokens], 0)
 
     async def _modify(self, ack_ids: Sequence[str], seconds: int) -> Mapping[str, str]:
         async def ask(part: Sequence[str]) -> None:
             request = MODIFY_REQUEST(subscription=self._path, ack_ids=part, ack_deadline_seconds=seconds)
             await self._connection.subscriber.modify_ack_deadline(
-                types.ModifyAckDeadlineRequest.wrap(request), retry=BRIEFLY, timeout=self._settings.patience
+                types.ModifyAckDeadlineRequest.wrap(request), retry=BRIEFLY, timeout=self._patience
             )
 
         return await self._call(ask, ack_ids)
@@ -248,7 +220,7 @@ class PubSubReceiver:
     async def _ask_acknowledge(self, ack_ids: Sequence[str]) -> None:
         request = ACKNOWLEDGE_REQUEST(subscription=self._path, ack_ids=ack_ids)
         await self._connection.subscriber.acknowledge(
-            types.AcknowledgeRequest.wrap(request), retry=BRIEFLY, timeout=self._settings.patience
+            types.AcknowledgeRequest.wrap(request), retry=BRIEFLY, timeout=self._patience
         )
 
     async def _call(
@@ -263,31 +235,49 @@ class PubSubReceiver:
             except (exceptions.GoogleAPIError, ConnectionLost) as error:
                 why = failures(error)
                 if not why:
-                    self._failure = self._lost(error, f"settling {self._name}")
+                    self._failure = SETTLING.translate(error, f"settling {self._name}")
                     raise self._failure from error
                 failed.update(why)
         return failed
 
-    # --- whether the topic is still there
+    # --- whether there should be more
 
     async def overdue(self) -> int | None:
-        """The API does not say. But a topic leaves its subscriptions behind when it is deleted, which then get nothing.
+        """Whether a message is there that the stream did not bring: the API tells no number, but hands it out.
 
         Raises:
-            ConnectionLost: This one is left, and nothing of it is here; subscribing makes topic and subscription anew.
+            ConnectionLost: The topic was deleted, and left the subscription behind; subscribing makes both anew.
         """
-        if not self._held and await self._is_left() and not self._held:
+        await self._check_topic()
+        return 0 if self._held else await self._pulled()
+
+    async def _check_topic(self) -> None:
+        subscribed = self._subscription
+        if self._held or not subscribed.create:
+            return
+        if await self._admin.is_left(subscribed.topic, subscribed.group) and not self._held:
             raise ConnectionLost(f"receiving {self._name}: the topic was deleted")
-        return None
+
+    async def _pulled(self) -> int:
+        """What a call finds that waits for nothing, and gives back at once."""
+        pull = WRAPPED(
+            self._connection.subscriber.transport.pull
+        )  # the client's own warns of asking like this
+        request = types.PullRequest(subscription=self._path, max_messages=1, return_immediately=True)
+        with self._connection.during(f"looking for messages of {self._name}"):
+            pulled = await pull(request, timeout=self._patience, metadata=self._routing)
+        found = [each.ack_id for each in pulled.received_messages]
+        await self._modify(found, 0)
+        return len(found)
 
     def look(self) -> None:
         """The topic is made anew by this process: see at once whether it is the one that we are subscribed to."""
-        if self._looking is None or self._looking.done():
+        if not self._quiet and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look(), name=f"{self._name} look")
 
     async def _look(self) -> None:
         try:
-            await self.overdue()
+            await self._check_topic()
         except ConnectionLost as error:
             self._inbox.fail(error)
 
@@ -311,14 +301,15 @@ class PubSubReceiver:
 
     async def close(self) -> None:
         """Give back what was not settled; what the service cannot be told it finds out by itself."""
-        away = self._failure is not None
+        away = self._failure is not None  # then the engine is back soon, and what comes meanwhile is kept
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(FAREWELL):
                 await self.quiesce()
-                await self._give_back(list(self._held.values()))
-        with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-            async with asyncio.timeout(FAREWELL):
-                await self._closed(away)
+                await self._give_back(list(self._held))
+        if self._subscription.ephemeral and not away:
+            with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
+                async with asyncio.timeout(FAREWELL):
+                    await self._admin.remove_subscription(self._path)

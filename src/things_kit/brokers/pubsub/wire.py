@@ -70,30 +70,24 @@ def _fit(headers: Mapping[str, str], identity: str | None) -> bool:
 ENVELOPE: Final = Envelope(_fits_one, fits=_fit, most=MOST)
 
 
-class Packer:
-    """Packs what is published in one order."""
+def pack(message: Message, order: Order, make: Callable[..., Proto] = PUBSUB_MESSAGE) -> Proto:
+    """A message as it is published in one order. Runs once for each; `make` is what takes the fields.
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-
-    def pack(self, message: Message, make: Callable[..., Proto] = PUBSUB_MESSAGE) -> Proto:
-        """Runs once for each message. `make` is what takes the fields.
-
-        Raises:
-            MessageTooLarge: There is more that does not fit than all attributes together take.
-        """
-        key, order, ordering_key = message.key, self._order, ""
-        if order == "topic":
-            ordering_key = WHOLE_TOPIC
-        elif order == "key" and key is not None:
-            ordering_key = _native(key) or ""
-        apart = key is not None and (order != "key" or not ordering_key)
-        attributes = ENVELOPE.fields(message, key=apart)
-        if apart and order == "key" and key is not None:
-            ordering_key = HASHED + hashlib.sha256(key).hexdigest()
-        if len(attributes.get(PACKED, "")) > TEXT_BYTES:
-            attributes |= _pieces(attributes.pop(PACKED), message.topic)
-        return make(data=message.value, attributes=attributes, ordering_key=ordering_key)
+    Raises:
+        MessageTooLarge: There is more that does not fit than all attributes together take.
+    """
+    key, ordering_key = message.key, ""
+    if order == "topic":
+        ordering_key = WHOLE_TOPIC
+    elif order == "key" and key is not None:
+        ordering_key = _native(key) or ""
+    apart = key is not None and (order != "key" or not ordering_key)
+    attributes = ENVELOPE.fields(message, key=apart)
+    if apart and order == "key" and key is not None:
+        ordering_key = HASHED + hashlib.sha256(key).hexdigest()
+    if len(attributes.get(PACKED, "")) > TEXT_BYTES:
+        attributes |= _pieces(attributes.pop(PACKED), message.topic)
+    return make(data=message.value, attributes=attributes, ordering_key=ordering_key)
 
 
 def _native(key: bytes) -> str | None:
@@ -113,29 +107,21 @@ def _pieces(whole: str, topic: str) -> dict[str, str]:
     return {f"{PACKED}-{number}": piece for number, piece in enumerate(pieces)}
 
 
-class Unpacker:
-    """Makes messages of what a subscription brings. Runs once for each message, so it does nothing twice."""
-
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-
-    def unpack(self, message: Proto, attempt: int) -> Message:
-        """`attempt` is the service's count of deliveries, 0 where it does not count."""
-        attributes = message.attributes
-        fields = {name: attributes[name] for name in attributes}  # three times as fast as dict()
-        ordering_key: str = message.ordering_key
-        key = ordering_key.encode() if ordering_key and ordering_key != WHOLE_TOPIC else None
-        if FIRST_PIECE in fields:
-            fields[PACKED] = _joined(fields)
-        found, _ = ENVELOPE.message(
-            self._topic, message.data, fields.items(), key, None, None, None, None, attempt or 1
+def unpack(topic: str, message: Proto, attempt: int) -> Message:
+    """What a subscription brings; `attempt` is the service's count of deliveries, 0 where it does not count."""
+    attributes = message.attributes
+    fields = {name: attributes[name] for name in attributes}  # three times as fast as dict()
+    ordering_key: str = message.ordering_key
+    key = ordering_key.encode() if ordering_key and ordering_key != WHOLE_TOPIC else None
+    if FIRST_PIECE in fields:
+        fields[PACKED] = _joined(fields)
+    found, _ = ENVELOPE.message(topic, message.data, fields.items(), key, attempt=attempt or 1)
+    if found.id is None or found.timestamp is None:
+        return found.replace(
+            id=f"{topic}-{message.message_id}" if found.id is None else found.id,
+            timestamp=found.timestamp or message.publish_time.ToDatetime(tzinfo=UTC),
         )
-        if found.id is None or found.timestamp is None:
-            return found.replace(
-                id=f"{self._topic}-{message.message_id}" if found.id is None else found.id,
-                timestamp=found.timestamp or message.publish_time.ToDatetime(tzinfo=UTC),
-            )
-        return found
+    return found
 
 
 def _joined(fields: Mapping[str, str]) -> str:

@@ -267,7 +267,7 @@ class Service:
         try:
             subscribed.deliver()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PULL):
+                async with asyncio.timeout(0 if request.return_immediately else PULL):
                     await taker.woken.wait()
         finally:
             subscribed.leave(taker)
