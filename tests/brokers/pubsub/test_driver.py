@@ -805,7 +805,7 @@ async def test_doctor_finds_nothing_wrong_with_what_we_made(broker: Broker, topi
 
 
 async def test_doctor_names_what_is_missing(pubsub: PubSubServer, broker: Broker, topic: str) -> None:
-    assert has(await findings(broker, topic=topic), "warning", f"topic {topic}", "creates it")
+    assert has(await findings(broker, topic=topic), "warning", f"topic {topic}", "no such topic")
     async with connect(f"{pubsub.url}&declare=false") as strict:
         assert has(await findings(strict, topic=topic), "error", f"topic {topic}", "declare=false")
     await broker.declare(topic)
