@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 BROKER ?=
+MINUTES ?= 15
+SEED ?= 1
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench soak sabotage format clean
 
 demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -25,6 +27,12 @@ check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	@$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.dev  ## use a broker, break all around it, see whether it keeps its promises: make soak [BROKER=kafka] [MINUTES=15] [SEED=1]
+	@$(BIN)/python -m things_kit.testing.soak --broker "$(or $(BROKER),sqlite)" --minutes $(MINUTES) --seed $(SEED)
+
+sabotage: $(VENV)/.dev  ## plant faults into the library, and see that the soak names each
+	@$(BIN)/python -m tests.soak
 
 format: $(VENV)/.dev  ## let ruff put the code into shape
 	@$(BIN)/ruff check --fix .

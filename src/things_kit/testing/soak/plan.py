@@ -1,0 +1,99 @@
+"""What a process of a soak is told when it starts, and what its handler does with which message."""
+
+import zlib
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+
+Role: TypeAlias = Literal["producer", "ordered", "free", "batch", "carrier", "clerk"]
+
+TOPIC: Final = "soak"
+ORDERED: Final = "ordered"
+FREE: Final = "free"
+BATCH: Final = "batch"
+BRIDGE: Final = "bridge"
+FAR: Final = "far"
+
+GROUPS: Final = (ORDERED, FREE, BATCH, FAR)
+"""What each confirmed message must reach; `far` is what the bridge brings to the broker beside."""
+
+DRAIN: Final = 8.0
+"""Seconds of `drain_timeout` of every consumer."""
+
+BEYOND: Final = 9.0
+"""Seconds that stopping and closing may take beyond it."""
+
+ATTEMPTS: Final = 3
+
+PLACE: Final = "place"
+CHECKSUM: Final = "crc"
+
+Order: TypeAlias = Literal["steady", "rest", "burst"]
+"""What producers are told to do."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process is to do.
+
+    Attributes:
+        name: Its role and number, and how often it was started: `ordered-1.3`.
+        role: What it does.
+        url: The broker under test.
+        beside: The broker to which the bridge carries.
+        folder: Where its journal is.
+        topic: The topic that all is about.
+        prepare: `module:function` to be called before anything else, such as one that registers a driver.
+        long: Seconds that the slowest handlings take: longer than a lease.
+        rate: Messages that a producer publishes in a second.
+        burst: Messages that it publishes as fast as it can when told to.
+        concurrency: Handler calls at once.
+        seed: Of the producer's choices.
+    """
+
+    name: str
+    role: Role
+    url: str
+    beside: str
+    folder: str
+    topic: str = TOPIC
+    prepare: str = ""
+    long: float = 6.5
+    rate: float = 10.0
+    burst: int = 500
+    concurrency: int = 4
+    seed: int = 0
+
+
+Fate: TypeAlias = Literal[
+    "well", "takes a while", "outlasts a lease", "fails once", "asks again", "hopeless", "rejected"
+]
+
+SHARES: Final[tuple[tuple[int, Fate], ...]] = (
+    (5, "rejected"), (10, "hopeless"), (35, "fails once"), (45, "asks again"), (50, "outlasts a lease"), (100, "takes a while"),
+)  # fmt: skip
+"""Of a thousand messages, up to which number each fate reaches; all others go well."""
+
+FATAL: Final = frozenset({"rejected", "hopeless"})
+
+
+PLANNED: Final = ("Planted", "as planned", "asked for another attempt")
+"""In what the library says of handlers that fail as they are meant to."""
+
+
+class Planted(Exception):
+    """A handler failed because the soak wanted it to."""
+
+
+def fate_of(id_: str, group: str) -> Fate:
+    """What the handler of a group does with a message: always the same, whoever handles it."""
+    number = zlib.crc32(f"{group}/{id_}".encode()) % 1000
+    return next((fate for up_to, fate in SHARES if number < up_to), "well")
+
+
+def fate(message: Message, group: str) -> Fate:
+    """The same; a dead letter that was brought back goes well now."""
+    replayed = message.headers.get(REPLAY_GROUP) == group
+    return "well" if replayed or group == FAR else fate_of(message.id or "", group)

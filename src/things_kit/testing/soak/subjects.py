@@ -1,0 +1,235 @@
+"""The brokers that can be soaked here, each with its server, a faulty network before it, and what it has of its own."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import msgspec
+
+from things_kit.testing.servers.kafka import KafkaServer
+from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.process import ServerProcess, ServerUnavailable, free_ports, run
+from things_kit.testing.servers.pubsub import PROJECT, PubSubServer
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.relay import Relay
+from things_kit.testing.servers.servicebus import ServiceBusServer
+from things_kit.testing.soak.plan import TOPIC
+
+Switch: TypeAlias = Callable[[], None]
+"""Does something to the broker, and blocks meanwhile."""
+
+
+class Subject(msgspec.Struct, kw_only=True):
+    """A broker to be soaked, and what can be done to it.
+
+    Attributes:
+        name: What it is called.
+        about: What it really is: a server and its version, or a stand-in.
+        url: What `connect` takes; through the relay where there is one.
+        server: Its process, which can be killed, stopped and frozen; None where there is none.
+        relay: The network before it; None where there is none.
+        topic: The topic to be used.
+        lease: Seconds after which what a frozen process held goes to others.
+        quiet: Seconds that are longer than each heartbeat, lease and idle timeout of this broker.
+        across: Whether a key keeps its order across processes; None: as its capabilities say.
+        whole_group: Whether a member that dies or freezes holds up what the others acknowledge, until it is missed.
+        faults: More faults by name, each a switch to do it and one to undo it.
+        prepare: `module:function` that each process calls before anything else, to register a driver of one's own.
+    """
+
+    name: str
+    url: str
+    about: str = ""
+    server: ServerProcess | None = None
+    relay: Relay | None = None
+    topic: str = TOPIC
+    lease: float = 5.0
+    quiet: float = 20.0
+    across: bool | None = None
+    whole_group: bool = False
+    faults: Mapping[str, tuple[Switch, Switch]] = {}
+    prepare: str = ""
+
+
+Opened: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Subject]]
+"""Starts a subject, given a folder for what it needs."""
+
+
+@asynccontextmanager
+async def _started(server: ServerProcess, port: int, listen: int = 0) -> AsyncIterator[Relay]:
+    """The server runs, and a relay leads to it."""
+    try:
+        await asyncio.to_thread(server.start)
+        async with Relay(port, listen) as relay:
+            yield relay
+    finally:
+        server.resume()
+        await asyncio.to_thread(server.terminate)
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncIterator[Subject]:
+    """A file, on a disk of its own where that can be had, so that it can be full."""
+    with _disk(folder / "disk") as disk:
+        lock = _Lock(disk / "events.db")
+        faults = {"file locked": (lock.take, lock.release)}
+        if disk.is_mount():
+            ballast = disk / "ballast"
+            faults["disk full"] = (lambda: _fill(ballast), ballast.unlink)
+        yield Subject(
+            name="sqlite",
+            about=f"a file, SQLite {sqlite3.sqlite_version}",
+            url=f"sqlite:///{disk / 'events.db'}?lease=5",
+            faults=faults,
+        )
+
+
+@asynccontextmanager
+async def redis(_: Path) -> AsyncIterator[Subject]:
+    """A Redis of its own."""
+    server = RedisServer()
+    async with _started(server, server.port) as relay:
+        about = f"redis-server {_value(server.lines('INFO', 'server'), 'redis_version')}, append-only file"
+        url = f"redis://127.0.0.1:{relay.port}/0?lease=6"
+        yield Subject(name="redis", about=about, url=url, server=server, relay=relay, lease=6.0)
+
+
+@asynccontextmanager
+async def rabbitmq(_: Path) -> AsyncIterator[Subject]:
+    """A RabbitMQ of its own."""
+    server = RabbitMQServer()
+    async with _started(server, server.ports[0]) as relay:
+        version = (await asyncio.to_thread(server.control, "version")).strip()
+        url = f"amqp://guest:guest@127.0.0.1:{relay.port}/"
+        # What a frozen process holds stays with it until both heartbeats are missed
+        yield Subject(
+            name="rabbitmq", about=f"RabbitMQ {version}, quorum queues", url=url, server=server, relay=relay,
+            lease=21.0, quiet=35.0,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def nats(_: Path) -> AsyncIterator[Subject]:
+    """A NATS of its own."""
+    server = NATSServer()
+    async with _started(server, server.ports[0]) as relay:
+        program = str(server.command()[0])
+        version = await asyncio.to_thread(run, program, "--version")
+        url = f"nats://127.0.0.1:{relay.port}?lease=6"
+        yield Subject(
+            name="nats", about=f"{version.strip()}, JetStream, file storage", url=url, server=server, relay=relay,
+            lease=6.0, quiet=30.0,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def kafka(_: Path) -> AsyncIterator[Subject]:
+    """A Kafka of its own, which tells its clients the relay's port."""
+    ports = free_ports(5)
+    plain, controller, _secure, direct, relayed = ports
+    server = KafkaServer(
+        ports=ports,
+        properties={
+            "listeners": f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},RELAYED://127.0.0.1:{direct}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{plain},RELAYED://127.0.0.1:{relayed}",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,RELAYED:PLAINTEXT",
+        },
+    )
+    async with _started(server, direct, relayed) as relay:
+        url = f"kafka://127.0.0.1:{relayed}?session_timeout=10"
+        yield Subject(
+            name="kafka", about="Apache Kafka 4.2.0, one broker, KRaft, classic groups, session of 10 s", url=url,
+            server=server, relay=relay, lease=10.0, quiet=30.0, whole_group=True,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def pubsub(_: Path) -> AsyncIterator[Subject]:
+    """The stand-in for Google Pub/Sub."""
+    server = PubSubServer()
+    async with _started(server, server.ports[0]) as relay:
+        url = f"pubsub://{PROJECT}?endpoint=127.0.0.1:{relay.port}&lease=10"
+        yield Subject(
+            name="pubsub", about="a stand-in for Google Pub/Sub, not the service", url=url, server=server, relay=relay,
+            lease=10.0, quiet=30.0,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def servicebus(_: Path) -> AsyncIterator[Subject]:
+    """The stand-in for Azure Service Bus."""
+    server = ServiceBusServer()
+    async with _started(server, server.ports[0]) as relay:
+        url = server.url.replace(f":{server.ports[0]}", f":{relay.port}", 1) + "&lease=6"
+        yield Subject(
+            name="servicebus", about="a stand-in for Azure Service Bus, not the service", url=url, server=server,
+            relay=relay, lease=6.0, quiet=30.0,
+        )  # fmt: skip
+
+
+SUBJECTS: Final[Mapping[str, Opened]] = {
+    "sqlite": sqlite,
+    "redis": redis,
+    "rabbitmq": rabbitmq,
+    "nats": nats,
+    "kafka": kafka,
+    "pubsub": pubsub,
+    "servicebus": servicebus,
+}
+
+
+class _Lock:
+    """Another program that holds the file for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def take(self) -> None:
+        self._connection = sqlite3.connect(
+            self._path, isolation_level=None, timeout=30, check_same_thread=False
+        )
+        self._connection.execute("BEGIN EXCLUSIVE")
+
+    def release(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[Path]:
+    """A small file system in memory, where we may mount one; else a plain folder."""
+    folder.mkdir()
+    mounted = os.geteuid() == 0 and _succeeds("mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder))
+    try:
+        yield folder
+    finally:
+        if mounted:
+            _succeeds("umount", "-l", str(folder))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _succeeds(*command: str) -> bool:
+    with contextlib.suppress(ServerUnavailable):
+        run(*command)
+        return True
+    return False
+
+
+def _fill(ballast: Path) -> None:
+    """Write until there is no room."""
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65_536))
+
+
+def _value(lines: list[str], name: str) -> str:
+    return next((line.partition(":")[2] for line in lines if line.startswith(f"{name}:")), "?")

@@ -1,0 +1,62 @@
+"""What a running soak knows so far: as much as is needed to go on, and to say how it goes."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from things_kit.testing.soak.plan import GROUPS
+from things_kit.testing.soak.records import Entry
+
+
+class Tally:
+    """Counts what the processes write down.
+
+    Attributes:
+        confirmed: Ids of what was published.
+        done: Of each group, what it has handled to the end.
+        lags: The last lag of each group.
+        ready: The processes that have said that they are.
+        counts: Entries by kind.
+    """
+
+    def __init__(self) -> None:
+        self.confirmed: set[str] = set()
+        self.done: dict[str, set[str]] = {group: set() for group in GROUPS}
+        self.lags: dict[str, float] = {}
+        self.ready: set[str] = set()
+        self.counts: Counter[str] = Counter()
+        self._asked: dict[str, float] = {}
+        self._since = float("inf")
+        self._first: dict[str, float] = {}
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """These happened."""
+        for entry in entries:
+            self.counts[entry.kind] += 1
+            match entry.kind:
+                case "publishing":
+                    self._asked[entry.id] = entry.at
+                case "published":
+                    self.confirmed.add(entry.id)
+                case "done":
+                    self._done(entry)
+                case "lag":
+                    self.lags[entry.group] = entry.figures["lag"]
+                case "ready":
+                    self.ready.add(entry.by)
+
+    def _done(self, entry: Entry) -> None:
+        self.done[entry.group].add(entry.id)
+        if self._asked.get(entry.id, 0.0) >= self._since:
+            self._first.setdefault(entry.group, entry.at)
+
+    def watch(self, since: float) -> None:
+        """Look from now on for the first success of each group with a message that was published after this."""
+        self._since, self._first = since, {}
+
+    def recovered(self) -> dict[str, float]:
+        """Seconds until that success, of each group that had it."""
+        return {group: at - self._since for group, at in self._first.items()}
+
+    def left(self) -> dict[str, int]:
+        """How many of the confirmed messages each group has still to handle."""
+        return {group: len(self.confirmed - done) for group, done in self.done.items()}

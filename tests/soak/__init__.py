@@ -1,0 +1,1 @@
+"""Proof that a soak finds what it is to find: `python -m tests.soak`."""
