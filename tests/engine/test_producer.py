@@ -1,4 +1,6 @@
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -224,6 +226,45 @@ async def test_an_outage_expires_the_old_and_not_the_young() -> None:
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(result) for result in results] == [BrokerUnavailable] * 4
     assert ends == [("0", 10), ("1", 10), ("2", 10), ("3", 10)]
+
+
+class SlowToConfirm(StubDriver):
+    """A broker that has what it was sent at once, and says so only later; for a while it says nothing at all."""
+
+    takes = 1.0
+    silent_until = 15.0
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        results = await super().send(messages)
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(self.takes, self.silent_until - loop.time()))
+        return results
+
+
+@virtual
+async def test_what_a_slow_broker_has_is_not_sent_again_for_each_caller_whose_time_is_over() -> None:
+    """A soak found it: each send ended with the time of its oldest caller, and what was in it came dozens of times."""
+    driver = SlowToConfirm()
+    async with broker_of(driver, "?publish_timeout=10") as broker:
+        producer = broker.producer()
+        loop, calls, took = asyncio.get_running_loop(), [], []
+
+        async def publish(value: str) -> None:
+            began = loop.time()
+            try:
+                await producer.publish(message(value))
+            finally:
+                took.append(loop.time() - began)
+
+        for n in range(300):
+            calls.append(asyncio.create_task(publish(str(n))))
+            await asyncio.sleep(0.1)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    copies = Counter(m.value for m in driver.topics["t"])
+    assert max(copies.values()) <= 2
+    assert max(took) < 10.01
+    assert results[60:] == [None] * 240, "what was published later went through"
+    assert {type(result) for result in results[:60]} <= {BrokerUnavailable, type(None)}
 
 
 @virtual

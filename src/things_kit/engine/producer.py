@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -143,16 +144,51 @@ class BrokerProducer:
             if errors
             else range(len(messages))
         )
-        for start in range(0, len(ready), capabilities.max_batch):
-            chunk = ready[start : start + capabilities.max_batch]
-            results = await self._transmission.send(chunk, self._deadline(gathered), insist=self._insist)
-            if any(results):
-                numbered = enumerate(results, start)
-                errors.update({indices[number]: result for number, result in numbered if result is not None})
+        with self._expiring(gathered) as until:
+            for start in range(0, len(ready), capabilities.max_batch):
+                chunk = ready[start : start + capabilities.max_batch]
+                deadline = self._deadline(gathered)
+                results = await self._transmission.send(
+                    chunk, deadline, until=max(until, deadline), insist=self._insist
+                )
+                if any(results):
+                    numbered = enumerate(results, start)
+                    errors.update(
+                        {indices[number]: result for number, result in numbered if result is not None}
+                    )
         if errors:  # what has to be sent again keeps its id
             for number, index in enumerate(indices):
                 messages[index] = ready[number]
         self._answer(gathered, messages, errors)
+
+    @contextmanager
+    def _expiring(self, gathered: Sequence[_Waiting]) -> Iterator[float]:
+        """Until when a send that has begun may take; meanwhile, whoever's time is over is told so.
+
+        A send that ended with the time of the oldest of its callers would be repeated for the sake of the next oldest,
+        and all of it arrive again and again, on a broker that is slow to confirm because of just that.
+        """
+        until = max(waiting.deadline for waiting in gathered)
+        if self._transmission.away is None:
+            yield until
+            return
+        loop = asyncio.get_running_loop()
+        timers = [
+            loop.call_at(waiting.deadline, self._expire, waiting)
+            for waiting in gathered
+            if waiting.deadline < until
+        ]
+        try:
+            yield until
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def _expire(self, waiting: _Waiting) -> None:
+        """Tell a caller that the broker has not confirmed its messages in time."""
+        if not waiting.outcome.done():
+            error = self._transmission.unavailable(self._timeout, self._transmission.away)
+            waiting.outcome.set_result(dict.fromkeys(range(len(waiting.messages)), error))
 
     def _deadline(self, gathered: Sequence[_Waiting]) -> float:
         """Until when the broker may stay away: waiting behind others counts only if it was away meanwhile."""

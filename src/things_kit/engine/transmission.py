@@ -106,16 +106,19 @@ class Transmission:
         self._listeners.forget(topic)
 
     async def patiently(
-        self, call: Callable[[], Awaitable[ResultT]], deadline: float | None = None
+        self, call: Callable[[], Awaitable[ResultT]], deadline: float | None = None, until: float = 0.0
     ) -> ResultT:
-        """Call until the broker answers. Raises BrokerUnavailable after `publish_timeout`, or at the deadline."""
+        """Call until the broker answers. Raises BrokerUnavailable after `publish_timeout`, or at the deadline.
+
+        What is under way at the deadline may take until `until`, if that is later; but it is not begun again.
+        """
         loop, timeout = asyncio.get_running_loop(), self.url.engine.publish_timeout
         if deadline is None:
             deadline = loop.time() + timeout
         backoff = Backoff()
         last: Exception | None = None
         while True:
-            limit = asyncio.timeout_at(deadline)
+            limit = asyncio.timeout_at(max(deadline, until))
             try:
                 with cancellable():
                     async with limit:
@@ -152,15 +155,16 @@ class Transmission:
         return BrokerUnavailable(f"{self.url.display} did not answer within {timeout:g} s{why}")
 
     async def send(
-        self, messages: Sequence[Message], deadline: float, *, insist: bool = False
+        self, messages: Sequence[Message], deadline: float, *, until: float = 0.0, insist: bool = False
     ) -> list[Exception | None]:
         """Send prepared messages; one result each, None where it is confirmed. The broker's errors are results.
 
+        What is under way at the deadline may take until `until`; but it is not sent again.
         What nobody listens to is refused, or dropped where the URL says so. With `insist` it is an outage: it is sent
         until somebody does, or else `BrokerUnavailable` at the deadline.
         """
         drop = self.url.engine.unrouted == "drop"
-        results = await self._try(messages, deadline, ask=insist or not drop)
+        results = await self._try(messages, deadline, until, ask=insist or not drop)
         if not any(results):
             return results
         if insist:
@@ -168,16 +172,16 @@ class Transmission:
         return [None if drop and isinstance(result, NobodyListens) else result for result in results]
 
     async def _try(
-        self, messages: Sequence[Message], deadline: float, *, ask: bool
+        self, messages: Sequence[Message], deadline: float, until: float = 0.0, *, ask: bool
     ) -> list[Exception | None]:
         topics = {message.topic for message in messages}
         try:
             refused = await self._refused(topics, topics - self._declared.keys(), deadline, ask=ask)
             if refused:
                 rest = [message for message in messages if message.topic not in refused]
-                results = iter(await self._send(rest, deadline, ask=ask) if rest else ())
+                results = iter(await self._send(rest, deadline, until, ask=ask) if rest else ())
                 return [refused.get(message.topic) or next(results) for message in messages]
-            return await self._send(messages, deadline, ask=ask)
+            return await self._send(messages, deadline, until, ask=ask)
         except (BrokerUnavailable, PublishError) as error:
             return [error] * len(messages)
 
@@ -245,9 +249,9 @@ class Transmission:
         return refused
 
     async def _send(
-        self, messages: Sequence[Message], deadline: float, *, ask: bool
+        self, messages: Sequence[Message], deadline: float, until: float, *, ask: bool
     ) -> list[Exception | None]:
-        results = list(await self.patiently(lambda: self.driver.send(messages), deadline))
+        results = list(await self.patiently(lambda: self.driver.send(messages), deadline, until))
         unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
         if unknown:
             again = [messages[index] for index in unknown]
