@@ -90,11 +90,14 @@ class Follower:
         """The new entries, in the order in which they happened."""
         entries: list[Entry] = []
         for path in self._folder.glob(f"*{SUFFIX}"):
+            read = self._read.get(path, 0)
+            if path.stat().st_size == read:
+                continue
             with path.open("rb") as file:
-                file.seek(self._read.get(path, 0))
+                file.seek(read)
                 data = file.read()
             whole = data.rfind(b"\n") + 1  # the last line may be half there
-            self._read[path] = self._read.get(path, 0) + whole
+            self._read[path] = read + whole
             entries += map(self._decoder.decode, data[:whole].splitlines())
         return in_order(entries)
 

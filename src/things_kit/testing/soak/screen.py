@@ -57,7 +57,8 @@ def table(title: str, verdict: Verdict) -> Group:
     head = Text.assemble(
         (f"{title}\n", "bold"),
         f"{verdict.published:,} messages confirmed in {verdict.seconds:.0f} s\nhandled: {handled}\n",
-        f"came again because of a fault: {again}\ndead letters brought back: {verdict.dead}",
+        f"came again because of a fault: {again}\ndead letters brought back: {verdict.dead}\n",
+        f"longest that a process had no turn on this machine: {verdict.starved:.1f} s",
     )
     return Group(head, _promises(verdict.broken), _faults(verdict.faults))
 

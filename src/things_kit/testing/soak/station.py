@@ -20,10 +20,10 @@ from things_kit.messaging.errors import ThingsKitError
 from things_kit.testing.soak.plan import Plan
 from things_kit.testing.soak.records import Journal
 
-PULSE: Final = 0.5
+PULSE: Final = 1.0
 """Seconds between two signs of life."""
 
-LOOK: Final = 1.0
+LOOK: Final = 2.0
 """Seconds between two questions how the broker is, and how long an answer may take."""
 
 

@@ -24,6 +24,7 @@ class Tally:
         self.lags: dict[str, float] = {}
         self.ready: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self._left = dict.fromkeys(GROUPS, 0)
         self._asked: dict[str, float] = {}
         self._since = float("inf")
         self._first: dict[str, float] = {}
@@ -36,7 +37,7 @@ class Tally:
                 case "publishing":
                     self._asked[entry.id] = entry.at
                 case "published":
-                    self.confirmed.add(entry.id)
+                    self._confirmed(entry)
                 case "done":
                     self._done(entry)
                 case "lag":
@@ -44,8 +45,15 @@ class Tally:
                 case "ready":
                     self.ready.add(entry.by)
 
+    def _confirmed(self, entry: Entry) -> None:
+        self.confirmed.add(entry.id)
+        for group, done in self.done.items():
+            self._left[group] += entry.id not in done
+
     def _done(self, entry: Entry) -> None:
-        self.done[entry.group].add(entry.id)
+        done = self.done[entry.group]
+        self._left[entry.group] -= entry.id in self.confirmed and entry.id not in done
+        done.add(entry.id)
         if self._asked.get(entry.id, 0.0) >= self._since:
             self._first.setdefault(entry.group, entry.at)
 
@@ -59,4 +67,4 @@ class Tally:
 
     def left(self) -> dict[str, int]:
         """How many of the confirmed messages each group has still to handle."""
-        return {group: len(self.confirmed - done) for group, done in self.done.items()}
+        return dict(self._left)

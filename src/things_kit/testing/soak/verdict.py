@@ -45,6 +45,8 @@ class Verdict(msgspec.Struct, frozen=True):
         again: Of each group, those that came again because of a fault.
         dead: Dead letters that were seen, and brought back.
         seconds: How long messages were published.
+        starved: The longest that a process had no turn on this machine, in seconds, though nobody had frozen it. If
+            that is much, what is late is late because of it.
     """
 
     broken: Mapping[str, Sequence[str]]
@@ -54,6 +56,7 @@ class Verdict(msgspec.Struct, frozen=True):
     again: Mapping[str, int]
     dead: int
     seconds: float
+    starved: float
 
     @property
     def kept(self) -> bool:
@@ -78,6 +81,7 @@ def judge(folder: Path) -> Verdict:
         dead=sum(len(letters) for letters in story.buried.values()),
         seconds=story.phases.get("finishing", story.entries[-1].at)
         - story.phases.get("going", story.entries[0].at),
+        starved=starved(story),
     )
 
 
@@ -91,6 +95,21 @@ def effects(story: Story) -> dict[str, str]:
         strike = Strike(struck.fault, struck.victim, struck.seconds)
         found[struck.id] = noted.get(struck.id) or see(story.entries, strike, (struck.began, struck.over))
     return found
+
+
+def starved(story: Story) -> float:
+    """The longest between two pulses of a process that nobody had frozen."""
+    last: dict[str, float] = {}
+    longest = 0.0
+    for entry in story.of("pulse"):
+        since = last.get(entry.by, entry.at)
+        last[entry.by] = entry.at
+        frozen = any(
+            struck.victim and struck.touches(entry.by) and struck.began <= entry.at and struck.over >= since
+            for struck in story.struck
+        )
+        longest = max(longest, 0.0 if frozen else entry.at - since)
+    return longest
 
 
 def _faults(story: Story) -> list[FaultLine]:

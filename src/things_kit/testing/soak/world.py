@@ -25,7 +25,7 @@ DEPLOY_EVERY: Final = 30.0
 DEPLOYED: Final = "ordered-3"
 
 UP_WITHIN: Final = 60.0
-LOOK: Final = 0.25
+LOOK: Final = 0.5
 REST: Final = 6.0
 """Seconds in which nothing happens, before and after, to see how large the processes are."""
 
@@ -192,6 +192,7 @@ class World:
     async def follow(self, show: Callable[["World"], None]) -> None:
         """Keep the tally, and show it."""
         while True:
+            self.journal.add("pulse")
             self.tally.add(self._follower.news())
             show(self)
             await asyncio.sleep(LOOK)
@@ -243,7 +244,7 @@ async def soak(
         seed: Which faults, and when.
         rate: Messages a second of each of the two producers.
         script: What is done, in place of what the seed says.
-        show: Called four times a second.
+        show: Called twice a second.
     """
     world = World(subject, folder, seed, rate)
     await world.declare()
