@@ -119,9 +119,9 @@ def test_mistakes_name_the_file_the_line_the_field_and_what_was_expected(
     write("shop:\n  prise: 3\n  names:\n    - a\n    - [b]\n  pool:\n    size: many\n    seize: 4\n")
     monkeypatch.setenv("SHOP_PRICE", "cheap")
     assert mistakes() == (
-        "SHOP_PRICE: shop.price: expected a valid integer, unable to parse string as an integer",
+        "SHOP_PRICE: shop.price: expected a valid integer, unable to parse string as an integer; it is 'cheap'",
         "config.yaml:5: shop.names.1: expected a valid string",
-        "config.yaml:7: shop.pool.size: expected a valid integer, unable to parse string as an integer",
+        "config.yaml:7: shop.pool.size: expected a valid integer, unable to parse string as an integer; it is 'many'",
         "config.yaml:8: shop.pool.seize: unknown field; did you mean 'size'? known are size",
         "config.yaml:2: shop.prise: unknown field; did you mean 'price'? known are ca, ca_file, names, other, "
         "password, pool, price",
@@ -149,8 +149,8 @@ def test_a_value_that_may_be_of_several_types_and_is_of_none_is_one_mistake() ->
     write("shop:\n  wait: soon\n  pool: {size: many}\n  pools:\n    - 1\n    - {}\n")
     assert mistakes(Shop) == (
         "config.yaml:2: shop.wait: expected a valid number, unable to parse string as a number; or expected a valid "
-        "timedelta, invalid digit in duration",
-        "config.yaml:3: shop.pool.size: expected a valid integer, unable to parse string as an integer",
+        "timedelta, invalid digit in duration; it is 'soon'",
+        "config.yaml:3: shop.pool.size: expected a valid integer, unable to parse string as an integer; it is 'many'",
         "config.yaml:3: shop.pool: expected a valid string",
         "config.yaml:6: shop.pools.1.size: it is missing, and has no default",
         "config.yaml:6: shop.pools.1: expected a valid integer",
@@ -240,3 +240,79 @@ def test_the_schema_knows_every_section_and_refuses_others() -> None:
     assert whole["$defs"]["Pool"]["additionalProperties"] is False
     for part in whole["properties"].values():
         assert part["$ref"].removeprefix("#/$defs/") in whole["$defs"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("SHOP_CURENCY", "SHOP_CURRENCY"),
+        ("SHOP_CURRNCEY", "SHOP_CURRENCY"),
+        ("SHOP_PROCE", "SHOP_PRICE"),
+        ("SHOP_DATABASE__POLL", "SHOP_DATABASE__POOL"),
+        ("SHOP_PASSWROD_FILE", "SHOP_PASSWORD"),
+    ],
+)
+def test_a_misspelt_variable_is_said_with_what_was_meant_and_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    class Pool(BaseModel):
+        pool: int = 1
+
+    class Spelt(BaseModel):
+        currency: str = "EUR"
+        price: int = 1
+        password: str = ""
+        database: Pool = Pool()
+
+    monkeypatch.setenv(variable, "s3cret")
+    with pytest.raises(SettingsError) as raised:
+        Settings({"shop": Spelt})
+    assert str(raised.value) == (
+        f"{variable}: nothing reads this variable; {meant} is probably meant: rename it, or unset it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SHOP_PRICES", "tcp://10.0.0.1:6379"),
+        ("SHOP_SERVICE_HOST", "10.0.0.1"),
+        ("SHOP_PRICELIST", "x"),
+        ("SHOP_PRIZZ", "x"),
+        ("PRICE", "x"),
+    ],
+)
+def test_other_variables_are_nobodys_concern(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    class Priced(BaseModel):
+        price: int = 1
+
+    monkeypatch.setenv(variable, value)
+    assert Settings({"shop": Priced})["shop"].price == 1
+
+
+def test_null_in_a_variable_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(BaseModel):
+        name: str | None = "x"
+        names: list[str] | None = []
+
+    monkeypatch.setenv("SHOP_NAME", "null")
+    monkeypatch.setenv("SHOP_NAMES", "null")
+    named = Settings({"shop": Named})["shop"]
+    assert (named.name, named.names) == (None, None)
+
+
+def test_a_mistake_quotes_the_wrong_value_unless_it_may_be_secret() -> None:
+    class Shop(BaseModel):
+        price: int = 1
+        pin: SecretStr | None = None
+        token: int = 1
+        address: int = 1
+
+    Path("config.yaml").write_text("shop: {price: cheap, pin: 5, token: abc, address: 'kafka://u:p@h'}\n")
+    with pytest.raises(SettingsError) as raised:
+        Settings({"shop": Shop})
+    found = str(raised.value)
+    assert "; it is 'cheap'" in found
+    assert found.count("; it is") == 1

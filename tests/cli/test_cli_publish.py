@@ -56,18 +56,32 @@ def test_key_and_headers_are_taken_from_the_json(cli: Any, url: str, read: Read)
     lines = '{"type": "push", "payload": {"repo": {"name": "kit"}, "n": 7}}\n{"type": null}\n'
     options = (
         "--header",
-        "type=.type",
+        "type=.type?",
         "--header",
-        "n=.payload.n",
+        "n=.payload.n?",
         "--header",
         "source=hook",
         "--key",
-        ".payload.repo.name",
+        ".payload.repo.name?",
     )
     assert cli("publish", url, "hooks", *options, stdin=lines).exit_code == 0
     first, second = read("hooks", 2)
     assert (first.key, first.headers) == (b"kit", {"type": "push", "n": "7", "source": "hook"})
     assert (second.key, second.headers) == (None, {"source": "hook"})
+
+
+@pytest.mark.parametrize("option", [("--key", ".id"), ("--header", "id=.id")])
+@pytest.mark.parametrize("line", ['{"n": 2}', '{"id": null}', "7"])
+def test_what_a_line_lacks_is_an_error_with_its_number(
+    cli: Any, url: str, read: Read, option: tuple[str, str], line: str
+) -> None:
+    result = cli("publish", url, "orders", *option, stdin=f'{{"id": "a"}}\n{line}\n')
+    assert result.exit_code == 1
+    assert (
+        "line 2 has nothing at .id; write .id? where it may be missing; 1 message published" in result.stderr
+    )
+    assert cli("publish", url, "orders", option[0], f"{option[1]}?", stdin=line).exit_code == 0
+    assert len(read("orders", 2)) == 2
 
 
 def test_raw_takes_every_line_as_it_is(cli: Any, url: str, read: Read) -> None:

@@ -285,6 +285,95 @@ def test_a_brokers_own_fields_are_a_url(settings: BrokerSettings, url: str) -> N
     assert settings.full_url() == url
 
 
+@pytest.mark.parametrize(
+    ("file", "variable", "value", "url"),
+    [
+        ("sqlite: {path: a.db}", "SQLITE_URL", "sqlite:///b.db", "sqlite:///b.db"),
+        ("sqlite: {url: 'sqlite:///a.db?lease=2'}", "SQLITE_PATH", "b.db", "sqlite:///b.db"),
+        ("kafka: {brokers: [a], username: u, password: p}", "KAFKA_URL", "kafka://v:q@b", "kafka://v:q@b"),
+        ("kafka: {brokers: [a], username: u, password: p}", "KAFKA_URL", "kafka://b", "kafka://u:p@b"),
+        ("kafka: {brokers: 'a:1,b:2'}", "OTHER", "", "kafka://a:1,b:2"),
+        ("kafka: {brokers: 'a:1'}", "OTHER", "", "kafka://a:1"),
+        ("kafka: {brokers: a}", "KAFKA_BROKERS", "b:1,c:2", "kafka://b:1,c:2"),
+    ],
+)
+def test_the_environment_replaces_where_the_file_says_the_broker_is(
+    write: Write, monkeypatch: pytest.MonkeyPatch, file: str, variable: str, value: str, url: str
+) -> None:
+    write(file + "\n")
+    monkeypatch.setenv(variable, value)
+    name = file.partition(":")[0]
+    settings = config.settings_of(App(config.module, {"sqlite": sqlite, "kafka": kafka}[name].module))[name]
+    assert settings.full_url() == url
+
+
+@pytest.mark.parametrize("topics", ["a,b", "[a, b]"])
+def test_topics_are_a_list_or_one_with_commas(write: Write, topics: str) -> None:
+    write(f"memory: {{topics: '{topics}'}}\n" if "[" not in topics else f"memory: {{topics: {topics}}}\n")
+    assert config.settings_of(App(config.module, memory.module))["memory"].consumed() == ["a", "b"]
+
+
+def _plain(message: Message) -> None: ...
+
+
+def _list(messages: list[Message]) -> None: ...
+
+
+def _two(payload: bytes, other: int) -> None: ...
+
+
+async def _async_middleware(handle: Any) -> Any: ...
+
+
+class _NoHandle: ...
+
+
+class _Batched:
+    async def handle(self, messages: list[Message]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mistake"),
+    [
+        ({"handler": _plain, "concurency": 8}, "has no argument 'concurency'; did you mean 'concurrency'?"),
+        ({"handler": _plain, "concurrency": "8"}, "concurrency must be a whole number from 1; it is '8'"),
+        ({"handler": _plain, "retry": 5}, "retry must be a RetryPolicy; it is 5"),
+        ({"handler": _two}, "the handler _two has a parameter 'other' that nothing fills"),
+        ({"handler": _list, "batch": None}, "the handler _list takes a list: say batch=Batch(...)"),
+        ({"handler": _plain, "batch": Batch()}, "the batch handler _plain must take a list"),
+        ({"handler": _Batched, "batch": None}, "takes a list: say batch=Batch(...)"),
+        ({"handler": MockHandler, "batch": Batch()}, "must take a list"),
+        ({"handler": _NoHandle}, "a method `handle`; _NoHandle has none"),
+        ({"handler": 5}, "a handler is a function"),
+        ({"handler": _plain, "middleware": [5]}, "middleware is a function from Handle to Handle; 5"),
+        ({"handler": _plain, "middleware": _plain}, "middleware is a list: write middleware=[_plain]"),
+        ({"handler": _plain, "middleware": [lambda: None]}, "must take one argument, the step that it wraps"),
+        (
+            {"handler": _plain, "middleware": [_async_middleware]},
+            "did not return a function, but a coroutine",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_check_finds_what_is_wrong_with_a_consumer(arguments: dict[str, Any], mistake: str) -> None:
+    provided = [provide(kind) for kind in (MockHandler, _Batched, _NoHandle) if arguments["handler"] is kind]
+    app = App(config.module, memory.module, *provided, memory.consume("orders", **arguments))
+    with pytest.raises(WiringError) as raised:
+        app.check()
+    assert mistake in str(raised.value)
+    assert len(raised.value.mistakes) == 1
+    assert "test_broker_modules.py:" in str(raised.value)
+
+
+def test_check_finds_a_handler_of_the_app_that_is_none() -> None:
+    class Wrong:
+        async def handle(self, payload: bytes, other: int) -> None: ...
+
+    with pytest.raises(WiringError, match="has a parameter 'other' that nothing fills"):
+        App(config.module, memory.module, provide(Wrong), invoke(memory.run_consumer)).check()
+    App(config.module, memory.module, provide(_Batched), invoke(memory.run_consumer)).check()
+
+
 def test_a_password_may_come_from_a_file_that_the_environment_names(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 from things_kit import (
     BrokerUnavailable,
     ClosedError,
+    ConfigError,
     Consumer,
     Handler,
     Message,
@@ -155,3 +156,40 @@ async def test_a_mock_consumer_breaks_as_told() -> None:
         with pytest.raises(RuntimeError, match="broken"):
             await consumer.wait()
     assert (consumer.started, consumer.stopped) == (1, 1)
+
+
+async def test_a_mock_producer_refuses_a_name_that_looks_like_a_pattern() -> None:
+    producer = MockProducer()
+    for topic in ("orders.*", "orders.#", ">"):
+        with pytest.raises(ConfigError, match="looks like a pattern"):
+            await producer.publish(Message(topic, b""))
+    assert producer.messages == []
+
+
+async def test_one_message_is_no_batch() -> None:
+    with pytest.raises(
+        PublishError, match="publish_batch takes a list of messages, not Message; publish takes one"
+    ):
+        await MockProducer().publish_batch(Message("t", b""))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (Message("t", "text"), PublishError),  # type: ignore[arg-type]
+        (Message("", b""), PublishError),
+        (Message("t", b"", headers={"n": 5}), PublishError),  # type: ignore[dict-item]
+        (Message("t", b"12345"), MessageTooLarge),
+    ],
+)
+async def test_a_mock_handler_refuses_what_no_broker_brings(message: Message, error: type[Exception]) -> None:
+    handler = MockHandler(max_message_bytes=4)
+    with pytest.raises(error):
+        await handler.handle(message)
+    assert handler.messages == []
+
+
+def test_an_outcome_is_an_exception_or_none() -> None:
+    MockHandler([ValueError, ValueError(), None])
+    with pytest.raises(TypeError, match="an outcome is an exception to raise, or None; it is 'boom'"):
+        MockHandler(["boom"])  # type: ignore[list-item]

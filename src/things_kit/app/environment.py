@@ -16,6 +16,9 @@ from things_kit.app.config_file import SourceError
 FROM_FILE: Final = "_file"
 """A variable whose name ends so names a file that holds the value, as secrets are mounted into containers."""
 NESTED: Final = "__"
+NULL: Final = "null"
+LONG: Final = 6
+"""Letters from which on a name may have two wrong ones."""
 
 
 class Environment(EnvSettingsSource):
@@ -28,7 +31,9 @@ class Environment(EnvSettingsSource):
             case_sensitive=False,
             env_prefix=prefix,
             env_nested_delimiter=NESTED,
+            env_parse_none_str=NULL,
         )
+        _refuse_misspelt(prefix, fields)
         self.from_files = self._read_files(fields)
         self.env_vars = {**self.env_vars, **self.from_files}
         try:
@@ -83,6 +88,55 @@ class Environment(EnvSettingsSource):
                 reason = getattr(error, "strerror", None) or "it is no text"
                 raise SourceError(f"{variable}: the file {path} cannot be read: {reason}") from error
         return found
+
+
+def _refuse_misspelt(prefix: str, fields: type[BaseModel]) -> None:
+    """A variable that is a field but for a letter, or two of six or more, is one. Raises SourceError, without its value."""
+    names = [f"{prefix}{name}".lower() for name in _names(fields)]
+    for variable, value in os.environ.items():
+        name = variable.lower()
+        if not name.startswith(prefix) or value.startswith(
+            "tcp://"
+        ):  # Kubernetes' own, of a service of that name
+            continue
+        for stem in {name, name.removesuffix(FROM_FILE)} - set(names):
+            if stem == name and name.removesuffix(FROM_FILE) in names:
+                continue
+            meant = next((each for each in names if _is_misspelt(stem, each, len(prefix))), None)
+            if meant is not None:
+                raise SourceError(
+                    f"{variable}: nothing reads this variable; {meant.upper()} is probably meant: rename it, or unset it"
+                )
+
+
+def _names(fields: type[BaseModel], above: str = "") -> list[str]:
+    """The fields, and those of fields."""
+    found: list[str] = []
+    for name, field in fields.model_fields.items():
+        found.append(above + name)
+        for kind in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found += _names(kind, f"{above}{name}{NESTED}")
+    return found
+
+
+def _is_misspelt(name: str, known: str, prefix: int) -> bool:
+    most = 2 if len(known) - prefix >= LONG else 1
+    return abs(len(name) - len(known)) <= most and _distance(name, known) <= most
+
+
+def _distance(one: str, other: str) -> int:
+    """How many letters to add, take away or change, or neighbours to swap, to make one of the other."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(other, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
 
 
 def _takes_list(annotation: Any) -> bool:

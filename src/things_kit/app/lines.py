@@ -69,7 +69,7 @@ def formatter(settings: LoggingSettings, fields: Sequence[Processor], stream: Te
         ]
     )
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_common(fields),
+        foreign_pre_chain=[*_common(fields), _unformatted],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, told_once, *last],
     )
 
@@ -90,6 +90,13 @@ def _common(fields: Sequence[Processor]) -> list[Processor]:
 def _uncoloured(_: Any, __: str, event: EventDict) -> EventDict:
     """Without what uvicorn adds to its lines: the same again, for a terminal of its own."""
     event.pop("color_message", None)
+    return event
+
+
+def _unformatted(_: Any, __: str, event: EventDict) -> EventDict:
+    """Without what other handlers' formatters have left in a record of the standard library."""
+    event.pop("message", None)
+    event.pop("asctime", None)
     return event
 
 

@@ -85,17 +85,17 @@ def logging_as(settings: LoggingSettings, fields: Sequence[Fields] = ()) -> Iter
 
 @contextmanager
 def _handled_by(handler: logging.Handler, levels: dict[str, int]) -> Iterator[None]:
-    """Have this handler at the root in the place of all others, and these levels of loggers."""
+    """Have this handler at the root, beside those of others, and these levels of loggers."""
     root = logging.getLogger()
-    handlers, before = root.handlers[:], {name: logging.getLogger(name).level for name in levels}
-    root.handlers[:] = [handler]
+    before = {name: logging.getLogger(name).level for name in levels}
+    root.addHandler(handler)
     for name, number in levels.items():
         logging.getLogger(name).setLevel(number)
     try:
         yield
     finally:
         handler.flush()
-        root.handlers[:] = handlers
+        root.removeHandler(handler)
         for name, number in before.items():
             logging.getLogger(name).setLevel(number)
 

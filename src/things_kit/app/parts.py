@@ -1,7 +1,7 @@
 """What an app is put together from: `provide`, `invoke` and `module`."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
@@ -41,11 +41,14 @@ class Provide:
 
 
 class Invoke:
-    """A function that is called at start. Made by `invoke`."""
+    """A function that is called at start. Made by `invoke`. `check` tells what is wrong with it before that."""
 
-    def __init__(self, function: Callable[..., Any], place: Place) -> None:
+    def __init__(
+        self, function: Callable[..., Any], place: Place, check: Callable[[], Iterable[str]] = tuple
+    ) -> None:
         self.function = function
         self.place = place
+        self.check = check
 
     @property
     def label(self) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MISSING: Final = {"missing", "missing_argument"}
 """What pydantic calls it."""
+LONGEST_QUOTE: Final = 200
+"""Characters of a wrong value that are quoted."""
 IGNORED_PREFIX: Final = "x-"
 """Sections whose names begin so are the file's own, such as anchors for others to repeat."""
 
@@ -26,6 +28,15 @@ class SettingsError(Exception):
     def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(mistakes)
         super().__init__("\n".join(mistakes))
+
+
+@typing.runtime_checkable
+class Overlaid(typing.Protocol):
+    """A section's class that says what of the file is void where the environment says something else in its place."""
+
+    @classmethod
+    def left_of(cls, file: Mapping[str, Any], environment: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of the file still counts beside these fields of the environment."""
 
 
 class Section(Provide):
@@ -99,17 +110,25 @@ class Settings(Mapping[str, Any]):
             environment = _environment(name, kind)
         except SourceError as error:
             raise SettingsError([str(error)]) from error
-        data = _overlaid(self.file.data.get(name, {}), environment.values if environment else {})
+        below, above = self.file.data.get(name, {}), environment.values if environment else {}
+        if issubclass(kind, Overlaid) and isinstance(below, Mapping):
+            below = kind.left_of(below, above)
+        data = _overlaid(below, above)
         try:
             return TypeAdapter(kind).validate_python(data, extra="forbid")
         except ValidationError as error:
             said: dict[str, list[str]] = {}
-            for details in error.errors(include_url=False, include_input=False, include_context=False):
+            given: dict[str, str] = {}
+            for details in error.errors(include_url=False, include_context=False):
                 path = _without_tags(details, data)
                 where, what = self._mistake(name, environment, kind, path, details)
                 said.setdefault(where, []).append(what)
+                given[where] = _given(kind, path, details)
             # The types of a union complain one by one
-            mistakes = [f"{where}: {'; or '.join(dict.fromkeys(whats))}" for where, whats in said.items()]
+            mistakes = [
+                f"{where}: {'; or '.join(dict.fromkeys(whats))}{given[where]}"
+                for where, whats in said.items()
+            ]
             raise SettingsError(mistakes) from None  # the cause would show the values, and secrets among them
 
     def _mistake(
@@ -130,6 +149,33 @@ class Settings(Mapping[str, Any]):
             return f"{where}: {field}", "it is missing, and has no default"
         said = details["msg"].removeprefix("Value error, ").replace("Input should be", "expected", 1)
         return f"{where}: {field}", said
+
+
+def _given(kind: Any, path: Sequence[str | int], details: Any) -> str:
+    """The wrong value, unless it is long, or may be secret by its name, its type or what it looks like."""
+    from things_kit.app.shown import SECRET  # noqa: PLC0415 - for mistakes only
+
+    value = details["input"]
+    if details["type"] in {*MISSING, "extra_forbidden", "unexpected_keyword_argument"}:
+        return ""
+    plain = value is None or isinstance(value, str | int | float | bool)
+    if not plain or len(str(value)) > LONGEST_QUOTE or any(SECRET.search(str(step)) for step in path):
+        return ""
+    if "@" in str(value) or "Secret" in str(_annotation_at(kind, path)):
+        return ""
+    return f"; it is {value!r}"
+
+
+def _annotation_at(kind: Any, path: Sequence[str | int]) -> Any:
+    """The type of the field at a path, or of the last that is known on the way."""
+    for step in path:
+        try:
+            kind = fields_of(kind).model_fields[str(step)].annotation
+        except (TypeError, KeyError):
+            break
+        inner = [arg for arg in typing.get_args(kind) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        kind = inner[0] if inner else kind
+    return kind
 
 
 def _without_tags(details: Any, data: Any) -> tuple[str | int, ...]:

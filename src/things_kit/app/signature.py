@@ -4,7 +4,15 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from enum import Enum, auto
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -31,7 +39,7 @@ class Need(NamedTuple):
     """One parameter that is to be filled.
 
     `owner` is the module that it must come from, None for any. `optional` is whether it may be left to its
-    default, or be None (`nullable`), where nothing is found.
+    default, or be None (`nullable`), where nothing is found. `fits` says what is wrong with the type of what is found.
     """
 
     name: str
@@ -40,6 +48,7 @@ class Need(NamedTuple):
     optional: bool
     nullable: bool
     positional: bool
+    fits: Callable[[Any], str | None] | None = None
 
 
 def kind_of(source: Any) -> Kind:
@@ -119,17 +128,18 @@ def _need(source: Any, parameter: inspect.Parameter, hints: dict[str, Any]) -> N
     asked = hints.get(parameter.name, parameter.empty)
     if asked is parameter.empty and not optional:
         raise Unreadable(f"the parameter {parameter.name!r} of {name_of(source)} has no type to look for")
-    owner = None
+    owner = fits = None
     if typing.get_origin(asked) is Annotated:
         asked, *extras = typing.get_args(asked)
         owner = next((extra for extra in extras if isinstance(extra, str)), None)
+        fits = next((extra for extra in extras if inspect.isfunction(extra)), None)
     nullable = False
     if typing.get_origin(asked) in {typing.Union, types.UnionType}:
         others = [arg for arg in typing.get_args(asked) if arg is not type(None)]
         nullable = len(others) < len(typing.get_args(asked))
         asked = others[0] if len(others) == 1 else asked
     positional = parameter.kind is parameter.POSITIONAL_ONLY
-    return Need(parameter.name, asked, owner, optional, nullable, positional)
+    return Need(parameter.name, asked, owner, optional, nullable, positional, fits)
 
 
 def _hints(source: Any, names: Iterable[str] = ("return",)) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Graph:
                         "not yield; provide() takes a generator"]  # fmt: skip
             call = Provide(part.function, as_=None, timeout=None, on_demand=False, place=part.place)
             self.calls.append(Node(call, placed.owners))
+            return [f"{mistake} ({part.place})" for mistake in part.check()]
         else:
             where = f"the module {placed.owners[-1]!r}" if placed.owners else "an App"
             return [f"{where} takes parts, and {name_of(part)} is none: write provide({name_of(part)}) "
@@ -127,6 +128,8 @@ class Graph:
                 continue
             if len(found) == 1:
                 node.filled[need.name] = found[0]
+                if need.fits is not None and (mistake := need.fits(found[0].provides)):
+                    node.mistakes.append(f"{mistake} ({found[0].part.place})")
             elif need.nullable and not found:
                 node.filled[need.name] = None
             elif found or not need.optional:

@@ -24,29 +24,34 @@ class LineError(ValueError):
 class Path:
     """Where in a line's JSON something is found: `.type`, `.payload.repository.full_name`, or any JMESPath.
 
+    It must be there, and not null, unless the path ends in `?`.
+
     Raises:
         ConfigError: It is not a path.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._optional = text.endswith("?")
         try:
-            self._compiled = jmespath.compile(text.removeprefix(".") or "@")
+            self._compiled = jmespath.compile(text.removesuffix("?").removeprefix(".") or "@")
         except JMESPathError as error:
             raise ConfigError(f"{text!r} is not a path such as .type or .payload.id") from error
 
     def find(self, data: Any) -> bytes | None:
-        """What is there: a string's UTF-8, of anything else its JSON; None where it is missing or null.
+        """What is there: a string's UTF-8, of anything else its JSON; None where it is missing or null, and may be.
 
         Raises:
-            LineError: The path cannot be followed in this data.
+            LineError: The path cannot be followed in this data, or nothing is there.
         """
         try:
             found = self._compiled.search(data)
         except JMESPathError as error:
             raise LineError(f"{self.text}: {error}") from error
         if found is None:
-            return None
+            if self._optional:
+                return None
+            raise LineError(f"has nothing at {self.text}; write {self.text}? where it may be missing")
         try:
             return found.encode() if isinstance(found, str) else msgspec.json.encode(found)
         except TypeError as error:  # an expression, as in `&name`, is no data

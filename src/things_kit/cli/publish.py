@@ -42,12 +42,16 @@ def publish(
     raw: Annotated[bool, typer.Option("--raw", help="Every line is a value, whatever it holds.")] = False,
     key: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Where the key is in a line's JSON, such as .payload.id"),
+        typer.Option(
+            metavar="PATH",
+            help="Where the key is in a line's JSON, such as .payload.id, or .id? where it may be missing.",
+        ),
     ] = None,
     header: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=PATH", help="A header from a line's JSON, as in type=.type; without the dot, text."
+            metavar="NAME=PATH",
+            help="A header from a line's JSON, as in type=.type, or type=.type? where it may be missing; without the dot, text.",
         ),
     ] = None,
     json: JsonFlag = False,

@@ -1,7 +1,7 @@
 """Makes messages fit to be sent: checked, and with an id and a time."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +11,15 @@ from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import DEAD_LETTER_MARK
+
+
+def checked_batch(messages: Sequence[Message]) -> list[Message]:
+    """What `publish_batch` was given, as a list. Raises PublishError if it is none."""
+    if isinstance(messages, Message) or not isinstance(messages, Iterable):
+        raise PublishError(
+            f"publish_batch takes a list of messages, not {type(messages).__name__}; publish takes one"
+        )
+    return list(messages)
 
 
 def prepare(

@@ -5,7 +5,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableSequence, Sequence
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Annotated, Any, Final
 
 from things_kit.codecs.payload import payload_decoder
@@ -66,9 +66,48 @@ def compile_handler(
     return handle
 
 
-def _wrapped(wrap: Middleware, handle: Handle) -> Handle:
+def check_middleware(wrap: Any) -> None:
+    """Raise ConfigError for what cannot be middleware, without calling it."""
     if not callable(wrap):
         raise ConfigError(f"middleware is a function from Handle to Handle; {wrap!r} cannot be called")
+    if yields(wrap) or iscoroutinefunction(wrap):
+        returned = "a coroutine" if iscoroutinefunction(wrap) else "a generator"
+        raise ConfigError(
+            f"the middleware {name_of(wrap)} did not return a function, but {returned}: it is a plain function that "
+            "returns an async one"
+        )
+    try:
+        inspect.signature(wrap).bind(None)
+    except ValueError:  # a builtin that does not tell
+        return
+    except TypeError:
+        raise ConfigError(
+            f"the middleware {name_of(wrap)} must take one argument, the step that it wraps"
+        ) from None
+
+
+def check_handler(handler: Any, *, batch: bool | None) -> None:
+    """Raise ConfigError for what cannot be a handler: an object, a function, or a class of which one is made later.
+
+    `batch` says whether it will be handed lists; None where that is not known yet.
+    """
+    if isinstance(handler, type):
+        method: Any = inspect.getattr_static(handler, "handle", None)
+        if method is None:
+            raise ConfigError(
+                f"a handler is a function, or an object with a method `handle`; {name_of(handler)} has none"
+            )
+        handler = MethodType(method, handler) if inspect.isfunction(method) else method.__get__(None, handler)
+    if batch is None:  # either will do
+        batch = _element(_parameters(_callable(handler)[0], Message)[0]) is not None
+    if batch:
+        compile_batch_handler(handler)
+    else:
+        compile_handler(handler)
+
+
+def _wrapped(wrap: Middleware, handle: Handle) -> Handle:
+    check_middleware(wrap)
     wrapped = wrap(handle)
     if not callable(wrapped):
         discard(wrapped)

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from things_kit.engine.cancelling import abandon
-from things_kit.engine.outbound import prepare
+from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.engine.transmission import Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
 from things_kit.messaging.instrument import Send
@@ -67,7 +67,7 @@ class BrokerProducer:
             PublishError: `failures` maps the index of each message that is not confirmed to its error.
             ClosedError: The producer or its broker was closed before.
         """
-        messages = list(messages)
+        messages = checked_batch(messages)
         if not messages and not self._closed:
             return
         errors = await self._send_in(messages)

@@ -1,6 +1,6 @@
 """A broker as a module of an application: written once, for all brokers."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Annotated, Any, Final, Unpack, cast
 
 from things_kit.app.lifecycle import Hook, Lifecycle
@@ -9,7 +9,8 @@ from things_kit.app.settings import Section
 from things_kit.brokers.connect import connect
 from things_kit.engine.broker import Broker
 from things_kit.engine.consumer import BrokerConsumer
-from things_kit.engine.options import ConsumerArguments, SectionArguments
+from things_kit.engine.options import ConsumerArguments, SectionArguments, options_of, unknown_argument
+from things_kit.engine.pipeline import check_handler, check_middleware
 from things_kit.engine.producer import BrokerProducer
 from things_kit.messaging.consumer import Consumer
 from things_kit.messaging.errors import ConfigError
@@ -20,6 +21,40 @@ from things_kit.modules.instruments import Instruments
 
 GRACE: Final = 5.0
 """Seconds beside its drain time that a consumer has to stop."""
+
+
+def _fitting(batch: bool | None) -> Callable[[Any], str | None]:
+    """Says what is wrong with a class whose objects are to be handlers."""
+
+    def fits(kind: Any) -> str | None:
+        try:
+            check_handler(kind, batch=batch)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    return fits
+
+
+_fits: Final = _fitting(None)
+
+
+def _mistakes(
+    name: str, topic: str | Sequence[str], handler: AnyHandler | type, arguments: SectionArguments
+) -> Iterator[str]:
+    """What is wrong with a consumer, as far as that shows before it is made."""
+    batch = arguments["batch"] is not None if "batch" in arguments else None
+    try:
+        unknown = unknown_argument(arguments)
+        if unknown is not None:
+            raise ConfigError(unknown)
+        options_of(topic, print, {"group": None, **arguments})
+        for wrap in arguments.get("middleware", ()):
+            check_middleware(wrap)
+        if not isinstance(handler, type):
+            check_handler(handler, batch=batch)
+    except ConfigError as error:
+        yield f"{name}: {error}"
 
 
 class BrokerModule:
@@ -68,14 +103,17 @@ class BrokerModule:
         ) -> None:
             run(lifecycle, self._make(broker, topic, found, settings, arguments))
 
-        types = {"found": handler} if isinstance(handler, type) else {}
+        batch = arguments["batch"] is not None if "batch" in arguments else None
+        types = {"found": Annotated[handler, _fitting(batch)]} if isinstance(handler, type) else {}
         function = self._annotated(consume, broker=self._broker, settings=self._settings, **types)
         if types:
             function.__defaults__ = None
         function.__qualname__ = f"{self.name}.consume({topic!r})"
-        return Invoke(function, caller())
+        return Invoke(function, caller(), lambda: _mistakes(function.__qualname__, topic, handler, arguments))
 
-    def _consumer(self, broker: Broker, settings: BrokerSettings, handler: Handler) -> BrokerConsumer:
+    def _consumer(
+        self, broker: Broker, settings: BrokerSettings, handler: Annotated[Handler, _fits]
+    ) -> BrokerConsumer:
         topics = settings.consumed()
         if not topics:
             raise ConfigError(

@@ -36,6 +36,16 @@ from things_kit.messaging.policy import DISCARD, Batch, RetryPolicy
 LATER: Final = ConfigDict(defer_build=True)
 """What checks a section is built when one is read: an app pays for its own broker, not for all it imports."""
 
+
+def _split(names: object) -> object:
+    return [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
+
+
+Names: TypeAlias = Annotated[
+    tuple[str, ...], BeforeValidator(_split, json_schema_input_type=tuple[str, ...] | str)
+]
+"""A list, or its items with commas between them, or one alone."""
+
 Said: TypeAlias = Annotated[str, Field(min_length=1)]
 
 
@@ -94,7 +104,7 @@ class _Consumed(BaseModel):
     model_config = LATER
 
     topic: Said | None = None
-    topics: list[Said] = []
+    topics: Annotated[list[Said], BeforeValidator(_split, json_schema_input_type=list[Said] | Said)] = []
     group_id: Said | None = Field(
         default=None, description="Must be said: null is a group of its own from now on, gone when it stops."
     )
@@ -168,6 +178,19 @@ class BrokerSettings(ConsumerSettings):
         if self.url is None and address is None:
             raise ValueError(f"expected `url`, or `{self.own}`")
         return self
+
+    @classmethod
+    def left_of(cls, file: Mapping[str, Any], environment: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of the file still counts: one word for the same thing replaces the others."""
+        void = {
+            name
+            for words in (("url", cls.own), ("topic", "topics"), ("group", "group_id"))
+            if not environment.keys().isdisjoint(words)
+            for name in words
+        }
+        if "@" in str(environment.get("url")):
+            void |= {"username", "password"}
+        return {name: value for name, value in file.items() if name not in void}
 
     def own_url(self) -> str | None:
         """The URL that the broker's own fields say; None where they say none."""

@@ -3,14 +3,14 @@
 from typing import Final
 
 from things_kit.modules.broker_module import BrokerModule
-from things_kit.modules.broker_settings import ServerSettings, at_hosts
+from things_kit.modules.broker_settings import Names, ServerSettings, at_hosts
 
 
 class KafkaSettings(ServerSettings):
     """The section `kafka`."""
 
     own = "brokers"
-    brokers: tuple[str, ...] = ()
+    brokers: Names = ()
 
     def own_url(self) -> str | None:
         """The URL that these fields say."""

@@ -3,14 +3,14 @@
 from typing import Final
 
 from things_kit.modules.broker_module import BrokerModule
-from things_kit.modules.broker_settings import ServerSettings, at_hosts
+from things_kit.modules.broker_settings import Names, ServerSettings, at_hosts
 
 
 class NATSSettings(ServerSettings):
     """The section `nats`."""
 
     own = "servers"
-    servers: tuple[str, ...] = ()
+    servers: Names = ()
     tls: bool = False
 
     def own_url(self) -> str | None:

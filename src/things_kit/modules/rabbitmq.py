@@ -4,14 +4,14 @@ from typing import Final
 from urllib.parse import quote
 
 from things_kit.modules.broker_module import BrokerModule
-from things_kit.modules.broker_settings import ServerSettings, at_hosts
+from things_kit.modules.broker_settings import Names, ServerSettings, at_hosts
 
 
 class RabbitMQSettings(ServerSettings):
     """The section `rabbitmq`."""
 
     own = "hosts"
-    hosts: tuple[str, ...] = ()
+    hosts: Names = ()
     vhost: str = "/"
     tls: bool = False
 

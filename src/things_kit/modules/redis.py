@@ -3,14 +3,14 @@
 from typing import Final
 
 from things_kit.modules.broker_module import BrokerModule
-from things_kit.modules.broker_settings import ServerSettings, at_hosts
+from things_kit.modules.broker_settings import Names, ServerSettings, at_hosts
 
 
 class RedisSettings(ServerSettings):
     """The section `redis`."""
 
     own = "hosts"
-    hosts: tuple[str, ...] = ()
+    hosts: Names = ()
     db: int = 0
     tls: bool = False
 

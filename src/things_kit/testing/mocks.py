@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
 from things_kit.brokers.memory import MemoryOptions
-from things_kit.engine.outbound import prepare
-from things_kit.messaging.errors import ClosedError, PublishError
+from things_kit.engine.naming import looks_like_pattern
+from things_kit.engine.outbound import checked_batch, prepare
+from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 Outcome: TypeAlias = BaseException | type[BaseException] | None
@@ -23,6 +24,13 @@ ANYTHING: Final = _Anything()
 """In `assert_handled`: the field may be whatever it is."""
 
 
+def _checked(outcome: Outcome) -> Outcome:
+    kind = outcome if isinstance(outcome, type) else type(outcome)
+    if outcome is not None and not issubclass(kind, BaseException):
+        raise TypeError(f"an outcome is an exception to raise, or None; it is {outcome!r}")
+    return outcome
+
+
 class MockHandler:
     """A handler that records its messages and answers as told.
 
@@ -30,14 +38,28 @@ class MockHandler:
         messages: All messages it was given, in order, those that then failed included.
     """
 
-    def __init__(self, outcomes: Iterable[Outcome] = ()) -> None:
-        """Answer the calls with `outcomes`, one after another, and return once they are used up."""
+    def __init__(
+        self, outcomes: Iterable[Outcome] = (), *, max_message_bytes: int = MemoryOptions().max_message_bytes
+    ) -> None:
+        """Answer the calls with `outcomes`, one after another, and return once they are used up.
+
+        Raises:
+            TypeError: An outcome is neither an exception nor None.
+        """
         self.messages: list[Message] = []
-        self._outcomes = deque(outcomes)
+        self._max_message_bytes = max_message_bytes
+        self._outcomes = deque(map(_checked, outcomes))
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     async def handle(self, message: Message) -> None:
-        """Record the message; raise or return as the next outcome says."""
+        """Record the message; raise or return as the next outcome says.
+
+        Raises:
+            PublishError: It is no message that a broker could have brought.
+        """
+        _, errors = prepare([message], self._max_message_bytes, ours=True)
+        if errors:
+            raise errors[0]
         self.messages.append(message)
         for count, future in self._waiting:
             if count <= len(self.messages) and not future.done():
@@ -152,6 +174,7 @@ class MockProducer:
             PublishError: `failures` maps the index of each that was not kept to its error.
             ClosedError: The producer was closed before.
         """
+        messages = checked_batch(messages)
         errors = self._keep(messages)
         if errors:
             index, first = next(iter(sorted(errors.items())))
@@ -169,6 +192,11 @@ class MockProducer:
         if self.closed:
             raise ClosedError("this producer is closed")
         _, errors = prepare(messages, self._max_message_bytes)
+        for index, message in enumerate(messages):
+            if index not in errors and looks_like_pattern(message.topic):
+                errors[index] = ConfigError(
+                    f"the topic {message.topic!r} looks like a pattern, which nothing here is"
+                )
         if self.fail_with is not None:
             told = self.fail_with() if isinstance(self.fail_with, type) else self.fail_with
             errors = {**dict.fromkeys(range(len(messages)), told), **errors}
