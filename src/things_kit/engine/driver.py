@@ -110,12 +110,15 @@ class Delivery(msgspec.Struct, eq=False, gc=False):  # see ConsumerInbox.dispose
     engine may have replaced the message by then, by a smaller one, unless it releases it with a higher attempt or with a
     delay. A token must not refer back to its delivery.
     `suspect` is the attempt with which a mark was stored for it (`Marking`, `Later.suspect`); 0 where there is none.
+    `due` is when it may be handled, in seconds since 1970, where the broker could not keep it for so long: the engine has it
+    wait on. None: now.
     `state` and `inbox` are the engine's; drivers leave them alone.
     """
 
     message: Message
     token: Any = None
     suspect: int = 0
+    due: float | None = None
     state: State = READY
     inbox: "ConsumerInbox" = None  # type: ignore[assignment] # set on arrival
 

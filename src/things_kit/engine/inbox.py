@@ -154,6 +154,11 @@ class ConsumerInbox:
         """Let them take their turns; what belongs to a parked lane goes back."""
         self.send_back(self.lanes.admit(deliveries, self))
 
+    def admit_again(self, delivery: Delivery) -> None:
+        """What waited here takes its turn as if it had just come."""
+        delivery.due = None
+        self._owner.arrived(self, [delivery])
+
     def send_back(self, strays: Sequence[Delivery]) -> None:
         """Give back what arrived of a parked lane. Until `calm` returns, the broker still thinks the lane is ours."""
         for stray in strays:

@@ -151,6 +151,16 @@ class Outcomes:
         else:
             self._hold(again, State.BACKING_OFF)
 
+    def put_off(self, delivery: Delivery, wait: float) -> None:
+        """It came before it is due: that is no attempt, and no lane waits for it."""
+        if self._waits_in_broker(wait):
+            delivery.inbox.release(Release(delivery, wait, delivery.message.attempt))
+        elif self._copies is None or not self._copies.wanted(wait):
+            self._hold(Release(delivery, wait, delivery.message.attempt), State.ASIDE)
+        else:
+            delivery.state = State.LEAVING_ASIDE
+            self._copies.add(delivery, wait, self._no_copy, suspect=delivery.suspect)
+
     def _waits_in_broker(self, wait: float) -> bool:
         return self._capabilities.delay and wait >= self._capabilities.delay_from
 
@@ -188,7 +198,7 @@ class Outcomes:
         aside = delivery.state is State.ASIDE
         delivery.state = State.READY
         if aside:
-            delivery.inbox.admit([delivery])
+            delivery.inbox.admit_again(delivery)
         else:
             self._workers.ready.append(delivery)
         self._workers.wake()

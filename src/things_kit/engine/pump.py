@@ -11,6 +11,7 @@ from weakref import WeakSet
 from things_kit.engine.adapter import adapted
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import abandon, ended, finished
+from things_kit.engine.clock import steady
 from things_kit.engine.dead_letter import unmarked
 from things_kit.engine.driver import (
     Capabilities,
@@ -248,6 +249,8 @@ class Pump:
 
     def arrived(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
         """See `Owner.arrived`."""
+        if any(each.due is not None for each in deliveries):
+            deliveries = self._put_off(inbox, deliveries)
         if not self._capabilities.targeted:
             deliveries = self._skip_foreign(inbox, deliveries)
         for bare in [each for each in deliveries if DEAD_LETTER_MARK in each.message.headers]:
@@ -260,6 +263,17 @@ class Pump:
             self._hand_back()
         self._room.set()  # what waits behind its key takes nobody's place: whoever is pushed to may have more
         self._workers.wake()
+
+    def _put_off(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """Have those wait on that came before they are due; returns the others."""
+        now, ready = steady(), []
+        for delivery in deliveries:
+            if delivery.due is None or delivery.due <= now:
+                ready.append(delivery)
+            else:
+                delivery.inbox = inbox
+                self.outcomes.put_off(delivery, delivery.due - now)
+        return ready
 
     def _skip_foreign(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """Acknowledge what was replayed for another group."""

@@ -42,8 +42,8 @@ GONE: Final = State.GONE
 """The same by a shorter way: before Python 3.12 a member of an enumeration costs more to look up than to store."""
 
 MOVES: Final[dict[State, frozenset[State]]] = {
-    State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING, State.ASIDE,
-                            State.DONE}),
+    State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING,
+                            State.LEAVING_ASIDE, State.ASIDE, State.DONE}),
     State.QUEUED: frozenset({State.READY, State.GATHERED, State.SETTLING, State.DONE}),
     State.GATHERED: frozenset({State.READY, State.QUEUED, State.HANDLING, State.SETTLING, State.GONE}),
     State.HANDLING: frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING,

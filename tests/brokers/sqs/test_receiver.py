@@ -15,11 +15,11 @@ from things_kit import ConfigError, Message
 from things_kit.brokers.sqs import queue as queue_module
 from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.counts import Uncounted
 from things_kit.brokers.sqs.queue import Queue
 from things_kit.brokers.sqs.receiver import Lent, SQSReceiver
 from things_kit.engine.collected import Collected
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.engine.uncounted import Uncounted
 from things_kit.testing.conformance.waiting import eventually
 
 

@@ -22,7 +22,6 @@ from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.patience import Patience, server_version
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
-from things_kit.brokers.rabbitmq.returned import Returned
 from things_kit.brokers.rabbitmq.wire import Letter, Packer, Unpacker
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import Capabilities, ConnectionLost, Later, Subscription, UnknownTopic
@@ -311,14 +310,12 @@ class RabbitMQDriver:
             return 0 if found is None else found[1]
 
         exclusive = self._settings.options.single_active
-        returned = Returned(self._place(queue))
         exchange = self._names.exchange(subscription.topic) if self._names.own_exchanges else None
         return RabbitMQReceiver(
             channel,
             queue,
             subscription,
-            Unpacker(subscription.topic, queue, exchange, returned.attempt),
-            returned,
+            Unpacker(subscription.topic, queue, exchange, self._place(queue)),
             send_later=None if subscription.ephemeral else self.send_later,
             overdue=overdue,
             members=members,

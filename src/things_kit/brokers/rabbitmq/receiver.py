@@ -4,22 +4,23 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from pika.exceptions import AMQPError
 
 from things_kit.brokers.rabbitmq.credit import Consumers
-from things_kit.brokers.rabbitmq.early import Early, SendLater
 from things_kit.brokers.rabbitmq.errors import NotWaited, lost, missing, translated
 from things_kit.brokers.rabbitmq.link import Channel
 from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.renewal import Renewal
-from things_kit.brokers.rabbitmq.returned import Returned
-from things_kit.brokers.rabbitmq.wire import Token, Unpacker
+from things_kit.brokers.rabbitmq.wire import GIVEN_BACK, Token, Unpacker
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
 from things_kit.messaging.message import Message
+
+SendLater: TypeAlias = Callable[[Sequence[Later]], Awaitable[Sequence[Exception | None]]]
+"""As `SendsLater.send_later`."""
 
 FAREWELL: Final = 0.5
 """Seconds for the last deliveries to arrive when we leave."""
@@ -33,7 +34,6 @@ class RabbitMQReceiver:
         queue: What it consumes from.
         subscription: What it is to bring.
         unpacker: Of what comes.
-        returned: What this process gave back to the queue.
         send_later: As the driver's; None where the queue dies with this receiver.
         overdue: How many messages are ready for it; None where that cannot be said.
         members: How many consumers the queue has, with those that are cancelled and hold something.
@@ -48,7 +48,6 @@ class RabbitMQReceiver:
         queue: str,
         subscription: Subscription,
         unpacker: Unpacker,
-        returned: Returned,
         *,
         send_later: SendLater | None,
         overdue: Callable[[], Awaitable[int | None]],
@@ -63,12 +62,8 @@ class RabbitMQReceiver:
         self._queue = queue
         self._subscription = subscription
         self._unpack = unpacker.unpack
-        self._returned = returned
         self._send_later = send_later
         self._not_waited = not_waited
-        self._early = Early(
-            send_later, self._put, lambda delivery: self._settle([delivery], acknowledge=True)
-        )
         self._consumers = Consumers(
             channel, queue, arguments, subscription.max_in_flight, steady=steady, on_message=self._on_message
         )
@@ -122,23 +117,12 @@ class RabbitMQReceiver:
         """All that one reading of the connection brought goes to the inbox at once."""
         arrived, self._arrived = self._arrived, []
         out, unpack, consumers = self._out, self._unpack, self._consumers
-        ready = []
+        come = []
         for method, properties, body in arrived:
-            delivery = unpack(method, properties, body)
-            out[method.delivery_tag] = delivery
+            delivery = out[method.delivery_tag] = unpack(method, properties, body)
             consumers.arrived(method.delivery_tag)
-            if delivery.token.due is not None and delivery.token.due > steady():
-                self._early.keep(delivery, self._copy(delivery))
-            else:
-                ready.append(delivery)
-        self._refused(self._subscription.inbox.put(ready))
-
-    def _copy(self, delivery: Delivery) -> Later:
-        message, due = delivery.message, datetime.fromtimestamp(delivery.token.due, UTC)
-        return Later(message, self._subscription.group, due, message.attempt, delivery.suspect)
-
-    def _put(self, delivery: Delivery) -> None:
-        self._refused(self._subscription.inbox.put([delivery]))
+            come.append(delivery)
+        self._refused(self._subscription.inbox.put(come))
 
     def _refused(self, deliveries: Sequence[Delivery]) -> None:
         """They go back as they came, once there is no consumer of ours to which they would come at once."""
@@ -171,7 +155,7 @@ class RabbitMQReceiver:
         self._consumers.finish()
         if self._consuming is not None:
             await asyncio.wait({self._consuming})
-        self._refused(await self._early.end())
+        self._refused(())
 
     async def overdue(self) -> int | None:
         """What is ready for this receiver."""
@@ -221,7 +205,7 @@ class RabbitMQReceiver:
         now = []
         for release in releases:
             token: Token = release.delivery.token
-            self._returned.expect(token.copy, token.counted + 1, release.attempt)
+            GIVEN_BACK.expect(token.copy, token.counted + 1, release.attempt)
             if self._consumers.ended and self._is_ordered(token.message):
                 self._last.add(release.delivery)
             else:
@@ -252,8 +236,8 @@ class RabbitMQReceiver:
 
     def _gone(self, tag: int, *, acknowledged: bool) -> None:
         token: Token = self._out.pop(tag).token
-        if acknowledged and token.counted > token.copy[1]:
-            self._returned.forget(token.copy)
+        if acknowledged and token.counted > 1:
+            GIVEN_BACK.forget(token.copy)
         copy = token.tag != tag
         if copy:
             del self._young[token.tag]
@@ -295,7 +279,7 @@ class RabbitMQReceiver:
         tasks = [task for task in (self._consuming, self._renewing) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, self._early.end(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._subscription.ephemeral:
             self._channel.drop_queue(self._queue)
         elif self._out:

@@ -16,7 +16,7 @@ headers, unless there are headers of these names. An id is made of the queue and
 positions; a missing time is that of arrival.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -25,6 +25,7 @@ from pika.spec import Basic, BasicProperties
 
 from things_kit.engine.driver import Delivery
 from things_kit.engine.envelope import EPOCH, ID, TIME, Envelope, Fields, as_text, note, text_of
+from things_kit.engine.uncounted import Uncounted
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE
 
@@ -59,6 +60,9 @@ PROPERTIES: Final = {
     "app_id": "app-id",
     "type": "type",
 }
+
+GIVEN_BACK: Final = Uncounted()
+"""Copies that any broker of this process gave back: another one may have the consumer that comes next."""
 
 SECOND: Final = timedelta(seconds=1)
 LATEST: Final = 253_402_300_799
@@ -141,24 +145,20 @@ class Token(NamedTuple):
         tag: Its delivery tag.
         message: The message as it came.
         counted: Its attempt by the broker's count alone.
-        copy: Which copy of which message it is: its id, the attempt that is stored with it, and the mark.
-        due: When it may be handled, in seconds since 1970; None for now.
+        copy: Which copy of which message it is: its queue, its id, the attempt that is stored with it, and the mark.
     """
 
     tag: int
     message: Message
     counted: int
-    copy: tuple[str | None, int, int]
-    due: float | None
+    copy: Hashable
 
 
 class Unpacker:
-    """Unpacks what one queue delivers; of what came back, `attempt` tells which attempt it is."""
+    """Unpacks what one queue delivers, whose `place` no other has."""
 
-    def __init__(
-        self, topic: str, queue: str, exchange: str | None, attempt: Callable[[Hashable, int], int]
-    ) -> None:
-        self._attempt = attempt
+    def __init__(self, topic: str, queue: str, exchange: str | None, place: Hashable) -> None:
+        self._place = place
         self._topic = topic
         self._queue = queue
         self._exchange = exchange  # in which the routing key is the message's key
@@ -185,12 +185,12 @@ class Unpacker:
         if message.id is None or message.timestamp is None:
             message = self._completed(message, properties)
         due, suspect = (None, 0) if told is None else (told.due, told.suspect)
-        counted, copy = message.attempt, (message.id, message.attempt, suspect)
+        counted, copy = message.attempt, (self._place, message.id, message.attempt, suspect)
         if method.redelivered:
             count = raw.get(COUNT)
             counted += count if isinstance(count, int) and count > 0 else 0
-            message = message.replace(attempt=self._attempt(copy, counted))
-        return Delivery(message, Token(method.delivery_tag or 0, message, counted, copy, due), suspect)
+            message = message.replace(attempt=GIVEN_BACK.attempt(copy, counted))
+        return Delivery(message, Token(method.delivery_tag or 0, message, counted, copy), suspect, due)
 
     def _completed(self, message: Message, properties: BasicProperties) -> Message:
         """With an id and a time where nothing tells them."""

@@ -21,13 +21,13 @@ from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.counts import GIVEN_BACK
 from things_kit.brokers.sqs.errors import ERRORS, FORBIDDEN, bare, code_of
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
 from things_kit.brokers.sqs.queue import Queue
 from things_kit.brokers.sqs.receiver import SQSReceiver
 from things_kit.engine.driver import Capabilities, Later, Receiver, Subscription
+from things_kit.engine.uncounted import Uncounted
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE: Final = 1000
 """Messages of one `send`: those of one message group go one after the other, and all have to be there in time."""
+
+GIVEN_BACK: Final = Uncounted()
+"""By any consumer of this process: ids of messages are unique at AWS."""
 
 PATIENCE: Final = 5.0
 """Seconds that a new receiver of a queue waits for polls of the one before; they rarely last so long."""

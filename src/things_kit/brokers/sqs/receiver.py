@@ -18,12 +18,13 @@ from typing import Any, Final
 import msgspec
 
 from things_kit.brokers.sqs.admin import HEARTBEAT, Admin
-from things_kit.brokers.sqs.counts import Uncounted
 from things_kit.brokers.sqs.options import LONGEST_HIDDEN, Settings
 from things_kit.brokers.sqs.publisher import together
 from things_kit.brokers.sqs.queue import MOST, Queue
 from things_kit.brokers.sqs.wire import Entry, Unpacked, unpack
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.engine.uncounted import Uncounted
 from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
 log = logging.getLogger("things_kit.sqs")
@@ -51,6 +52,8 @@ class Lent(msgspec.Struct, frozen=True, gc=False):
         attempt: With which it came.
         counted: With which it would have come by SQS's count alone.
         keyed: Whether it has a key.
+        sent: When it was sent, in seconds since 1970.
+        early: Whether it came before it was due, which is no attempt.
     """
 
     receipt: str
@@ -59,19 +62,13 @@ class Lent(msgspec.Struct, frozen=True, gc=False):
     attempt: int
     counted: int
     keyed: bool
+    sent: float = 0.0
+    early: bool = False
 
-
-def _delivery(found: Unpacked, entry: Entry) -> Delivery:
-    message = found.message
-    token = Lent(
-        entry["ReceiptHandle"],
-        entry["MessageId"],
-        message.id or "",
-        message.attempt,
-        found.counted,
-        message.key is not None,
-    )
-    return Delivery(message, token, found.suspect)
+    @property
+    def next(self) -> int:
+        """With which attempt it comes next by SQS's count alone."""
+        return self.counted if self.early else self.counted + 1
 
 
 class SQSReceiver:
@@ -152,42 +149,42 @@ class SQSReceiver:
         self._width = min(2 * self._width, most) if 2 * got >= asked else 1
 
     async def _put(self, entries: Iterable[Entry]) -> None:
-        """Into the inbox with what is due; all else is hidden again."""
-        topic, uncounted = self.queue.topic, self._uncounted.of
-        come = [(unpack(topic, entry, uncounted(entry["MessageId"])), entry) for entry in entries]
+        """Into the inbox with all of it; what that does not take goes back."""
+        come = [(unpack(self.queue.topic, entry), entry) for entry in entries]
         if not self.queue.fifo:
             come.sort(key=lambda each: (each[0].sent, each[0].number))
-        now = time.time()
-        early = [each for each in come if each[0].due is not None and each[0].due > now]
-        deliveries = [_delivery(found, entry) for found, entry in come if (found.due or 0.0) <= now]
+        deliveries = [self._delivery(found, entry) for found, entry in come]
         refused = deliveries if self._quiet else self.subscription.inbox.put(deliveries)
         if refused:
             await self._give_back(delivery.token for delivery in refused)
         else:
             self.held.update((delivery.token.receipt, delivery.token) for delivery in deliveries)
         self._arriving.clear()
-        if early:
-            await self._wait_on(early, now)
+
+    def _delivery(self, found: Unpacked, entry: Entry) -> Delivery:
+        message, number = found.message, entry["MessageId"]
+        counted, keyed = message.attempt, message.key is not None
+        attempt = self._uncounted.attempt(number, counted)
+        if attempt != counted:
+            message = message.replace(attempt=attempt)
+        token = Lent(
+            entry["ReceiptHandle"],
+            number,
+            message.id or "",
+            attempt,
+            counted,
+            keyed,
+            found.sent / 1000,
+            found.due is not None and found.due > steady(),
+        )
+        return Delivery(message, token, found.suspect, found.due)
 
     async def _give_back(self, tokens: Iterable[Lent]) -> None:
         """To whoever asks, as if it had not come."""
         tokens = list(tokens)
         for token in tokens:
-            self._uncounted.expect(token.number, token.counted, token.attempt)
+            self._uncounted.expect(token.number, token.next, token.attempt)
         await self.queue.hide((token.receipt, 0) for token in tokens)
-
-    async def _wait_on(self, early: Sequence[tuple[Unpacked, Entry]], now: float) -> None:
-        """Hide what came before it is due for as long as SQS can; it says itself when it is due."""
-        hidden: list[tuple[str, float]] = []
-        anew: list[Release] = []
-        for found, entry in early:
-            rest = (found.due or now) - now
-            if now - found.sent / 1000 > FRESH:
-                anew.append(Release(_delivery(found, entry), rest, found.message.attempt))
-            else:
-                hidden.append((entry["ReceiptHandle"], rest))
-        await self.queue.hide(hidden)
-        await self._send_again(anew)
 
     async def overdue(self) -> int | None:
         """What is ready for it. A queue or subscription that was removed is made anew."""
@@ -217,15 +214,17 @@ class SQSReceiver:
     async def _hide(self, releases: Sequence[Release]) -> None:
         for release in releases:
             token: Lent = release.delivery.token
-            self._uncounted.expect(token.number, token.counted, release.attempt)
+            self._uncounted.expect(token.number, token.next, release.attempt)
         await self.queue.hide((each.delivery.token.receipt, each.delay) for each in releases)
 
     def _must_be_sent(self, release: Release) -> bool:
         """SQS counts deliveries: another attempt needs a message of its own, and so does who gives up a place in order."""
         token: Lent = release.delivery.token
+        if token.early and release.delay and release.attempt == token.attempt:
+            return steady() - token.sent > FRESH  # else it is hidden: it says itself when it is due
         if self.queue.fifo and token.keyed and self.subscription.ordering != "none":
             return release.aside
-        return release.attempt > token.counted + 1 or release.delay > LONGEST_HIDDEN
+        return release.attempt > token.next or release.delay > LONGEST_HIDDEN
 
     async def _send_again(self, releases: Sequence[Release]) -> None:
         """Send copies to this queue, then delete what they were made of; what cannot be sent is hidden."""

@@ -129,7 +129,6 @@ class Unpacked(msgspec.Struct, gc=False):
         number: By which those that were sent together are sorted.
         due: Before which it is not to be handed out.
         suspect: The mark that this copy carries.
-        counted: The attempt by SQS's count alone.
     """
 
     message: Message
@@ -137,11 +136,10 @@ class Unpacked(msgspec.Struct, gc=False):
     number: int = 0
     due: float | None = None
     suspect: int = 0
-    counted: int = 1
 
 
-def unpack(topic: str, entry: Entry, uncounted: int = 0) -> Unpacked:
-    """A message of ReceiveMessage, ours or not; so many of its deliveries do not count."""
+def unpack(topic: str, entry: Entry) -> Unpacked:
+    """A message of ReceiveMessage, ours or not."""
     attributes: Mapping[str, Entry] = entry.get("MessageAttributes") or {}
     system: Mapping[str, str] = entry.get("Attributes") or {}
     sent, group = int(system.get("SentTimestamp") or 0), system.get("MessageGroupId")
@@ -154,14 +152,10 @@ def unpack(topic: str, entry: Entry, uncounted: int = 0) -> Unpacked:
         id=entry["MessageId"],
         attempt=int(system.get("ApproximateReceiveCount") or 1),
     )
-    found = Unpacked(message, sent)
     if ATTRIBUTE in attributes:
         with contextlib.suppress(KeyError, *NOT_OURS):  # somebody else's, in spite of the name
-            found = _unpack_ours(message, entry["Body"], attributes[ATTRIBUTE]["StringValue"], sent)
-    found.counted = found.message.attempt
-    if uncounted:
-        found.message = found.message.replace(attempt=max(1, found.counted - uncounted))
-    return found
+            return _unpack_ours(message, entry["Body"], attributes[ATTRIBUTE]["StringValue"], sent)
+    return Unpacked(message, sent)
 
 
 def _unpack_ours(message: Message, body: str, said: str, sent: int) -> Unpacked:
