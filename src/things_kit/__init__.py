@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from things_kit.messaging.policy import Batch as Batch
     from things_kit.messaging.policy import RetryPolicy as RetryPolicy
     from things_kit.messaging.producer import Producer as Producer
+    from things_kit.messaging.topic import Topic as Topic
     from things_kit.patterns.router import MessageRouter as MessageRouter
 
 _HOMES = {
@@ -59,6 +60,7 @@ _HOMES = {
     "things_kit.messaging.outcomes": ("BatchError", "Reject", "Retry"),
     "things_kit.messaging.policy": ("DISCARD", "Batch", "RetryPolicy"),
     "things_kit.messaging.producer": ("Producer",),
+    "things_kit.messaging.topic": ("Topic",),
     "things_kit.patterns.router": ("MessageRouter",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -167,7 +167,7 @@ class _Leaving:
     def __init__(self) -> None:
         self.batches = 0
 
-    async def publish(self, message: Message) -> None:
+    async def publish(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError
 
     async def publish_batch(self, messages: Sequence[Message]) -> None:

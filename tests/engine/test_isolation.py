@@ -97,7 +97,7 @@ async def test_a_handler_that_means_to_end_its_task_has_failed(handle: object) -
     driver.put(*many(3))
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=handle, retry=ONCE) as consumer,  # type: ignore[arg-type]
+        broker.consumer("t", group="g", handler=handle, retry=ONCE) as consumer,  # type: ignore[call-overload]
     ):
         await until(lambda: len(driver.acknowledged) == 3)
         assert consumer.health().running

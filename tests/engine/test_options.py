@@ -27,14 +27,14 @@ def test_a_consumer_shows_its_arguments_one_by_one() -> None:
 
 def test_a_forgotten_group_is_said_with_both_choices() -> None:
     with pytest.raises(ConfigError) as raised:
-        broker_of(StubDriver()).consumer("orders", handler=Recorder())  # type: ignore[call-arg]
+        broker_of(StubDriver()).consumer("orders", handler=Recorder())  # type: ignore[call-overload]
     assert 'the consumer of orders needs a group: group="billing" shares' in str(raised.value)
     assert "group=None, said on purpose, is a group of its own" in str(raised.value)
 
 
 def test_a_misspelt_argument_is_named_with_what_was_meant() -> None:
     with pytest.raises(TypeError, match="has no argument 'concurency'; did you mean 'concurrency'"):
-        broker_of(StubDriver()).consumer("orders", group="g", handler=Recorder(), concurency=8)  # type: ignore[call-arg]
+        broker_of(StubDriver()).consumer("orders", group="g", handler=Recorder(), concurency=8)  # type: ignore[call-overload]
 
 
 def test_what_is_no_list_of_topics_or_middleware_is_said() -> None:
@@ -44,6 +44,6 @@ def test_what_is_no_list_of_topics_or_middleware_is_said() -> None:
         return handle
 
     with pytest.raises(ConfigError, match="a consumer needs a topic, or a list of topics; it has None"):
-        broker.consumer(None, group="g", handler=Recorder())  # type: ignore[arg-type]
+        broker.consumer(None, group="g", handler=Recorder())  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match=r"middleware is a list: write middleware=\[timed\]"):
-        broker.consumer("orders", group="g", handler=Recorder(), middleware=timed)  # type: ignore[arg-type]
+        broker.consumer("orders", group="g", handler=Recorder(), middleware=timed)  # type: ignore[call-overload]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import pytest
 from pydantic import SecretStr
 
@@ -19,6 +20,7 @@ from things_kit import (
     Handler,
     Message,
     Producer,
+    Topic,
     WiringError,
     invoke,
     provide,
@@ -408,3 +410,21 @@ async def test_kafka_is_a_module_like_all_others(
     async with App(config.module, kafka.module, provide(MockHandler), invoke(kafka.run_consumer)) as app:
         await (await app.get(Producer)).publish(Message(topic, b"1"))  # type: ignore[type-abstract]
         await (await app.get(MockHandler)).handled(1, timeout=60)
+
+
+class Placed(msgspec.Struct):
+    id: str
+
+
+class Shipped(msgspec.Struct):
+    id: str
+
+
+async def on_shipped(event: Shipped) -> None: ...
+
+
+def test_a_handler_that_does_not_fit_a_contract_is_found_before_the_app_starts() -> None:
+    placed = Topic("placed", Placed)
+    app = App(config.module, memory.module, memory.consume(placed, group="g", handler=on_shipped))
+    with pytest.raises(WiringError, match="on_shipped takes Shipped, but the topic 'placed' carries Placed"):
+        app.check()

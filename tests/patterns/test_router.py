@@ -1,7 +1,9 @@
+from typing import Any
+
 import msgspec
 import pytest
 
-from things_kit import ConfigError, Handler, Message, MessageRouter, UnroutableError
+from things_kit import DISCARD, ConfigError, Handler, Message, MessageRouter, Topic, UnroutableError, connect
 
 
 def message(message_type: str | None, value: bytes = b"{}", header: str = "type") -> Message:
@@ -83,7 +85,7 @@ def test_a_decorator_needs_a_type() -> None:
 def test_a_decorator_without_call_is_an_error() -> None:
     def handle(_: Message) -> None: ...
 
-    decorate = MessageRouter().on(handle)  # type: ignore[arg-type]
+    decorate = MessageRouter().on(handle)  # type: ignore[call-overload]
     with pytest.raises(ConfigError, match="a message type is a string"):
         decorate(handle)
 
@@ -121,3 +123,125 @@ async def test_a_router_is_a_handler_also_of_another_router() -> None:
     outer.register("a", inner)
     await outer.handle(Message("t", b"x", headers={"type": "a", "version": "1"}))
     assert seen == [b"x"]
+
+
+# --- routers of a topic
+
+
+class Created(msgspec.Struct):
+    id: str
+
+
+class Cancelled(msgspec.Struct):
+    id: str
+
+
+shop = Topic[Created | Cancelled]("shop", {"order.created": Created, "order.cancelled": Cancelled}, by="kind")
+
+
+async def test_a_router_of_a_topic_hands_each_class_to_its_handler() -> None:
+    seen: list[Any] = []
+    router = MessageRouter.of(shop)
+
+    @router.on(Created)
+    async def created(event: Created) -> None:
+        seen.append(event)
+
+    @router.on(Cancelled)
+    async def cancelled(event: Cancelled, message: Message) -> str:
+        seen.append((event, message.topic))
+        return "result"
+
+    await router.handle(shop.message(Created("a")))
+    assert await router.handle(shop.message(Cancelled("b"))) == "result"
+    assert seen == [Created("a"), (Cancelled("b"), "shop")]
+    assert router.types == {"order.created", "order.cancelled"}
+
+
+async def test_a_handler_of_a_wider_type_may_take_several_classes() -> None:
+    seen: list[Any] = []
+    router = MessageRouter.of(shop)
+
+    @router.on(Created, Cancelled)
+    async def any_of_them(event: Created | Cancelled) -> None:
+        seen.append(event)
+
+    async with connect("memory://") as broker:
+        broker.consumer(shop, group="g", handler=router)
+    await router.handle(shop.message(Cancelled("b")))
+    assert seen == [Cancelled("b")]
+
+
+async def test_a_handler_of_another_class_is_refused() -> None:
+    async def created(event: Created) -> None:
+        pass
+
+    with pytest.raises(ConfigError, match="created takes Created, but the topic 'shop' carries Cancelled"):
+        MessageRouter.of(shop).register(Cancelled, created)
+
+
+@pytest.mark.parametrize(
+    ("router", "message_type", "why"),
+    [
+        (MessageRouter.of(shop), Order, "the topic 'shop' carries no Order"),
+        (MessageRouter.of(shop), "order.changed", "the topic 'shop' has no type 'order.changed'"),
+        (MessageRouter(), Created, "Created is a class; a router knows classes if made by MessageRouter.of"),
+        (MessageRouter.of(shop), 5, "a message type is a string, or a class of the topic, not 5"),
+    ],
+)
+def test_what_the_topic_does_not_carry_cannot_be_registered(
+    router: MessageRouter, message_type: Any, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        router.register(message_type, lambda message: None)
+
+
+@pytest.mark.parametrize("topic", ["shop", Topic("orders", Order)])
+def test_a_router_is_one_of_a_topic_of_several_types(topic: Any) -> None:
+    with pytest.raises(ConfigError, match=r"MessageRouter\.of takes a Topic of several types"):
+        MessageRouter.of(topic)
+
+
+async def test_a_type_that_no_handler_takes_is_an_error_at_start_unless_there_is_a_default() -> None:
+    seen: list[Message] = []
+
+    async def default(message: Message) -> None:
+        seen.append(message)
+
+    async with connect("memory://") as broker:
+        router = MessageRouter.of(shop)
+        router.register(Created, default)
+        with pytest.raises(ConfigError, match=r"has no handler for 'order\.cancelled', and no default"):
+            broker.consumer(shop, group="g", handler=router)
+        for other in (MessageRouter.of(shop, default), MessageRouter.of(shop, DISCARD)):
+            broker.consumer(shop, group="g", handler=other)
+            await other.handle(shop.message(Cancelled("a")))
+            await other.handle(Message("shop", b"no type"))
+    assert len(seen) == 2
+
+
+async def test_a_router_of_one_topic_does_not_handle_another() -> None:
+    other = Topic[Created]("other", {"order.created": Created}, by="kind")
+    router = MessageRouter.of(shop, DISCARD)
+    async with connect("memory://") as broker:
+        broker.consumer([shop.renamed("shop-dlq"), "shop"], group="g", handler=router)
+        with pytest.raises(ConfigError, match=r"the router is one of Topic\('shop'"):
+            broker.consumer(other, group="g", handler=router)
+
+
+async def test_a_handler_decodes_by_the_versions_of_its_type() -> None:
+    seen: list[Any] = []
+    topic = Topic[Created | Cancelled](
+        "shop",
+        {"order.created": Created, "order.cancelled": Cancelled},
+        by="kind",
+        version=2,
+        upcast={"order.created": {1: lambda old: {"id": old["name"]}}},
+    )
+    router = MessageRouter.of(topic)
+    router.register(Created, seen.append)
+    await router.handle(Message("shop", b'{"name": "a"}', headers={"kind": "order.created"}))
+
+
+async def test_a_default_that_discards_skips_on_a_plain_router_too() -> None:
+    await MessageRouter(default=DISCARD).handle(message("x"))

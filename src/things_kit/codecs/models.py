@@ -36,6 +36,39 @@ def model_decoder(kind: Any) -> Callable[[bytes], Any]:
     return decode
 
 
+def model_encoder(kind: Any) -> Callable[[Any], bytes]:
+    """A function to JSON from such a type; fields have the names by which they are read."""
+    if is_model(kind):
+        return lambda value: bytes(value.model_dump_json(by_alias=True), "utf-8")
+    if (adapter := _adapter(kind)) is None:
+        return msgspec.json.Encoder(enc_hook=dumped_for_json).encode
+    return lambda value: bytes(adapter.dump_json(value, by_alias=True, warnings="none"))
+
+
+def dumped(value: Any) -> Any:
+    """A model as plain values, for msgspec. Raises TypeError for what is none."""
+    if not is_model(type(value)):
+        raise TypeError(f"a {type(value).__qualname__} cannot be encoded")
+    return value.model_dump(by_alias=True)
+
+
+def dumped_for_json(value: Any) -> Any:
+    """The same, as JSON has them."""
+    if not is_model(type(value)):
+        raise TypeError(f"a {type(value).__qualname__} cannot be encoded")
+    return value.model_dump(mode="json", by_alias=True)
+
+
+def converter(kind: Any) -> Callable[[Any], Any]:
+    """A function to a type from plain values, as a codec reads them without one."""
+    if not has_pydantic(kind):
+        return lambda plain: msgspec.convert(plain, kind)
+    if not is_model(kind) and (adapter := _adapter(kind)) is None:
+        return lambda plain: msgspec.convert(plain, kind, dec_hook=_model)
+    convert: Callable[[Any], Any] = kind.model_validate if is_model(kind) else adapter.validate_python
+    return convert
+
+
 def model_decoder_of_message_pack(kind: Any) -> Callable[[bytes], Any]:
     """The same from MessagePack."""
     adapter = _adapter(kind)

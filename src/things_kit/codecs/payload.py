@@ -1,17 +1,23 @@
 """From a message to the payload that a handler asked for."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, TypeAlias
 
-from things_kit.codecs.codec import codec_for
-from things_kit.codecs.known import check_known
-from things_kit.codecs.models import has_pydantic
-from things_kit.messaging.errors import ConfigError, DecodeError
+from things_kit.codecs.registered import codec_for, media_type
+from things_kit.messaging.codec import Codec, Decode, Unprepared
+from things_kit.messaging.errors import ConfigError, DecodeError, UnroutableError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE, in_any_case
 
+MOST: Final = 100
+"""The content types that are remembered: a sender that invents them must not fill the memory."""
 
-def payload_decoder(kind: Any) -> Callable[[Message], Any]:
+_OURS: Final = (Unprepared, DecodeError, UnroutableError)
+
+Payload: TypeAlias = Callable[[Message], Any]
+
+
+def payload_decoder(kind: Any) -> Payload:
     """A function from a message to its value as `kind`; it raises DecodeError where the value is not that.
 
     `bytes` is the value itself and `str` its UTF-8 text; every other type is decoded by the header `content-type`,
@@ -20,28 +26,44 @@ def payload_decoder(kind: Any) -> Callable[[Message], Any]:
     Raises:
         ConfigError: No value can be decoded to this type.
     """
-    if kind is bytes:
-        return lambda message: message.value
-    if kind is str:
-        return _text
+    if (raw := raw_decoder(kind)) is not None:
+        return raw
     try:
-        if not has_pydantic(kind):
-            check_known(kind)
-        decoders: dict[str | None, Callable[[bytes], Any]] = {None: codec_for(None).decoder(kind)}
+        codec_for(None).decoder(kind, None)
     except TypeError as error:
         raise ConfigError(f"a handler cannot take {kind!r}: {error}") from error
+    return by_content_type(lambda codec: codec.decoder(kind, None), codec_for(None), name_of(kind))
+
+
+def raw_decoder(kind: Any) -> Payload | None:
+    """For `bytes` and `str`, which are the value itself; None for all others."""
+    if kind is bytes:
+        return lambda message: message.value
+    return _text if kind is str else None
+
+
+def by_content_type(make: Callable[[Codec], Decode], own: Codec, name: str) -> Payload:
+    """Decodes by the codec of the content type; by `own` what is of its type, or has none."""
+    decoders: dict[str | None, Decode] = {None: make(own), own.content_type: make(own)}
+    ours = media_type(own.content_type)
 
     def decode(message: Message) -> Any:
-        content_type = in_any_case(message.headers, CONTENT_TYPE)
-        decoder = decoders.get(content_type)
-        if decoder is None:
-            decoder = codec_for(content_type).decoder(kind)
-            if len(decoders) < 100:  # a sender that invents content types must not fill the memory
-                decoders[content_type] = decoder
+        headers = message.headers
+        content_type = (
+            headers.get(CONTENT_TYPE) if CONTENT_TYPE in headers else in_any_case(headers, CONTENT_TYPE)
+        )
         try:
-            return decoder(message.value)
+            decoder = decoders.get(content_type)
+            if decoder is None:
+                mine = content_type is not None and media_type(content_type) == ours
+                decoder = make(own if mine else codec_for(content_type))
+                if len(decoders) < MOST:
+                    decoders[content_type] = decoder
+            return decoder(message)
+        except _OURS:
+            raise
         except Exception as error:
-            raise DecodeError(f"the value is not {_name(kind)}: {error}") from error
+            raise DecodeError(f"the value is not {name}: {error}") from error
 
     return decode
 
@@ -53,5 +75,6 @@ def _text(message: Message) -> str:
         raise DecodeError(f"the value is not UTF-8 text: {error}") from error
 
 
-def _name(kind: Any) -> str:
+def name_of(kind: Any) -> str:
+    """What to call a type in a sentence."""
     return kind.__name__ if isinstance(kind, type) else str(kind)

@@ -2,26 +2,31 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Unpack
+from typing import Any, Final, TypeVar, Unpack, cast, overload
 from weakref import WeakSet
 
 from things_kit.engine.cancelling import abandon, cancellable, ended, is_cancelled
 from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import Capabilities, Driver
 from things_kit.engine.naming import check_name
-from things_kit.engine.options import ConsumerArguments, options_of, takes_arguments
+from things_kit.engine.options import ConsumerArguments, ContractArguments, options_of, takes_arguments
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError
-from things_kit.messaging.handler import AnyHandler
+from things_kit.messaging.handler import AnyHandler, TopicBatchHandler, TopicHandler
 from things_kit.messaging.health import Health
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Batch
+from things_kit.messaging.topic import Topic, topic_name
+
+T = TypeVar("T")
 
 log = logging.getLogger("things_kit.broker")
 
@@ -150,7 +155,7 @@ class Broker:
 
     # --- topics
 
-    async def declare(self, topic: str, groups: Sequence[str] = ()) -> None:
+    async def declare(self, topic: str | Topic[Any], groups: Sequence[str] = ()) -> None:
         """Create the topic, and groups that begin at its earliest message, where they are missing.
 
         Raises:
@@ -160,25 +165,27 @@ class Broker:
         self._check_open()
         if isinstance(groups, str):
             raise ConfigError(f"groups must be a list of names; it is {groups!r}")
+        topic = topic_name(topic)
         check_name("topic", topic)
         for group in groups:
             check_name("group", group)
         await self.transmission.declare(topic, groups)
 
-    async def remove(self, topic: str, group: str | None = None) -> None:
+    async def remove(self, topic: str | Topic[Any], group: str | None = None) -> None:
         """Delete a topic with its messages and groups; or one group alone, so that it holds back nothing for ever.
 
         What is missing is fine. A consumer of it that runs makes it anew. Raises BrokerUnavailable.
         """
         self._check_open()
+        topic = topic_name(topic)
         check_name("topic", topic)
         if group is None:
             self.transmission.forget(topic)
-            await self.transmission.patiently(lambda: self._driver.remove(topic))
+            await self.transmission.patiently(functools.partial(self._driver.remove, topic))
             return
         check_name("group", group)
         self.transmission.forget(topic, group)
-        await self.transmission.patiently(lambda: self._driver.remove(topic, group))
+        await self.transmission.patiently(functools.partial(self._driver.remove, topic, group))
         for retries in () if self.capabilities.delay else retry_topics(topic, group):
             await self._remove_retries(retries)
 
@@ -187,12 +194,13 @@ class Broker:
         self.transmission.forget(topic)
         await self.transmission.patiently(lambda: self._driver.remove(topic))
 
-    async def lag(self, topic: str, group: str) -> int | None:
+    async def lag(self, topic: str | Topic[Any], group: str) -> int | None:
         """How many messages a group has not yet acknowledged, retries included; None where the broker cannot say.
 
         Raises BrokerUnavailable.
         """
         self._check_open()
+        topic = topic_name(topic)
         check_name("topic", topic)
         check_name("group", group)
         topics = [topic, *(() if self.capabilities.delay else retry_topics(topic, group))]
@@ -207,7 +215,7 @@ class Broker:
         topic: str,
         limit: int | None = None,
         where: Callable[[Message], bool] | None = None,
-        to: str | None = None,
+        to: str | Topic[Any] | None = None,
     ) -> int:
         """Publish dead letters back to where they came from, for the group that failed; returns how many.
 
@@ -226,6 +234,9 @@ class Broker:
                 does not say where it goes. Beside dead letters, other messages stay where they are.
         """
         self._check_open()
+        if isinstance(topic, Topic):
+            raise ConfigError(f"replay takes the name of a dead letter, not the contract {topic!r}")
+        to = None if to is None else topic_name(to)
         return (await replay(self.transmission, topic, limit=limit, where=where, to=to)).brought
 
     async def health(self) -> Health:
@@ -273,18 +284,47 @@ class Broker:
         self._producers.add(producer)
         return producer
 
-    @takes_arguments
+    @overload
     def consumer(
-        self, topic: str | Sequence[str], *, handler: AnyHandler, **arguments: Unpack[ConsumerArguments]
-    ) -> BrokerConsumer:
+        self,
+        topic: Topic[T],
+        *,
+        handler: TopicHandler[T],
+        batch: None = None,
+        **arguments: Unpack[ContractArguments],
+    ) -> BrokerConsumer: ...
+
+    @overload
+    def consumer(
+        self,
+        topic: Topic[T],
+        *,
+        handler: TopicBatchHandler[T],
+        batch: Batch,
+        **arguments: Unpack[ContractArguments],
+    ) -> BrokerConsumer: ...
+
+    @overload
+    def consumer(
+        self,
+        topic: str | Sequence[str | Topic[Any]],
+        *,
+        handler: AnyHandler,
+        **arguments: Unpack[ConsumerArguments],
+    ) -> BrokerConsumer: ...
+
+    @takes_arguments
+    def consumer(self, topic: Any, *, handler: AnyHandler, **arguments: Any) -> BrokerConsumer:
         """A consumer, not yet started; stopped with the broker.
 
         Args:
-            topic: A topic, or several.
+            topic: A topic by its name or its contract, or several.
             handler: An object with `handle`, an async function, or a plain one, which runs in a thread.
             group: The consumer group, whose consumers share the messages. It has no default: None, said on purpose, is
                 a group of its own from now on, gone when it stops.
             concurrency: Handler calls at once.
+            publish: The contract of what the handler returns: it is published there, and confirmed before the message is
+                acknowledged. None is nothing, a list several, unless the topic's payload is a list.
             ordering: What is handled one after another, in order: messages of one "key", of one "partition"
                 (the whole topic where there are none), or nothing, "none".
             start: Where a new group begins on a broker that retains messages.
@@ -296,6 +336,7 @@ class Broker:
             max_in_flight: The most messages held at once, over all topics.
             batch: Hand the handler lists of messages.
             middleware: Functions from Handle to Handle, outermost first.
+            arguments: All of these but the first two.
 
         Raises:
             ConfigError: An argument is not what it should be, or the group is missing.
@@ -303,7 +344,7 @@ class Broker:
         """
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
-        options = options_of(topic, handler, arguments)
+        options = options_of(topic, handler, cast("ConsumerArguments", arguments))
         return BrokerConsumer(
             self.transmission, options, started=self._consumer_started, ended=self._consumer_ended
         )

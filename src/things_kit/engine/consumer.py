@@ -17,7 +17,7 @@ from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes, Treatment
-from things_kit.engine.pipeline import compile_batch_handler, compile_handler
+from things_kit.engine.pipeline import Publishing, compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
 from things_kit.engine.retry_pump import RetryPump, sender
@@ -27,6 +27,7 @@ from things_kit.engine.transmission import Transmission
 from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
+from things_kit.messaging.handler import ChecksTopics
 from things_kit.messaging.health import ConsumerHealth
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.messaging.policy import DISCARD, seconds
@@ -61,17 +62,12 @@ class BrokerConsumer:
         self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
         self._started_hook, self._ended_hook = started, ended
         self._dead_letters = {topic: options.dead_letter_of(topic, self.group) for topic in options.topics}
-        endpoint, instruments = transmission.url.endpoint, transmission.instruments
-        if options.batch is None:
-            outside = [each.handling(endpoint, options.group) for each in instruments]
-            self._handle = compile_handler(options.handler, [*outside, *options.middleware], watched=True)
-        else:
-            wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
-            self._handle_batch = compile_batch_handler(options.handler, wraps)
+        self._compile()
         self._state: Literal["new", "running", "stopping", "stopped"] = "new"
         self._pumps: list[Pump] = []
         self._runs: list[asyncio.Task[None]] = []
         self._producer = BrokerProducer(transmission, insist=True, any_size=True)
+        self._results = BrokerProducer(transmission, insist=True)
         self._workers = self._make_workers()
         width = options.concurrency * (1 if options.batch is None else options.batch.size)
         self._window = Window(width, lambda: self._workers.active)
@@ -79,6 +75,22 @@ class BrokerConsumer:
         self._stop: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._broken: BaseException | None = None
+
+    def _compile(self) -> None:
+        options, endpoint = self.options, self._transmission.url.endpoint
+        instruments = self._transmission.instruments
+        topics = [options.contracts.get(name, name) for name in options.topics]
+        if isinstance(options.handler, ChecksTopics):
+            options.handler.check_topics(topics)
+        if options.batch is None:
+            outside = [each.handling(endpoint, options.group) for each in instruments]
+            publish = None if options.publish is None else Publishing(options.publish, self.group)
+            self._handle = compile_handler(
+                options.handler, [*outside, *options.middleware], watched=True, topics=topics, publish=publish
+            )
+        else:
+            wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
+            self._handle_batch = compile_batch_handler(options.handler, wraps, topics=topics)
 
     # --- lifecycle
 
@@ -99,6 +111,7 @@ class BrokerConsumer:
         self._started_hook(self)
         self._state = "running"
         try:
+            await self._prepare()
             await self._declare()
             self._raise_if_stopped()
             self._workers.start()
@@ -217,6 +230,13 @@ class BrokerConsumer:
 
     # --- parts
 
+    async def _prepare(self) -> None:
+        """What the contracts need from elsewhere, such as from a schema registry."""
+        for topic in self.options.contracts.values():
+            await self._transmission.prepare(topic)
+        if self.options.publish is not None:
+            await self._transmission.prepare(self.options.publish)
+
     async def _declare(self) -> None:
         for topic in self.options.topics:
             await self._transmission.refuse_pattern(topic)
@@ -282,7 +302,7 @@ class BrokerConsumer:
             chance=self._chance,
         )
         lanes, copies = Lanes(options.ordering, workers.ready), self._copies()
-        outcomes = Outcomes(name, native, treatment, lanes, workers, self._producer, copies)
+        outcomes = Outcomes(name, native, treatment, lanes, workers, self._producer, copies, self._results)
         suspects = None
         if native.suspects and not treatment.keeps:
             suspects = Suspects(name, options.retry.attempts, lanes, workers, copies, outcomes.failed)
@@ -388,6 +408,7 @@ class BrokerConsumer:
             await asyncio.gather(*(pump.finish(max(0.0, ends - loop.time())) for pump in self._pumps))
             await self._end(self._runs, ends + LAST - loop.time())
             await self._producer.close(within=max(0.0, ends - loop.time()))
+            await self._results.close(within=max(0.0, ends - loop.time()))
         finally:
             self._state = "stopped"
             self._stopped.set()

@@ -12,14 +12,16 @@ from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds
+from things_kit.messaging.topic import Topic, topic_name
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-class ConsumerChoices(TypedDict, total=False):
+class CommonChoices(TypedDict, total=False):
     """The arguments of a consumer that have a default, as type checkers see them: `ConsumerOptions` has the same."""
 
     concurrency: int
+    publish: Topic[Any] | None
     ordering: Ordering
     start: Start
     retry: RetryPolicy
@@ -27,8 +29,19 @@ class ConsumerChoices(TypedDict, total=False):
     timeout: Seconds | None
     drain_timeout: Seconds
     max_in_flight: int
-    batch: Batch | None
     middleware: Sequence[Middleware]
+
+
+class ContractArguments(CommonChoices):
+    """Those of a consumer whose handler is checked against a contract: `batch` says what it takes, so it is said apart."""
+
+    group: str | None
+
+
+class ConsumerChoices(CommonChoices, total=False):
+    """All that have a default."""
+
+    batch: Batch | None
 
 
 class ConsumerArguments(ConsumerChoices):
@@ -52,6 +65,9 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
         str | None, Meta(description="The consumer group; null is one of its own, gone when it stops.")
     ]
     concurrency: Annotated[int, Meta(ge=1, description="Handler calls at once.")] = 1
+    publish: Annotated[
+        Topic[Any] | None, Meta(description="The contract by which what the handler returns is published.")
+    ] = None
     ordering: Annotated[Ordering, Meta(description="What is handled one after another, in order.")] = "key"
     start: Annotated[Start, Meta(description="Where a new group begins, where messages are retained.")] = (
         "earliest"
@@ -72,6 +88,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1000
     batch: Annotated[Batch | None, Meta(description="Hand the handler lists of messages.")] = None
     middleware: Annotated[Sequence[Middleware], Meta(description="Functions from Handle to Handle.")] = ()
+    contracts: Mapping[str, Topic[Any]] = {}
 
     def __post_init__(self) -> None:
         if not self.topics:
@@ -96,6 +113,12 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     "middleware wraps the handling of one message; it cannot be used with batch"
                 )
+        if self.publish is not None:
+            _instance("publish", self.publish, Topic)
+            if self.batch is not None:
+                raise ConfigError(
+                    "publish= takes what the handler of one message returns; it cannot be used with batch"
+                )
         if not isinstance(self.dead_letter, str | Discard | None):
             raise ConfigError(
                 f"dead_letter must be a topic's name, DISCARD or None; it is {self.dead_letter!r}"
@@ -109,13 +132,15 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ARGUMENTS: Final = tuple(
-    field for field in msgspec.structs.fields(ConsumerOptions) if field.name not in {"topics", "handler"}
+    field
+    for field in msgspec.structs.fields(ConsumerOptions)
+    if field.name not in {"topics", "handler", "contracts"}
 )
-"""What a consumer may be told beside its topics and its handler."""
+"""What a consumer may be told beside its topics, by name or contract, and its handler."""
 
 
 def options_of(
-    topic: str | Sequence[str], handler: AnyHandler, arguments: ConsumerArguments
+    topic: str | Topic[Any] | Sequence[str | Topic[Any]], handler: AnyHandler, arguments: ConsumerArguments
 ) -> ConsumerOptions:
     """The arguments of a consumer, checked.
 
@@ -123,14 +148,16 @@ def options_of(
         ConfigError: One is not what it should be, or the group is missing.
         TypeError: One is unknown.
     """
-    topics = _topics(topic)
+    given = _topics(topic)
+    topics = tuple(map(topic_name, given))
+    contracts = {each.name: each for each in given if isinstance(each, Topic)}
     mistake = unknown_argument(arguments)
     if mistake is not None:
         raise TypeError(f"a consumer {mistake}")
     if "group" not in arguments:
-        raise ConfigError(f"the consumer of {', '.join(topics)} needs a group: {GROUPS}")
+        raise ConfigError(f"the consumer of {', '.join(map(str, topics))} needs a group: {GROUPS}")
     checked: ConsumerArguments = {**arguments, "middleware": _listed(arguments.get("middleware", ()))}
-    return ConsumerOptions(topics=topics, handler=handler, **checked)
+    return ConsumerOptions(topics=topics, handler=handler, contracts=contracts, **checked)
 
 
 GROUPS: Final = (
@@ -170,7 +197,7 @@ def takes_arguments(method: Method) -> Method:
 
 
 def _topics(topic: object) -> tuple[Any, ...]:
-    if isinstance(topic, str):
+    if isinstance(topic, str | Topic):
         return (topic,)
     if not isinstance(topic, Iterable) or isinstance(topic, bytes):
         raise ConfigError(f"a consumer needs a topic, or a list of topics; it has {topic!r}")

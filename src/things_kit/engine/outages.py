@@ -13,14 +13,15 @@ QUIET: Final = 60.0
 class Outages:
     """Reports each outage and its end once, but those of a broker that flaps once a minute, with their number."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, what: str = "the broker") -> None:
         self._name = name
+        self._what = what
         self._away = False
         self._said = False
         self._unsaid = 0
         self._next = float("-inf")
 
-    def lasts(self, error: Exception) -> None:
+    def lasts(self, error: BaseException) -> None:
         """The broker could not be reached: for the first time, or still."""
         if not self._away:
             self._away, self._said = True, False
@@ -29,7 +30,7 @@ class Outages:
         if self._said or now < self._next:
             return
         before = f", {self._unsaid} times since the last report" if self._unsaid > 1 else ""
-        log.warning("%s: the broker is away%s: %s", self._name, before, error)
+        log.warning("%s: %s is away%s: %s", self._name, self._what, before, error)
         self._said, self._unsaid, self._next = True, 0, now + QUIET
 
     def ended(self) -> None:

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -13,16 +13,25 @@ from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import Capabilities, Delivery, Release, Which
 from things_kit.engine.lanes import Lanes
+from things_kit.engine.outages import Outages
 from things_kit.engine.producer import BrokerProducer
+from things_kit.engine.results import Results, publish_results
 from things_kit.engine.state import State
 from things_kit.engine.verdict import TryAgain, after_lost_burial, judge
 from things_kit.engine.workers import Workers
-from things_kit.messaging.errors import ThingsKitError
+from things_kit.messaging.codec import Unprepared
+from things_kit.messaging.errors import ClosedError, DecodeError, ThingsKitError
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import Retry
 from things_kit.messaging.policy import RetryPolicy
 
 log = logging.getLogger("things_kit.consumer")
+
+FETCH: Final = 60.0
+"""Seconds after which a message whose decoder waits for something is decoded anew, whatever became of that."""
+
+FETCH_AGAIN: Final = 1.0
+"""Seconds until what could not be fetched is asked for again."""
 
 
 class Treatment(msgspec.Struct, frozen=True):
@@ -46,7 +55,8 @@ class Treatment(msgspec.Struct, frozen=True):
 class Outcomes:
     """Decides what becomes of one topic's failures, and sees to it.
 
-    `copies` sends what is put aside to where it waits, on brokers without delays; None: it waits in memory.
+    `copies` sends what is put aside to where it waits, on brokers without delays; None: it waits in memory. `results`
+    publishes what handlers return.
     """
 
     def __init__(
@@ -58,6 +68,7 @@ class Outcomes:
         workers: Workers,
         producer: BrokerProducer,
         copies: Copies | None,
+        results: BrokerProducer,
     ) -> None:
         self.discarded = 0
         self.stopping = False
@@ -68,6 +79,8 @@ class Outcomes:
         self._workers = workers
         self._producer = producer
         self._copies = copies
+        self._results = results
+        self._outages = Outages(name, "what decodes its messages")
         self._delays = Delays(self._due)
         self._leaving: dict[asyncio.Task[None], Delivery] = {}
 
@@ -87,6 +100,12 @@ class Outcomes:
         """Decide what becomes of a delivery whose handler failed."""
         if delivery.state is State.GONE:
             self.pass_on(delivery)  # it comes, or has come, to somebody again
+            return
+        if isinstance(error, Results):
+            self._publish(delivery, error)
+            return
+        if isinstance(error, Unprepared):
+            self._fetch(delivery, error)
             return
         message, treatment = delivery.message, self._treatment
         verdict = judge(
@@ -142,7 +161,14 @@ class Outcomes:
             # A head that came later than those behind it, which go back now, would be overtaken: order before back-off
             again.delay = wait if native.delay and lane is None else 0.0
             delivery.inbox.release(again)
-        elif self._lanes.has_several_heads(lane) and any(
+        else:
+            self._hold_in_turn(again)
+
+    def _hold_in_turn(self, again: Release) -> None:
+        """It waits here, its lane behind it; behind it too those of its lane that failed in the same batch."""
+        delivery = again.delivery
+        lane = self._lanes.lane_of(delivery)
+        if self._lanes.has_several_heads(lane) and any(
             self._lanes.lane_of(each) == lane for each in self._delays
         ):
             delivery.message = delivery.message.replace(attempt=again.attempt)
@@ -257,6 +283,53 @@ class Outcomes:
         task = asyncio.create_task(work, name=f"{self._name} leaving message")
         self._leaving[task] = delivery
         task.add_done_callback(self._leaving.pop)
+
+    # --- what is neither success nor failure yet
+
+    def _publish(self, delivery: Delivery, results: Results) -> None:
+        """Its lane waits for what it returned to be confirmed; the worker goes on."""
+        delivery.state = State.LEAVING
+        self._in_background(self._acknowledge_after(delivery, results.messages), delivery)
+
+    async def _acknowledge_after(self, delivery: Delivery, messages: Sequence[Message]) -> None:
+        try:
+            await publish_results(self._results, messages)
+        except ClosedError:
+            # A stop that did not wait: it comes again, and returns the same
+            delivery.inbox.release(Release(delivery, attempt=delivery.message.attempt))
+        except Exception as error:  # noqa: BLE001 - it is that message's failure
+            if delivery.state is State.LEAVING_ASIDE:  # its lane has gone back
+                self._keep(delivery)
+                return
+            if delivery.state is State.LEAVING:
+                delivery.state = State.HANDLING
+            self.failed(delivery, error)
+        else:
+            delivery.inbox.left(delivery)
+        self._workers.wake()
+
+    def _fetch(self, delivery: Delivery, error: Unprepared) -> None:
+        """Its lane waits until what decodes it was fetched. No attempt is counted."""
+        error.awaitable = fetching = asyncio.ensure_future(error.awaitable)  # it may be that of several
+        if self.stopping:
+            self.give_back(delivery)
+            return
+        self._hold_in_turn(Release(delivery, FETCH, delivery.message.attempt))
+        fetching.add_done_callback(lambda fetched: self._fetched(delivery, fetched))
+
+    def _fetched(self, delivery: Delivery, fetched: "asyncio.Future[object]") -> None:
+        if not self._delays.drop(lambda each: each is delivery):
+            return  # it went back meanwhile
+        error = asyncio.CancelledError() if fetched.cancelled() else fetched.exception()
+        if error is None:
+            self._outages.ended()
+            self._due(delivery)
+        elif isinstance(error, DecodeError):
+            delivery.state = State.READY
+            self.failed(delivery, error)
+        else:
+            self._outages.lasts(error)
+            self._delays.hold(delivery, FETCH_AGAIN)
 
     # --- stopping, and what others take back
 

@@ -6,15 +6,23 @@ import sys
 import typing
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableSequence, Sequence
 from types import MethodType, SimpleNamespace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 
+import msgspec
+
+from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder
+from things_kit.engine.results import carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
 from things_kit.engine.unrun import discard, ran, yields
-from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.codec import Unprepared
+from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.handler import AnyHandler, Handle, HandleBatch, Middleware
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
+from things_kit.messaging.topic import Topic
+
+Topics: TypeAlias = Sequence[str | Topic[Any]]
 
 if sys.version_info >= (3, 12):
     from inspect import iscoroutinefunction
@@ -29,8 +37,20 @@ _LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
 """What the parameter of a batch handler may be."""
 
 
+class Publishing(msgspec.Struct, frozen=True):
+    """Where what a handler returns is published, and for which group it handles."""
+
+    topic: Topic[Any]
+    group: str
+
+
 def compile_handler(
-    handler: AnyHandler, middleware: Sequence[Middleware] = (), *, watched: bool = False
+    handler: AnyHandler,
+    middleware: Sequence[Middleware] = (),
+    *,
+    watched: bool = False,
+    topics: Topics = (),
+    publish: Publishing | None = None,
 ) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
 
@@ -38,15 +58,17 @@ def compile_handler(
         handler: What handles.
         middleware: What is around it.
         watched: Whoever calls the function passes what it returns to `refuse_unrun`: one step less for each message.
+        topics: What it is for, by name or contract; nothing where it is not known.
+        publish: Where its results go. The function raises `Results` then.
 
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
     target, call, name = _callable(handler)
-    if middleware or not watched:
+    if publish is None and (middleware or not watched):
         call = ran(call, name)
     kind, wants_message = _parameters(target, Message)
-    if _element(kind) is not None:
+    if not _carry_lists(topics) and _element(kind) is not None:
         raise ConfigError(
             f"the handler {name_of(target)} takes a list: say batch=Batch(...), or let it take one message"
         )
@@ -54,16 +76,18 @@ def compile_handler(
     if kind is Message and not wants_message:
         handle = call
     else:
-        decode = _decoder(kind)
+        decode = _decoder(kind, topics, name)
 
         async def decoded(message: Message) -> Any:
             payload = decode(message)
             return await (call(payload, message) if wants_message else call(payload))
 
         handle = decoded
+    if publish is not None:
+        handle = collecting(handle, name, publish.topic, publish.group)
     for wrap in reversed(middleware):
         handle = _wrapped(wrap, handle)
-    return handle
+    return handle if publish is None else raising(handle)
 
 
 def check_middleware(wrap: Any) -> None:
@@ -86,10 +110,10 @@ def check_middleware(wrap: Any) -> None:
         ) from None
 
 
-def check_handler(handler: Any, *, batch: bool | None) -> None:
+def check_handler(handler: Any, *, batch: bool | None, topics: Topics = ()) -> None:
     """Raise ConfigError for what cannot be a handler: an object, a function, or a class of which one is made later.
 
-    `batch` says whether it will be handed lists; None where that is not known yet.
+    `batch` says whether it will be handed lists; None where that is not known yet. `topics` are what it is for.
     """
     if isinstance(handler, type):
         method: Any = inspect.getattr_static(handler, "handle", None)
@@ -99,11 +123,16 @@ def check_handler(handler: Any, *, batch: bool | None) -> None:
             )
         handler = MethodType(method, handler) if inspect.isfunction(method) else method.__get__(None, handler)
     if batch is None:  # either will do
-        batch = _element(_parameters(_callable(handler)[0], Message)[0]) is not None
+        takes_list = _element(_parameters(_callable(handler)[0], Message)[0]) is not None
+        batch = takes_list and not _carry_lists(topics)
     if batch:
-        compile_batch_handler(handler)
+        compile_batch_handler(handler, topics=topics)
     else:
-        compile_handler(handler)
+        compile_handler(handler, topics=topics)
+
+
+def _carry_lists(topics: Topics) -> bool:
+    return any(isinstance(topic, Topic) and carries_lists(topic) for topic in topics)
 
 
 def _wrapped(wrap: Middleware, handle: Handle) -> Handle:
@@ -121,11 +150,14 @@ def _wrapped(wrap: Middleware, handle: Handle) -> Handle:
 
 
 def compile_batch_handler(
-    handler: AnyHandler, wraps: Sequence[Callable[[HandleBatch], HandleBatch]] = ()
+    handler: AnyHandler,
+    wraps: Sequence[Callable[[HandleBatch], HandleBatch]] = (),
+    *,
+    topics: Topics = (),
 ) -> HandleBatch:
     """One async function of a list of messages, from a handler that takes a list of messages or payloads.
 
-    `wraps` are put around it, outermost first.
+    `wraps` are put around it, outermost first; `topics` are what it is for, by name or contract.
 
     Raises:
         ConfigError: The handler is none, or does not take a list.
@@ -140,7 +172,9 @@ def compile_batch_handler(
         raise ConfigError(
             f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}"
         )
-    handle: HandleBatch = call if element is Message else _decoded_batch(call, _decoder(element))
+    handle: HandleBatch = (
+        call if element is Message else _decoded_batch(call, _decoder(element, topics, name))
+    )
     for wrap in reversed(wraps):
         handle = wrap(handle)
     return handle
@@ -157,6 +191,8 @@ def _decoded_batch(call: Callable[..., Awaitable[Any]], decode: Callable[[Messag
             try:
                 payloads.append(decode(message))
                 indices.append(index)
+            except Unprepared:
+                raise  # of all: those behind it must not overtake it
             except Exception as error:  # noqa: BLE001 - that message's own failure
                 errors[index] = error
         if payloads:
@@ -273,5 +309,23 @@ def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
     return plain if plain in _AS_THEY_ARE else kind
 
 
-def _decoder(kind: Any) -> Callable[[Message], Any]:
-    return (lambda message: message) if kind is Message else payload_decoder(kind)
+def _decoder(kind: Any, topics: Topics, whose: str) -> Callable[[Message], Any]:
+    """By the contract of a message's topic where it has one, else by what the handler takes."""
+    if kind is Message:
+        return lambda message: message
+    contracts = {
+        topic.name: contract_decoder(topic, kind, whose) for topic in topics if isinstance(topic, Topic)
+    }
+    if not contracts:
+        return payload_decoder(kind)
+    if len(topics) == 1:
+        return next(iter(contracts.values()))
+    plain = None if len(contracts) == len(topics) else payload_decoder(kind)
+
+    def decode(message: Message) -> Any:
+        decoder = contracts.get(message.topic, plain)
+        if decoder is None:
+            raise DecodeError(f"nothing says what a message of {message.topic!r} carries")
+        return decoder(message)
+
+    return decode

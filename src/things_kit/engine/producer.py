@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final
+from datetime import datetime
+from typing import Any, Final, TypeVar, overload
 
 import msgspec
 
@@ -13,7 +14,12 @@ from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.engine.transmission import Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
 from things_kit.messaging.instrument import Send
+from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.producer import message_to_publish
+from things_kit.messaging.topic import UNSET, Topic, Unset
+
+T = TypeVar("T")
 
 GATHER: Final = 1000
 """The most single messages that one send gathers: more would only make the first of them wait."""
@@ -48,15 +54,39 @@ class BrokerProducer:
         for instrument in reversed(transmission.instruments):
             self._send_in = instrument.sending(transmission.url.endpoint)(self._send_in)
 
-    async def publish(self, message: Message) -> None:
-        """Publish one message; returns when the broker has confirmed it.
+    @overload
+    async def publish(self, message: Message) -> None: ...
+
+    @overload
+    async def publish(
+        self,
+        topic: Topic[T],
+        payload: T,
+        /,
+        *,
+        key: Key | Unset = UNSET,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> None: ...
+
+    async def publish(self, message: Message | Topic[Any], payload: Any = UNSET, **fields: Any) -> None:
+        """Publish one message, or the payload of one by its topic's contract; returns when the broker has confirmed it.
+
+        Args:
+            message: The message, or a Topic.
+            payload: What the topic's message carries.
+            fields: With a Topic, as `Topic.message` takes them: key, headers, id, timestamp.
 
         Raises:
             PublishError: The message was refused; `MessageTooLarge` where it is too large.
-            BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
+            BrokerUnavailable: The broker, or the topic's schema registry, stayed away for longer than `publish_timeout`.
             ClosedError: The producer or its broker was closed before.
+            TypeError: The payload is not of the topic's type, or the arguments do not go together.
         """
-        errors = await self._send_in((message,))
+        if isinstance(message, Topic):
+            await self._transmission.prepare(message)
+        errors = await self._send_in((message_to_publish(message, payload, fields),))
         if errors:
             raise errors[0]
 

@@ -43,7 +43,7 @@ GONE: Final = State.GONE
 
 MOVES: Final[dict[State, frozenset[State]]] = {
     State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING,
-                            State.LEAVING_ASIDE, State.ASIDE, State.DONE}),
+                            State.LEAVING_ASIDE, State.ASIDE, State.BACKING_OFF, State.DONE}),
     State.QUEUED: frozenset({State.READY, State.GATHERED, State.SETTLING, State.DONE}),
     State.GATHERED: frozenset({State.READY, State.QUEUED, State.HANDLING, State.SETTLING, State.GONE}),
     State.HANDLING: frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING,

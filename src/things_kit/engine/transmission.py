@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from things_kit.engine.backoff import Backoff
@@ -24,6 +24,7 @@ from things_kit.messaging.errors import (
 )
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
+from things_kit.messaging.topic import Topic
 
 log = logging.getLogger("things_kit.broker")
 
@@ -43,6 +44,7 @@ class Transmission:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.instruments: tuple[Instrument, ...] = ()
         self._declared: dict[str, set[str]] = {}
+        self._prepared: set[Topic[Any]] = set()
         self._listeners = Listeners(url.display)
         self._has_listeners = driver.has_listeners if isinstance(driver, Listened) else None
 
@@ -61,6 +63,27 @@ class Transmission:
             raise ConfigError(
                 f"{self.url.display} was opened in another event loop: open a broker in each loop that uses one"
             )
+
+    async def prepare(self, topic: Topic[Any]) -> None:
+        """Get what a topic's codec needs, once. Raises BrokerUnavailable after `publish_timeout`, ConfigError."""
+        if topic in self._prepared:
+            return
+        loop, timeout = asyncio.get_running_loop(), self.url.engine.publish_timeout
+        deadline, backoff = loop.time() + timeout, Backoff()
+        last: BrokerUnavailable | None = None
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await topic.prepare()
+            except (BrokerUnavailable, TimeoutError) as error:
+                last = error if isinstance(error, BrokerUnavailable) else last
+                if loop.time() >= deadline:
+                    what = f"the topic {topic.name!r} could not be prepared within {timeout:g} s"
+                    raise BrokerUnavailable(what if last is None else f"{what}: {last}") from error
+            else:
+                self._prepared.add(topic)
+                return
+            await backoff.wait(deadline)
 
     async def declare(self, topic: str, groups: Sequence[str] = (), deadline: float | None = None) -> None:
         """Create what is missing. Raises BrokerUnavailable, ConfigError."""

@@ -1,9 +1,12 @@
 """What a user writes: something that handles a message, and what may be wrapped around it."""
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from things_kit.messaging.message import Message
+
+T_contra = TypeVar("T_contra", contravariant=True)
+P = TypeVar("P")
 
 
 @runtime_checkable
@@ -16,6 +19,14 @@ class Handler(Protocol):
 
     async def handle(self, message: Message) -> None:
         """Handle one message; called again with the same one when it fails or when the process dies."""
+
+
+class ChecksTopics:
+    """A handler that wants to see, before it handles any, what topics its messages come from."""
+
+    def check_topics(self, topics: Sequence[Any]) -> None:
+        """Look at the names and contracts that a consumer was given. Raises ConfigError where it cannot handle them."""
+        raise NotImplementedError
 
 
 Handle: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -38,3 +49,41 @@ class HandlesPayload(Protocol):
 
 AnyHandler: TypeAlias = Handler | HandlesPayload | Callable[..., Any]
 """An object with `handle`, an `async def` function, or a plain function, which runs in a thread."""
+
+
+class Takes(Protocol[T_contra]):
+    """An object whose `handle` takes one of these."""
+
+    def handle(self, payload: T_contra, /) -> Any:
+        """Handle it."""
+
+
+class TakesBoth(Protocol[T_contra]):
+    """An object whose `handle` takes one of these, and its message."""
+
+    def handle(self, payload: T_contra, message: Message, /) -> Any:
+        """Handle it."""
+
+
+_Handles: TypeAlias = Callable[[P], Any] | Callable[[P, Message], Any] | Takes[P] | TakesBoth[P]
+
+TopicHandler: TypeAlias = (
+    _Handles[P]
+    | _Handles[bytes]
+    | _Handles[str]
+    | _Handles[dict[str, Any]]
+    | Callable[[Message], Any]
+    | Takes[Message]
+)
+"""What handles the messages of a topic whose payloads are P: it takes P or a wider type, or what every message has."""
+
+TopicBatchHandler: TypeAlias = (
+    Callable[[list[P]], Any]
+    | Takes[list[P]]
+    | Callable[[list[bytes]], Any]
+    | Callable[[list[str]], Any]
+    | Callable[[list[dict[str, Any]]], Any]
+    | Callable[[list[Message]], Any]
+    | Takes[list[Message]]
+)
+"""The same with `batch=`."""

@@ -6,6 +6,9 @@ from typing import Final
 CONTENT_TYPE: Final = "content-type"
 """How the value is encoded; JSON where it is missing."""
 
+SCHEMA_VERSION: Final = "schema-version"
+"""Which version of its topic's contract a message was written by; 1 where it is missing."""
+
 REPLAY_GROUP: Final = "replay-group"
 """The one consumer group that a replayed message is for."""
 

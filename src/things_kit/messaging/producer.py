@@ -1,22 +1,44 @@
 """The contract of a producer."""
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
+from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.topic import UNSET, Topic, Unset
+
+T = TypeVar("T")
 
 
 @runtime_checkable
 class Producer(Protocol):
     """Publishes messages. Those of one key keep the order in which they were published."""
 
-    async def publish(self, message: Message) -> None:
-        """Publish one message; returns when the broker has confirmed it.
+    @overload
+    async def publish(self, message: Message) -> None: ...
+
+    @overload
+    async def publish(
+        self,
+        topic: Topic[T],
+        payload: T,
+        /,
+        *,
+        key: Key | Unset = UNSET,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> None: ...
+
+    async def publish(self, message: Message | Topic[Any], payload: Any = UNSET, **fields: Any) -> None:
+        """Publish one message, or the payload of one by its topic's contract; returns when the broker has confirmed it.
 
         Raises:
             PublishError: The message was refused; `MessageTooLarge` where it is too large.
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
             ClosedError: The producer was closed before.
+            TypeError: The payload is not of the topic's type.
         """
 
     async def publish_batch(self, messages: Sequence[Message]) -> None:
@@ -29,3 +51,15 @@ class Producer(Protocol):
 
     async def close(self) -> None:
         """Send what is waiting, then close. Closing twice is fine."""
+
+
+def message_to_publish(message: Message | Topic[Any], payload: Any, fields: Mapping[str, Any]) -> Message:
+    """What `publish` was asked to publish. Raises TypeError where its arguments do not go together."""
+    if isinstance(message, Topic):
+        if payload is UNSET:
+            raise TypeError(f"publish({message!r}) needs a payload")
+        return message.message(payload, **fields)
+    if payload is not UNSET or fields:
+        what = "a payload" if payload is not UNSET else f"{next(iter(fields))}="
+        raise TypeError(f"publish takes {what} for a Topic alone; a Message says it itself")
+    return message

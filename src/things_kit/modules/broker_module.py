@@ -1,7 +1,7 @@
 """A broker as a module of an application: written once, for all brokers."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Annotated, Any, Final, Unpack, cast
+from typing import Annotated, Any, Final, TypeAlias, Unpack, cast
 
 from things_kit.app.lifecycle import Hook, Lifecycle
 from things_kit.app.parts import Invoke, Module, caller, provide
@@ -16,6 +16,7 @@ from things_kit.messaging.consumer import Consumer
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handler
 from things_kit.messaging.policy import seconds
+from things_kit.messaging.topic import Topic
 from things_kit.modules.broker_settings import BrokerSettings
 from things_kit.modules.instruments import Instruments
 
@@ -23,12 +24,16 @@ GRACE: Final = 5.0
 """Seconds beside its drain time that a consumer has to stop."""
 
 
-def _fitting(batch: bool | None) -> Callable[[Any], str | None]:
+Topics: TypeAlias = str | Topic[Any] | Sequence[str | Topic[Any]]
+"""One topic or several, by name or contract."""
+
+
+def _fitting(batch: bool | None, topic: Topics = ()) -> Callable[[Any], str | None]:
     """Says what is wrong with a class whose objects are to be handlers."""
 
     def fits(kind: Any) -> str | None:
         try:
-            check_handler(kind, batch=batch)
+            check_handler(kind, batch=batch, topics=_several(topic))
         except ConfigError as error:
             return str(error)
         return None
@@ -40,7 +45,7 @@ _fits: Final = _fitting(None)
 
 
 def _mistakes(
-    name: str, topic: str | Sequence[str], handler: AnyHandler | type, arguments: SectionArguments
+    name: str, topic: Topics, handler: AnyHandler | type, arguments: SectionArguments
 ) -> Iterator[str]:
     """What is wrong with a consumer, as far as that shows before it is made."""
     batch = arguments["batch"] is not None if "batch" in arguments else None
@@ -52,9 +57,13 @@ def _mistakes(
         for wrap in arguments.get("middleware", ()):
             check_middleware(wrap)
         if not isinstance(handler, type):
-            check_handler(handler, batch=batch)
+            check_handler(handler, batch=batch, topics=_several(topic))
     except ConfigError as error:
         yield f"{name}: {error}"
+
+
+def _several(topic: Topics) -> Sequence[str | Topic[Any]]:
+    return [topic] if isinstance(topic, str | Topic) else topic
 
 
 class BrokerModule:
@@ -85,7 +94,7 @@ class BrokerModule:
 
     def consume(
         self,
-        topic: str | Sequence[str],
+        topic: Topics,
         *,
         handler: AnyHandler | type,
         **arguments: Unpack[SectionArguments],
@@ -93,7 +102,7 @@ class BrokerModule:
         """One more consumer: a part of an app.
 
         Args:
-            topic: A topic, or several.
+            topic: A topic by its name or its contract, or several.
             handler: A class that the app provides; or a handler, as `broker.consumer` takes it.
             arguments: Those of `broker.consumer`. What is not given is as the section says, the group included.
         """
@@ -104,7 +113,7 @@ class BrokerModule:
             run(lifecycle, self._make(broker, topic, found, settings, arguments))
 
         batch = arguments["batch"] is not None if "batch" in arguments else None
-        types = {"found": Annotated[handler, _fitting(batch)]} if isinstance(handler, type) else {}
+        types = {"found": Annotated[handler, _fitting(batch, topic)]} if isinstance(handler, type) else {}
         function = self._annotated(consume, broker=self._broker, settings=self._settings, **types)
         if types:
             function.__defaults__ = None
@@ -125,7 +134,7 @@ class BrokerModule:
     def _make(
         self,
         broker: Broker,
-        topic: str | Sequence[str],
+        topic: Topics,
         handler: AnyHandler,
         settings: BrokerSettings,
         arguments: SectionArguments,
@@ -137,7 +146,7 @@ class BrokerModule:
                 f"where they stopped, or null, which is a group of its own from now on, gone when it stops; in the "
                 f"section {self.name!r}, as {self.name.upper()}_GROUP_ID in the environment, or as group= in the code"
             )
-        return broker.consumer(topic, handler=handler, **cast("ConsumerArguments", chosen))
+        return broker.consumer(_several(topic), handler=handler, **cast("ConsumerArguments", chosen))
 
     def _annotated(self, function: Any, **types: Any) -> Any:
         """A function of its own whose parameters are looked for in this very module."""

@@ -149,11 +149,12 @@ else:
         __base__=_Consumed,
         **fields(
             ConsumerOptions,
-            but=("topics", "handler", "group"),
+            but=("topics", "handler", "contracts", "group"),
             retry=RetrySettings,
             batch=BatchSettings | None,
             dead_letter=Said | None,
             middleware=list[ImportString[Any]],
+            publish=ImportString[Any] | None,
         ),
     )
 

@@ -2,14 +2,20 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from things_kit.brokers.memory import MemoryOptions
 from things_kit.engine.naming import looks_like_pattern
 from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
+from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.producer import message_to_publish
+from things_kit.messaging.topic import UNSET, Topic, Unset
+
+T = TypeVar("T")
 
 Outcome: TypeAlias = BaseException | type[BaseException] | None
 """What one call is to do: raise this, or return."""
@@ -155,15 +161,34 @@ class MockProducer:
         self.closed = False
         self._max_message_bytes = max_message_bytes
 
-    async def publish(self, message: Message) -> None:
-        """Keep one message.
+    @overload
+    async def publish(self, message: Message) -> None: ...
+
+    @overload
+    async def publish(
+        self,
+        topic: Topic[T],
+        payload: T,
+        /,
+        *,
+        key: Key | Unset = UNSET,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> None: ...
+
+    async def publish(self, message: Message | Topic[Any], payload: Any = UNSET, **fields: Any) -> None:
+        """Keep one message, or the one that carries a payload by its topic's contract.
 
         Raises:
             PublishError: It is not what a message must be; `MessageTooLarge` where it is too large.
             ClosedError: The producer was closed before.
+            TypeError: The payload is not of the topic's type.
             Exception: `fail_with`, where it is set.
         """
-        errors = self._keep([message])
+        if isinstance(message, Topic):
+            await message.prepare()
+        errors = self._keep([message_to_publish(message, payload, fields)])
         if errors:
             raise errors[0]
 

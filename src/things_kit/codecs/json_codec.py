@@ -1,0 +1,69 @@
+"""JSON, by msgspec; by pydantic what has a type of pydantic's in it."""
+
+import codecs
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
+
+from things_kit.codecs.known import check_known
+from things_kit.codecs.models import dumped_for_json, has_pydantic, model_decoder, model_encoder
+from things_kit.messaging.codec import Decode, Encode
+from things_kit.messaging.topic import Topic
+
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class JSON(msgspec.Struct, frozen=True):
+    """JSON in UTF-8; what is read may begin with a byte order mark."""
+
+    @property
+    def content_type(self) -> str:
+        """What the header `content-type` says."""
+        return "application/json"
+
+    def encoder(self, topic: Topic[Any], /) -> Encode:
+        """See `Codec.encoder`."""
+        encode = json_encoder(topic.kinds.values())
+        return lambda payload: (encode(payload), _NOTHING)
+
+    def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
+        """See `Codec.decoder`: to any type that msgspec or pydantic knows."""
+        decode = json_decoder(kind)
+        return lambda message: decode(message.value)
+
+    async def prepare(self, topic: Topic[Any], /) -> None:
+        """Nothing is needed."""
+
+
+def json_encoder(kinds: Any) -> Callable[[Any], bytes]:
+    """A function to JSON from payloads of these types. Raises TypeError for a type that cannot be described."""
+    kinds = list(kinds)
+    for kind in kinds:
+        if not has_pydantic(kind):
+            check_known(kind)
+    if len(kinds) == 1 and has_pydantic(kinds[0]):
+        return model_encoder(kinds[0])
+    return msgspec.json.Encoder(enc_hook=dumped_for_json).encode
+
+
+def json_decoder(kind: Any) -> Callable[[bytes], Any]:
+    """A function from JSON to a type."""
+    if has_pydantic(kind):
+        decode: Callable[[bytes], Any] = model_decoder(kind)
+    else:
+        check_known(kind)
+        decode = msgspec.json.Decoder(kind).decode
+
+    def decode_json(value: bytes) -> Any:
+        try:
+            return decode(value)
+        except Exception:
+            if value.startswith(codecs.BOM_UTF8):
+                return decode(value[len(codecs.BOM_UTF8) :])
+            if value.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+                raise ValueError("by its byte order mark it is UTF-16 or UTF-32; JSON is UTF-8") from None
+            raise
+
+    return decode_json
