@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Program
+from tests.cli.conftest import Cli, Program
 
 if sys.platform == "win32":
     pytest.skip("signals of another kind", allow_module_level=True)
@@ -55,6 +55,52 @@ def test_an_app_that_is_not_there_is_wrong_use(run: Start) -> None:
         code, _, err = run(*arguments).end()
         assert code == 2
         assert "some_app has no App named 'nothing'" in err
+
+
+OTHERS = """
+from things_kit import App
+
+def make(): return App()
+class NotAnApp: ...
+number = 5
+application = App()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["some:NotAnApp"], "some:NotAnApp is a class, no App; a function that makes one needs --factory"),
+        (["some:make"], "some:make is a function, no App; a function that makes one needs --factory"),
+        (["some:number"], "some:number is an object of type int, no App; the App there is 'application'"),
+        (["some:app"], "some has no App named 'app'; the App there is 'application'"),
+        (["some:NotAnApp", "--factory"], "some:NotAnApp() returned an object of type NotAnApp, no App"),
+        (["some:number", "--factory"], "some:number is no function that makes an App: leave --factory out"),
+        (["nowhere:app"], "there is no module 'nowhere'"),
+    ],
+)
+def test_what_is_no_app_is_said(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
+) -> None:
+    (tmp_path / "some.py").write_text(OTHERS)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "some", raising=False)
+    result = cli("run", *arguments, "--app-dir", str(tmp_path))
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+
+
+def test_a_factory_makes_the_app_and_the_level_is_what_is_said(program: Start, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text(MAIN + "\ndef make():\n    return app\n")
+    running = program(
+        "run", "some_app:make", "--factory", "--app-dir", str(tmp_path), "--log-level", "info",
+        env={"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    pid(running.line())
+    assert running.line("stderr").endswith("INFO things_kit.app: ready\n")
+    running.process.send_signal(signal.SIGTERM)
+    code, _, err = running.end()
+    assert (code, err.splitlines()[-1].endswith("INFO things_kit.app: stopped")) == (0, True)
 
 
 def test_without_the_extra_it_says_what_to_install(run: Start, tmp_path: Path) -> None:

@@ -562,6 +562,7 @@ async def test_closing_the_broker_stops_its_consumers_side_by_side_then_disconne
         ({"drain_timeout": timedelta.max}, "drain_timeout must be at most 31622400 seconds, a year"),
         ({"drain_timeout": -1}, "drain_timeout must be a duration"),
         ({"batch": 5}, "batch must be a Batch"),
+        ({"dead_letter": ""}, "dead_letter must be a topic's name, DISCARD or None; it is ''"),
         ({"dead_letter": 5}, "dead_letter must be a topic's name, DISCARD or None"),
         ({"dead_letter": "{topic}"}, "names the topic 't' itself"),
         ({"dead_letter": "{nothing}"}, "only the fields {topic} and {group}"),

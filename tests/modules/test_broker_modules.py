@@ -234,6 +234,49 @@ def test_forgetting_the_handler_or_the_configuration_is_a_mistake_of_the_wiring(
     assert "the module 'config'" in found
 
 
+async def test_an_app_says_what_it_consumes_that_it_is_ready_and_what_it_has_done(
+    write: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    write("memory: {name: shop, group_id: billing, topic: orders, concurrency: 3}\n")
+    seen = MockHandler()
+    app = App(
+        config.module,
+        memory.module,
+        provide(seen),
+        invoke(memory.run_consumer),
+        memory.consume(["payments", "refunds"], group="audit", handler=seen),
+    )
+    with caplog.at_level("INFO", "things_kit.app"):
+        async with app:
+            producer = await app.get(Producer)  # type: ignore[type-abstract]
+            await producer.publish_batch([Message("orders", b"1"), Message("refunds", b"2")])
+            await seen.handled(2)
+    assert [record.getMessage() for record in caplog.records if record.name == "things_kit.app"] == [
+        "consuming orders from memory://shop as billing, concurrency 3",
+        "consuming payments, refunds from memory://shop as audit, concurrency 3",
+        "ready",
+        "stopped: 2 handled, 0 given back",
+    ]
+
+
+async def test_a_forgotten_broker_module_is_named(write: Write) -> None:
+    write("memory: {group_id: g}\n")
+    with pytest.raises(WiringError, match=r"the module 'memory' .* does: add it to the App"):
+        await App(config.module, memory.consume("orders", handler=MockHandler())).start()
+
+
+def test_a_python_module_is_no_part_of_an_app() -> None:
+    with pytest.raises(WiringError, match=r"the Python module config is none: write config\.module"):
+        App(config, memory.module).check()  # type: ignore[arg-type]
+
+
+async def test_an_app_that_is_run_inside_an_event_loop_says_so() -> None:
+    with pytest.raises(
+        RuntimeError, match=r"App\.run\(\) has an event loop of its own, and one runs here already"
+    ):
+        App(config.module).run()
+
+
 def test_a_producer_needs_no_handler() -> None:
     def use(producer: Producer) -> None: ...
 

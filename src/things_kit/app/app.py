@@ -60,9 +60,15 @@ class App:
         A second signal ends the process at once. Uses uvloop where that is installed.
 
         Raises:
+            RuntimeError: An event loop runs here already.
             SystemExit: With a code other than 0 and after the reason was logged, if it did not start, broke, or did
                 not stop cleanly.
         """
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - public, but raises where there is none
+            raise RuntimeError(
+                "App.run() has an event loop of its own, and one runs here already: use `async with app:`, or await its "
+                "start()"
+            )
         from things_kit.app.process import run  # noqa: PLC0415 - a test that enters the app needs no signals
 
         code = run(self)
@@ -229,12 +235,16 @@ class Running:
         try:
             await self._start()
             self._up = True
+            log.info("ready")
             started.set_result(None)
             await self._leave.wait()
         finally:
             self._errors += [*await self.lifecycle.stop(), *await self.container.close()]
             for error in self._errors:
                 log.error("while the app stopped: %s", error, exc_info=error)
+            if self._up:
+                done = ", ".join(f"{number} {what}" for what, number in self.lifecycle.tally.items())
+                log.info("stopped%s", f": {done}" if done else "")
 
     async def _start(self) -> None:
         """Call what is invoked, in order; then start the hooks that this has added."""

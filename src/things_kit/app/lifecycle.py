@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -28,6 +29,8 @@ class Hook(NamedTuple):
             before `on_stop`.
         start_timeout: The most seconds that an async `on_start` may take; None for no limit.
         stop_timeout: The same of `on_stop`; None for what the app says.
+        says: What is logged once it has started.
+        tally: What it has done by the time it has stopped, such as `{"handled": 5}`; the app logs the sums of all hooks.
         together: It starts and stops side by side with its neighbours of which the same is said.
         label: What to call it in a sentence; by default the name of its first function.
     """
@@ -37,6 +40,8 @@ class Hook(NamedTuple):
     watch: Callable[[], Awaitable[Any]] | None = None
     start_timeout: float | None = START_TIMEOUT
     stop_timeout: float | None = None
+    says: Callable[[], str] | None = None
+    tally: Callable[[], Mapping[str, int]] | None = None
     together: bool = False
     label: str | None = None
 
@@ -50,9 +55,14 @@ class Hook(NamedTuple):
 
 
 class Lifecycle:
-    """The hooks of one run of an app; ask for it in a constructor or an invoked function, and append to it."""
+    """The hooks of one run of an app; ask for it in a constructor or an invoked function, and append to it.
+
+    Attributes:
+        tally: The sums of what the hooks that have stopped say of themselves.
+    """
 
     def __init__(self, stop_timeout: float = STOP_TIMEOUT) -> None:
+        self.tally: Counter[str] = Counter()
         self._stop_timeout = stop_timeout
         self._hooks: list[Hook] = []
         self._begun = False
@@ -144,6 +154,8 @@ class Lifecycle:
     async def _start_one(self, hook: Hook, started: list[Hook]) -> None:
         await _step(hook.on_start, hook.start_timeout, f"starting {hook.name}")
         started.append(hook)
+        if hook.says is not None:
+            log.info("%s", hook.says())
         if hook.watch is not None:
             self._watch(hook, hook.watch)
 
@@ -169,7 +181,11 @@ class Lifecycle:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
         limit = self._stop_timeout if hook.stop_timeout is None else hook.stop_timeout
-        await _step(hook.on_stop, limit, f"stopping {hook.name}")
+        try:
+            await _step(hook.on_stop, limit, f"stopping {hook.name}")
+        finally:
+            if hook.tally is not None:
+                self.tally.update(hook.tally())
 
 
 async def _step(step: Step | None, limit: float | None, what: str) -> None:

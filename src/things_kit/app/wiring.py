@@ -2,9 +2,10 @@
 
 import inspect
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
-from things_kit.app.parts import Invoke, Place, Placed, Provide, flatten, known_modules, name_of
+from things_kit.app.parts import Invoke, Module, Place, Placed, Provide, flatten, known_modules, name_of
 from things_kit.app.signature import Kind, Need, Unreadable, given_by, kind_of, needs_of, yields
 
 
@@ -93,6 +94,14 @@ class Graph:
             return [f"{mistake} ({part.place})" for mistake in part.check()]
         else:
             where = f"the module {placed.owners[-1]!r}" if placed.owners else "an App"
+            if isinstance(part, ModuleType):
+                name = part.__name__.rpartition(".")[2]
+                meant = (
+                    f"write {name}.module"
+                    if isinstance(getattr(part, "module", None), Module)
+                    else "it has no part"
+                )
+                return [f"{where} takes parts, and the Python module {name} is none: {meant}"]
             return [f"{where} takes parts, and {name_of(part)} is none: write provide({name_of(part)}) "
                     f"or invoke({name_of(part)})"]  # fmt: skip
         return []
@@ -160,12 +169,14 @@ class Graph:
                 else "ask for one of their own types, or say which with provide(..., as_=...)"
             )
             return f"{len(found)} things are {asked}{who}: {several}; {which}"
-        return f"nothing provides {asked}{who}{self._hint(need.asked)}"
+        return f"nothing provides {asked}{who}{self._hint(need.asked, need.owner)}"
 
-    def _hint(self, asked: Any) -> str:
+    def _hint(self, asked: Any, owner: str | None) -> str:
         import difflib  # noqa: PLC0415 - for mistakes only
 
         for module in sorted(known_modules, key=lambda module: module.name):
+            if owner is not None and module.name != owner:
+                continue
             for placed in flatten([module]):
                 if isinstance(placed.part, Provide) and _would_be(placed.part, asked):
                     return f"; the module {module.name!r} ({module.place}) does: add it to the App"

@@ -1,8 +1,11 @@
 """`things-kit run`: an app, in one process or in several."""
 
 import asyncio
+import logging
+import os
 import sys
 from collections.abc import AsyncIterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +15,16 @@ from things_kit.cli.logs import show_no_warnings
 from things_kit.cli.needs import application_kit
 from things_kit.cli.printing import complain
 from things_kit.cli.running import WRONG_USE, CommandFailed
+
+
+class Level(StrEnum):
+    """How much is logged."""
+
+    DEBUG = "DEBUG"
+    INFO = "INFO"
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    CRITICAL = "CRITICAL"
 
 
 def run(
@@ -25,22 +38,35 @@ def run(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again whenever a file below this folder changes.")
     ] = False,
+    factory: Annotated[
+        bool, typer.Option("--factory", help="MODULE:APP is a function without arguments that makes the app.")
+    ] = False,
+    log_level: Annotated[
+        Level | None, typer.Option(case_sensitive=False, help="In place of the configuration's.")
+    ] = None,
+    app_dir: Annotated[
+        Path, typer.Option(file_okay=False, exists=True, metavar="FOLDER", help="Where MODULE is looked for.")
+    ] = Path(),
 ) -> None:
     """Run an app until SIGINT or SIGTERM, and drain it; a second signal does not wait for that."""
+    if log_level is not None:
+        os.environ["LOGGING_LEVEL"] = log_level.value
     if workers == 1 and not reload:
-        _run_here(target)
+        _run_here(target, log_level, factory=factory, folder=app_dir)
         return
-    command = [sys.executable, "-m", "things_kit.cli", "run", target]
+    command = [sys.executable, "-m", "things_kit.cli", "run", target, "--app-dir", str(app_dir)]
+    command += ["--factory"] if factory else []
+    command += ["--log-level", log_level.value] if log_level is not None else []
     code = asyncio.run(_supervise(command, workers, reload=reload))
     raise typer.Exit(code)
 
 
-def _run_here(target: str) -> None:
+def _run_here(target: str, log_level: Level | None, *, factory: bool, folder: Path) -> None:
     from things_kit.app.target import TargetError, load_app  # noqa: PLC0415 - other commands need none of it
 
     try:
         with application_kit():
-            app = load_app(target)
+            app = load_app(target, factory=factory, folder=folder)
     except TargetError as error:
         complain(str(error))
         raise typer.Exit(WRONG_USE) from None
@@ -48,7 +74,14 @@ def _run_here(target: str) -> None:
         complain(str(error))
         raise typer.Exit(error.code) from None
     show_no_warnings()  # how an app logs is its own affair
+    if log_level is not None and not any(_is_logging(placed.part) for placed in app):
+        logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app.run()
+
+
+def _is_logging(part: Any) -> bool:
+    """Whether it is the section by which the module `logging` sets itself up."""
+    return getattr(part, "name", None) == "logging"
 
 
 async def _supervise(command: list[str], workers: int, *, reload: bool) -> int:

@@ -226,7 +226,27 @@ class BrokerConsumer:
     @property
     def discarded(self) -> int:
         """How many messages were dropped under `dead_letter=DISCARD`."""
-        return sum(pump.outcomes.discarded for pump in self._pumps)
+        return sum(each.discarded for each in self._outcomes)
+
+    @property
+    def address(self) -> str:
+        """The URL of its broker, without login and options."""
+        return self._transmission.url.display
+
+    @property
+    def handled(self) -> int:
+        """How many messages this consumer has acknowledged, as handled or given up."""
+        return sum(each.handled for each in self._outcomes)
+
+    @property
+    def given_back(self) -> int:
+        """How many messages it has given back to the broker, uncounted."""
+        return sum(each.given_back for each in self._outcomes)
+
+    @property
+    def _outcomes(self) -> set[Outcomes]:
+        """Those of its topics; a topic's retries share them."""
+        return {pump.outcomes for pump in self._pumps}
 
     # --- parts
 

@@ -278,13 +278,15 @@ class ConsumerInbox:
         self._confirming, self._parking = self._parking, []
         self._strays = 0
         self._window.finished += len(acknowledged) + len(released)
-        self._telling = True
+        self._telling, outcomes = True, self.outcomes
         try:
             await receiver.settle(acknowledged, released)
         finally:
             self._telling = False
             self._told.set()
         held = self.held
+        outcomes.handled += len(acknowledged)
+        outcomes.given_back += sum(each.attempt == each.delivery.message.attempt for each in released)
         deque(map(held.pop, acknowledged, repeat(None)), maxlen=0)  # the fastest loop there is
         for release in released:
             held.pop(release.delivery, None)

@@ -119,7 +119,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     "publish= takes what the handler of one message returns; it cannot be used with batch"
                 )
-        if not isinstance(self.dead_letter, str | Discard | None):
+        if not isinstance(self.dead_letter, str | Discard | None) or self.dead_letter == "":
             raise ConfigError(
                 f"dead_letter must be a topic's name, DISCARD or None; it is {self.dead_letter!r}"
             )

@@ -12,6 +12,7 @@ from things_kit.engine.copies import Copies
 from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import Capabilities, Delivery, Release, Which
+from things_kit.engine.failures import Failures
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.outages import Outages
 from things_kit.engine.producer import BrokerProducer
@@ -22,7 +23,6 @@ from things_kit.engine.workers import Workers
 from things_kit.messaging.codec import Unprepared
 from things_kit.messaging.errors import ClosedError, DecodeError, ThingsKitError
 from things_kit.messaging.message import Message
-from things_kit.messaging.outcomes import Retry
 from things_kit.messaging.policy import RetryPolicy
 
 log = logging.getLogger("things_kit.consumer")
@@ -57,6 +57,7 @@ class Outcomes:
 
     `copies` sends what is put aside to where it waits, on brokers without delays; None: it waits in memory. `results`
     publishes what handlers return.
+    `handled` counts what was acknowledged, dead letters among it, and `given_back` what went back as it had come.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Outcomes:
         results: BrokerProducer,
     ) -> None:
         self.discarded = 0
+        self.handled = self.given_back = 0
         self.stopping = False
         self._name = name
         self._capabilities = capabilities
@@ -81,6 +83,7 @@ class Outcomes:
         self._copies = copies
         self._results = results
         self._outages = Outages(name, "what decodes its messages")
+        self._failures = Failures(name, treatment.retry.permanent)
         self._delays = Delays(self._due)
         self._leaving: dict[asyncio.Task[None], Delivery] = {}
 
@@ -112,11 +115,7 @@ class Outcomes:
             error, message.attempt, treatment.retry, keep=treatment.keeps, chance=treatment.chance
         )
         if isinstance(verdict, TryAgain):
-            log.log(
-                logging.INFO if isinstance(error, Retry) else logging.WARNING,  # it was asked for
-                "%s: attempt %d of message %r failed: %r; again in %.3g s",
-                self._name, message.attempt, message.id, error, verdict.wait,
-            )  # fmt: skip
+            self._failures.again(message.id, message.attempt, error, verdict.wait)
             self._try_again(delivery, verdict.wait)
         else:
             self._give_up(delivery, error)
@@ -233,11 +232,7 @@ class Outcomes:
 
     def _give_up(self, delivery: Delivery, error: BaseException) -> None:
         message, treatment = delivery.message, self._treatment
-        log.error(
-            "%s: message %r failed for good after attempt %d: %r",
-            self._name, message.id, message.attempt, error,
-            exc_info=error,
-        )  # fmt: skip
+        self._failures.for_good(message.id, message.attempt, error)
         if treatment.dead_letter is None:
             self.discarded += 1
             if delivery.state is State.ASIDE:
@@ -345,6 +340,7 @@ class Outcomes:
     def stop(self) -> None:
         """Begin no waiting any more."""
         self.stopping = True
+        self._failures.close()
 
     @property
     def leaving(self) -> list[asyncio.Task[None]]:

@@ -9,10 +9,11 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from things_kit.engine.backoff import Backoff
-from things_kit.engine.cancelling import cancellable
+from things_kit.engine.cancelling import cancellable, ended
 from things_kit.engine.driver import ConnectionLost, Driver, Listened, Subscription, UnknownTopic
 from things_kit.engine.listeners import HasListeners, Listeners
 from things_kit.engine.naming import looks_like_pattern
+from things_kit.engine.reasons import reason_of
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import (
     BrokerUnavailable,
@@ -27,6 +28,12 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.topic import Topic
 
 log = logging.getLogger("things_kit.broker")
+
+FIRST_WORD: Final = 1.5
+"""Seconds after which a broker that is not there at the start is reported."""
+
+NEXT_WORD: Final = 10.0
+"""Seconds between two such reports."""
 
 PING_TIMEOUT: Final = 5.0
 """Seconds after which a broker that does not answer is reported as not well."""
@@ -51,11 +58,29 @@ class Transmission:
     async def open(self) -> None:
         """Connect, for the event loop that runs. Raises BrokerUnavailable, ConfigError."""
         self.loop = asyncio.get_running_loop()
+        telling = asyncio.create_task(self._tell_of_absence(), name=f"{self.url.display} away")
         try:
             await self.patiently(self.driver.open)
         except BaseException:
             self.loop = None
             raise
+        finally:
+            await ended(telling)
+
+    async def _tell_of_absence(self) -> None:
+        """Say soon that the broker is not there, and why, and again as long as it is waited for."""
+        wait, began = FIRST_WORD, asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(wait)
+            wait = NEXT_WORD
+            left = self.url.engine.publish_timeout - (asyncio.get_running_loop().time() - began)
+            why = reason_of(self.away) if self.away is not None else "it does not answer"
+            log.warning(
+                "%s is not there: %s; waiting for it for another %.0f s",
+                self.url.display,
+                why,
+                max(0.0, left),
+            )
 
     def check_loop(self) -> None:
         """Raise ConfigError in an event loop other than the one that the driver was opened for."""
@@ -174,7 +199,7 @@ class Transmission:
 
     def unavailable(self, timeout: float, last: Exception | None) -> BrokerUnavailable:
         """The error for a broker that stayed away, with what it said last."""
-        why = f": {last}" if isinstance(last, ConnectionLost) else ""
+        why = f": {reason_of(last)}" if isinstance(last, ConnectionLost) else ""
         return BrokerUnavailable(f"{self.url.display} did not answer within {timeout:g} s{why}")
 
     async def send(

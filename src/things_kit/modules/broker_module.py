@@ -17,6 +17,7 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handler
 from things_kit.messaging.policy import seconds
 from things_kit.messaging.topic import Topic
+from things_kit.modules.blocking import watch_over
 from things_kit.modules.broker_settings import BrokerSettings
 from things_kit.modules.instruments import Instruments
 
@@ -161,16 +162,30 @@ class BrokerModule:
 
 def run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:
     """Let a consumer start and stop with the app, side by side with others; if it breaks, the app ends with that."""
-    drain = seconds(consumer.options.drain_timeout, "drain_timeout")
+    options = consumer.options
+    drain, topics = seconds(options.drain_timeout, "drain_timeout"), ", ".join(options.topics)
+
+    async def start() -> None:
+        await consumer.start()
+        watch_over().begin()
+
+    async def stop() -> None:
+        watch_over().end()
+        await consumer.stop()
+
     lifecycle.append(
         Hook(
-            on_start=consumer.start,
-            on_stop=consumer.stop,
+            on_start=start,
+            on_stop=stop,
             watch=consumer.wait,
             start_timeout=None,  # it has its own: `publish_timeout` while the broker is away
             stop_timeout=drain + GRACE,
             together=True,
-            label=f"the consumer of {', '.join(consumer.options.topics)}",
+            says=lambda: (
+                f"consuming {topics} from {consumer.address} as {consumer.group}, concurrency {options.concurrency}"
+            ),
+            tally=lambda: {"handled": consumer.handled, "given back": consumer.given_back},
+            label=f"the consumer of {topics}",
         )
     )
 

@@ -11,12 +11,14 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
-from nats.errors import Error
+from nats.errors import Error, NoServersError
 
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, answer
-from things_kit.brokers.nats.options import Settings
+from things_kit.brokers.nats.options import PORT, Settings
+from things_kit.engine.addresses import address
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.errors import OURS
+from things_kit.engine.reasons import why_unreachable
 from things_kit.messaging.errors import ConfigError, PublishError
 
 log = logging.getLogger("things_kit.nats")
@@ -104,6 +106,14 @@ class Connection:
                 raise ConfigError(
                     f"{settings.url.display}: the file of credentials cannot be used"
                 ) from error
+            # nats-py hides why it found no server
+            why = (
+                await why_unreachable(address(self.server, PORT))
+                if isinstance(error, NoServersError)
+                else None
+            )
+            if why is not None:
+                raise ConnectionLost(f"it cannot be reached: {why}") from error
             raise OPENING.translate(error, f"connecting to {self.server}") from error
 
     def _options(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def write(folder: Path, broker: str) -> list[Path]:
     name, place = folder.name, BROKERS.get(broker)
     package = package_of(folder)
     if (
-        not re.fullmatch(r"[a-z][a-z0-9_-]*[a-z0-9]", name)
+        not re.fullmatch(r"[a-z]([a-z0-9_-]*[a-z0-9])?", name)
         or keyword.iskeyword(package)
         or package == "tests"
     ):
