@@ -29,7 +29,7 @@ from things_kit.brokers.nats import receiver
 from things_kit.brokers.nats.options import LONGEST, NATSOptions, Settings, check_topic, escaped
 from things_kit.brokers.nats.wire import PUBLICATION, envelope, raw_headers
 from things_kit.engine.collected import collect
-from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Marking, Subscription
 from things_kit.engine.envelope import ID, KEY, PACKED
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.recorder import Gate, Recorder
@@ -536,28 +536,26 @@ async def test_a_lease_that_is_too_short_and_may_not_be_changed_is_said(
         assert await lease_of(stream, topic) == 2
 
 
-async def test_without_a_stream_for_notes_a_stop_counts_as_an_attempt_and_says_so(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """As for a user who may create no streams; nothing else changes."""
+async def test_without_a_stream_for_marks_nothing_can_be_marked_and_nothing_else_changes() -> None:
+    """As for a user who may create no streams."""
+    subscription = Subscription(topic="orders", group="g")
     with NATSServer(settings=RESTRICTED) as server:
         async with connect(server.url.replace("//", "//admin:x@")) as admin:
             await admin.declare("orders", ["g"])
-            await admin.declare("orders-dlq", ["dead-letters"])
         for option in ("", "&declare=false"):
             async with connect(f"{server.url.replace('//', '//app:x@')}?lease=10{option}") as broker:
-                held = Recorder(Gate())
-                consumer = broker.consumer("orders", group="g", handler=held, drain_timeout=0.05)
-                await consumer.start()
+                receiver = await collect(broker.transmission.driver, subscription)
                 await broker.producer().publish(Message("orders", b"x"))
-                await held.until_began(1, 10)
-                await consumer.stop()
-                assert "no notes can be kept" in caplog.text
-                caplog.clear()
-                seen = Recorder()
-                async with broker.consumer("orders", group="g", handler=seen):
-                    await seen.until_done(1, 10)
-                assert seen.attempts == [2]
+                [delivery] = await receiver.receive(1, 10)
+                assert isinstance(receiver.receiver, Marking)
+                with pytest.raises(ConfigError):
+                    await receiver.receiver.mark(delivery, 1)
+                await receiver.close()
+                again = await collect(broker.transmission.driver, subscription)
+                [delivery] = await again.receive(1, 10)
+                assert (delivery.message.attempt, delivery.suspect) == (1, 0)
+                await again.settle([delivery], [])
+                await again.close()
 
 
 async def test_what_a_closed_receiver_had_not_settled_comes_at_once_and_counts_for_nobody(

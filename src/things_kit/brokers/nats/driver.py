@@ -20,14 +20,14 @@ import msgspec
 from nats.aio.msg import Msg
 
 from things_kit.brokers.nats.admin import Streams, Vanished
-from things_kit.brokers.nats.attempts import Attempts
 from things_kit.brokers.nats.connection import Connection, Outgoing
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refused, confirmation
+from things_kit.brokers.nats.marks import Marks
 from things_kit.brokers.nats.options import Settings, check_topic
-from things_kit.brokers.nats.publications import Publications
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
 from things_kit.brokers.nats.wire import envelope, raw_headers, size_of
 from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.publishes import PublishIds
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
@@ -61,7 +61,7 @@ class NATSDriver:
         self._closed = False
         self._past = Past()
         self._vanished = Vanished()
-        self._publications = Publications(settings.url.engine.publish_timeout)
+        self._publishes = PublishIds()
         self._by_id = settings.options.deduplicate == "id"
         self._envelope = envelope()
 
@@ -150,12 +150,12 @@ class NATSDriver:
         except ConfigError:
             return
         connection = await self._connected()
-        streams, attempts = self._streams_over(connection), Attempts(connection, self._settings)
+        streams, marks = self._streams_over(connection), Marks(connection, self._settings)
         if group is None:
             if (stream := await streams.remove(topic)) is not None:
-                await attempts.forget(stream)
+                await marks.forget(stream)
         elif (found := await streams.remove_group(topic, group)) is not None:
-            await attempts.forget(f"{found.stream}.{found.name}")
+            await marks.forget(f"{found.stream}.{found.name}")
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What the group has not acknowledged."""
@@ -177,8 +177,7 @@ class NATSDriver:
         """Publish them in pages, each with one wait for all of its confirmations."""
         connection = await self._connected()
         results: list[Exception | None] = [None] * len(messages)
-        ids = self._publications.of(messages)
-        try:
+        with self._publishes.of(messages) as ids:
             for page in self._pages(messages, ids, results, connection.max_payload):
                 came = await connection.exchange([each for _, each in page])
                 for (index, _), each in zip(page, came, strict=True):
@@ -186,10 +185,6 @@ class NATSDriver:
             await self._check_unknown(result for result in results if isinstance(result, UnknownTopic))
             if lost := next((result for result in results if isinstance(result, ConnectionLost)), None):
                 raise lost
-        except BaseException:  # all of them are sent again, also those that were confirmed
-            self._publications.doubt(messages, ids)
-            raise
-        self._publications.settled(messages)
         return results
 
     def _pages(

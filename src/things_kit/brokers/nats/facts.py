@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from things_kit.brokers.nats.admin import SECOND, Info, Streams, Vanished, wrong_kind
-from things_kit.brokers.nats.attempts import STREAM as ATTEMPTS
-from things_kit.brokers.nats.attempts import SUBJECT
 from things_kit.brokers.nats.connection import Connection
+from things_kit.brokers.nats.marks import STREAM as MARKS
+from things_kit.brokers.nats.marks import SUBJECT
 from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.engine.facts import (
     Blocked,
@@ -63,8 +63,8 @@ async def _group(
         facts.groups.append(GroupFacts(name=name, topic=topic, there=False))
         return
     facts.groups.append(group_facts(name, topic, group.info))
-    if not creates and await streams.stream(ATTEMPTS) is None:
-        what = f"There is no stream {ATTEMPTS}, and the URL forbids creating one: what a stop gives back counts as an attempt."
+    if not creates and await streams.stream(MARKS) is None:
+        what = f"There is no stream {MARKS}, and the URL forbids creating one: a message that kills its process comes for ever."
         remedy = f"Create it, with the subjects '{SUBJECT}.>' and max_msgs_per_subject 1, or do without."
         facts.find("warning", f"group {name}", what, remedy)
 

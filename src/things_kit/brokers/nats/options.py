@@ -131,7 +131,7 @@ LONGEST: Final = 160
 """Letters of a name that are kept where it is too long for a file's name; the rest is a digest."""
 
 _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-_RESERVED: Final = ("$", "_INBOX.", "_R_.", "tk-attempts.")
+_RESERVED: Final = ("$", "_INBOX.", "_R_.", "tk-suspects.")
 
 
 def escaped(name: str, also: str = "") -> str:

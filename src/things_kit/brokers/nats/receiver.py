@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -11,12 +12,13 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 
 from things_kit.brokers.nats.admin import SECOND, Group, Place, Streams
-from things_kit.brokers.nats.attempts import Attempts, Recalled
 from things_kit.brokers.nats.connection import Connection, encoded
 from things_kit.brokers.nats.errors import NoResponders
+from things_kit.brokers.nats.marks import Marks
 from things_kit.brokers.nats.options import Settings
-from things_kit.brokers.nats.wire import coordinates, envelope, unpack
+from things_kit.brokers.nats.wire import Coordinates, coordinates, envelope, unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.engine.uncounted import Uncounted
 from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.nats")
@@ -38,20 +40,23 @@ BLINK: Final = 0.1
 
 LONGEST_DELAY: Final = 10 * 365 * 86_400
 
+GIVEN_BACK: Final = Uncounted()
+"""By the receivers of this process; a server's count of a message's deliveries goes on over all of them."""
+
 ACK: Final = b"+ACK"
 NAK: Final = b"-NAK"
 PROGRESS: Final = b"+WPI"
 
 
 class Unsettled(msgspec.Struct):
-    """What a lost connection left behind: the attempts of what was handed out, and what was acknowledged, perhaps.
+    """What a lost connection left behind: what was handed out, in order, and what was acknowledged, perhaps.
 
     `created` is when the group was: one that was made anew has other messages of the same numbers. `heard` is when the
     server was last heard of, in the loop's time.
     """
 
     created: str
-    held: dict[str, int]
+    held: list[str]
     acknowledged: set[str]
     heard: float
 
@@ -90,7 +95,7 @@ class NATSReceiver:
         self._lease = settings.options.lease
         self._connection = connection
         self._streams = streams
-        self._attempts = Attempts(connection, settings)
+        self._marks = Marks(connection, settings)
         self._subscription = subscription
         self._group = group
         self._loop = asyncio.get_running_loop()
@@ -98,10 +103,10 @@ class NATSReceiver:
         self._most = group.config.get("max_batch") or 10_000
         self._longest = (group.config.get("max_expires") or math.inf) / SECOND
         self._arrived: list[Msg] = []
-        self._held: dict[str, int] = {}
+        self._held: set[str] = set()
         self._marked: set[str] = set()
         self._acknowledging: set[str] = set()
-        self._rest: dict[str, int] | None = None
+        self._rest: list[str] | None = None
         self._inbox: Inbox | None = None
         self._reply = ""
         self._asked = 0
@@ -120,9 +125,7 @@ class NATSReceiver:
         for reply in left.acknowledged:  # a server that was killed and forgot them would confirm nothing
             await self._connection.tell(reply, ACK)
         if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
-            back = in_order(left.held | await self._take_rest(len(left.held)))
-            await self._attempts.note([(coordinates(reply), attempt) for reply, attempt in back.items()])
-            await self._send([(reply, NAK) for reply in back])
+            await self._give_back([*left.held, *await self._take_rest(len(left.held))])
 
     # --- receiving
 
@@ -159,21 +162,21 @@ class NATSReceiver:
     async def _deliver(self) -> None:
         """Put what has arrived into the inbox. Cancelled, it is still here."""
         arrived = list(self._arrived)
-        recalled = await self._recall(arrived)
-        del self._arrived[: len(arrived)]  # and not what came meanwhile: nobody asked which attempt that is
-        if recalled:  # what could not be delivered comes before what was given back, whatever their order
+        again = [at for msg in arrived if (at := coordinates(msg.reply)).delivered > 1]
+        marks = await self._marks.of(again) if again else {}
+        del self._arrived[: len(arrived)]  # and not what came meanwhile: nobody asked for its mark
+        if again:  # what could not be delivered comes before what was given back, whatever their order
             arrived.sort(key=lambda msg: coordinates(msg.reply).seq)
         # What it refuses goes back with all that is held, in order, when this closes
-        self._subscription.inbox.put([self._delivery(msg, recalled) for msg in arrived])
+        self._subscription.inbox.put([self._delivery(msg, marks) for msg in arrived])
 
-    def _delivery(self, msg: Msg, recalled: Mapping[str, Recalled]) -> Delivery:
-        reply = msg.reply
-        at = coordinates(reply)
-        attempt, suspect = recalled.get(reply, (at.delivered, 0))
-        self._held[reply] = attempt
+    def _delivery(self, msg: Msg, marks: Mapping[int, int]) -> Delivery:
+        at = coordinates(msg.reply)
+        suspect = marks.get(at.seq, 0)
+        self._held.add(msg.reply)
         if suspect:
-            self._marked.add(reply)
-        return Delivery(unpack(msg, self._envelope, at, attempt), reply, suspect)
+            self._marked.add(msg.reply)
+        return Delivery(unpack(msg, self._envelope, at, _attempt(at)), msg.reply, suspect)
 
     async def _ask(self, count: int, wait: float, *, one_shot: bool = True) -> None:
         """Ask for messages. A request that is one shot ends with the first ones that there are."""
@@ -217,12 +220,6 @@ class NATSReceiver:
         if self._failure is not None:
             raise self._failure
 
-    async def _recall(self, messages: Sequence[Msg]) -> dict[str, Recalled]:
-        """Which attempt those are that were delivered before, and which are marked."""
-        again = [(msg.reply, at) for msg in messages if (at := coordinates(msg.reply)).delivered > 1]
-        found = await self._attempts.recall([at for _, at in again]) if again else {}
-        return {reply: found.get(at.seq, Recalled(at.delivered, 0)) for reply, at in again}
-
     async def _look(self) -> None:
         """Note how far the group is, for the case that somebody deletes it."""
         stream = await self._streams.stream(self._group.stream)
@@ -251,51 +248,46 @@ class NATSReceiver:
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Tell the server all of it, and wait until it has taken the last: it takes them in order."""
-        self._acknowledging.update(delivery.token for delivery in acknowledged)
+        done = [delivery.token for delivery in acknowledged]
+        self._acknowledging.update(done)
         await self._release([(each.delivery.token, each.delay, each.attempt) for each in released])
-        await self._unmark([delivery.token for delivery in acknowledged])
-        await self._send([(delivery.token, ACK) for delivery in acknowledged])
-        for delivery in acknowledged:
-            self._held.pop(delivery.token, None)
-        self._acknowledging.difference_update(delivery.token for delivery in acknowledged)
+        await self._unmark(done)
+        await self._send([(reply, ACK) for reply in done])
+        self._held.difference_update(done)
+        self._acknowledging.difference_update(done)
+        if len(GIVEN_BACK):
+            for reply in done:
+                GIVEN_BACK.forget(coordinates(reply).copy)
 
     async def _release(self, released: Sequence[tuple[str, float, int]]) -> None:
         if not released:
             return
         if self._rest:
-            rest = [(reply, 0.0, attempt) for reply, attempt in self._rest.items()]
-            released = sorted([*released, *rest], key=lambda row: coordinates(row[0]).seq)
-            self._rest = {}
-        unforeseen = [
-            (coordinates(reply), attempt)
-            for reply, _, attempt in released
-            if attempt != self._held.get(reply, attempt) + 1 or reply in self._marked
-        ]
-        await self._attempts.note(unforeseen)
+            released = sorted([*released, *map(_unhandled, self._rest)], key=lambda row: _place(row[0]))
+            self._rest = []
+        for reply, _, attempt in released:
+            at = coordinates(reply)
+            GIVEN_BACK.expect(at.copy, at.delivered + 1, attempt)
+        replies = [reply for reply, _, _ in released]
+        await self._unmark(replies)
         await self._send([(reply, _not_yet(delay)) for reply, delay, _ in released])
-        for reply, _, _ in released:
-            self._held.pop(reply, None)
-            self._marked.discard(reply)
+        self._held.difference_update(replies)
+
+    async def _give_back(self, replies: Iterable[str]) -> None:
+        await self._release([_unhandled(reply) for reply in sorted(replies, key=_place)])
 
     async def mark(self, delivery: Delivery, suspect: int) -> None:
-        """Keep it in the note of its attempt, as long as nobody says what became of it."""
-        reply: str = delivery.token
-        if not await self._note_mark(reply, suspect):
-            raise ConfigError("no notes can be kept")
-        if suspect:
-            self._marked.add(reply)
-        else:
-            self._marked.discard(reply)
+        """Keep it beside the message, as long as nobody says what became of it."""
+        await self._marks.put([coordinates(delivery.token)], suspect)
+        (self._marked.add if suspect else self._marked.discard)(delivery.token)
 
     async def _unmark(self, replies: Sequence[str]) -> None:
-        """A server that is killed may forget that they were acknowledged: nobody died of them."""
-        for reply in self._marked.intersection(replies):
-            await self._note_mark(reply, 0)
-            self._marked.discard(reply)
-
-    async def _note_mark(self, reply: str, suspect: int) -> bool:
-        at = coordinates(reply)
-        return await self._attempts.note([(at, self._held.get(reply, at.delivered) + 1)], suspect)
+        """Nobody died of these, also if they come again, as a server that is killed may forget an acknowledgement."""
+        marked = [coordinates(reply) for reply in self._marked.intersection(replies)]
+        if marked:
+            with suppress(ConfigError):  # without the right to do so any more
+                await self._marks.put(marked, 0)
+            self._marked.difference_update(replies)
 
     async def _send(self, settlements: Sequence[tuple[str, bytes]]) -> None:
         """All of these, confirmed. One connection's settlements of a group are taken in order: the last speaks for all."""
@@ -340,7 +332,7 @@ class NATSReceiver:
         if self._rest is None:
             # What is being acknowledged may be so at the server already, and is not to hide any of the rest
             self._rest = await self._take_rest(len(self._all()))
-            self._held |= self._rest
+            self._held.update(self._rest)
 
     async def _withdraw(self) -> None:
         if self._inbox is None:
@@ -352,13 +344,13 @@ class NATSReceiver:
         # not try to serve one with a message that was given back: it loses count, and sends another one twice.
         await self._streams.consumer(self._group.stream, self._group.name)
 
-    async def _take_rest(self, held: int) -> dict[str, int]:
-        """What was given back before and has not come again, with its attempts.
+    async def _take_rest(self, held: int) -> list[str]:
+        """What was given back before and has not come again.
 
         The server hands out first what was given back first, whatever its place in the stream. So what is given back
         now goes back together with this, in order. If others hold messages of the group, new ones may be among it.
         """
-        rest: dict[str, int] = {}
+        rest: list[str] = []
         info = await self._streams.consumer(self._group.stream, self._group.name) if held else None
         left = 0 if info is None else info["num_ack_pending"] - held
         while left > 0:
@@ -366,11 +358,10 @@ class NATSReceiver:
             await self._ask(count, 0)
             await self._answered()
             came, self._arrived = self._arrived, []
-            recalled = await self._recall(came)
-            rest |= {msg.reply: recalled[msg.reply].attempt if msg.reply in recalled else 1 for msg in came}
+            rest += [msg.reply for msg in came]
             left -= count
-            if len(recalled) < count:  # all that was given back is here
-                break
+            if sum(coordinates(msg.reply).delivered > 1 for msg in came) < count:
+                break  # all that was given back is here
         await self._withdraw()
         return rest
 
@@ -393,10 +384,8 @@ class NATSReceiver:
         try:
             self._check()
             await self.quiesce()
-            await self._send(
-                [(reply, ACK) for reply in self._acknowledging]
-            )  # of a settlement that was cut short
-            await self._release([(reply, 0.0, attempt) for reply, attempt in self._all().items()])
+            await self._send([(reply, ACK) for reply in self._acknowledging])  # where that was cut short
+            await self._give_back(self._all())
             if self._subscription.ephemeral:
                 await self._streams.leave(self._group.stream, self._group.name)
         except ConnectionLost:
@@ -407,14 +396,23 @@ class NATSReceiver:
             raise
         self._past.places.pop(self._known, None)
 
-    def _all(self) -> dict[str, int]:
-        """What was not settled, with its attempt, in the order of the stream: what goes back comes again in that order."""
-        return in_order({each: at for each, at in self._held.items() if each not in self._acknowledging})
+    def _all(self) -> list[str]:
+        """What was not settled."""
+        return [reply for reply in self._held if reply not in self._acknowledging]
 
 
-def in_order(held: Mapping[str, int]) -> dict[str, int]:
-    """Deliveries and their attempts in the order of the stream."""
-    return {reply: held[reply] for reply in sorted(held, key=lambda reply: coordinates(reply).seq)}
+def _place(reply: str) -> int:
+    """What goes back is sorted by that: it comes again in the order in which it was given back."""
+    return coordinates(reply).seq
+
+
+def _attempt(at: Coordinates) -> int:
+    return at.delivered if at.delivered == 1 else GIVEN_BACK.attempt(at.copy, at.delivered)
+
+
+def _unhandled(reply: str) -> tuple[str, float, int]:
+    """As `_release` takes it: at once, as the attempt that it was."""
+    return reply, 0.0, _attempt(coordinates(reply))
 
 
 def _not_yet(delay: float) -> bytes:

@@ -83,6 +83,11 @@ class Coordinates(msgspec.Struct, frozen=True):
     seq: int
     stored: int
 
+    @property
+    def copy(self) -> tuple[str, str, int, int]:
+        """What all deliveries of this message to its group have in common."""
+        return self.stream, self.consumer, self.seq, self.stored
+
 
 def coordinates(reply: str) -> Coordinates:
     """Of `$JS.ACK.` and nine tokens in all, or more from domains: then two come before the stream."""
