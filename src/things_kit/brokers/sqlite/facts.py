@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from things_kit.brokers.sqlite.admin import lag, topics
 from things_kit.brokers.sqlite.store import Store
 from things_kit.engine.facts import Facts, GroupFacts, Question, TopicFacts
 
@@ -29,7 +30,7 @@ def facts_of(store: Store, path: Path, question: Question, *, durable: bool) -> 
         what = "A power failure may lose what was confirmed in the last moments (synchronous=normal)."
         remedy = "Leave the option out of the URLs of those that publish, unless speed matters more."
         facts.find("warning", "synchronous", what, remedy)
-    known = store.topics()
+    known = topics(store)
     facts.groups = _groups(store, question.topic)
     groups = {(group.topic, group.name) for group in facts.groups}
     for topic, group in question.wanted:
@@ -82,7 +83,7 @@ def _groups(store: Store, topic: str | None) -> list[GroupFacts]:
         GroupFacts(
             name=group,
             topic=name,
-            ready=store.lag(name, group) if ready else 0,
+            ready=lag(store, name, group) if ready else 0,
             consumers=receivers if ready else None,
         )
         for name, group, ready, receivers in rows

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from things_kit.brokers.sqlite.store import Page, Row
+from things_kit.brokers.sqlite.lending import Page
+from things_kit.brokers.sqlite.store import Row
 from things_kit.engine.driver import Delivery
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP

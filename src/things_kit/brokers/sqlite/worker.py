@@ -11,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+import msgspec
+
+from things_kit.brokers.sqlite.admin import keep_alive, reap, sweep
 from things_kit.brokers.sqlite.errors import explain, primary_code
+from things_kit.brokers.sqlite.lending import Page, hand_out, prospect
 from things_kit.brokers.sqlite.schema import begin, open_database
-from things_kit.brokers.sqlite.store import Member, Page, Store
+from things_kit.brokers.sqlite.store import Member, Store
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError
@@ -29,37 +33,27 @@ SWEEP_PAUSE: Final = 0.05
 GROUP: Final = 500
 
 
-class Job(Generic[T]):
-    """Work for the thread: inside the next transaction, or before it if it only reads."""
+class Job(msgspec.Struct, Generic[T], eq=False, kw_only=True):
+    """Work for the thread: inside the next transaction, or before it if it only reads.
 
-    __slots__ = ("durable", "future", "reads", "work")
+    Without a `future` it is the thread's own housekeeping.
+    """
 
-    def __init__(
-        self,
-        work: Callable[[Store], T],
-        future: "asyncio.Future[T] | None",
-        *,
-        durable: bool,
-        reads: bool = False,
-    ) -> None:
-        self.work = work
-        self.future = future  # None: the thread's own housekeeping
-        self.durable = durable
-        self.reads = reads
+    work: Callable[[Store], T]
+    future: Any = None
+    durable: bool = False
+    reads: bool = False
 
 
-class Request:
-    """A call of `receive`, which the thread keeps until there is something, or its time is over."""
+class Request(msgspec.Struct, eq=False):
+    """A call of `fetch`, which the thread keeps until there is something, or its time is over."""
 
-    __slots__ = ("abandoned", "deadline", "future", "limit", "look_at", "member")
-
-    def __init__(self, member: Member, limit: int, wait: float) -> None:
-        self.member = member
-        self.limit = limit
-        self.deadline = time.monotonic() + wait
-        self.look_at: float | None = 0.0
-        self.abandoned = False
-        self.future: asyncio.Future[Page | None] = asyncio.get_running_loop().create_future()
+    member: Member
+    limit: int
+    deadline: float
+    future: Any
+    look_at: float | None = 0.0
+    abandoned: bool = False
 
 
 Outcome: TypeAlias = tuple["asyncio.Future[Any] | None", Any, Exception | None]
@@ -113,14 +107,20 @@ class Worker:
     def write(self, work: Callable[[Store], T], *, durable: bool = True) -> "asyncio.Future[T]":
         """Do this inside the next transaction; `durable` says that its result may be promised to somebody."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.submit(Job(work, future, durable=durable))
+        self.submit(Job(work=work, future=future, durable=durable))
         return future
 
     def read(self, work: Callable[[Store], T]) -> "asyncio.Future[T]":
         """Do this, which only reads, outside of a transaction."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self.submit(Job(work, future, durable=False, reads=True))
+        self.submit(Job(work=work, future=future, reads=True))
         return future
+
+    def request(self, member: Member, limit: int, wait: float) -> Request:
+        """Hand messages out to this receiver as soon as there are any."""
+        request = Request(member, limit, time.monotonic() + wait, self._loop.create_future())
+        self.submit(request)
+        return request
 
     def submit(self, job: "Job[Any] | Request") -> None:
         """Hand it to the thread. Raises ClosedError."""
@@ -267,13 +267,15 @@ class Worker:
         members = self._ephemeral
         if members and now >= self._beat_at:
             self._beat_at = now + self._lease / 3
-            jobs.append(Job(lambda store: store.keep_alive(members), None, durable=False))
+            jobs.append(Job(work=lambda store: keep_alive(store, members)))
         if now >= self._sweep_at and (jobs or self._waiting or self._sweeping):
             self._sweep_at = now + SWEEP_EVERY
-            jobs.append(Job(self._sweep, None, durable=False))
+            jobs.append(Job(work=self._sweep))
 
     def _sweep(self, store: Store) -> None:
-        self._sweeping = store.sweep(steady())
+        now = steady()
+        reap(store, now)
+        self._sweeping = sweep(store, now)
         if self._sweeping:
             self._sweep_at = time.monotonic() + SWEEP_PAUSE
 
@@ -313,13 +315,13 @@ class Worker:
         if request.abandoned or request.member.closed:
             return False
         try:
-            prospect = self._store.prospect(request.member, now)
+            found = prospect(self._store, request.member, now)
         except ConnectionLost as lost:
             self._waiting.remove(request)
             self._outcomes.append((request.future, None, lost))
             return False
-        request.look_at = prospect.later
-        return prospect.now
+        request.look_at = found.later
+        return found.now
 
     def _let_go(self) -> None:
         """End the waiting of those whose time is over, or who are not interested any more."""
@@ -422,7 +424,12 @@ class Worker:
 
 
 def _serve(request: Request, now: float, store: Store) -> Page | None:
-    page, more = store.hand_out(request.member, request.limit, now)
+    page, more = hand_out(store, request.member, request.limit, now)
     if more:
         request.look_at = 0.0
     return page
+
+
+def ignore_failure(future: "asyncio.Future[Any]") -> None:
+    """Nobody awaits this; if it fails, the lease brings the messages back."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
