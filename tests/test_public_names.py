@@ -67,6 +67,7 @@ def modules_after(code: str) -> set[str]:
 
 
 CLIENTS = {
+    "fastavro",
     "confluent_kafka",
     "pika",
     "nats",
@@ -159,3 +160,9 @@ async def test_what_is_made_satisfies_the_contracts() -> None:
         assert isinstance(broker.consumer("t", group=None, handler=handler), Consumer)
     assert isinstance(router, Handler)
     assert BatchError({}).errors == {}
+
+
+def test_a_topic_imports_no_codec_but_its_own() -> None:
+    modules = modules_after("import things_kit; import things_kit.codecs; things_kit.Topic('t', dict)")
+    assert not modules & {"pydantic", "typer", "rich", *APP, *CLIENTS}
+    assert "things_kit.codecs.message_pack" not in modules

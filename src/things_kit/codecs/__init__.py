@@ -7,13 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from things_kit.codecs.avro import Avro as Avro
+    from things_kit.codecs.cloud_events import CloudEvents as CloudEvents
     from things_kit.codecs.json_codec import JSON as JSON
     from things_kit.codecs.message_pack import MessagePack as MessagePack
+    from things_kit.codecs.protobuf import Protobuf as Protobuf
     from things_kit.codecs.registered import register as register
     from things_kit.messaging.codec import Codec as Codec
     from things_kit.messaging.codec import Unprepared as Unprepared
 
 _HOMES = {
+    "Avro": "things_kit.codecs.avro",
+    "CloudEvents": "things_kit.codecs.cloud_events",
+    "Protobuf": "things_kit.codecs.protobuf",
     "JSON": "things_kit.codecs.json_codec",
     "MessagePack": "things_kit.codecs.message_pack",
     "register": "things_kit.codecs.registered",

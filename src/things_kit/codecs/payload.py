@@ -28,11 +28,12 @@ def payload_decoder(kind: Any) -> Payload:
     """
     if (raw := raw_decoder(kind)) is not None:
         return raw
+    own = codec_for("application/protobuf" if hasattr(kind, "SerializeToString") else None)
     try:
-        codec_for(None).decoder(kind, None)
+        own.decoder(kind, None)
     except TypeError as error:
         raise ConfigError(f"a handler cannot take {kind!r}: {error}") from error
-    return by_content_type(lambda codec: codec.decoder(kind, None), codec_for(None), name_of(kind))
+    return by_content_type(lambda codec: codec.decoder(kind, None), own, name_of(kind))
 
 
 def raw_decoder(kind: Any) -> Payload | None:

@@ -16,6 +16,11 @@ _OURS: Final = {
     "application/msgpack": ("things_kit.codecs.message_pack", "MessagePack"),
     "application/x-msgpack": ("things_kit.codecs.message_pack", "MessagePack"),
     "application/vnd.msgpack": ("things_kit.codecs.message_pack", "MessagePack"),
+    "application/avro": ("things_kit.codecs.avro", "Avro"),
+    "avro/binary": ("things_kit.codecs.avro", "Avro"),
+    "application/protobuf": ("things_kit.codecs.protobuf", "Protobuf"),
+    "application/x-protobuf": ("things_kit.codecs.protobuf", "Protobuf"),
+    "application/cloudevents+json": ("things_kit.codecs.cloud_events", "reader"),
 }
 _JSON: Final = "application/json"
 

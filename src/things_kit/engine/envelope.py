@@ -20,7 +20,7 @@ of other types as JSON, and fields with our prefix that say nothing we understan
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
@@ -103,6 +103,12 @@ class Packed(msgspec.Struct, omit_defaults=True, kw_only=True):
         )
 
 
+EVENTS: Final = "ce-"
+"""How the names of a CloudEvent's attributes begin for handlers, and in HTTP and whatever follows it."""
+
+EVENT: Final = f"{EVENTS}specversion"
+"""The attribute that every CloudEvent has."""
+
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Packed).decode
 _NOTHING: Final = Packed()
@@ -117,6 +123,8 @@ class Envelope:
             that is published, so as cheap as can be. Upon a no they are looked at one by one.
         most: How many headers may be fields.
         binary: Whether values arrive as bytes, else as text. What is neither must be made so by `text_of` before.
+        events: How the names of a CloudEvent's attributes begin in this protocol's binding, first as we write them;
+            handlers see `ce-`. Nothing is renamed where that would take a name that is there.
     """
 
     def __init__(
@@ -126,11 +134,14 @@ class Envelope:
         fits: Callable[[Mapping[str, str], str | None], bool] | None = None,
         most: int | None = None,
         binary: bool = False,
+        events: Sequence[str] = (),
     ) -> None:
         self._carries = carries
         self._fits = fits or self._all_carried
         self._most = most
         self._binary = binary
+        self._events = {f"{prefix}specversion": prefix for prefix in events}
+        self._event = events[0] if events else None
         self._stamp: tuple[datetime | None, str] = (EPOCH, EPOCH.isoformat(timespec="microseconds"))
         self._known: set[str] = set()
         self._times: dict[Any, datetime] = {}
@@ -149,6 +160,8 @@ class Envelope:
         if message.timestamp is not moment:  # most messages of a batch share one, which `publish` gave them
             stamp = self._stamped(message.timestamp)
         headers = message.headers
+        if self._event is not None and EVENT in headers:
+            headers = renamed(headers, EVENTS, self._event)
         own = message.id or ""
         if self._fits(headers, own if identity else None):
             fields = {**headers, ID: own, TIME: stamp} if identity else {**headers, TIME: stamp}
@@ -259,7 +272,12 @@ class Envelope:
         """Take fields of ours out of the headers. Programs use few names, so those that are none are kept."""
         rest = {name: headers.pop(name) for name in [*headers] if is_own(name)}
         if len(self._known) < MOST_KEPT:
-            self._known.update(headers)
+            self._known.update(headers.keys() - self._events)  # so that an event is always looked at
+        for mark, prefix in self._events.items():
+            if mark in headers:
+                event = dict(renamed(headers, prefix, EVENTS))
+                headers.clear()
+                headers |= event
         return rest or None
 
     def _time(self, stamp: Any) -> datetime:
@@ -267,6 +285,15 @@ class Envelope:
             self._times.clear()
         self._times[stamp] = when = _moment(stamp)
         return when
+
+
+def renamed(headers: Mapping[str, str], old: str, new: str) -> Mapping[str, str]:
+    """Headers whose names begin with `old` under names that begin with `new`; as they are if any does already."""
+    if any(name.startswith(new) for name in headers):
+        return headers
+    return {
+        new + name.removeprefix(old) if name.startswith(old) else name: text for name, text in headers.items()
+    }
 
 
 def _foreign(

@@ -15,7 +15,7 @@ from things_kit.codecs.payload import payload_decoder
 from things_kit.engine.results import carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
 from things_kit.engine.unrun import discard, ran, yields
-from things_kit.messaging.codec import Unprepared
+from things_kit.messaging.codec import Opening, Unprepared
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.handler import AnyHandler, Handle, HandleBatch, Middleware
 from things_kit.messaging.message import Message
@@ -83,6 +83,8 @@ def compile_handler(
             return await (call(payload, message) if wants_message else call(payload))
 
         handle = decoded
+    if openers := _openers(topics):
+        handle = _opening(handle, openers)
     if publish is not None:
         handle = collecting(handle, name, publish.topic, publish.group)
     for wrap in reversed(middleware):
@@ -175,6 +177,8 @@ def compile_batch_handler(
     handle: HandleBatch = (
         call if element is Message else _decoded_batch(call, _decoder(element, topics, name))
     )
+    if openers := _openers(topics):
+        handle = _opening_batches(handle, openers)
     for wrap in reversed(wraps):
         handle = wrap(handle)
     return handle
@@ -307,6 +311,42 @@ def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
     kind = hints["kind"]
     plain = getattr(kind, "__origin__", None) if typing.get_origin(kind) is Annotated else None
     return plain if plain in _AS_THEY_ARE else kind
+
+
+Openers: TypeAlias = dict[str, Callable[[Message], Message]]
+
+
+def _openers(topics: Topics) -> Openers:
+    """By topic, what shows handlers the headers that are in values."""
+    openers: Openers = {}
+    for topic in topics:
+        if isinstance(topic, Topic) and isinstance(topic.codec, Opening):
+            openers[topic.name] = functools.partial(_opened, topic.codec, topic)
+    return openers
+
+
+def _opened(codec: Opening, topic: Topic[Any], message: Message) -> Message:
+    return codec.opened(message, topic)
+
+
+def _opening(
+    handle: Callable[[Message], Awaitable[Any]], openers: Openers
+) -> Callable[[Message], Awaitable[Any]]:
+    async def opened(message: Message) -> Any:
+        return await handle(openers.get(message.topic, _as_it_is)(message))
+
+    return opened
+
+
+def _opening_batches(handle: HandleBatch, openers: Openers) -> HandleBatch:
+    async def opened(messages: list[Message]) -> None:
+        await handle([openers.get(each.topic, _as_it_is)(each) for each in messages])
+
+    return opened
+
+
+def _as_it_is(message: Message) -> Message:
+    return message
 
 
 def _decoder(kind: Any, topics: Topics, whose: str) -> Callable[[Message], Any]:

@@ -51,6 +51,14 @@ class Stamping(Protocol):
         """Like `encoder`, but of a payload, id and time, which it chooses where they are None, and returns."""
 
 
+@runtime_checkable
+class Opening(Protocol):
+    """A codec whose values have what handlers look for in headers."""
+
+    def opened(self, message: "Message", topic: "Topic[Any]", /) -> "Message":
+        """The message with these headers, its value as it was. It never raises: decoding says what is wrong."""
+
+
 class Unprepared(Exception):
     """A decoder needs something from elsewhere first, such as a schema.
 

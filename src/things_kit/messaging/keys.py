@@ -88,6 +88,8 @@ def _attribute_of_class(kind: type, name: str) -> Any:
 def _has(kind: type, name: str) -> bool:
     fields = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
     fields |= {*getattr(kind, "__struct_fields__", ()), *getattr(kind, "model_fields", ())}
+    descriptor = getattr(kind, "DESCRIPTOR", None)  # of Protobuf's
+    fields |= set(getattr(descriptor, "fields_by_name", ()))
     return name in fields or hasattr(kind, name) or name in _hints(kind)
 
 

@@ -39,7 +39,9 @@ def _fit(headers: Mapping[str, str], identity: str | None) -> bool:
     return identity is None or "\0" not in identity
 
 
-ENVELOPE: Final = Envelope(lambda name, text: "\0" not in name and "\0" not in text, fits=_fit, binary=True)
+ENVELOPE: Final = Envelope(
+    lambda name, text: "\0" not in name and "\0" not in text, fits=_fit, binary=True, events=("ce_",)
+)
 _read: Final = ENVELOPE.message
 
 

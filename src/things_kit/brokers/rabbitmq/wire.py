@@ -80,7 +80,7 @@ def _fit(headers: Mapping[str, str], _identity: str | None) -> bool:
     return True
 
 
-ENVELOPE: Final = Envelope(_carried, fits=_fit)
+ENVELOPE: Final = Envelope(_carried, fits=_fit, events=("cloudEvents_", "cloudEvents:"))
 
 
 class Letter(NamedTuple):

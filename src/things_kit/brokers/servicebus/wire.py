@@ -55,7 +55,7 @@ def _carries(name: str, _: str) -> bool:
     return _PROPERTY.fullmatch(name) is not None
 
 
-_ENVELOPE: Final = Envelope(_carries)
+_ENVELOPE: Final = Envelope(_carries, events=("cloudEvents_", "cloudEvents:"))
 
 
 def pack(message: Message, *, sessions: bool) -> bytes:
