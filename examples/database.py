@@ -101,7 +101,7 @@ async def main(url: str) -> None:
         invoke(sqlite.run_consumer),
     )
     async with app:
-        producer = await app.get(Producer)  # type: ignore[type-abstract]
+        producer = await app.get(Producer)
         for id_, customer, amount in [("o-1", b"ada", b"10"), ("o-2", b"bob", b"5"), ("o-1", b"ada", b"10")]:
             await producer.publish(
                 Message("orders", amount, key=customer, id=id_)

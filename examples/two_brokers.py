@@ -37,7 +37,7 @@ async def main() -> None:
         memory.consume("bills", handler=accounts),
     )
     async with app:
-        orders: Producer = await app.get(Annotated[Producer, "sqlite"])  # type: ignore[arg-type]
+        orders: Producer = await app.get(Annotated[Producer, "sqlite"])
         await orders.publish(Message("orders", b"o-1", key=b"o-1"))
         (bill,) = await accounts.handled(1)
         print(bill.value.decode())

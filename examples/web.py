@@ -43,7 +43,7 @@ web = FastAPI(lifespan=kit.lifespan)
 
 
 async def producer() -> Producer:
-    return await kit.get(Producer)  # type: ignore[type-abstract]
+    return await kit.get(Producer)
 
 
 @web.post("/orders", status_code=202)

@@ -4,11 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from things_kit.app.app import App as App
     from things_kit.app.lifecycle import Hook as Hook
     from things_kit.app.lifecycle import Lifecycle as Lifecycle
     from things_kit.app.parts import invoke as invoke
-    from things_kit.app.parts import module as module
     from things_kit.app.parts import provide as provide
     from things_kit.app.wiring import WiringError as WiringError
     from things_kit.brokers.connect import connect as connect
@@ -39,12 +37,13 @@ if TYPE_CHECKING:
     from things_kit.messaging.policy import RetryPolicy as RetryPolicy
     from things_kit.messaging.producer import Producer as Producer
     from things_kit.messaging.topic import Topic as Topic
+    from things_kit.modules.application import App as App
+    from things_kit.modules.application import module as module
     from things_kit.patterns.router import MessageRouter as MessageRouter
 
 _HOMES = {
-    "things_kit.app.app": ("App",),
     "things_kit.app.lifecycle": ("Hook", "Lifecycle"),
-    "things_kit.app.parts": ("invoke", "module", "provide"),
+    "things_kit.app.parts": ("invoke", "provide"),
     "things_kit.app.wiring": ("WiringError",),
     "things_kit.brokers.connect": ("connect",),
     "things_kit.engine.broker": ("Broker",),
@@ -61,6 +60,7 @@ _HOMES = {
     "things_kit.messaging.policy": ("DISCARD", "Batch", "RetryPolicy"),
     "things_kit.messaging.producer": ("Producer",),
     "things_kit.messaging.topic": ("Topic",),
+    "things_kit.modules.application": ("App", "module"),
     "things_kit.patterns.router": ("MessageRouter",),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

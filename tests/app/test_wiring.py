@@ -78,7 +78,7 @@ async def test_asking_for_a_protocol_or_a_base_finds_the_class_that_is_one() -> 
             return "concrete"
 
     async with App(provide(Concrete), provide(Payments)) as app:
-        assert (await app.get(Base)).name() == "concrete"  # type: ignore[type-abstract]
+        assert (await app.get(Base)).name() == "concrete"
         assert isinstance(await app.get(Handler), Payments)
 
 
@@ -106,7 +106,7 @@ async def test_what_wraps_another_of_its_kind_gets_the_other() -> None:
             await self.inner.handle(message)
 
     async with App(provide(Payments), provide(Logged, as_=Handler)) as app:
-        outer = await app.get(Handler)  # type: ignore[type-abstract]
+        outer = await app.get(Handler)
         assert isinstance(outer, Logged)
         assert isinstance(outer.inner, Payments)
 
@@ -137,7 +137,7 @@ async def test_a_module_is_named_where_two_of_them_have_the_like() -> None:
 
     async with App(first, module("outer", second), invoke(use)) as app:
         assert seen == [("1", "2")]
-        assert await app.get(Annotated[str, "outer"]) == "2"  # type: ignore[arg-type]
+        assert await app.get(Annotated[str, "outer"]) == "2"
     assert "of the module 'third'" in mistakes(first, invoke(lambda: None), invoke(use_third))[0]
 
 

@@ -44,7 +44,7 @@ async def test_only_a_handler_that_blocks_the_event_loop_is_named_with_its_line(
     )
     with caplog.at_level(logging.WARNING, "things_kit.app"):
         async with app:
-            producer = await app.get(Producer)  # type: ignore[type-abstract]
+            producer = await app.get(Producer)
             await producer.publish(Message("orders", b""))
             await asyncio.sleep(0)
             await producer.publish(Message("after", b""))

@@ -70,7 +70,7 @@ def broker_module(request: pytest.FixtureRequest, write: Write) -> Any:
 async def test_the_apps_handler_gets_what_the_section_consumes(broker_module: Any) -> None:
     app = App(config.module, broker_module.module, provide(MockHandler), invoke(broker_module.run_consumer))
     async with app:
-        producer = await app.get(Producer)  # type: ignore[type-abstract]
+        producer = await app.get(Producer)
         await producer.publish(Message("orders", b"1"))
         handler = await app.get(MockHandler)
         await handler.handled(1)
@@ -95,7 +95,7 @@ async def test_consume_adds_a_consumer_with_a_handler_of_its_own(broker_module: 
         broker_module.consume(["orders", "payments"], group="audit", handler=seen.handle),
     )
     async with app:
-        producer = await app.get(Producer)  # type: ignore[type-abstract]
+        producer = await app.get(Producer)
         await producer.publish_batch([Message("orders", b"1"), Message("payments", b"2")])
         await seen.handled(2)
         payments = await app.get(Payments)
@@ -202,7 +202,7 @@ async def test_two_brokers_of_one_app_are_told_apart_by_their_modules(write: Wri
         sqlite.consume("forwarded", group="g", handler=arrived),
     )
     async with app:
-        producer: Producer = await app.get(Annotated[Producer, "memory"])  # type: ignore[arg-type]
+        producer: Producer = await app.get(Annotated[Producer, "memory"])
         await producer.publish(Message("orders", b"1"))
         await arrived.handled(1)
         with pytest.raises(WiringError, match="2 things are Broker"):
@@ -215,7 +215,7 @@ async def test_a_second_cluster_is_a_module_of_ones_own(write: Write) -> None:
     seen = MockHandler()
     app = App(config.module, memory.module, audit.module, audit.consume("log", group="g", handler=seen))
     async with app:
-        broker: Broker = await app.get(Annotated[Broker, "audit"])  # type: ignore[arg-type]
+        broker: Broker = await app.get(Annotated[Broker, "audit"])
         assert repr(broker) == "<Broker memory://audit>"
 
 
@@ -248,7 +248,7 @@ async def test_an_app_says_what_it_consumes_that_it_is_ready_and_what_it_has_don
     )
     with caplog.at_level("INFO", "things_kit.app"):
         async with app:
-            producer = await app.get(Producer)  # type: ignore[type-abstract]
+            producer = await app.get(Producer)
             await producer.publish_batch([Message("orders", b"1"), Message("refunds", b"2")])
             await seen.handled(2)
     assert [record.getMessage() for record in caplog.records if record.name == "things_kit.app"] == [
@@ -451,7 +451,7 @@ async def test_kafka_is_a_module_like_all_others(
     write(f"kafka: {{brokers: [nowhere], topic: {topic}, group_id: billing}}\n")
     monkeypatch.setenv("KAFKA_BROKERS", kafka_server.url.removeprefix("kafka://"))
     async with App(config.module, kafka.module, provide(MockHandler), invoke(kafka.run_consumer)) as app:
-        await (await app.get(Producer)).publish(Message(topic, b"1"))  # type: ignore[type-abstract]
+        await (await app.get(Producer)).publish(Message(topic, b"1"))
         await (await app.get(MockHandler)).handled(1, timeout=60)
 
 

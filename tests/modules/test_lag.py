@@ -76,7 +76,7 @@ def an_app(*parts: Part) -> App:
 
 
 async def publish(app: App, number: int) -> None:
-    producer = await app.get(Producer)  # type: ignore[type-abstract]
+    producer = await app.get(Producer)
     await producer.publish_batch([Message("orders", b"%d" % each) for each in range(number)])
 
 

@@ -47,7 +47,7 @@ async def orders(web: Starlette, kit: App) -> None:
 
 async def test_starlette_runs_an_app_as_its_lifespan(kit: App) -> None:
     async def order(request: Request) -> Response:
-        producer = await kit.get(Producer)  # type: ignore[type-abstract]
+        producer = await kit.get(Producer)
         await producer.publish(Message("orders", await request.body()))
         return PlainTextResponse("ordered", 202)
 
@@ -59,7 +59,7 @@ async def test_fastapi_runs_an_app_as_its_lifespan(kit: App) -> None:
 
     @web.post("/orders", status_code=202)
     async def order(request: Request) -> None:
-        producer = await kit.get(Producer)  # type: ignore[type-abstract]
+        producer = await kit.get(Producer)
         await producer.publish(Message("orders", await request.body()))
 
     await orders(web, kit)

@@ -40,7 +40,7 @@ class Speaking(MockHandler):
 async def handle_one(handler: Any, message: Message, count: int = 1) -> None:
     app = App(config.module, logging.module, memory.module, provide(handler), invoke(memory.run_consumer))
     async with app:
-        await (await app.get(Producer)).publish(message)  # type: ignore[type-abstract]
+        await (await app.get(Producer)).publish(message)
         await handler.handled(count)
 
 

@@ -201,7 +201,7 @@ async def test_a_blocked_event_loop_is_neither_alive_nor_ready_though_the_endpoi
     app = App(config.module, ops.module, memory.module, memory.consume("orders", handler=block))
     async with app:
         url = await url_of(app)
-        producer = await app.get(Producer)  # type: ignore[type-abstract]
+        producer = await app.get(Producer)
         await producer.publish(Message("orders", b""))
         await asked.wait()
         await until_ready_is(client, url, ready=True)

@@ -71,7 +71,7 @@ def collector() -> Iterator[Collector]:
 
 
 async def order(app: App, handler: MockHandler) -> None:
-    producer = await app.get(Producer)  # type: ignore[type-abstract]
+    producer = await app.get(Producer)
     await producer.publish(Message("orders", b"tea"))
     await handler.handled(1)
 

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args, get_origin, overload
 
 from things_kit.app.lifecycle import STOP_TIMEOUT, Lifecycle
 from things_kit.app.parts import Module, Part, Placed, flatten, name_of
@@ -118,18 +118,22 @@ class App:
         """Ask the running app to stop, as a signal does; with a failure, it ends with that."""
         self._started.lifecycle.shutdown(failure)
 
-    async def get(self, kind: type[T]) -> T:
+    @overload
+    async def get(self, kind: Callable[..., T]) -> T: ...
+
+    @overload
+    async def get(self, kind: object) -> Any: ...
+
+    async def get(self, kind: Any) -> Any:
         """What the running app has of this type, made now if nobody needed it yet.
 
         `Annotated[Producer, "kafka"]` is that of the module of this name. Raises WiringError for none, or several.
         """
-        asked: Any = kind
-        owner = None
+        asked, owner = kind, None
         if get_origin(asked) is Annotated:
             asked, owner = get_args(asked)[:2]
         running = self._started
-        found: T = await running.container.get(running.graph.find(asked, owner))
-        return found
+        return await running.container.get(running.graph.find(asked, owner))
 
     def made(self, kind: type[T]) -> list[T]:
         """All that the running app has made of this type so far, and not yet cleaned up; none where it does not run."""
@@ -141,7 +145,7 @@ class App:
         """How far it has come. It is stopping from the moment in which it is asked to."""
         return "stopped" if self._running is None else self._running.state
 
-    async def __aenter__(self) -> "App":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -172,8 +176,8 @@ class App:
         if callable(signal.getsignal(signal.SIGTERM)):  # else it would kill the process, instead of asking it
             signal.raise_signal(signal.SIGTERM)
 
-    def _graph(self, given: dict[type, Any]) -> Graph:
-        return Graph(self.parts, given.values())
+    def _graph(self, given: dict[type, Any], more: Sequence[Part] = ()) -> Graph:
+        return Graph([*self.parts, *more], given)
 
     @property
     def _started(self) -> "Running":

@@ -140,6 +140,14 @@ def _walk(parts: Sequence[Any], owners: tuple[str, ...], above: frozenset[int]) 
             yield from _walk(part.parts, (*owners, part.name), above | {id(part)})
 
 
+def modules_in(parts: Sequence[Any]) -> Iterator[Module]:
+    """All modules among these parts, and in those."""
+    for part in parts:
+        if isinstance(part, Module):
+            yield part
+            yield from modules_in(part.parts)
+
+
 def name_of(thing: Any) -> str:
     """What to call a class, a function or an object."""
     function = getattr(thing, "func", thing)  # of a partial

@@ -1,8 +1,8 @@
 """Finds what fills each parameter, and every mistake in it before anything is made."""
 
 import inspect
-from collections.abc import Iterable, Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from things_kit.app.parts import Invoke, Module, Place, Placed, Provide, flatten, known_modules, name_of
@@ -42,14 +42,14 @@ class Node:
 class Graph:
     """All that an app provides and calls, resolved. Making one makes nothing else."""
 
-    def __init__(self, parts: Sequence[Any], given: Iterable[Any] = ()) -> None:
-        """Resolve the parts. `given` are objects that can be asked for as well.
+    def __init__(self, parts: Sequence[Any], given: Mapping[type, Any] = MappingProxyType({})) -> None:
+        """Resolve the parts. `given` are objects that can be asked for as well, by these types.
 
         Raises:
             WiringError: With all mistakes at once.
         """
-        self.nodes = [Node(Provide(value, as_=type(value), timeout=None, on_demand=False, place=Place("", 0)))
-                      for value in given]  # fmt: skip
+        self.nodes = [Node(Provide(value, as_=kind, timeout=None, on_demand=False, place=Place("", 0)))
+                      for kind, value in given.items()]  # fmt: skip
         self.calls: list[Node] = []
         mistakes: list[str] = []
         for placed in flatten(parts):

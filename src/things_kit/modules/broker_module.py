@@ -45,7 +45,7 @@ def _fitting(batch: bool | None, topic: Topics = ()) -> Callable[[Any], str | No
 _fits: Final = _fitting(None)
 
 
-def _mistakes(
+def mistakes_of(
     name: str, topic: Topics, handler: AnyHandler | type, arguments: SectionArguments
 ) -> Iterator[str]:
     """What is wrong with a consumer, as far as that shows before it is made."""
@@ -111,7 +111,7 @@ class BrokerModule:
         def consume(
             lifecycle: Lifecycle, broker: Broker, settings: BrokerSettings, found: Any = handler
         ) -> None:
-            run(lifecycle, self._make(broker, topic, found, settings, arguments))
+            run(lifecycle, make_consumer(self.name, broker, topic, found, settings, arguments))
 
         batch = arguments["batch"] is not None if "batch" in arguments else None
         types = {"found": Annotated[handler, _fitting(batch, topic)]} if isinstance(handler, type) else {}
@@ -119,7 +119,9 @@ class BrokerModule:
         if types:
             function.__defaults__ = None
         function.__qualname__ = f"{self.name}.consume({topic!r})"
-        return Invoke(function, caller(), lambda: _mistakes(function.__qualname__, topic, handler, arguments))
+        return Invoke(
+            function, caller(), lambda: mistakes_of(function.__qualname__, topic, handler, arguments)
+        )
 
     def _consumer(
         self, broker: Broker, settings: BrokerSettings, handler: Annotated[Handler, _fits]
@@ -130,24 +132,7 @@ class BrokerModule:
                 f"{self.name}.topic: it is missing: expected `topic` or `topics` in the section {self.name!r}, or "
                 f"{self.name.upper()}_TOPIC in the environment"
             )
-        return self._make(broker, topics, handler, settings, {})
-
-    def _make(
-        self,
-        broker: Broker,
-        topic: Topics,
-        handler: AnyHandler,
-        settings: BrokerSettings,
-        arguments: SectionArguments,
-    ) -> BrokerConsumer:
-        chosen: SectionArguments = {**settings.arguments(), **arguments}
-        if "group" not in chosen:
-            raise ConfigError(
-                f"{self.name}.group_id: it is missing: expected a name, whose consumers share the messages and go on "
-                f"where they stopped, or null, which is a group of its own from now on, gone when it stops; in the "
-                f"section {self.name!r}, as {self.name.upper()}_GROUP_ID in the environment, or as group= in the code"
-            )
-        return broker.consumer(_several(topic), handler=handler, **cast("ConsumerArguments", chosen))
+        return make_consumer(self.name, broker, topics, handler, settings, {})
 
     def _annotated(self, function: Any, **types: Any) -> Any:
         """A function of its own whose parameters are looked for in this very module."""
@@ -158,6 +143,25 @@ class BrokerModule:
         own.__annotations__ = {**bound.__annotations__, **types}
         own.__qualname__ = f"{self.name}.{bound.__name__.strip('_')}"
         return own if bound is function else own.__get__(self)
+
+
+def make_consumer(
+    name: str,
+    broker: Broker,
+    topic: Topics,
+    handler: AnyHandler,
+    settings: BrokerSettings,
+    arguments: SectionArguments,
+) -> BrokerConsumer:
+    """A consumer as the section of this name says, but for these arguments. Raises ConfigError."""
+    chosen: SectionArguments = {**settings.arguments(), **arguments}
+    if "group" not in chosen:
+        raise ConfigError(
+            f"{name}.group_id: it is missing: expected a name, whose consumers share the messages and go on "
+            f"where they stopped, or null, which is a group of its own from now on, gone when it stops; in the "
+            f"section {name!r}, as {name.upper()}_GROUP_ID in the environment, or as group= in the code"
+        )
+    return broker.consumer(_several(topic), handler=handler, **cast("ConsumerArguments", chosen))
 
 
 def run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:

@@ -1,0 +1,174 @@
+"""The app and the module that a user makes: those of the application kit, and decorators that make functions consumers."""
+
+from __future__ import annotations  # what an app does not need to be described is not imported for its types
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from things_kit.app import app as kit
+from things_kit.app import parts
+from things_kit.app.lifecycle import STOP_TIMEOUT
+from things_kit.app.parts import Part, Place, caller
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from things_kit.app.wiring import Graph
+    from things_kit.engine.options import SectionArguments
+    from things_kit.messaging.message import Message
+    from things_kit.messaging.topic import Topic
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Mark:
+    """That a function, or a method, handles what a topic brings. Made by `on`."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        topic: Any,
+        broker: str | None,
+        arguments: SectionArguments,
+        place: Place,
+    ) -> None:
+        self.function = function
+        self.topic = topic
+        self.broker = broker
+        self.arguments = arguments
+        self.place = place
+
+
+class Handles(Generic[T]):
+    """A decorator of what handles one topic's payloads; its first parameter is one, the others are injected."""
+
+    def __init__(self, mark: Callable[[Any], None]) -> None:
+        self._mark = mark
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[T, P], R], /) -> Callable[Concatenate[T, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Message, P], R], /
+    ) -> Callable[Concatenate[Message, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[bytes, P], R], /
+    ) -> Callable[Concatenate[bytes, P], R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[str, P], R], /) -> Callable[Concatenate[str, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[dict[str, Any], P], R], /
+    ) -> Callable[Concatenate[dict[str, Any], P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[list[T], P], R], /
+    ) -> Callable[Concatenate[list[T], P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, T, P], R], /
+    ) -> Callable[Concatenate[Any, T, P], R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, Message, P], R], /
+    ) -> Callable[Concatenate[Any, Message, P], R]: ...
+
+    def __call__(self, function: Any, /) -> Any:
+        """Mark the function, and return it unchanged."""
+        self._mark(function)
+        return function
+
+
+class Decorators:
+    """What an app and a module have in common: functions that were marked as handlers."""
+
+    marks: list[Mark]
+
+    @overload
+    def on(
+        self, topic: Topic[T], *, broker: str | None = None, **arguments: Unpack[SectionArguments]
+    ) -> Handles[T]: ...
+
+    @overload
+    def on(
+        self,
+        topic: str | Sequence[str | Topic[Any]],
+        *,
+        broker: str | None = None,
+        **arguments: Unpack[SectionArguments],
+    ) -> Callable[[F], F]: ...
+
+    def on(self, topic: Any, *, broker: str | None = None, **arguments: Any) -> Any:
+        """Let a function handle what a topic brings: a decorator, which returns the function unchanged.
+
+        Its first parameter gets the payload, one that is annotated `Message` the message; further ones are injected by
+        type, as in a constructor. On a method it marks the method: any provided class whose body has it is used.
+        What is wrong with it, `app.check()` finds, and the start.
+
+        Args:
+            topic: A topic by its name or its contract, or several.
+            broker: The module of the broker, where the app has several.
+            arguments: Those of `broker.consumer`. What is not given is as the broker's section says, the group included.
+        """
+        place = caller()
+
+        def mark(function: Callable[..., Any]) -> None:
+            self.marks.append(Mark(function, topic, broker, arguments, place))  # type: ignore[arg-type] # are checked later
+
+        return Handles[Any](mark)
+
+
+class App(Decorators, kit.App):
+    """An application, put together from modules, providers and functions to call at start.
+
+    `run()` runs it until a signal; `async with app:` runs it inside a test, `app.lifespan` inside a web framework.
+    What is given to `App` is resolved by type when it starts; one app may be started again after it has stopped.
+    `@app.on(topic, group=...)` adds a consumer.
+
+    Attributes:
+        parts: What it was given.
+        marks: The functions that were marked by `on`.
+        worker: Which of the workers of `things-kit run --workers N` it runs in, from 1.
+    """
+
+    def __init__(self, *parts: Part, stop_timeout: float = STOP_TIMEOUT) -> None:
+        """Put an app together; nothing is made or checked before it starts.
+
+        Args:
+            parts: Modules, and what `provide` and `invoke` return.
+            stop_timeout: The most seconds that stopping one hook may take that does not say itself.
+        """
+        super().__init__(*parts, stop_timeout=stop_timeout)
+        self.marks = []
+
+    def all_marks(self) -> Iterator[Mark]:
+        """Those of the app itself, and of all its modules."""
+        yield from self.marks
+        for module in dict.fromkeys(parts.modules_in(self.parts)):
+            if isinstance(module, Module):
+                yield from module.marks
+
+    def _graph(self, given: dict[type, Any], more: Sequence[Part] = ()) -> Graph:
+        marks = list(self.all_marks())
+        if not marks:
+            return super()._graph({**given, App: self}, more)
+        from things_kit.modules.decorated import consumers_of  # noqa: PLC0415 - needs an extra, as brokers do
+
+        return super()._graph({**given, App: self}, [*more, *consumers_of(self, marks)])
+
+
+class Module(Decorators, parts.Module):
+    """Parts under a name, to which `@module.on(topic, group=...)` adds consumers. Made by `module`."""
+
+    def __init__(self, name: str, parts: Sequence[Part], place: Place) -> None:
+        super().__init__(name, parts, place)
+        self.marks = []
+
+
+def module(name: str, *parts: Part) -> Module:
+    """Parts under a name: give it to an `App`, or to another module. Giving it twice is fine."""
+    return Module(name, parts, caller())

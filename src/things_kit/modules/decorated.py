@@ -1,0 +1,187 @@
+"""Makes consumers of the functions and methods that `on` has marked."""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Final, NamedTuple
+
+from things_kit.app.app import App
+from things_kit.app.lifecycle import Lifecycle
+from things_kit.app.parts import Invoke, Provide, name_of
+from things_kit.app.settings import Section
+from things_kit.engine.broker import Broker
+from things_kit.messaging.message import Message
+from things_kit.modules.application import Mark
+from things_kit.modules.broker_module import make_consumer, mistakes_of, run
+from things_kit.modules.broker_settings import BrokerSettings
+
+OWNER: Final = "handler_of"
+"""The parameter that gets the object whose method is marked."""
+
+
+def consumers_of(app: App, marks: Sequence[Mark]) -> list[Invoke]:
+    """The parts that consume for these marks. One that cannot be is a part whose check says why."""
+    sections = {
+        placed.part.name: placed.part.kind
+        for placed in app
+        if isinstance(placed.part, Section) and issubclass(placed.part.kind, BrokerSettings)
+    }
+    provided = [
+        placed.part.source
+        for placed in app
+        if isinstance(placed.part, Provide) and isinstance(placed.part.source, type)
+    ]
+    return [part for mark in marks for part in _parts(mark, sections, provided)]
+
+
+def _parts(mark: Mark, sections: dict[str, type], provided: Sequence[type]) -> Iterator[Invoke]:
+    try:
+        name = _broker_of(mark, sections)
+        owners: list[type | None] = [*_owners(mark, provided)]
+        for owner in owners:
+            yield _part(mark, name, sections[name], Shape.of(mark.function, owner))
+    except _Mistake as mistake:
+        text = str(mistake)
+        yield Invoke(_nothing, mark.place, lambda: [text])
+
+
+class _Mistake(Exception):
+    """Why a mark cannot be a consumer: a sentence."""
+
+
+def _nothing() -> None:
+    """Stands in for what could not be made; its check says why."""
+
+
+def _broker_of(mark: Mark, sections: dict[str, type]) -> str:
+    who = name_of(mark.function)
+    if mark.broker is not None:
+        if mark.broker not in sections:
+            known = (
+                f"there {'are' if len(sections) > 1 else 'is'} {', '.join(sections)}"
+                if sections
+                else "it has none"
+            )
+            raise _Mistake(
+                f"{who} is to consume from {mark.broker!r}, which is no broker of this app; {known}"
+            )
+        return mark.broker
+    if len(sections) != 1:
+        what = (
+            "none: add its module to the App"
+            if not sections
+            else f"{', '.join(sections)}: say broker={next(iter(sections))!r}"
+        )
+        raise _Mistake(f"{who} needs one broker, and the app has {what}")
+    return next(iter(sections))
+
+
+def _owners(mark: Mark, provided: Sequence[type]) -> list[Any]:
+    """The provided classes whose method it is; None alone for a function."""
+    within, _, _ = mark.function.__qualname__.rpartition(".")
+    if not within or within.endswith("<locals>"):
+        return [None]
+    found = [
+        kind
+        for kind in provided
+        if inspect.getattr_static(kind, mark.function.__name__, None) is mark.function
+    ]
+    if not found:
+        raise _Mistake(
+            f"nothing provides {within.rpartition('<locals>.')[2]}, whose method {mark.function.__name__} is to handle "
+            f"{mark.topic!r}"
+        )
+    return list(dict.fromkeys(found))
+
+
+class Shape(NamedTuple):
+    """The parameters of a handler: the payload's, the message's if it wants that, and those that are injected."""
+
+    function: Callable[..., Any]
+    owner: type | None
+    payload: inspect.Parameter
+    message: str | None
+    injected: tuple[inspect.Parameter, ...]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], owner: type | None) -> "Shape":
+        """Read a function, or the method of a class. Raises _Mistake."""
+        try:
+            hints = typing.get_type_hints(function, include_extras=True)
+        except (NameError, AttributeError, TypeError) as error:
+            raise _Mistake(
+                f"a type in the signature of {name_of(function)} cannot be found: {error}; it must be importable where it "
+                "is used, not only for type checkers"
+            ) from error
+        parameters = [
+            each.replace(annotation=hints.get(each.name, each.annotation))
+            for each in inspect.signature(function).parameters.values()
+            if each.kind not in {each.VAR_POSITIONAL, each.VAR_KEYWORD}
+        ][1 if owner is not None else 0 :]
+        if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+            raise _Mistake(
+                f"the handler {name_of(function)} takes no parameter; it must take the message or its payload"
+            )
+        payload, *others = parameters
+        message = next((each.name for each in others if each.annotation is Message), None)
+        injected = tuple(each for each in others if each.name != message)
+        return cls(function, owner, payload, message, injected)
+
+    def handler(self, owner: Any, injected: dict[str, Any]) -> Callable[..., Any]:
+        """A function of the payload, and of the message, that calls this one."""
+        function = self.function if self.owner is None else functools.partial(self.function, owner)
+        named = self.message
+
+        def arguments(message: Sequence[Message]) -> dict[str, Any]:
+            return injected if named is None else {**injected, named: message[0]}
+
+        call: Any
+        if inspect.iscoroutinefunction(self.function):
+
+            async def call(payload: Any, *message: Message) -> Any:
+                return await function(payload, **arguments(message))
+
+        else:
+
+            def call(payload: Any, *message: Message) -> Any:
+                return function(payload, **arguments(message))
+
+        call.__qualname__ = call.__name__ = name_of(self.function)
+        call.__signature__ = self.signature
+        made: Callable[..., Any] = call
+        return made
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """What the engine sees."""
+        kind = inspect.Parameter.POSITIONAL_ONLY
+        seen = [inspect.Parameter("payload", kind, annotation=self.payload.annotation)]
+        if self.message is not None:
+            seen.append(inspect.Parameter("message", kind, annotation=Message))
+        return inspect.Signature(seen)
+
+
+def _part(mark: Mark, name: str, settings: type, shape: Shape) -> Invoke:
+    def consume(lifecycle: Lifecycle, broker: Broker, settings: BrokerSettings, **found: Any) -> None:
+        handler = shape.handler(found.pop(OWNER, None), found)
+        run(lifecycle, make_consumer(name, broker, mark.topic, handler, settings, mark.arguments))
+
+    named = inspect.Parameter.KEYWORD_ONLY
+    asked: dict[str, Any] = {
+        "lifecycle": Lifecycle,
+        "broker": Annotated[Broker, name],
+        "settings": Annotated[settings, name],
+    }
+    if shape.owner is not None:
+        asked[OWNER] = shape.owner
+    parameters = [inspect.Parameter(each, named, annotation=kind) for each, kind in asked.items()]
+    parameters += [each.replace(kind=named) for each in shape.injected]
+    function: Any = consume
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
+    function.__qualname__ = name_of(mark.function)
+    checked = shape.handler(None, {})
+    return Invoke(
+        function, mark.place, lambda: mistakes_of(name_of(mark.function), mark.topic, checked, mark.arguments)
+    )
