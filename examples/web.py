@@ -42,12 +42,8 @@ kit = App(config.module, sqlite.module, provide(Orders), invoke(sqlite.run_consu
 web = FastAPI(lifespan=kit.lifespan)
 
 
-async def producer() -> Producer:
-    return await kit.get(Producer)
-
-
 @web.post("/orders", status_code=202)
-async def order(order: Order, producer: Annotated[Producer, Depends(producer)]) -> str:
+async def order(order: Order, producer: Annotated[Producer, Depends(kit.dependency(Producer))]) -> str:
     await producer.publish(Message("orders", order.model_dump_json().encode(), key=order.id.encode()))
     return "ordered"  # the broker has confirmed it: it will be billed, whatever happens to this process
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args, get_origin, overload
 
@@ -134,6 +134,20 @@ class App:
             asked, owner = get_args(asked)[:2]
         running = self._started
         return await running.container.get(running.graph.find(asked, owner))
+
+    @overload
+    def dependency(self, kind: Callable[..., T]) -> Callable[[], Awaitable[T]]: ...
+
+    @overload
+    def dependency(self, kind: object) -> Callable[[], Awaitable[Any]]: ...
+
+    def dependency(self, kind: Any) -> Callable[[], Awaitable[Any]]:
+        """An async function without parameters that does `get`: for FastAPI, `Depends(app.dependency(Producer))`."""
+
+        async def resolve() -> Any:
+            return await self.get(kind)
+
+        return resolve
 
     def made(self, kind: type[T]) -> list[T]:
         """All that the running app has made of this type so far, and not yet cleaned up; none where it does not run."""

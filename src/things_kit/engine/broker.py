@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar, Unpack, cast, overload
 from weakref import WeakSet
 
+from things_kit.engine.blocking import BlockingProducer
 from things_kit.engine.cancelling import abandon, cancellable, ended, is_cancelled
 from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import Capabilities, Driver
@@ -283,6 +284,20 @@ class Broker:
         producer = BrokerProducer(self.transmission, insist=insist)
         self._producers.add(producer)
         return producer
+
+    def blocking(self) -> BlockingProducer:
+        """A producer for code that is not async, such as Django's or Flask's: `with connect(url).blocking() as producer:`.
+
+        It has a thread, an event loop and a connection of its own, which are there once it is used or entered.
+        """
+        url, kind, instruments = self.url, type(self._driver), self.transmission.instruments
+
+        def make() -> Broker:
+            broker = Broker(kind.from_url(url), url)
+            broker.instrument(*instruments)
+            return broker
+
+        return BlockingProducer(make)
 
     @overload
     def consumer(
