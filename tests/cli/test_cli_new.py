@@ -1,6 +1,7 @@
 """`things-kit new`: the project that it writes passes its own tests, is clean, and runs."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.conftest import Cli
 from things_kit import Message, connect
@@ -39,7 +41,9 @@ def test_a_new_project_passes_its_own_tests_and_is_clean(make: Callable[..., Pat
     run(project, "ruff", "check", "--no-cache", ".")
     run(project, "ruff", "format", "--no-cache", "--check", ".")
     run(project, "mypy", "--cache-dir", str(project / ".cache"))
-    assert "$" not in (project / "Dockerfile").read_text()
+    for file in project.rglob("*"):
+        if file.suffix in {"", ".yaml", ".md", ".toml"} and file.is_file() and ".cache" not in file.parts:
+            assert "$" not in file.read_text(), file
 
 
 @pytest.mark.parametrize("broker", BROKERS)
@@ -48,7 +52,15 @@ def test_every_broker_has_a_project_whose_configuration_is_right(
 ) -> None:
     project = make("shop", "--broker", broker)
     shown = run(project, "things_kit.cli", "config", "--json", "shop.main:app")
-    assert '"orders"' in shown
+    assert '"shop"' in shown
+    services = yaml.safe_load((project / "compose.yaml").read_text())["services"]
+    assert services["app"]["stop_grace_period"] == "35s"
+    assert ("broker" in services) == (broker not in {"sqlite", "servicebus"})
+    (deployment,) = yaml.safe_load_all((project / "kubernetes.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 35
+    assert {"livenessProbe", "readinessProbe", "startupProbe"} <= pod["containers"][0].keys()
+    assert "check" in yaml.safe_load((project / ".github/workflows/ci.yaml").read_text())["jobs"]
     run(project, "ruff", "check", "--no-cache", ".")
 
 
@@ -60,8 +72,9 @@ async def test_a_new_project_consumes_and_stops(make: Callable[..., Path]) -> No
         async with broker.consumer("bills", group="witness", handler=bills):
             await broker.producer().publish(Message("orders", b'{"id": "o-1", "amount": 5}', key=b"o-1"))
             app = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "web_shop", cwd=project, stderr=asyncio.subprocess.PIPE
-            )
+                sys.executable, "-m", "web_shop", cwd=project, stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "OPS_PORT": "0"},
+            )  # fmt: skip
             try:
                 await bills.handled(1, timeout=60)
                 app.send_signal(signal.SIGTERM)
@@ -81,6 +94,10 @@ def test_a_bad_name_is_refused_with_a_sentence(cli: Cli, tmp_path: Path, name: s
     assert result.exit_code == 2
     assert "is no name for a project: expected lower-case letters" in result.output
     assert not (tmp_path / name).exists()
+
+
+def test_a_name_may_be_one_letter(make: Callable[..., Path]) -> None:
+    assert (make("y") / "y" / "main.py").exists()
 
 
 def test_an_unknown_broker_is_refused_with_those_there_are(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,60 @@ def test_an_error_cannot_steer_the_terminal(cli: Any, url: str) -> None:
     assert result.stderr.strip().isprintable()
 
 
-def test_output_that_nobody_reads_is_no_failure(program: Any, url: str) -> None:
+def test_output_that_nobody_reads_is_no_failure(program: Any, cli: Any, url: str) -> None:
+    cli("declare", url, "orders", "--group", "billing")
     reading, writing = os.pipe()
     os.close(reading)
     running = program("lag", url, "orders", "billing", stdout=writing)
     os.close(writing)
     assert running.end() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("dlq",), ("dlq", "replay"), ("run",), ("publish",), ("tail",)], ids=" ".join
+)
+def test_the_help_of_a_flag_names_no_type(cli: Any, words: tuple[str, ...]) -> None:
+    output = cli(*words, "--help").stdout
+    assert "--help" in output
+    assert "<bool>" not in output
+    assert "range" not in output
+
+
+def test_the_commands_are_grouped_by_what_they_are_for(cli: Any) -> None:
+    output = cli("--help").stdout
+    panels = [
+        output.index(name)
+        for name in ("Messages", "Topics and groups", "Applications", "Looking for trouble")
+    ]
+    assert panels == sorted(panels)
+    assert panels[0] < output.index("dlq") < panels[1] < output.index("topics ")
+
+
+def test_the_package_is_the_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "things_kit", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("things-kit ")
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {
+        **os.environ,
+        "_THINGS_KIT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "things-kit dl",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "things_kit"], capture_output=True, text=True, env=asked, check=False
+    )
+    assert done.stdout.split() == ["dlq"]
+
+
+def test_the_extra_all_has_every_other_extra() -> None:
+    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    (everything,) = extras.pop("all")
+    assert set(everything.removeprefix("things-kit[").removesuffix("]").split(",")) == extras.keys() - {
+        "testing"
+    }

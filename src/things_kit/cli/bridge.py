@@ -57,7 +57,9 @@ def bridge(
             "without it, it is tried for ever.",
         ),
     ] = None,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="The most messages to hold at once.")] = 2000,
+    max_in_flight: Annotated[
+        int, typer.Option(min=1, metavar="N", help="The most messages to hold at once.")
+    ] = 2000,
     json: JsonFlag = False,
 ) -> None:
     """Move the messages of TOPIC... from one broker to another, until stopped.

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from things_kit.brokers.connect import connect
+from things_kit.cli.commands import Command, Group
 from things_kit.cli.dead_letters import DeadLetter, Kinds, Oldest, Selection, looking_at
 from things_kit.cli.dlq_pages import kinds_table, letters_table, page
 from things_kit.cli.looking import looking
@@ -29,7 +30,7 @@ ErrorType = Annotated[
 ]
 
 Every = Annotated[bool, typer.Option("--any", help="Also messages that are no dead letters.")]
-app = typer.Typer(no_args_is_help=True, help="Look at dead letters, replay them, or give them up.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Look at dead letters, replay them, or give them up.")
 
 
 class By(StrEnum):
@@ -38,7 +39,7 @@ class By(StrEnum):
     ERROR = "error"
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_(
     url: Url,
     topic: DeadLetterTopic,
@@ -82,7 +83,7 @@ async def _meant(url: str, topic: str, selection: Selection) -> AsyncGenerator[M
                 yield message
 
 
-@app.command()
+@app.command(cls=Command)
 def show(
     url: Url,
     topic: DeadLetterTopic,
@@ -106,7 +107,7 @@ async def _show(url: str, topic: str, message_id: str, selection: Selection, *, 
     raise CommandFailed(f"there is no dead letter {message_id!r} in {topic}")
 
 
-@app.command()
+@app.command(cls=Command)
 def replay(
     url: Url,
     topic: DeadLetterTopic,
@@ -179,7 +180,7 @@ async def _rehearse(
     _tell_others(selection, topic)
 
 
-@app.command()
+@app.command(cls=Command)
 def purge(
     url: Url,
     topic: DeadLetterTopic,

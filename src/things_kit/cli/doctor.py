@@ -34,7 +34,7 @@ def doctor(
     topic: Annotated[str | None, typer.Option(metavar="TOPIC", help="A topic that is consumed.")] = None,
     group: Annotated[str | None, typer.Option(metavar="GROUP", help="The group that consumes it.")] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Handler calls at once, over all processes.")
+        int | None, typer.Option(min=1, metavar="N", help="Handler calls at once, over all processes.")
     ] = None,
     retry_span: Annotated[
         float | None,

@@ -33,7 +33,10 @@ def run(
     ],
     *,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes; each is started again when it dies, and drained at stop.")
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Processes; each is started again when it dies, and drained at stop."
+        ),
     ] = 1,
     reload: Annotated[
         bool, typer.Option("--reload", help="Start again whenever a file below this folder changes.")

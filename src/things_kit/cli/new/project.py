@@ -15,21 +15,88 @@ SUFFIX: Final = ".tmpl"
 
 
 class Place(NamedTuple):
-    """How a broker is said in config.yaml, and the extra that its client comes with."""
+    """How a broker is said in config.yaml, the extra that its client comes with, and its service for compose.yaml."""
 
     address: str
     extra: str | None = None
+    service: str = ""
 
+
+KAFKA: Final = """\
+    environment: { KAFKA_BROKERS: "broker:9092" }
+    depends_on: [broker]
+  broker:
+    image: apache/kafka:4.0.0
+    environment:
+      KAFKA_NODE_ID: 1
+      KAFKA_PROCESS_ROLES: broker,controller
+      KAFKA_LISTENERS: PLAINTEXT://:9092,CONTROLLER://:9093
+      KAFKA_ADVERTISED_LISTENERS: PLAINTEXT://broker:9092
+      KAFKA_CONTROLLER_LISTENER_NAMES: CONTROLLER
+      KAFKA_CONTROLLER_QUORUM_VOTERS: 1@localhost:9093
+      KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR: 1
+"""
+NATS: Final = """\
+    environment: { NATS_SERVERS: "broker:4222" }
+    depends_on: [broker]
+  broker:
+    image: nats:2
+    command: [--jetstream, --store_dir, /data]
+    volumes: [data:/data]
+volumes:
+  data:
+"""
+RABBITMQ: Final = """\
+    environment: { RABBITMQ_HOSTS: "broker:5672" }
+    depends_on: [broker]
+  broker:
+    image: rabbitmq:4
+    hostname: broker
+    volumes: [data:/var/lib/rabbitmq]
+volumes:
+  data:
+"""
+REDIS: Final = """\
+    environment: { REDIS_HOSTS: "broker:6379" }
+    depends_on: [broker]
+  broker:
+    image: redis:8
+    command: [redis-server, --appendonly, "yes"]
+    volumes: [data:/data]
+volumes:
+  data:
+"""
+SQLITE: Final = """\
+    environment: { SQLITE_PATH: /data/events.db }
+    user: root # whose the volume is
+    volumes: [data:/data]
+volumes:
+  data:
+"""
+PUBSUB: Final = """\
+    environment: { PUBSUB_ENDPOINT: "broker:8085" }
+    depends_on: [broker]
+  broker:
+    image: gcr.io/google.com/cloudsdktool/google-cloud-cli:emulators
+    command: gcloud beta emulators pubsub start --host-port=0.0.0.0:8085
+"""
+SQS: Final = """\
+    environment: { SQS_ENDPOINT: "http://broker:4566" }
+    depends_on: [broker]
+  broker:
+    image: localstack/localstack:4
+    environment: { SERVICES: "sqs,sns" }
+"""
 
 BROKERS: Final = {
-    "kafka": Place("brokers: [localhost:9092]", "kafka"),
-    "nats": Place("servers: [localhost:4222]", "nats"),
-    "pubsub": Place("project: my-project", "pubsub"),
-    "rabbitmq": Place("hosts: [localhost:5672]", "rabbitmq"),
-    "redis": Place("hosts: [localhost:6379]", "redis"),
+    "kafka": Place("brokers: [localhost:9092]", "kafka", KAFKA),
+    "nats": Place("servers: [localhost:4222]", "nats", NATS),
+    "pubsub": Place("project: my-project", "pubsub", PUBSUB),
+    "rabbitmq": Place("hosts: [localhost:5672]", "rabbitmq", RABBITMQ),
+    "redis": Place("hosts: [localhost:6379]", "redis", REDIS),
     "servicebus": Place("namespace: my-namespace.servicebus.windows.net", "servicebus"),
-    "sqlite": Place("path: events.db"),
-    "sqs": Place("region: us-east-1", "sqs"),
+    "sqlite": Place("path: events.db", None, SQLITE),
+    "sqs": Place("region: us-east-1", "sqs", SQS),
 }
 
 
@@ -57,14 +124,15 @@ def write(folder: Path, broker: str) -> list[Path]:
         )
     if place is None:
         raise CommandFailed(f"unknown broker {broker!r}; known are {', '.join(BROKERS)}", WRONG_USE)
-    extras = ",".join(sorted({"app", *([place.extra] if place.extra else [])}))
+    extras = ",".join(sorted({"app", "ops", *([place.extra] if place.extra else [])}))
     words = {
         "name": name,
         "package": package,
         "broker": broker,
-        "modules": ", ".join(sorted(["config", "logging", broker])),
+        "modules": ", ".join(sorted(["config", "logging", "ops", broker])),
         "address": place.address,
         "extras": extras,
+        "service": place.service,
     }
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
