@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("pika")
 
 from things_kit import Message, connect
+from things_kit.brokers.rabbitmq.amqp.heartbeats import GRACE, Heartbeats
 from things_kit.brokers.rabbitmq.driver import RabbitMQDriver
-from things_kit.brokers.rabbitmq.heartbeats import GRACE, Heartbeats
 from things_kit.brokers.rabbitmq.link import Link
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.engine.collected import collect
@@ -203,7 +203,7 @@ async def test_a_host_that_says_nothing_is_left_in_time_for_the_next(
     host, port = mute
     url = f"amqp://guest:guest@127.0.0.1:{port},127.0.0.1:{rabbitmq.ports[0]}/?publish_timeout=0.5"
     link = Link(Settings.from_url(BrokerURL.parse(url)))
-    assert (await link.ready()).is_open
+    assert (await link.ready()).error is None
     await host.left.wait()
     await link.close()
     assert complaints == []
@@ -212,7 +212,7 @@ async def test_a_host_that_says_nothing_is_left_in_time_for_the_next(
 async def test_a_host_whose_name_nobody_knows_is_passed_over(rabbitmq: RabbitMQServer) -> None:
     url = f"amqp://guest:guest@nowhere.invalid,127.0.0.1:{rabbitmq.ports[0]}/"
     link = Link(Settings.from_url(BrokerURL.parse(url)))
-    assert (await link.ready()).is_open
+    assert (await link.ready()).error is None
     await link.close()
 
 

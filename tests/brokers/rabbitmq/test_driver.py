@@ -15,13 +15,14 @@ import pytest
 pytest.importorskip("pika")
 
 import pika
-from pika.exceptions import ChannelClosedByBroker, StreamLostError
+from pika.exceptions import ChannelClosedByBroker
 from pika.spec import Basic, BasicProperties
 
 from things_kit import Message, PublishError, connect
-from things_kit.brokers.rabbitmq.delays import TIERS, delay_queue
+from things_kit.brokers.rabbitmq.amqp.connection import Connection
 from things_kit.brokers.rabbitmq.driver import RabbitMQDriver
 from things_kit.brokers.rabbitmq.link import Link
+from things_kit.brokers.rabbitmq.names import TIERS, delay_queue
 from things_kit.brokers.rabbitmq.options import Settings
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver
@@ -85,16 +86,11 @@ class Told:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.sent = asyncio.Event()
-        self.confirm: Callable[[Any], None]
-        self.give_back: Callable[..., None]
+        self.on_confirm: Callable[[Any], None]
+        self.on_return: Callable[..., None]
         self.publisher: Publisher
-        self.raw = SimpleNamespace(
-            channel_number=1, add_on_return_callback=self._returns_to, confirm_delivery=None
-        )
-        self.connection = SimpleNamespace(most=100_000, emit=lambda _: self.sent.set())
-
-    def _returns_to(self, callback: Callable[..., None]) -> None:
-        self.give_back = callback
+        self.number = 1
+        self.connection = SimpleNamespace(most=100_000, write=lambda _: self.sent.set())
 
     async def channel(self) -> "Told":
         return self
@@ -105,11 +101,11 @@ class Told:
     def on_lost(self, listener: Callable[[Exception], object]) -> None:
         pass
 
-    async def ask(self, _: Any, callback: Callable[[Any], None]) -> None:
-        self.confirm = callback
+    async def ask(self, _: Any) -> None:
+        pass
 
     def say(self, method: Basic.Ack | Basic.Nack) -> None:
-        self.confirm(SimpleNamespace(method=method))
+        self.on_confirm(method)
 
 
 @pytest.fixture
@@ -182,7 +178,7 @@ class Looked(OrderedDict[int, Any]):
 async def test_what_was_returned_is_not_published_though_it_is_confirmed(told: Told) -> None:
     publishing = await published(told, 3)
     returned = Basic.Return(reply_code=312, reply_text="NO_ROUTE", exchange="t", routing_key="")
-    told.give_back(None, returned, BasicProperties(headers={}, message_id="1"), b"x")
+    told.on_return(returned, BasicProperties(headers={}, message_id="1"), b"x")
     told.say(Basic.Ack(3, multiple=True))
     assert [type(error) for error in await answers(publishing)] == [type(None), Unroutable, type(None)]
 
@@ -203,21 +199,16 @@ async def test_of_a_batch_only_what_a_full_queue_refused_has_failed(
 
 
 async def test_a_connection_that_ends_while_a_channel_opens_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not pika's error, over which a consumer would stop instead of connecting again."""
-    closing: list[Callable[[Any, Exception], None]] = []
-    connection = SimpleNamespace(
-        channel=lambda on_open_callback: SimpleNamespace(add_on_close_callback=closing.append)
-    )
+    connection = Connection()
 
-    async def ready(_: Link) -> Any:
+    async def ready(_: Link) -> Connection:
         return connection
 
     monkeypatch.setattr(Link, "ready", ready)
     link = Link(Settings.from_url(BrokerURL.parse("amqp://localhost/")))
     opening = asyncio.create_task(link.channel())
-    while not closing:  # noqa: ASYNC110 - the next turns of the loop
-        await asyncio.sleep(0)
-    closing[0](None, StreamLostError("cut"))
+    await asyncio.sleep(0)
+    connection.connection_lost(ConnectionResetError("cut"))
     with pytest.raises(ConnectionLost, match="cut"):
         await opening
 

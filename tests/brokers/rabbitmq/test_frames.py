@@ -1,6 +1,8 @@
 """However the frames of messages lie in what is read from the socket, each message arrives whole, once and in order."""
 
-from collections import defaultdict
+import asyncio
+import struct
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -11,45 +13,15 @@ from hypothesis import strategies as st
 pytest.importorskip("pika")
 
 from pika import frame, spec
-from pika.channel import ContentFrameAssembler
 
-from things_kit.brokers.rabbitmq.connection import Connection
+from things_kit.brokers.rabbitmq.amqp.channel import Channel
+from things_kit.brokers.rabbitmq.amqp.connection import Connection
+from things_kit.brokers.rabbitmq.amqp.frames import content_frames, method_frame
 
 MOST = 64
 """Bytes of a body's frame: longer bodies have several."""
 
-
-class Channel:
-    """Notes what was delivered."""
-
-    def __init__(self) -> None:
-        self.delivered: list[tuple[int, str | None, bytes]] = []
-        self.assembler = ContentFrameAssembler()
-
-    def _on_deliver(self, method: Any, header: Any, body: bytes) -> None:
-        self.delivered.append((method.method.delivery_tag, header.properties.message_id, body))
-
-
-class Reading(Connection):
-    """A connection that has no socket, and to which other frames than those of messages come too."""
-
-    def __init__(self) -> None:
-        self._frame_buffer = b""
-        self._channels = defaultdict(Channel)
-        self._channels[1], self._channels[2] = Channel(), Channel()
-        self.others: list[Any] = []
-
-    bytes_received = 0
-    frames_received = 0
-
-    def _process_frame(self, frame_value: Any) -> None:
-        self.frames_received += 1
-        if type(frame_value) is frame.Heartbeat:
-            self.others.append(frame_value)
-            return
-        channel = self._channels[frame_value.channel_number]
-        if content := channel.assembler.process(frame_value):
-            channel._on_deliver(*content)
+Came = tuple[int, str | None, bytes]
 
 
 def frames(channel: int, tag: int, body: bytes) -> list[bytes]:
@@ -64,28 +36,70 @@ def frames(channel: int, tag: int, body: bytes) -> list[bytes]:
     ]
 
 
+def note(come: list[Came], method: Any, properties: Any, body: bytes) -> None:
+    come.append((method.delivery_tag, properties.message_id, body))
+
+
+async def read(stream: bytes, choice: Random) -> dict[int, list[Came]]:
+    """What two channels get of a stream that is read in pieces of any size."""
+    connection, delivered = Connection(), {1: list[Came](), 2: list[Came]()}
+    for number, come in delivered.items():
+        channel = connection._channels[number] = Channel(connection, number)
+        channel.on_delivery = partial(note, come)
+    while stream:
+        size = choice.randint(1, len(stream))
+        connection.data_received(stream[:size])
+        stream = stream[size:]
+    assert connection.error is None
+    return delivered
+
+
 @given(lengths=st.lists(st.integers(0, 3 * MOST), max_size=12), seed=st.integers(0))
 def test_messages_arrive_whole_however_they_are_cut(lengths: list[int], seed: int) -> None:
     """Two channels take turns at any frame, heartbeats come between, and the stream is read in pieces of any size."""
     waiting: dict[int, list[bytes]] = {1: [], 2: []}
-    expected: dict[int, list[tuple[int, str, bytes]]] = {1: [], 2: []}
+    expected: dict[int, list[Came]] = {1: [], 2: []}
     choice = Random(seed)
     for tag, length in enumerate(lengths):
         channel, body = choice.choice([1, 2]), choice.randbytes(length)
         waiting[channel] += frames(channel, tag, body)
         expected[channel].append((tag, f"m-{tag}", body))
-    stream, beats, count = b"", 0, 0
+    stream = b""
     while any(waiting.values()):
         turn = choice.choice([0, *(channel for channel in waiting if waiting[channel])])
-        beats += turn == 0
         stream += waiting[turn].pop(0) if turn else frame.Heartbeat().marshal()
-        count += 1
-    connection, read = Reading(), len(stream)
-    while stream:
-        size = choice.randint(1, len(stream))
-        connection._on_data_available(stream[:size])
-        stream = stream[size:]
-    for channel, messages in expected.items():
-        assert connection._channels[channel].delivered == messages
-    assert len(connection.others) == beats
-    assert (connection.frames_received, connection.bytes_received) == (count, read)
+    assert asyncio.run(read(stream, choice)) == expected
+
+
+@pytest.mark.parametrize("size", [0, 1, MOST - 8, MOST - 7, 3 * MOST])
+def test_a_message_is_written_as_pika_writes_it_in_frames_that_are_no_larger_than_they_may_be(
+    size: int,
+) -> None:
+    publish = spec.Basic.Publish(exchange="orders", routing_key="k", mandatory=True)
+    properties, body, room = spec.BasicProperties(message_id="1", headers={"a": "b"}), b"x" * size, MOST - 8
+    assert method_frame(3, publish) == frame.Method(3, publish).marshal()
+    header, *parts = content_frames(3, properties, body, MOST)
+    assert header == frame.Header(3, size, properties).marshal()
+    assert parts == [frame.Body(3, body[n : n + room]).marshal() for n in range(0, size, room)]
+    assert all(len(part) <= MOST for part in parts)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        b"AMQP\x00\x00\x09\x01",
+        struct.pack(">BHI", 8, 0, 0) + b"\x00",
+        struct.pack(">BHI", 3, 1, 2**31) + b"\xce",
+        struct.pack(">BHII", 1, 1, 4, 2**32 - 1) + b"\xce",
+    ],
+    ids=["another version", "a frame without its end", "a frame of two gigabytes", "an unknown method"],
+)
+def test_what_cannot_be_read_ends_the_connection(nonsense: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> Any:
+        connection = Connection()
+        connection._channels[1] = Channel(connection, 1)
+        connection.data_received(nonsense)
+        return connection.error
+
+    assert asyncio.run(scenario()) is not None
+    assert "cannot be read" in caplog.text

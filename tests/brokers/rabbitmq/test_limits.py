@@ -15,7 +15,7 @@ pytest.importorskip("pika")
 import pika
 
 from things_kit import BrokerUnavailable, ConfigError, Message, MessageTooLarge, PublishError, connect
-from things_kit.brokers.rabbitmq.patience import BY_CONSUMER
+from things_kit.brokers.rabbitmq.renewal import BY_CONSUMER
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually

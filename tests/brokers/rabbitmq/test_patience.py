@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("pika")
 
-from things_kit.brokers.rabbitmq.patience import FOREVER, Patience, server_version
+from things_kit.brokers.rabbitmq.renewal import FOREVER, Patience, server_version
 
 
 @pytest.mark.parametrize("version", [(), (3, 10), (3, 11), (3, 12), (4, 0), (4, 2)])

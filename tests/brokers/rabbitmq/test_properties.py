@@ -18,7 +18,7 @@ import pika
 from pika.spec import BasicProperties
 
 from things_kit import Broker, Message, connect
-from things_kit.brokers.rabbitmq.properties import DEEPEST, read_properties
+from things_kit.brokers.rabbitmq.amqp.properties import DEEPEST, read_properties
 from things_kit.brokers.rabbitmq.wire import Unpacker
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.servers.fixtures import shared
@@ -131,7 +131,7 @@ def test_nothing_that_could_be_written_raises(content: bytes, flags: int) -> Non
     read_properties(struct.pack(">H", flags) + content)
     properties = read(content, message_id="m-1")
     method = pika.spec.Basic.Deliver("c", 1, False, "orders", "k")
-    unpacker = Unpacker("orders", "g.orders", "orders", lambda _, counted: counted)
+    unpacker = Unpacker("orders", "g.orders", "orders", ((), "/", "g.orders"))
     delivery = unpacker.unpack(method, properties, b"x")
     assert all(isinstance(text, str) for text in delivery.message.headers.values())
 

@@ -22,7 +22,7 @@ from things_kit import (
     RetryPolicy,
     connect,
 )
-from things_kit.brokers.rabbitmq.wire import Packer
+from things_kit.brokers.rabbitmq.wire import pack
 from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.facts import Question
 from things_kit.testing.conformance.history import assert_lanes, merged
@@ -337,9 +337,8 @@ async def test_the_doctor_finds_a_group_that_is_missing_and_one_that_nobody_cons
 
 
 def test_a_letter_has_the_key_as_routing_key_only_where_it_is_text() -> None:
-    packer = Packer()
     keys = {
-        key: packer.pack(Message("t", b"", key=key, id="1"), "t", True, "").routing_key
+        key: pack(Message("t", b"", key=key, id="1"), "t", True, "").routing_key
         for key in (b"k", b"", b"\xff", None)
     }
     assert keys == {b"k": "k", b"": "", b"\xff": "", None: ""}

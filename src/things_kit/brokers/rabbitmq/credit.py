@@ -9,10 +9,12 @@ What the last consumer has not settled is beside what the next may have, up to `
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from things_kit.brokers.rabbitmq.link import Channel
+from pika.spec import Basic
+
+from things_kit.brokers.rabbitmq.amqp.channel import Channel
 
 MOST: Final = 65_535
 """What AMQP can count of messages that are handed out."""
@@ -36,18 +38,10 @@ class Consumers:
         arguments: Those of each consumer.
         most: What may be held at once, of all of them.
         steady: Whether the credit is `most` all the time: a single active consumer would pass on its place.
-        on_message: What pika calls for each message.
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        queue: str,
-        arguments: Mapping[str, int],
-        most: int,
-        *,
-        steady: bool,
-        on_message: Callable[[Any, Any, Any, bytes], None],
+        self, channel: Channel, queue: str, arguments: Mapping[str, Any], most: int, *, steady: bool
     ) -> None:
         self.settling = asyncio.Event()
         self.settling.set()
@@ -56,14 +50,13 @@ class Consumers:
         self._arguments = arguments
         self._most = min(most, MOST)
         self._steady = steady
-        self._on_message = on_message
         self._target = 0
-        self._prefetch = 0
+        self._prefetch = 0  # of the consumer that there is; 0: there is none
         self._number = 0
-        self._since = 0  # the last delivery tag before the consumer began
+        self._since = 0  # the last delivery tag before it began
         self._latest = 0
-        self._own = 0  # unsettled deliveries of this consumer
-        self._held = 0  # and of all
+        self._own = 0  # its unsettled deliveries
+        self._held = 0  # and those of all
         self._woken = asyncio.Event()
         self._arrived = asyncio.Event()
         self._ending = False
@@ -77,6 +70,10 @@ class Consumers:
     def ended(self) -> bool:
         """Whether there is no consumer and will be none."""
         return self._ending and self._prefetch == 0
+
+    @property
+    def _full(self) -> bool:
+        return self._own >= self._prefetch
 
     def credit(self, window: int) -> None:
         """From now on so many messages may be held."""
@@ -98,25 +95,20 @@ class Consumers:
         if self._full:
             self._changed()
 
-    def settled(self, tag: int, *, copy: bool) -> None:
-        """The broker has been told of a delivery; a copy is of none of these consumers, and took the place of one."""
-        self._held -= 1
-        if tag > self._since and not copy:
-            self._own -= 1
+    def settled(self, tag: int, *, stays: bool = False) -> None:
+        """The broker has been told of a delivery; `stays`: a copy is held in its place."""
+        self._held -= not stays
+        self._own -= tag > self._since
         self._changed()
 
-    def exchanged(self, tag: int, *, copy: bool) -> None:
-        """A copy has taken the place of a delivery, which is still held."""
-        self._held += 1
-        self.settled(tag, copy=copy)
+    def copy_settled(self) -> None:
+        """The same of a copy, which is of none of these consumers."""
+        self._held -= 1
+        self._changed()
 
     def _changed(self) -> None:
         if self._target != self._prefetch:
             self._woken.set()
-
-    @property
-    def _full(self) -> bool:
-        return self._own >= self._prefetch
 
     # --- following the credit
 
@@ -144,9 +136,7 @@ class Consumers:
             return possible if self._held <= target else 0
         if target == now or self._steady or not self._full:
             return now
-        if target < now or possible > now:
-            return target
-        return target if stuck and possible else now
+        return target if target < now or possible > now or (stuck and possible) else now
 
     async def _happens(self) -> bool:
         """Wait until something may have changed; whether it has, where all stands still with more credit than is used."""
@@ -161,7 +151,8 @@ class Consumers:
     async def _begin(self, prefetch: int) -> None:
         self._number += 1
         self._prefetch, self._since, self._own = prefetch, self._latest, 0
-        await self._channel.consume(self._queue, self._on_message, prefetch, self.tag, self._arguments)
+        consume = Basic.Consume(queue=self._queue, consumer_tag=self.tag, arguments=dict(self._arguments))
+        await self._channel.ask(Basic.Qos(prefetch_count=prefetch), consume)
 
     async def _end(self) -> None:
         self.settling.clear()
@@ -173,7 +164,7 @@ class Consumers:
                         await self._arrived.wait()
                 except TimeoutError:
                     break
-            await self._channel.cancel(self.tag)
+            await self._channel.ask(Basic.Cancel(consumer_tag=self.tag))  # what still comes is handed out
             self._prefetch = 0
         finally:
             self.settling.set()

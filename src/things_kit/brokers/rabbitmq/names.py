@@ -13,7 +13,16 @@ from things_kit.messaging.errors import ConfigError
 LONGEST: Final = 255
 """Bytes of a name in AMQP."""
 
-ROOM: Final = len(".things-kit.delay-32768s.")
+TIERS: Final = tuple(8**power for power in range(6))
+"""Seconds that messages wait in one queue; the longest is nine hours, and longer waits take several of those."""
+
+
+def delay_queue(queue: str, tier: int) -> str:
+    """The queue in which messages of another wait for so many seconds."""
+    return f".things-kit.delay-{tier}s.{queue}"
+
+
+ROOM: Final = len(delay_queue("", TIERS[-1]))
 """Bytes that the longest name made from a queue's needs beside it."""
 
 

@@ -3,11 +3,11 @@
 import re
 import ssl
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
-import pika
 
+from things_kit.brokers.rabbitmq.amqp.connection import Login
 from things_kit.engine.addresses import Address, addresses
 from things_kit.engine.tls import TLSOptions, check_tls, tls_context
 from things_kit.engine.url import BrokerURL
@@ -94,6 +94,18 @@ class RabbitMQOptions(TLSOptions, frozen=True):
         return self.queue_arguments().get("x-single-active-consumer") in {True, "true"}
 
 
+def handing_on(queue: str, milliseconds: int) -> dict[str, Any]:
+    """The arguments of a queue whose messages go to another one after a time, and none is lost."""
+    return {
+        "x-queue-type": "quorum",
+        "x-message-ttl": milliseconds,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
 class Settings(msgspec.Struct, frozen=True):
     """A URL, understood. Its repr shows no secret."""
 
@@ -113,25 +125,14 @@ class Settings(msgspec.Struct, frozen=True):
         return f"Settings({self.url.display!r})"
 
     @property
-    def patience(self) -> float:
-        """Seconds for one host to let us in."""
-        return max(0.1, min(PATIENCE, self.url.engine.publish_timeout))
-
-    def parameters(self) -> list[pika.ConnectionParameters]:
-        """How to reach each of the hosts, in the order of the URL."""
+    def login(self) -> Login:
+        """As whom to connect, and how."""
         url = self.url
-        credentials = pika.PlainCredentials(url.username or "guest", url.password or "guest")
-        found = []
-        for name, port in self.addresses:
-            found.append(
-                pika.ConnectionParameters(
-                    host=name,
-                    port=port,
-                    virtual_host=url.path[1:] or "/",
-                    credentials=credentials,
-                    heartbeat=self.options.heartbeat,
-                    ssl_options=None if self.context is None else pika.SSLOptions(self.context, name),
-                    client_properties={"connection_name": "things-kit"},
-                )
-            )
-        return found
+        return Login(
+            user=url.username or "guest",
+            password=url.password or "guest",
+            virtual_host=url.path[1:] or "/",
+            heartbeat=self.options.heartbeat,
+            context=self.context,
+            patience=max(0.1, min(PATIENCE, url.engine.publish_timeout)),
+        )

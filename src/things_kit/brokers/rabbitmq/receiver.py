@@ -5,15 +5,17 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
+from weakref import WeakSet
 
-from pika.exceptions import AMQPError
+import msgspec
+from pika.spec import Basic, Queue
 
+from things_kit.brokers.rabbitmq.amqp.channel import Channel
 from things_kit.brokers.rabbitmq.credit import Consumers
-from things_kit.brokers.rabbitmq.errors import NotWaited, lost, missing, translated
-from things_kit.brokers.rabbitmq.link import Channel
+from things_kit.brokers.rabbitmq.errors import ERRORS, NotWaited, lost, missing
 from things_kit.brokers.rabbitmq.publisher import Publisher
-from things_kit.brokers.rabbitmq.renewal import Renewal
-from things_kit.brokers.rabbitmq.wire import GIVEN_BACK, Token, Unpacker
+from things_kit.brokers.rabbitmq.renewal import TAG, Renewal
+from things_kit.brokers.rabbitmq.wire import GIVEN_BACK, Place, Token, Unpacker
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.messaging.errors import ConfigError, ThingsKitError
@@ -25,58 +27,74 @@ SendLater: TypeAlias = Callable[[Sequence[Later]], Awaitable[Sequence[Exception 
 FAREWELL: Final = 0.5
 """Seconds for the last deliveries to arrive when we leave."""
 
+RECEIVERS: Final[WeakSet["RabbitMQReceiver"]] = WeakSet()
+"""All of this process, for the lag: another `Broker` may have the consumer."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The queue that a receiver consumes from.
+
+    Attributes:
+        queue: Its name.
+        place: What no other queue has, at any broker.
+        own: Whether it is ours.
+        single_active: Whether one consumer gets all messages, and the others wait.
+        arguments: Those of its consumers.
+        counts: Asks for `message_count` and `consumer_count`; None if there is no such queue.
+        not_waited: Told that the queue refuses these arguments.
+    """
+
+    queue: str
+    place: Place
+    own: bool
+    single_active: bool
+    arguments: Mapping[str, int]
+    counts: Callable[[str], Awaitable[Any]]
+    not_waited: Callable[[str], None]
+
 
 class RabbitMQReceiver:
     """A channel with a consumer of a queue.
 
     Args:
         channel: Its own.
-        queue: What it consumes from.
+        source: What it consumes from.
         subscription: What it is to bring.
         unpacker: Of what comes.
         send_later: As the driver's; None where the queue dies with this receiver.
-        overdue: How many messages are ready for it; None where that cannot be said.
-        members: How many consumers the queue has, with those that are cancelled and hold something.
-        arguments: Those of its consumers.
-        steady: Whether its credit is always `max_in_flight`.
-        not_waited: Told that the queue refuses these arguments.
     """
 
     def __init__(
         self,
         channel: Channel,
-        queue: str,
+        source: Source,
         subscription: Subscription,
         unpacker: Unpacker,
-        *,
         send_later: SendLater | None,
-        overdue: Callable[[], Awaitable[int | None]],
-        members: Callable[[], Awaitable[int]],
-        arguments: Mapping[str, int],
-        steady: bool,
-        not_waited: Callable[[str], None],
     ) -> None:
-        self._overdue = overdue
-        self._members = members
+        self.place = source.place
         self._channel = channel
-        self._queue = queue
+        self._source = source
         self._subscription = subscription
         self._unpack = unpacker.unpack
         self._send_later = send_later
-        self._not_waited = not_waited
         self._consumers = Consumers(
-            channel, queue, arguments, subscription.max_in_flight, steady=steady, on_message=self._on_message
+            channel,
+            source.queue,
+            source.arguments,
+            subscription.max_in_flight,
+            steady=not source.own or (source.single_active and not subscription.ephemeral),
         )
+        self._tasks: list[asyncio.Task[None]] = []
         self._consuming: asyncio.Task[None] | None = None
-        self._renewing: asyncio.Task[None] | None = None
         self._arrived: list[tuple[Any, Any, bytes]] = []  # in this turn of the loop
         self._out: dict[int, Delivery] = {}  # by delivery tag, in order: what is not settled
-        self._young: dict[int, int] = {}  # by the tag of a delivery's token: that of the copy in its place
         self._unwanted: list[Delivery] = []  # by the inbox
         self._last: set[Delivery] = set()  # what goes back as the channel closes
         self._closed = False
+        channel.on_delivery, channel.on_cancel = self._on_delivery, self._on_cancel
         channel.on_lost(self._on_lost)
-        channel.raw.add_on_cancel_callback(self._on_cancelled)
+        RECEIVERS.add(self)
 
     @property
     def held(self) -> int:
@@ -85,17 +103,16 @@ class RabbitMQReceiver:
 
     async def agree(self) -> None:
         """Return when all that was sent over our channel has arrived, on both sides. What is lost agrees to nothing."""
-        if self._closed or self._channel.error is not None:
-            return
-        with contextlib.suppress(AMQPError, ConnectionLost):
-            await self._channel.ask(self._channel.raw.queue_declare, self._queue, passive=True)
+        if not self._closed and self._channel.error is None:
+            with contextlib.suppress(Exception):
+                await self._channel.ask(Queue.Declare(queue=self._source.queue, passive=True))
 
     def renew(self, publisher: Publisher, within: float) -> None:
         """Have what is held for long renewed within so many seconds."""
-        renewal = Renewal(self._channel, publisher, self._queue, within, self._held_until, self._exchange)
-        self._renewing = asyncio.create_task(
-            renewal.run(lambda: next(reversed(self._out), 0)), name=f"{self._queue} renewing"
-        )
+        queue = self._source.queue
+        renewal = Renewal(self._channel, publisher, queue, within, self._held_until)
+        latest = renewal.run(lambda: next(reversed(self._out), 0))
+        self._tasks.append(asyncio.create_task(latest, name=f"{queue} renewing"))
 
     # --- what the broker says
 
@@ -103,12 +120,15 @@ class RabbitMQReceiver:
         if not self._closed:
             self._subscription.inbox.fail(lost(error))
 
-    def _on_cancelled(self, told: Any) -> None:
-        if not self._closed and told.method.consumer_tag == self._consumers.tag:
-            why = f"the queue {self._queue!r} was removed, or moved to another node"
+    def _on_cancel(self, tag: str) -> None:
+        if not self._closed and tag == self._consumers.tag:
+            why = f"the queue {self._source.queue!r} was removed, or moved to another node"
             self._subscription.inbox.fail(ConnectionLost(why))
 
-    def _on_message(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
+    def _on_delivery(self, method: Any, properties: Any, body: bytes) -> None:
+        if method.consumer_tag == TAG:
+            self._exchange(int(properties.correlation_id), method.delivery_tag)
+            return
         if not self._arrived:
             asyncio.get_running_loop().call_soon(self._take_in)
         self._arrived.append((method, properties, body))
@@ -137,18 +157,19 @@ class RabbitMQReceiver:
         """Have a consumer that may hold so many messages, or none."""
         self._consumers.credit(window)
         if self._consuming is None and not self._closed:
-            self._consuming = asyncio.create_task(self._consume(), name=f"{self._queue} consuming")
+            self._consuming = asyncio.create_task(self._consume(), name=f"{self._source.queue} consuming")
+            self._tasks.append(self._consuming)
 
     async def _consume(self) -> None:
         try:
             await self._consumers.run()
         except Exception as error:  # noqa: BLE001 - whatever closed the channel
-            meant = translated(error)
+            meant = ERRORS.translate(error, f"consuming {self._source.queue!r}")
             if isinstance(meant, NotWaited):
-                self._not_waited(self._queue)
-            if missing(error) or isinstance(meant, NotWaited):
-                meant = lost(error)
-            self._subscription.inbox.fail(meant)
+                self._source.not_waited(self._source.queue)
+            self._subscription.inbox.fail(
+                lost(error) if missing(error) or isinstance(meant, NotWaited) else meant
+            )
 
     async def quiesce(self) -> None:
         """Have no consumer any more."""
@@ -158,8 +179,12 @@ class RabbitMQReceiver:
         self._refused(())
 
     async def overdue(self) -> int | None:
-        """What is ready for this receiver."""
-        return await self._overdue()
+        """What is ready for this receiver; of a queue that is not ours nobody knows what its count means."""
+        found = await self._source.counts(self._source.queue)
+        if found is None or not self._source.own:
+            return None
+        another_may_be_active = self._source.single_active and found.consumer_count > 1
+        return None if another_may_be_active else int(found.message_count)
 
     # --- settling
 
@@ -169,16 +194,16 @@ class RabbitMQReceiver:
             await self._consumers.settling.wait()
         if self._channel.error is not None:
             raise lost(self._channel.error)
-        self._settle(acknowledged, acknowledge=True)
+        self._settle(acknowledged, Basic.Ack)
         if released:
             copied = await self._copied([release for release in released if self._needs_copy(release)])
-            self._settle(copied, acknowledge=True)
+            self._settle(copied, Basic.Ack)
             self._give_back([release for release in released if release.delivery not in copied])
 
     def _needs_copy(self, release: Release) -> bool:
         """Whether the broker's count would forget an attempt. A place in the order is worth more than that."""
         token: Token = release.delivery.token
-        if release.aside or token.tag in self._young:  # in a queue that is nobody else's
+        if release.aside or token.renewed:  # in a queue that is nobody else's
             return True
         return not self._is_ordered(token.message) and release.attempt > token.counted + 1
 
@@ -186,16 +211,16 @@ class RabbitMQReceiver:
         ordering = self._subscription.ordering
         return ordering == "partition" or (ordering == "key" and message.key is not None)
 
-    async def _copied(self, releases: Sequence[Release]) -> set[Delivery]:
+    async def _copied(self, releases: Sequence[Release]) -> Sequence[Delivery]:
         """Those of which a copy is confirmed."""
         if not releases or self._send_later is None:
-            return set()
+            return ()
         now, group = datetime.fromtimestamp(steady(), UTC), self._subscription.group
         copies = [Later(each.delivery.token.message, group, now, each.attempt) for each in releases]
         with contextlib.suppress(ConnectionLost, ThingsKitError):
             results = await self._send_later(copies)
-            return {each.delivery for each, failed in zip(releases, results, strict=True) if failed is None}
-        return set()
+            return [each.delivery for each, failed in zip(releases, results, strict=True) if failed is None]
+        return ()
 
     def _give_back(self, releases: Iterable[Release]) -> None:
         """At once, but for what is to keep its order where we leave: that goes back together as the channel closes.
@@ -210,61 +235,54 @@ class RabbitMQReceiver:
                 self._last.add(release.delivery)
             else:
                 now.append(release.delivery)
-        self._settle(now, acknowledge=False)
+        self._settle(now, Basic.Nack)
 
-    def _settle(self, deliveries: Sequence[Delivery] | set[Delivery], *, acknowledge: bool) -> None:
+    def _settle(self, deliveries: Sequence[Delivery], how: Any) -> None:
         """Tell the broker of deliveries: of the oldest, if all of them are meant, at once."""
-        if not deliveries or self._channel.error is not None or not self._channel.raw.is_open:
+        if not deliveries or self._channel.error is not None:
             return
-        tags = [delivery.token.tag for delivery in deliveries]
-        if self._young:
-            tags = [self._young.get(tag, tag) for tag in tags]
-        meant, last = set(tags), 0
-        for tag in self._out:
+        out = self._out
+        meant, last = {delivery.token.tag for delivery in deliveries}, 0
+        for tag in out:
             if tag not in meant:
                 break
             last = tag
-        tell: Callable[[int, bool], None] = self._channel.raw.basic_ack if acknowledge else self._nack
-        told = sorted(tag for tag in meant if tag in self._out)
+        told = sorted(tag for tag in meant if tag in out)
         for tag in told:
-            self._gone(tag, acknowledged=acknowledge)
+            token: Token = out.pop(tag).token
+            if token.counted > 1 and how is Basic.Ack:
+                GIVEN_BACK.forget(token.copy)
+            if token.renewed:
+                self._consumers.copy_settled()
+            else:
+                self._consumers.settled(tag)
         if last:
-            tell(last, True)
+            self._channel.tell(how(last, multiple=True))
         for tag in told:
             if tag > last:
-                tell(tag, False)
-
-    def _gone(self, tag: int, *, acknowledged: bool) -> None:
-        token: Token = self._out.pop(tag).token
-        if acknowledged and token.counted > 1:
-            GIVEN_BACK.forget(token.copy)
-        copy = token.tag != tag
-        if copy:
-            del self._young[token.tag]
-        self._consumers.settled(tag, copy=copy)
-
-    def _nack(self, tag: int, multiple: bool) -> None:
-        self._channel.raw.basic_nack(tag, multiple, requeue=True)
+                self._channel.tell(how(tag))
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """There are no leases: a delivery is bound to the connection."""
 
     # --- what the broker would take back, as it waits no longer
 
-    def _held_until(self, latest: int) -> list[tuple[int, Delivery]]:
+    def _held_until(self, latest: int) -> list[Delivery]:
         """What is held up to a delivery tag."""
-        return [(tag, delivery) for tag, delivery in self._out.items() if tag <= latest]
+        return [delivery for tag, delivery in self._out.items() if tag <= latest]
 
-    def _exchange(self, old: int, young: int) -> bool:
-        """Let a copy take the place of the delivery that it was made of, if that is still held."""
+    def _exchange(self, old: int, young: int) -> None:
+        """Let a copy take the place of the delivery that it was made of; of one that is settled by now it is settled, too."""
         delivery = self._out.pop(old, None)
         if delivery is None:
-            return False
-        self._young[delivery.token.tag] = young
+            self._channel.tell(Basic.Ack(young))
+            return
+        token: Token = delivery.token
+        if not token.renewed:
+            self._consumers.settled(old, stays=True)
+        token.tag, token.renewed = young, True
         self._out[young] = delivery
-        self._consumers.exchanged(old, copy=old != delivery.token.tag)
-        self._channel.raw.basic_ack(old)
-        return True
+        self._channel.tell(Basic.Ack(old))
 
     # --- the end
 
@@ -276,12 +294,11 @@ class RabbitMQReceiver:
             async with asyncio.timeout(FAREWELL):
                 await self.quiesce()  # what is on its way goes back as well
         self._closed = True
-        tasks = [task for task in (self._consuming, self._renewing) if task is not None]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._subscription.ephemeral:
-            self._channel.drop_queue(self._queue)
+            self._channel.tell(Queue.Delete(queue=self._source.queue, nowait=True))
         elif self._out:
             self._give_back([_as_it_came(each) for each in self._out.values() if each not in self._last])
             await self._close_and_return()
@@ -300,6 +317,11 @@ class RabbitMQReceiver:
                 await self._channel.close()
                 while await self._members() >= before:  # noqa: ASYNC110 - the broker tells nobody
                     await asyncio.sleep(0.005)
+
+    async def _members(self) -> int:
+        """How many consumers the queue has, with those that are cancelled and hold something."""
+        found = await self._source.counts(self._source.queue)
+        return 0 if found is None else int(found.consumer_count)
 
 
 def _as_it_came(delivery: Delivery) -> Release:

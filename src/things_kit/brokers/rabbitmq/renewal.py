@@ -1,26 +1,44 @@
-"""Keeping what is held for longer than the broker waits for an acknowledgement (its setting `consumer_timeout`).
+"""Handlers that take longer than the broker waits for an acknowledgement (its setting `consumer_timeout`).
 
-RabbitMQ closes the channel of a consumer that holds a delivery for too long, and hands all that it held to others. Where it
-cannot be asked for more time (see `patience`), a delivery that gets old is exchanged for a young one: a copy goes to a queue
-that only this receiver consumes, the original is acknowledged once the copy is here, and whatever becomes of the original
-becomes of the copy. If the receiver dies, the copy is ready in its queue again, where nobody takes it, and after a second
-it expires into the group's queue.
+RabbitMQ closes the channel of a consumer that holds a delivery for too long, and hands all that it held to others.
+
+| RabbitMQ | its setting holds for | it can be lifted by |
+|---|---|---|
+| before 3.12 | all queues | nothing: what is held for long is renewed |
+| 3.12 to 4.2 | all queues | an argument of the queue |
+| from 4.3 on | quorum queues | an argument of the consumer |
+
+Only an exclusive queue, which is made anew each time, is declared with that argument: 4.3 compares it with that of a queue that
+exists, so a group's queue would be refused once its server is renewed. Groups renew what they hold up to 4.2.
+
+A delivery that gets old is exchanged for a young one: a copy goes to a queue that only this receiver consumes, the original
+is acknowledged once the copy is here, and whatever becomes of the original becomes of the copy. If the receiver dies, the copy is
+ready in its queue again, where nobody takes it, and after a second it expires into the group's queue.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 from uuid import uuid4
 
-from things_kit.brokers.rabbitmq.link import Channel
+import msgspec
+from pika.spec import Basic, Queue
+
+from things_kit.brokers.rabbitmq.amqp.channel import Channel
+from things_kit.brokers.rabbitmq.options import handing_on
 from things_kit.brokers.rabbitmq.publisher import Publisher
-from things_kit.brokers.rabbitmq.wire import Packer
+from things_kit.brokers.rabbitmq.wire import pack_again
 from things_kit.engine.clock import steady
-from things_kit.engine.driver import ConnectionLost, Delivery
-from things_kit.messaging.errors import ThingsKitError
+from things_kit.engine.driver import Delivery
 
 log = logging.getLogger("things_kit.rabbitmq")
+
+FOREVER: Final[Mapping[str, int]] = {"x-consumer-timeout": 2**31 - 1}
+"""Milliseconds, no more than the broker's timers take: 24 days."""
+
+BY_QUEUE: Final = (3, 12)
+BY_CONSUMER: Final = (4, 3)
 
 STEPS: Final = 6
 """Looks in the time that the broker waits."""
@@ -31,15 +49,52 @@ OLD: Final = 4
 GONE: Final = 3_600_000
 """Milliseconds after which the broker removes a queue whose receiver is gone; what was in it has left it long before."""
 
-Held: TypeAlias = Callable[[int], Sequence[tuple[int, Delivery]]]
-"""What is held up to a delivery tag: tags and deliveries."""
+TAG: Final = "renewed"
+"""The consumer of copies."""
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """What a server is asked for so that handlers may take their time.
+
+    Attributes:
+        version: The server's; empty if it does not say.
+        ephemeral: Of a receiver with an exclusive queue.
+        kind: The type of the queue; None where it is not ours and so not known.
+    """
+
+    version: tuple[int, ...]
+    ephemeral: bool
+    kind: object
+
+    @property
+    def renews(self) -> bool:
+        """Whether what is held for long has to be renewed."""
+        return self.version < (BY_QUEUE if self.ephemeral else BY_CONSUMER)
+
+    @property
+    def of_queue(self) -> Mapping[str, int]:
+        """Arguments of an exclusive queue."""
+        return FOREVER if self.ephemeral and BY_QUEUE <= self.version < BY_CONSUMER else {}
+
+    @property
+    def of_consumer(self) -> Mapping[str, int]:
+        """Arguments of the consumer. A queue that is no quorum queue refuses them: of an unknown one it is tried."""
+        asks = not self.ephemeral and self.version >= BY_CONSUMER and self.kind in {"quorum", None}
+        return FOREVER if asks else {}
+
+
+def server_version(properties: Mapping[str, Any]) -> tuple[int, ...]:
+    """Major and minor version of a RabbitMQ, by what it says of itself; empty for what is none, or hides it."""
+    numbers = str(properties.get("version", "")).split(".")[:2]
+    if properties.get("product") != "RabbitMQ" or not all(number.isdigit() for number in numbers):
+        return ()
+    return tuple(map(int, numbers))
 
 
 class Renewal:
-    """Exchanges a receiver's old deliveries for young ones, over the same channel.
+    """Asks for copies of what a receiver holds for long, over its own channel; what comes is the receiver's to exchange.
 
-    `held` tells what the receiver still holds, `exchange` that the delivery of the first tag is the one of the second tag
-    from now on; it returns whether the first was still held.
+    `old` tells what is held up to a delivery tag.
     """
 
     def __init__(
@@ -48,16 +103,14 @@ class Renewal:
         publisher: Publisher,
         queue: str,
         timeout: float,
-        held: Held,
-        exchange: Callable[[int, int], bool],
+        old: Callable[[int], Sequence[Delivery]],
     ) -> None:
         self._channel = channel
         self._publisher = publisher
         self._queue = queue
         self._own = f".things-kit.held-{uuid4().hex}.{queue}"[:250]
         self._timeout = timeout
-        self._held = held
-        self._exchange = exchange
+        self._old = old
         self._consuming = False
 
     async def run(self, latest: Callable[[], int]) -> None:
@@ -69,45 +122,26 @@ class Renewal:
             if len(marks) < OLD:
                 continue
             try:
-                await self._renew(self._held(marks.pop(0)))
-            except (ConnectionLost, ThingsKitError) as error:
-                log.warning("%s: what is held could not be renewed: %s", self._queue, error)
+                await self._renew(self._old(marks.pop(0)))
             except Exception as error:  # noqa: BLE001 - whatever closed the channel
                 if self._channel.error is None:  # else the receiver says so
-                    log.warning("%s: what is held could not be renewed: %r", self._queue, error)
+                    log.warning("%s: what is held could not be renewed: %s", self._queue, error)
 
-    async def _renew(self, old: Sequence[tuple[int, Delivery]]) -> None:
+    async def _renew(self, old: Sequence[Delivery]) -> None:
         if not old:
             return
         if not self._consuming:
-            await self._consume()
-        packer, now = Packer(), steady()
+            arguments = {**handing_on(self._queue, 1000), "x-expires": GONE}
+            make = Queue.Declare(queue=self._own, durable=True, arguments=arguments)
+            consume = Basic.Consume(queue=self._own, consumer_tag=TAG)
+            await self._channel.ask(make, Basic.Qos(prefetch_count=0), consume)
+            self._consuming = True
         letters = []
-        for tag, delivery in old:
+        for delivery in old:
             message = delivery.token.message
-            letter = packer.again(message, self._own, now, message.attempt, delivery.suspect)
-            letter.properties.correlation_id = str(tag)
+            letter = pack_again(message, self._own, steady(), message.attempt, delivery.suspect)
+            letter.properties.correlation_id = str(delivery.token.tag)
             letters.append(letter)
-        for result in await self._publisher.publish(letters):
-            if result is not None:
-                raise ConnectionLost(str(result)) from result
-
-    async def _consume(self) -> None:
-        raw = self._channel.raw
-        arguments = {
-            "x-queue-type": "quorum",
-            "x-expires": GONE,
-            "x-message-ttl": 1000,
-            "x-dead-letter-exchange": "",
-            "x-dead-letter-routing-key": self._queue,
-            "x-dead-letter-strategy": "at-least-once",
-            "x-overflow": "reject-publish",
-        }
-        await self._channel.ask(raw.queue_declare, self._own, durable=True, arguments=arguments)
-        await self._channel.consume(self._own, self._on_copy, 0, "renewed", {})
-        self._consuming = True
-
-    def _on_copy(self, _: Any, method: Any, properties: Any, __: bytes) -> None:
-        """The original is settled by now, and the copy with it; or the copy takes its place."""
-        if not self._exchange(int(properties.correlation_id), method.delivery_tag):
-            self._channel.raw.basic_ack(method.delivery_tag)
+        for refusal in await self._publisher.publish(letters):
+            if refusal is not None:
+                raise refusal

@@ -19,9 +19,10 @@ positions; a missing time is that of arrival.
 from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from pika.spec import Basic, BasicProperties
+import msgspec
+from pika.spec import BasicProperties
 
 from things_kit.engine.driver import Delivery
 from things_kit.engine.envelope import EPOCH, ID, TIME, Envelope, Fields, as_text, note, text_of
@@ -98,47 +99,42 @@ class Letter(NamedTuple):
         return self.exchange, self.routing_key, identity
 
 
-class Packer:
-    """Packs the messages of one batch: most of them share their time."""
+def pack(message: Message, exchange: str, key_is_free: bool, routing_key: str) -> Letter:
+    """A letter; the message's key is the routing key where that is free for it."""
+    moment, identity, key = message.timestamp, message.id or "", message.key
+    native = _native(key) if key_is_free and key is not None else None
+    known = 0 < len(identity) <= SHORT or 0 < len(identity.encode()) <= LONGEST
+    headers: dict[str, Any] = ENVELOPE.fields(message, identity=not known, key=native is None)
+    content_type = headers.pop(CONTENT_TYPE, None)
+    if content_type is not None and not 0 < len(content_type.encode()) <= LONGEST:
+        headers[CONTENT_TYPE], content_type = content_type, None
+    properties = BasicProperties(
+        content_type=content_type,
+        headers=headers,
+        delivery_mode=PERSISTENT,
+        message_id=identity if known else None,
+        timestamp=int(moment.timestamp()) if moment is not None and moment >= EPOCH else None,
+    )
+    return Letter(exchange, routing_key if native is None else native, properties, message.value)
 
-    def __init__(self) -> None:
-        self._last: datetime | None = None
-        self._seconds: int | None = None
 
-    def pack(self, message: Message, exchange: str, key_is_free: bool, routing_key: str) -> Letter:
-        """A letter; the message's key is the routing key where that is free for it."""
-        moment, identity, key = message.timestamp, message.id or "", message.key
-        if moment is not self._last:
-            seconds = -1 if moment is None else (moment - EPOCH) // SECOND
-            self._last, self._seconds = moment, seconds if seconds >= 0 else None
-        native = _native(key) if key_is_free and key is not None else None
-        known = 0 < len(identity) <= SHORT or 0 < len(identity.encode()) <= LONGEST
-        headers: dict[str, Any] = ENVELOPE.fields(message, identity=not known, key=native is None)
-        content_type = headers.pop(CONTENT_TYPE, None)
-        if content_type is not None and not 0 < len(content_type.encode()) <= LONGEST:
-            headers[CONTENT_TYPE], content_type = content_type, None
-        properties = BasicProperties(
-            content_type=content_type,
-            headers=headers,
-            delivery_mode=PERSISTENT,
-            message_id=identity if known else None,
-            timestamp=self._seconds,
-        )
-        return Letter(exchange, routing_key if native is None else native, properties, message.value)
-
-    def again(self, message: Message, queue: str, due: float, attempt: int, suspect: int) -> Letter:
-        """A letter to a queue, of a message that is to be handled again when it is due, in seconds since 1970."""
-        letter, waits = self.pack(message, "", False, queue), Fields()
-        note(waits, attempt=attempt, due=due, suspect=suspect)
-        letter.properties.headers = {**(letter.properties.headers or {}), **waits}
-        return letter
+def pack_again(message: Message, queue: str, due: float, attempt: int, suspect: int) -> Letter:
+    """A letter to a queue, of a message that is to be handled again when it is due, in seconds since 1970."""
+    letter, waits = pack(message, "", False, queue), Fields()
+    note(waits, attempt=attempt, due=due, suspect=suspect)
+    letter.properties.headers = {**(letter.properties.headers or {}), **waits}
+    return letter
 
 
 def _native(key: bytes) -> str | None:
     return as_text(key) if 0 < len(key) <= LONGEST else None
 
 
-class Token(NamedTuple):
+Place: TypeAlias = tuple[tuple[str, ...], str, str]
+"""A queue: the hosts, the virtual host's path, its name."""
+
+
+class Token(msgspec.Struct, gc=False):
     """What a receiver needs to know of a delivery.
 
     Attributes:
@@ -146,24 +142,26 @@ class Token(NamedTuple):
         message: The message as it came.
         counted: Its attempt by the broker's count alone.
         copy: Which copy of which message it is: its queue, its id, the attempt that is stored with it, and the mark.
+        renewed: Whether a copy is held in its place, in a queue that is nobody else's.
     """
 
     tag: int
     message: Message
     counted: int
     copy: Hashable
+    renewed: bool = False
 
 
 class Unpacker:
     """Unpacks what one queue delivers, whose `place` no other has."""
 
-    def __init__(self, topic: str, queue: str, exchange: str | None, place: Hashable) -> None:
+    def __init__(self, topic: str, queue: str, exchange: str | None, place: Place) -> None:
         self._place = place
         self._topic = topic
         self._queue = queue
         self._exchange = exchange  # in which the routing key is the message's key
 
-    def unpack(self, method: Basic.Deliver, properties: BasicProperties, body: bytes) -> Delivery:
+    def unpack(self, method: Any, properties: BasicProperties, body: bytes) -> Delivery:
         """A message; its delivery has a `Token`."""
         raw: Mapping[Any, Any] = properties.headers or {}
         theirs = ADDED if TIME in raw else BOOKKEEPING

@@ -1,8 +1,4 @@
-"""Telling the broker that we live, and noticing when it does not.
-
-pika's own check looks once in a heartbeat's time plus five seconds whether anything came since its last look, so a
-connection that falls silent is noticed between one and two such times later, or never where the time is long.
-"""
+"""Telling the broker that we live, and noticing when it does not."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,10 +12,7 @@ GRACE: Final = 1.0
 
 
 class Heartbeats:
-    """Sends a heartbeat twice in `interval` seconds, and calls `silent` once nothing was heard for twice as long.
-
-    Takes the place of pika's `HeartbeatChecker`: it has the methods that pika calls.
-    """
+    """Sends a heartbeat twice in `interval` seconds, and calls `silent` once nothing was heard for twice as long."""
 
     def __init__(
         self,
@@ -36,9 +29,6 @@ class Heartbeats:
         self._doubted = False
         self._sending = self._loop.call_later(interval / 2, self._beat)
         self._looking = self._loop.call_at(self._latest(), self._look)
-
-    def received(self) -> None:
-        """A heartbeat came; it counts as all that comes does."""
 
     def stop(self) -> None:
         """The connection ends."""
