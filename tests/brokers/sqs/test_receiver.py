@@ -129,7 +129,7 @@ class TestReceiving:
         failure = {"Id": "1", "Code": "InternalError", "SenderFault": False}
         sqs = FakeSQS(delete_message_batch=[{"Failed": [failure]}, {}])
         await receiver(sqs).settle([lent("a"), lent("b")], [])
-        assert sqs.asked[1] == ("delete_message_batch", [{"Id": "0", "ReceiptHandle": "receipt of b"}])
+        assert sqs.asked[1] == ("delete_message_batch", [{"Id": "1", "ReceiptHandle": "receipt of b"}])
 
     async def test_what_aws_goes_on_failing_to_delete_is_a_lost_connection(self) -> None:
         failure = {"Id": "0", "Code": "InternalError", "SenderFault": False}

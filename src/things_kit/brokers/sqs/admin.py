@@ -9,15 +9,16 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ERRORS, EXISTS, FORBIDDEN, MISSING, ask, bare, code_of
+from things_kit.brokers.sqs.errors import ERRORS, EXISTS, FORBIDDEN, MISSING, ask, bare, code_of, find
 from things_kit.brokers.sqs.options import Settings
+from things_kit.brokers.sqs.policy import allowing, queue_arn
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.errors import ConfigError, UnsupportedError
 
@@ -40,9 +41,6 @@ COUNTS: Final = [
 
 RECENT: Final = 60.0
 """Seconds for which a queue that was just subscribed counts as a subscriber: AWS tells of it with some delay."""
-
-STATEMENT: Final = "things-kit"
-"""The statement of a queue's policy that is ours."""
 
 
 class Admin:
@@ -95,29 +93,25 @@ class Admin:
         if self._settings.options.account is not None:
             region = sns.meta.region_name
             arn = f"arn:{sns.meta.partition}:sns:{region}:{self._settings.options.account}:{name}"
-            return arn if await self._exists(arn, doing) else None
-        more: dict[str, str] = {}
-        while True:
-            page = await ask(sns.list_topics(**more), doing)
+            return None if await find(sns.get_topic_attributes(TopicArn=arn), doing) is None else arn
+        async for page in _pages(sns.list_topics, doing):
             for entry in page.get("Topics", ()):
                 if entry["TopicArn"].rpartition(":")[2] == name:
                     return str(entry["TopicArn"])
-            if not page.get("NextToken"):
-                return None
-            more = {"NextToken": page["NextToken"]}
+        return None
 
     async def topics(self) -> list[str]:
         """All topics of the account; where each is a queue by itself, all queues."""
-        sns, sqs, doing = self._clients.sns, self._clients.sqs, "asking for all topics"
-        by_queue, found, more = self._settings.by_queue, list[str](), dict[str, str]()
-        while True:
-            page = await ask(
-                sqs.list_queues(MaxResults=1000, **more) if by_queue else sns.list_topics(**more), doing
-            )
-            found += page.get("QueueUrls") or [each["TopicArn"] for each in page.get("Topics", ())]
-            if not page.get("NextToken"):
-                return [names.unescaped(each.rpartition("/" if by_queue else ":")[2]) for each in found]
-            more = {"NextToken": page["NextToken"]}
+        doing = "asking for all topics"
+        if self._settings.by_queue:
+            pages = _pages(self._clients.sqs.list_queues, doing, MaxResults=1000)
+            found = [url.rpartition("/")[2] async for page in pages for url in page.get("QueueUrls", ())]
+        else:
+            pages = _pages(self._clients.sns.list_topics, doing)
+            found = [
+                each["TopicArn"].rpartition(":")[2] async for page in pages for each in page.get("Topics", ())
+            ]
+        return [names.unescaped(each) for each in found]
 
     async def groups(self, topic: str) -> list[str]:
         """The groups of a topic, by the names of their queues."""
@@ -127,15 +121,6 @@ class Admin:
             return [] if group is None else [group]
         queues = [queue async for _, queue in self.subscriptions(topic) if not names.is_ephemeral(queue)]
         return [names.group_of(queue, topic) for queue in queues]
-
-    async def _exists(self, arn: str, doing: str) -> bool:
-        try:
-            await bare(self._clients.sns.get_topic_attributes(TopicArn=arn), doing)
-        except ClientError as error:
-            if code_of(error) in MISSING:
-                return False
-            raise ERRORS.translate(error, doing) from error
-        return True
 
     def forget(self, topic: str) -> None:
         """The topic, or a queue of it, turned out to be gone."""
@@ -162,14 +147,8 @@ class Admin:
         return known
 
     async def _url_of(self, name: str) -> str | None:
-        doing = f"looking for the queue {name!r}"
-        try:
-            found = await bare(self._clients.sqs.get_queue_url(QueueName=name), doing)
-        except ClientError as error:
-            if code_of(error) in MISSING:
-                return None
-            raise ERRORS.translate(error, doing) from error
-        return str(found["QueueUrl"])
+        found = await find(self._clients.sqs.get_queue_url(QueueName=name), f"looking for the queue {name!r}")
+        return None if found is None else str(found["QueueUrl"])
 
     async def declare_group(self, topic: str, group: str) -> str:
         """Create a group's queue and its subscription where they are missing; returns the queue's URL."""
@@ -222,7 +201,7 @@ class Admin:
         return await self._subscribe(topic, await self.declare_topic(topic), queue, tags)
 
     async def _subscribe(self, topic: str, arn: str, queue: str, tags: dict[str, str]) -> str:
-        url = await self._declare_queue(queue, topic, policy=(arn, _queue_arn(arn, queue)), tags=tags)
+        url = await self._declare_queue(queue, topic, policy=(arn, queue_arn(arn, queue)), tags=tags)
         await self._subscribe_queue(topic, arn, queue)
         return url
 
@@ -233,7 +212,7 @@ class Admin:
                 self._clients.sns.subscribe(
                     TopicArn=arn,
                     Protocol="sqs",
-                    Endpoint=_queue_arn(arn, queue),
+                    Endpoint=queue_arn(arn, queue),
                     Attributes={"RawMessageDelivery": "true"},
                     ReturnSubscriptionArn=True,
                 ),
@@ -292,7 +271,7 @@ class Admin:
     ) -> str:
         attributes = self._settings.attributes_of_queue(name)
         if policy is not None:
-            attributes["Policy"] = json.dumps(_allowing({}, *policy))
+            attributes["Policy"] = json.dumps(allowing({}, *policy))
         try:
             made = await bare(
                 self._clients.sqs.create_queue(QueueName=name, Attributes=attributes, tags=tags or {}),
@@ -315,26 +294,21 @@ class Admin:
                 self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"]), doing
             )
             before = json.loads(found.get("Attributes", {}).get("Policy") or "{}")
-            allowing = _allowing(before, *policy)
-            if allowing != before:
-                setting = {"Policy": json.dumps(allowing)}
+            after = allowing(before, *policy)
+            if after != before:
+                setting = {"Policy": json.dumps(after)}
                 await ask(self._clients.sqs.set_queue_attributes(QueueUrl=url, Attributes=setting), doing)
         return url
 
     async def check_only_group(self, topic: str, group: str, url: str, *, note: bool) -> None:
         """A queue without SNS has one group, whose name is noted at the queue. Raises UnsupportedError for another."""
-        known = self._groups.get(topic)
-        if known is None:
-            known = await self._noted_group(url)
-        if known is None:
-            known = group
-            if note:
-                doing = f"noting the group of {topic!r}"
-                tags = {GROUP_TAG: names.escaped(group)[:256]}
-                await ask(self._clients.sqs.tag_queue(QueueUrl=url, Tags=tags), doing)
-            known = names.escaped(group)[:256]
-        self._groups[topic] = known
-        if known != names.escaped(group)[:256]:
+        own = names.escaped(group)[:256]
+        known = self._groups.get(topic) or await self._noted_group(url)
+        if known is None and note:
+            tags = self._clients.sqs.tag_queue(QueueUrl=url, Tags={GROUP_TAG: own})
+            await ask(tags, f"noting the group of {topic!r}")
+        known = self._groups[topic] = known or own
+        if known != own:
             raise UnsupportedError(
                 f"{self._settings.url.display}: with mode=queue a topic has one group; that of {topic!r} is {known!r}, "
                 f"so there can be none {group!r}"
@@ -357,28 +331,23 @@ class Admin:
             url = await self.queue_url(topic, group)
         except ConfigError:
             return 0  # what cannot be has nothing
-        try:
-            return 0 if url is None else sum(await self._counts(url))
-        except ClientError as error:
-            if code_of(error) in MISSING:
-                self.forget(topic)
-                return 0
-            raise ERRORS.translate(error, f"asking for the lag of {topic!r}") from error
+        found = None if url is None else await find(self._counting(url), f"asking for the lag of {topic!r}")
+        if found is None:
+            self.forget(topic)
+        return sum(_counts(found))
 
     async def ready(self, url: str) -> int | None:
         """What is in a queue for whoever asks; None if we may not ask, or if its order may be held up by what others have."""
         try:
-            ready, held, _ = await self._counts(url)
+            ready, held, _ = _counts(await bare(self._counting(url), "asking what is in a queue"))
         except ClientError as error:
             if code_of(error) in FORBIDDEN:
                 return None
             raise ERRORS.translate(error, "asking what is in a queue") from error
         return None if held and names.is_fifo(url) else ready
 
-    async def _counts(self, url: str) -> Sequence[int]:
-        asked = self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=COUNTS)
-        found = (await bare(asked, "asking what is in a queue")).get("Attributes") or {}
-        return [int(found.get(name, 0)) for name in COUNTS]
+    def _counting(self, url: str) -> Any:
+        return self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=COUNTS)
 
     # --- ephemeral groups
 
@@ -436,52 +405,30 @@ class Admin:
         found = [pair async for pair in self.subscriptions(topic)]
         ours = [(subscription, queue) for subscription, queue in found if names.belongs(queue, topic)]
         await asyncio.gather(*(self._unsubscribe(subscription) for subscription, _ in ours))
-        doing = f"removing {topic!r}"
-        try:
-            await bare(self._clients.sns.delete_topic(TopicArn=arn), doing)
-        except ClientError as error:
-            if code_of(error) not in MISSING:
-                raise ERRORS.translate(error, doing) from error
+        await find(self._clients.sns.delete_topic(TopicArn=arn), f"removing {topic!r}")
         for _, queue in ours:
             await self.delete_queue(await self._url_of(queue))
 
     async def subscriptions(self, topic: str) -> AsyncIterator[tuple[str, str]]:
         """The subscriptions of a topic that are queues: ARN of the subscription, and name of the queue."""
         arn = await self.topic_arn(topic)
-        doing = f"asking for the subscriptions of {topic!r}"
-        more: dict[str, str] = {}
-        while arn is not None:
-            try:
-                page: Any = await bare(
-                    self._clients.sns.list_subscriptions_by_topic(TopicArn=arn, **more), doing
-                )
-            except ClientError as error:
-                if code_of(error) in MISSING:
-                    return
-                raise ERRORS.translate(error, doing) from error
-            for entry in page.get("Subscriptions", ()):
-                if entry["Protocol"] == "sqs":
-                    yield entry["SubscriptionArn"], entry["Endpoint"].rpartition(":")[2]
-            if not page.get("NextToken"):
-                return
-            more = {"NextToken": page["NextToken"]}
+        if arn is not None:
+            list_them, doing = (
+                self._clients.sns.list_subscriptions_by_topic,
+                f"asking for the subscriptions of {topic!r}",
+            )
+            async for page in _pages(list_them, doing, TopicArn=arn):
+                for entry in page.get("Subscriptions", ()):
+                    if entry["Protocol"] == "sqs":
+                        yield entry["SubscriptionArn"], entry["Endpoint"].rpartition(":")[2]
 
     async def _unsubscribe(self, subscription: str) -> None:
-        try:
-            await bare(self._clients.sns.unsubscribe(SubscriptionArn=subscription), "removing a subscription")
-        except ClientError as error:
-            if code_of(error) not in MISSING:
-                raise ERRORS.translate(error, "removing a subscription") from error
+        await find(self._clients.sns.unsubscribe(SubscriptionArn=subscription), "removing a subscription")
 
     async def delete_queue(self, url: str | None) -> None:
         """Delete a queue; one that is missing is fine."""
-        if url is None:
-            return
-        try:
-            await bare(self._clients.sqs.delete_queue(QueueUrl=url), "removing a queue")
-        except ClientError as error:
-            if code_of(error) not in MISSING:
-                raise ERRORS.translate(error, "removing a queue") from error
+        if url is not None:
+            await find(self._clients.sqs.delete_queue(QueueUrl=url), "removing a queue")
 
     async def remove_group(self, topic: str, group: str) -> None:
         """Delete a group's queue, and its subscription.
@@ -511,25 +458,16 @@ class Admin:
         self._subscribed.pop(topic, None)
 
 
-def _queue_arn(topic_arn: str, queue: str) -> str:
-    """The ARN of a queue beside a topic: of the same partition, region and account."""
-    _, partition, _, region, account, _ = topic_arn.split(":", 5)
-    return f"arn:{partition}:sqs:{region}:{account}:{queue}"
+def _counts(found: Any) -> Sequence[int]:
+    attributes = (found or {}).get("Attributes") or {}
+    return [int(attributes.get(name, 0)) for name in COUNTS]
 
 
-def _allowing(policy: dict[str, Any], topic_arn: str, queue_arn: str) -> dict[str, Any]:
-    """A queue's policy with a statement that lets this topic send, whatever others it has."""
-    statement = {
-        "Sid": STATEMENT,
-        "Effect": "Allow",
-        "Principal": {"Service": "sns.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": queue_arn,
-        "Condition": {"ArnEquals": {"aws:SourceArn": topic_arn}},
-    }
-    others = policy.get("Statement", [])
-    others = [others] if isinstance(others, dict) else others
-    if statement in others:
-        return policy
-    kept = [other for other in others if other.get("Sid") != STATEMENT]
-    return {"Version": "2012-10-17", **policy, "Statement": [*kept, statement]}
+async def _pages(call: Callable[..., Any], doing: str, **asked: Any) -> AsyncIterator[Any]:
+    """All pages of a list; none where what it is of is missing."""
+    while True:
+        page = await find(call(**asked), doing) or {}
+        yield page
+        if not page.get("NextToken"):
+            return
+        asked["NextToken"] = page["NextToken"]

@@ -1,6 +1,7 @@
 """What AWS's errors, and its client's, mean to us."""
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aiohttp import ClientError as HTTPError
@@ -30,6 +31,12 @@ from things_kit.messaging.errors import ConfigError, MessageTooLarge
 
 ANSWER: Final = 10.0
 """Seconds that AWS may take for an answer, the client's retries included."""
+
+TRIES: Final = 3
+"""How often an entry is sent that AWS itself failed to take, while it took others of the same request."""
+
+PAUSE: Final = 0.1
+"""Seconds between these."""
 
 MISSING: Final = frozenset({
     "AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound", "NotFoundException", "ResourceNotFoundException",
@@ -163,3 +170,34 @@ async def ask(call: Awaitable[Any], doing: str, within: float = ANSWER) -> Any:
 async def bare(call: Awaitable[Any], doing: str, within: float = ANSWER) -> Any:
     """Await a call of the client; what AWS answers comes as ClientError, all else is translated."""
     return await ERRORS.ask(call, doing, within=within, through=(ClientError,))
+
+
+async def find(call: Awaitable[Any], doing: str) -> Any:
+    """What AWS answers; None where there is no such queue or topic."""
+    with ERRORS.during(doing):
+        try:
+            return await bare(call, doing)
+        except ClientError as error:
+            if code_of(error) in MISSING:
+                return None
+            raise
+
+
+async def repeated(
+    call: Callable[[Sequence[Any]], Awaitable[Any]], entries: Sequence[Any], doing: str
+) -> dict[int, Any]:
+    """Have a request of several entries taken, those again that AWS itself failed to take.
+
+    Returns why it refused others, by their number; what it answers to all of them comes as ClientError. Raises ConnectionLost.
+    """
+    left = list(range(len(entries)))
+    refused: dict[int, Any] = {}
+    for tried in range(1, TRIES + 1):
+        answer = await bare(call([{"Id": str(number), **entries[number]} for number in left]), doing)
+        failed = {int(failure["Id"]): failure for failure in answer.get("Failed") or ()}
+        refused |= {number: each for number, each in failed.items() if each.get("SenderFault")}
+        left = [number for number in failed if number not in refused]
+        if not left:
+            return refused
+        await asyncio.sleep(PAUSE * tried)
+    raise ConnectionLost(f"{doing}: AWS failed at {len(left)} of {len(entries)}")

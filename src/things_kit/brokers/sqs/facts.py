@@ -2,15 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
-
-from botocore.exceptions import ClientError
+from typing import Final
 
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ERRORS, MISSING, ask, bare, code_of
+from things_kit.brokers.sqs.errors import ask, find
 from things_kit.brokers.sqs.options import ROOM, SNS_BYTES, SQS_BYTES, Settings
+from things_kit.brokers.sqs.policy import lets_in
 from things_kit.engine.facts import Blocked, Facts, GroupFacts, Limit, Question, Retention, TopicFacts
 
 Attributes = Mapping[str, str]
@@ -103,13 +102,10 @@ class Look:
         if url is None:
             return None
         asked = self._clients.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
-        try:
-            return (await bare(asked, "asking for a queue")).get("Attributes") or {}
-        except ClientError as error:
-            if code_of(error) not in MISSING:
-                raise ERRORS.translate(error, "asking for a queue") from error
+        found = await find(asked, "asking for a queue")
+        if found is None:
             self._admin.forget(self._topic)
-            return None
+        return None if found is None else found.get("Attributes") or {}
 
     def _group(self, group: str, attributes: Attributes) -> GroupFacts:
         name, subject = attributes.get("QueueArn", "").rpartition(":")[2], f"group {group}"
@@ -161,36 +157,3 @@ class Look:
             self._facts.find("error", f"group {found.name}", what, remedy)
         if attributes.get("FilterPolicy") not in {None, "", "{}"}:
             found.filter = attributes["FilterPolicy"]
-
-
-def lets_in(policy: str, topic_arn: str) -> bool:
-    """Whether a policy has a statement that lets SNS send, at least from this topic."""
-    try:
-        statements: Any = json.loads(policy or "{}").get("Statement", [])
-    except ValueError:
-        return False
-    statements = [statements] if isinstance(statements, dict) else statements
-    return any(_allows(statement, topic_arn) for statement in statements)
-
-
-def _allows(statement: Mapping[str, Any], topic_arn: str) -> bool:
-    if statement.get("Effect") != "Allow":
-        return False
-    actions = statement.get("Action")
-    actions = [actions] if isinstance(actions, str) else actions or []
-    if not {str(action).lower() for action in actions} & {"sqs:sendmessage", "sqs:*", "*"}:
-        return False
-    conditions: Mapping[str, Any] = statement.get("Condition") or {}
-    sources = [
-        source
-        for condition in conditions.values()
-        for name, value in condition.items()
-        if name.lower() == "aws:sourcearn"
-        for source in ([value] if isinstance(value, str) else value)
-    ]
-    return not sources or any(_matches(source, topic_arn) for source in sources)
-
-
-def _matches(pattern: str, arn: str) -> bool:
-    start, star, _ = pattern.partition("*")
-    return arn.startswith(start) if star else arn == pattern

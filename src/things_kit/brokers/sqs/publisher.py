@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 from things_kit.brokers.sqs import names
 from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.clients import Clients
-from things_kit.brokers.sqs.errors import ERRORS, MISSING, bare, code_of
+from things_kit.brokers.sqs.errors import ERRORS, MISSING, code_of, repeated
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.wire import Entry, pack
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
@@ -25,12 +25,6 @@ MOST: Final = 10
 
 IN_ORDER: Final = 100
 """Messages beyond which a publish takes several requests at once: fewer arrive in the order in which they were published."""
-
-TRIES: Final = 3
-"""How often a message is sent that AWS itself failed to take, while it took others of the same request."""
-
-PAUSE: Final = 0.1
-"""Seconds between these."""
 
 Held = Callable[[str], str | None]
 """By the id of a message, the receipt of the delivery with this id that a receiver of ours has in hand."""
@@ -149,52 +143,28 @@ class Publisher:
     async def _send_chunk(
         self, destination: Destination, chunk: Sequence[Item], results: list[Exception | None]
     ) -> None:
-        left = chunk
-        for tried in range(1, TRIES + 1):
-            failed = await self._request(destination, left, results)
-            if not failed:
-                return
-            left = [item for item in left if item.index in failed]
-            if tried < TRIES:
-                await asyncio.sleep(PAUSE * tried)
-        raise ConnectionLost(f"publishing to {destination.topic!r}: AWS failed to take {len(left)} messages")
-
-    async def _request(
-        self, destination: Destination, chunk: Sequence[Item], results: list[Exception | None]
-    ) -> set[int]:
-        """Send once; returns the indices of those that may be taken if they are sent again."""
-        topic = destination.topic
-        entries = [{"Id": str(item.index), **item.entry} for item in chunk]
+        topic, entries = destination.topic, [item.entry for item in chunk]
         try:
-            if destination.url is None:
-                call = self._clients.sns.publish_batch(
-                    TopicArn=destination.arn, PublishBatchRequestEntries=entries
-                )
-            else:
-                call = self._clients.sqs.send_message_batch(QueueUrl=destination.url, Entries=entries)
-            answer = await bare(call, f"publishing to {topic!r}")
+            refused = await repeated(self._call(destination), entries, f"publishing to {topic!r}")
         except ClientError as error:
-            trouble = self._refusal(error, topic)
+            if code_of(error) in MISSING:
+                self._admin.forget(topic)
+            trouble = ERRORS.refusal(error, topic)
+            if isinstance(trouble, ConnectionLost):
+                raise trouble from error
             for item in chunk:
                 results[item.index] = trouble
-            return set()
-        again = set()
-        for failure in answer.get("Failed") or ():
-            index = int(failure["Id"])
-            if failure.get("SenderFault"):
-                results[index] = _why(failure, topic)
-            else:
-                again.add(index)
-        return again
+            return
+        for number, failure in refused.items():
+            results[chunk[number].index] = _why(failure, topic)
 
-    def _refusal(self, error: ClientError, topic: str) -> Exception:
-        """Why a whole request was refused. Raises ConnectionLost if it was not, for good."""
-        if code_of(error) in MISSING:
-            self._admin.forget(topic)
-        trouble = ERRORS.refusal(error, topic)
-        if isinstance(trouble, ConnectionLost):
-            raise trouble
-        return trouble
+    def _call(self, destination: Destination) -> Callable[[Sequence[Entry]], Any]:
+        sns, sqs = self._clients.sns, self._clients.sqs
+        if destination.url is None:
+            return lambda entries: sns.publish_batch(
+                TopicArn=destination.arn, PublishBatchRequestEntries=entries
+            )
+        return lambda entries: sqs.send_message_batch(QueueUrl=destination.url, Entries=entries)
 
 
 def _why(failure: Entry, topic: str) -> Exception:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
-from things_kit.brokers.sqs.errors import ERRORS, MISSING, OVER_LIMIT, STALE, bare, code_of
+from things_kit.brokers.sqs.errors import ERRORS, MISSING, OVER_LIMIT, STALE, bare, code_of, repeated
 from things_kit.brokers.sqs.options import LONGEST_HIDDEN, Settings
 from things_kit.brokers.sqs.publisher import together
 from things_kit.brokers.sqs.wire import Entry, pack
@@ -28,9 +28,6 @@ AT_ONCE: Final = 8
 
 MOST_DELAYED: Final = 900
 """Seconds for which SQS can delay a message that is sent."""
-
-TRIES: Final = 3
-"""How often a settlement is sent that AWS itself failed to take."""
 
 BEYOND: Final = 5.0
 """Seconds that SQS may take for an answer beyond those that it was asked to wait: a connection that has fallen silent is
@@ -108,10 +105,9 @@ class Queue:
         return results
 
     async def _send_some(self, copies: Sequence[Entry]) -> Sequence[Exception | None]:
-        entries = [{"Id": str(number), **entry} for number, entry in enumerate(copies)]
         doing = f"putting messages of {self.topic!r} aside"
         try:
-            answer = await bare(self._sqs.send_message_batch(QueueUrl=self.url, Entries=entries), doing)
+            failed = await repeated(self._call(self._sqs.send_message_batch), copies, doing)
         except ClientError as error:
             trouble = self._trouble(error, doing)
             if isinstance(trouble, ConnectionLost):
@@ -119,8 +115,10 @@ class Queue:
             refusal = PublishError(str(trouble))
             refusal.__cause__ = error
             return [refusal] * len(copies)
-        failed = {int(each["Id"]): ERRORS.refusal(each, self.topic) for each in answer.get("Failed") or ()}
-        return [failed.get(number) for number in range(len(copies))]
+        return [
+            ERRORS.refusal(failed[number], self.topic) if number in failed else None
+            for number in range(len(copies))
+        ]
 
     def copy(self, message: Message, delay: float, *, attempt: int, suspect: int = 0, name: str) -> Entry:
         """A copy of a message, for `send`; it comes after so many seconds.
@@ -149,26 +147,13 @@ class Queue:
             await together([self._batch(call, chunk, doing) for chunk in chunks[start : start + AT_ONCE]])
 
     async def _batch(self, call: Callable[..., Any], entries: Sequence[Entry], doing: str) -> None:
-        left = list(entries)
-        for tried in range(1, TRIES + 1):
-            numbered = [{"Id": str(number), **entry} for number, entry in enumerate(left)]
-            try:
-                answer = await bare(call(QueueUrl=self.url, Entries=numbered), doing)
-            except ClientError as error:
-                raise self._trouble(error, doing) from error
-            left = [left[number] for number in _to_repeat(answer.get("Failed") or (), doing)]
-            if not left:
-                return
-            await asyncio.sleep(0.1 * tried)
-        raise ConnectionLost(f"{doing}: AWS failed at {len(left)} of {len(entries)}")
+        try:
+            refused = await repeated(self._call(call), entries, doing)
+        except ClientError as error:
+            raise self._trouble(error, doing) from error
+        for failure in refused.values():
+            if failure.get("Code") not in STALE:  # else somebody else has the message
+                log.warning("%s: %s: %s", doing, failure.get("Code"), failure.get("Message"))
 
-
-def _to_repeat(failed: Iterable[Entry], doing: str) -> list[int]:
-    """The numbers of entries that may succeed if they are sent again; of the others, somebody else has the message."""
-    again = []
-    for failure in failed:
-        if not failure.get("SenderFault"):
-            again.append(int(failure["Id"]))
-        elif failure.get("Code") not in STALE:
-            log.warning("%s: %s: %s", doing, failure.get("Code"), failure.get("Message"))
-    return again
+    def _call(self, call: Callable[..., Any]) -> Callable[[Sequence[Entry]], Any]:
+        return lambda entries: call(QueueUrl=self.url, Entries=entries)
