@@ -14,7 +14,6 @@ from things_kit.engine.driver import (
     Fetching,
     Pushed,
     Receiver,
-    Release,
     Subscription,
     Which,
 )
@@ -104,14 +103,9 @@ class Collecting:
         await self.receiver.extend([*deliveries, *self.inbox.waiting])
 
     async def close(self) -> None:
-        """See `Receiver.close`; what was not taken goes back."""
+        """See `Receiver.close`; what was not taken goes back with it, behind what was, in one order."""
         try:
             await self.receiver.quiesce()
-            waiting = self.inbox.take(len(self.inbox.waiting))
-            if waiting and not self._unsettled:  # else all of it goes back by the close, in one order
-                await self.receiver.settle(
-                    [], [Release(each, attempt=each.message.attempt) for each in waiting]
-                )
         finally:
             await self.receiver.close()
 
