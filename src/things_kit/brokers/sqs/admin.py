@@ -62,22 +62,9 @@ class Admin:
             return await self._declare_queue(names.only_queue_name(topic), topic)
         name = names.topic_name(topic)
         attributes = self._settings.attributes_of_topic(name)
-        try:
-            made = await bare(
-                self._clients.sns.create_topic(Name=name, Attributes=attributes), f"declaring {topic!r}"
-            )
-        except ClientError as error:
-            raise self._other_attributes(error, topic) from error
-        self._topics[topic] = made["TopicArn"]
+        make = self._clients.sns.create_topic(Name=name, Attributes=attributes)
+        self._topics[topic] = (await ask(make, f"declaring {topic!r}"))["TopicArn"]
         return self._topics[topic]
-
-    def _other_attributes(self, error: ClientError, what: str) -> Exception:
-        if "already exists" in str(error):
-            said = error.response.get("Error", {}).get("Message", "")
-            return ConfigError(
-                f"{what!r} exists, with other attributes than the options topic.NAME and queue.NAME ask for: {said}"
-            )
-        return ERRORS.translate(error, f"declaring {what!r}")
 
     async def topic_arn(self, topic: str) -> str | None:
         """The ARN of a topic that exists as far as is known; None if there is none."""
@@ -190,44 +177,26 @@ class Admin:
         return url
 
     async def _declare_subscribed(self, topic: str, queue: str, tags: dict[str, str]) -> str:
-        known = self._topics.get(topic)
-        arn = known or await self.declare_topic(topic)
-        try:
-            return await self._subscribe(topic, arn, queue, tags)
-        except ConnectionLost:
-            self.forget(topic)
-            if known is None:
-                raise
-        return await self._subscribe(topic, await self.declare_topic(topic), queue, tags)
+        return await self._subscribe(
+            topic, self._topics.get(topic) or await self.declare_topic(topic), queue, tags
+        )
 
     async def _subscribe(self, topic: str, arn: str, queue: str, tags: dict[str, str]) -> str:
         url = await self._declare_queue(queue, topic, policy=(arn, queue_arn(arn, queue)), tags=tags)
-        await self._subscribe_queue(topic, arn, queue)
-        return url
-
-    async def _subscribe_queue(self, topic: str, arn: str, queue: str) -> None:
-        doing = f"subscribing {queue!r} to {topic!r}"
+        asked = self._clients.sns.subscribe(
+            TopicArn=arn,
+            Protocol="sqs",
+            Endpoint=queue_arn(arn, queue),
+            Attributes={"RawMessageDelivery": "true"},
+            ReturnSubscriptionArn=True,
+        )
         try:
-            await bare(
-                self._clients.sns.subscribe(
-                    TopicArn=arn,
-                    Protocol="sqs",
-                    Endpoint=queue_arn(arn, queue),
-                    Attributes={"RawMessageDelivery": "true"},
-                    ReturnSubscriptionArn=True,
-                ),
-                doing,
-            )
-        except ClientError as error:
-            if "already exists" in str(error):
-                raise ConfigError(
-                    f"{queue!r} is subscribed to {topic!r} with other attributes: set its RawMessageDelivery to true, "
-                    "and remove its filter policy"
-                ) from error
-            if code_of(error) in MISSING:
-                self.forget(topic)
-            raise ERRORS.translate(error, doing) from error
+            await ask(asked, f"subscribing {queue!r} to {topic!r}")
+        except ConnectionLost:
+            self.forget(topic)  # it may be gone
+            raise
         self._subscribed[topic] = time.monotonic()
+        return url
 
     async def keep_subscribed(self, topic: str, url: str) -> None:
         """Make a queue and its subscription anew where either was removed, as it is with its topic.

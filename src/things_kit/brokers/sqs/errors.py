@@ -129,6 +129,10 @@ def _too_large(failure: Failure) -> bool:
     )
 
 
+def _differs(failure: Failure) -> bool:
+    return isinstance(failure, ClientError) and "already exists" in str(failure)
+
+
 def _busy(failure: Failure) -> bool:
     if not isinstance(failure, ClientError):
         return False
@@ -143,6 +147,13 @@ def _untrusted(failure: Failure) -> bool:
 ERRORS: Final = ErrorTable(
     "sqs",
     *(on(*codes, raises=ConfigError, hint=remedy) for codes, remedy in _REMEDIES.items()),
+    on(
+        _differs,
+        raises=ConfigError,
+        says="{doing}: it exists, with other attributes than are asked for: {said}",
+        hint="those of topics and queues are the options topic.NAME and queue.NAME; a subscription of ours has "
+        "RawMessageDelivery=true, and no filter policy",
+    ),
     on(*MISSING, raises=ConnectionLost, publishing=UnknownTopic),
     on(
         *DELETED,
