@@ -237,6 +237,7 @@ async def test_only_what_was_acknowledged_is_gone_when_a_receiver_closes(
 async def test_what_was_given_back_comes_again_in_its_order_and_is_no_attempt(
     driver: RabbitMQDriver, topic: str
 ) -> None:
+    known = len(GIVEN_BACK)
     first = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send(numbered(topic, 20))
     taken = await received(first, 12)
@@ -249,7 +250,7 @@ async def test_what_was_given_back_comes_again_in_its_order_and_is_no_attempt(
     assert {delivery.message.attempt for delivery in again} == {1}
     await second.settle(again[::2], [])
     await second.settle(again[1::2], [])
-    assert (cast("RabbitMQReceiver", second.receiver).held, len(GIVEN_BACK)) == (0, 0)
+    assert (cast("RabbitMQReceiver", second.receiver).held, len(GIVEN_BACK)) == (0, known)
     await second.close()
 
 
