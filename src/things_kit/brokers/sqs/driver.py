@@ -24,12 +24,12 @@ from things_kit.brokers.sqs.clients import Clients
 from things_kit.brokers.sqs.errors import ERRORS, FORBIDDEN, bare, code_of
 from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
-from things_kit.brokers.sqs.queue import Queue
+from things_kit.brokers.sqs.queue import Copy, Queue
 from things_kit.brokers.sqs.receiver import SQSReceiver
 from things_kit.engine.driver import Capabilities, Later, Receiver, Subscription
 from things_kit.engine.uncounted import Uncounted
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
+from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
@@ -229,19 +229,16 @@ class SQSDriver:
 async def _sent_later(queue: Queue | None, part: Sequence[tuple[int, Later]]) -> Sequence[Exception | None]:
     if queue is None:
         return [PublishError("its group has no queue any more")] * len(part)
-    results: list[Exception | None] = []
-    entries = []
     now = datetime.now(UTC)
-    for _, copy in part:
-        delay = max(0.0, (copy.due - now).total_seconds())
-        name = f"{copy.message.id} {copy.due.isoformat()} {copy.attempt} {copy.suspect}"
-        try:
-            entries.append(
-                queue.copy(copy.message, delay, attempt=copy.attempt, suspect=copy.suspect, name=name)
+    return await queue.put_aside(
+        [
+            Copy(
+                copy.message,
+                max(0.0, (copy.due - now).total_seconds()),
+                copy.attempt,
+                f"{copy.message.id} {copy.due.isoformat()} {copy.attempt} {copy.suspect}",
+                copy.suspect,
             )
-        except MessageTooLarge as error:
-            results.append(error)
-        else:
-            results.append(None)
-    sent = iter(await queue.send(entries))
-    return [refusal or next(sent) for refusal in results]
+            for _, copy in part
+        ]
+    )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import msgspec
 from botocore.exceptions import ClientError
 
 from things_kit.brokers.sqs import names
@@ -15,7 +16,7 @@ from things_kit.brokers.sqs.options import LONGEST_HIDDEN, Settings
 from things_kit.brokers.sqs.publisher import together
 from things_kit.brokers.sqs.wire import Entry, pack
 from things_kit.engine.driver import ConnectionLost
-from things_kit.messaging.errors import PublishError
+from things_kit.messaging.errors import MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
 
 log = logging.getLogger("things_kit.sqs")
@@ -37,6 +38,19 @@ PAUSE: Final = 1.0
 """Seconds until SQS is asked again when too much is in flight."""
 
 ATTRIBUTES: Final = ["SentTimestamp", "MessageGroupId", "ApproximateReceiveCount"]
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """A copy of a message, which comes after `delay` seconds, and gives up its place in its key.
+
+    Where the queue keeps an order, nothing with the same `name` is taken within five minutes.
+    """
+
+    message: Message
+    delay: float
+    attempt: int
+    name: str
+    suspect: int = 0
 
 
 class Queue:
@@ -97,11 +111,20 @@ class Queue:
         ]
         await self._batches(self._sqs.change_message_visibility_batch, entries, doing)
 
-    async def send(self, copies: Sequence[Entry]) -> Sequence[Exception | None]:
-        """Send copies; one result each. Raises ConnectionLost."""
-        results: list[Exception | None] = []
-        for start in range(0, len(copies), MOST):
-            results += await self._send_some(copies[start : start + MOST])
+    async def put_aside(self, copies: Sequence[Copy]) -> Sequence[Exception | None]:
+        """Send copies of messages to this queue; one result each. Raises ConnectionLost."""
+        results: list[Exception | None] = [None] * len(copies)
+        entries: list[tuple[int, Entry]] = []
+        for number, copy in enumerate(copies):
+            try:
+                entries.append((number, self._entry(copy)))
+            except MessageTooLarge as error:
+                results[number] = error
+        for start in range(0, len(entries), MOST):
+            some = entries[start : start + MOST]
+            sent = await self._send_some([entry for _, entry in some])
+            for (number, _), refusal in zip(some, sent, strict=True):
+                results[number] = refusal
         return results
 
     async def _send_some(self, copies: Sequence[Entry]) -> Sequence[Exception | None]:
@@ -120,20 +143,16 @@ class Queue:
             for number in range(len(copies))
         ]
 
-    def copy(self, message: Message, delay: float, *, attempt: int, suspect: int = 0, name: str) -> Entry:
-        """A copy of a message, for `send`; it comes after so many seconds.
-
-        A copy gives up its place in its key. Where the queue keeps an order, nothing with the same `name` is taken
-        within five minutes. Raises MessageTooLarge.
-        """
-        whole = math.ceil(delay)
+    def _entry(self, copy: Copy) -> Entry:
+        whole = math.ceil(copy.delay)
         delayed = 0 if self.fifo else min(MOST_DELAYED, whole)  # FIFO queues delay no single message
-        due = time.time() + delay if whole > delayed else None
-        parcel = pack(message, self._settings.bytes_at_once, attempt=attempt, due=due, suspect=suspect)
+        due = time.time() + copy.delay if whole > delayed else None
+        limit = self._settings.bytes_at_once
+        parcel = pack(copy.message, limit, attempt=copy.attempt, due=due, suspect=copy.suspect)
         entry: Entry = {"MessageBody": parcel.body, "MessageAttributes": parcel.attributes}
         if self.fifo:
-            entry["MessageDeduplicationId"] = names.copy_id(name)
-            entry["MessageGroupId"] = names.message_group(None, name)
+            entry["MessageDeduplicationId"] = names.copy_id(copy.name)
+            entry["MessageGroupId"] = names.message_group(None, copy.name)
         elif delayed:
             entry["DelaySeconds"] = delayed
         return entry

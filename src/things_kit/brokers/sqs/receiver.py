@@ -20,12 +20,12 @@ import msgspec
 from things_kit.brokers.sqs.admin import HEARTBEAT, Admin
 from things_kit.brokers.sqs.options import LONGEST_HIDDEN, Settings
 from things_kit.brokers.sqs.publisher import together
-from things_kit.brokers.sqs.queue import MOST, Queue
+from things_kit.brokers.sqs.queue import MOST, Copy, Queue
 from things_kit.brokers.sqs.wire import Entry, Unpacked, unpack
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.uncounted import Uncounted
-from things_kit.messaging.errors import ConfigError, MessageTooLarge
+from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.sqs")
 
@@ -228,26 +228,21 @@ class SQSReceiver:
 
     async def _send_again(self, releases: Sequence[Release]) -> None:
         """Send copies to this queue, then delete what they were made of; what cannot be sent is hidden."""
-        copies: list[tuple[Release, Entry]] = []
+        sent = await self.queue.put_aside(
+            [
+                Copy(each.delivery.message, each.delay, each.attempt, each.delivery.token.receipt)
+                for each in releases
+            ]
+        )
+        gone: list[str] = []
         kept: list[Release] = []
-        for release in releases:
-            message, receipt = release.delivery.message, release.delivery.token.receipt
-            try:
-                copy = self.queue.copy(message, release.delay, attempt=release.attempt, name=receipt)
-            except MessageTooLarge:  # of others, and as large as can be
-                kept.append(release)
+        for release, refusal in zip(releases, sent, strict=True):
+            if refusal is None:
+                gone.append(release.delivery.token.receipt)
             else:
-                copies.append((release, copy))
-        sent = await self.queue.send([entry for _, entry in copies])
-        for (release, _), refusal in zip(copies, sent, strict=True):
-            if refusal is not None:
                 log.warning("%s; it comes again without its number of attempts", refusal)
                 kept.append(release)
-        await self.queue.delete(
-            release.delivery.token.receipt
-            for (release, _), refusal in zip(copies, sent, strict=True)
-            if refusal is None
-        )
+        await self.queue.delete(gone)
         await self._hide(kept)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
