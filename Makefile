@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 BROKER ?=
 MINUTES ?= 15
 SEED ?= 1
+ROWS ?=
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
-.PHONY: demo test check bench soak sabotage format clean
+.PHONY: demo test check bench soak sabotage matrix format clean
 
 demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -33,6 +34,9 @@ soak: $(VENV)/.dev  ## use a broker, break all around it, see whether it keeps i
 
 sabotage: $(VENV)/.dev  ## plant faults into the library, and see that the soak names each
 	@$(BIN)/python -m tests.soak
+
+matrix: $(VENV)/.dev  ## run the suite against newer servers and Pythons, and write docs/compatibility.md: make matrix [ROWS="redis-8 python-3.14"]
+	@WORKERS=$(WORKERS) $(BIN)/python -m tests.matrix $(ROWS)
 
 format: $(VENV)/.dev  ## let ruff put the code into shape
 	@$(BIN)/ruff check --fix .

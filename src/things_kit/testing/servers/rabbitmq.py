@@ -58,14 +58,11 @@ class RabbitMQServer(ServerProcess):
 
     def command(self) -> Sequence[str | Path]:
         """The node, in the foreground, with the name server of Erlang beside it."""
-        server = program("rabbitmq-server", "rabbitmq-server")
-        plain = Path(
-            "/usr/lib/rabbitmq/bin/rabbitmq-server"
-        )  # Debian's other one changes the user and the folder
+        server = _plain(program("rabbitmq-server", "rabbitmq-server"))
         epmd = program("epmd", "erlang-base")
         # Left to itself, Erlang would start one in the background that outlives the test
         both = f'"{epmd}" -address 127.0.0.1 -port {self.ports[2]} & exec "$0"'
-        return ["/bin/sh", "-c", both, plain if plain.exists() else server]
+        return ["/bin/sh", "-c", both, server]
 
     def environment(self) -> Mapping[str, str]:
         """All that RabbitMQ would otherwise look for in the system's folders."""
@@ -104,8 +101,7 @@ class RabbitMQServer(ServerProcess):
 
     def control(self, *words: str) -> str:
         """Run `rabbitmqctl` for this node; returns what it said."""
-        folder = Path("/usr/lib/rabbitmq/bin")
-        tool = folder / "rabbitmqctl" if folder.exists() else program("rabbitmqctl", "rabbitmq-server")
+        tool = _plain(program("rabbitmqctl", "rabbitmq-server"))
         return run(tool, *words, env={**os.environ, **self.environment()})
 
     def kill(self) -> None:
@@ -134,6 +130,12 @@ def start_rabbitmq_container() -> RunningServer:
         RabbitMQServer,
         InContainer,
     )
+
+
+def _plain(found: Path) -> Path:
+    """Not Debian's own wrapper, which changes the user and the folder."""
+    plain = Path("/usr/lib/rabbitmq/bin", found.name)
+    return plain if found.parent == Path("/usr/sbin") and plain.exists() else found
 
 
 def _written(folders: Path) -> bool:
