@@ -40,7 +40,7 @@ ALL = (
     Sabotage("acknowledge_early", "sqlite", KILLS, LOST),
     Sabotage("drop_some", "sqlite", LOADED, LOST),
     Sabotage("hang_one_worker", "sqlite", QUIET, LOST),
-    Sabotage("forget_leases", "sqlite", QUIET, AGAIN),
+    Sabotage("forget_leases", "redis", QUIET, AGAIN),
     Sabotage("release_in_the_wrong_order", "redis", LOADED, ORDER),
     Sabotage("reorder_after_a_retry", "sqlite", QUIET, ORDER),
     Sabotage("lose_the_last_batch", "sqlite", LOADED, LOST),

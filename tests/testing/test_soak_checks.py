@@ -294,6 +294,17 @@ def test_attempts_that_jump(run: Run, attempts: tuple[int, int]) -> None:
     assert list(run.broken()) == ["attempts neither jump nor go back"]
 
 
+def test_where_what_is_given_back_counts_a_member_that_ends_explains_a_jump(run: Run) -> None:
+    run.add("phase", text="declared", figures={"counts given back": 1.0})
+    id_ = id_with("well")
+    run.publish(id_)
+    run.others(id_)
+    run.add("told", id="ordered-2.1")
+    run.end("ordered-2.1")
+    run.handle(id_, "ordered", attempt=2)
+    assert run.broken() == {}
+
+
 def test_a_failure_that_is_not_counted(run: Run) -> None:
     id_ = id_with("fails once")
     run.publish(id_)

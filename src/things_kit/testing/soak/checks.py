@@ -200,20 +200,21 @@ def jumping_attempts(story: Story) -> Findings:
     for group in GROUPS:
         for id_, handlings in story.handlings[group].items():
             first = handlings[0]
-            if (
-                first.attempt > 1
-                and story.cause(story.asked.get(id_, 0.0), first.began, *_members(story, group)) is None
-            ):
+            if first.attempt > 1 and not _counted(story, group, story.asked.get(id_, 0.0), first):
                 yield f"{group}: {id_} began with attempt {first.attempt}"
             for before, handling in pairwise(handlings):
-                if handling.attempt > before.attempt + 1 and not story.cause(
-                    before.began, handling.began, *_members(story, group)
-                ):
+                jumps = handling.attempt > before.attempt + 1
+                if jumps and not _counted(story, group, before.began, handling):
                     yield f"{group}: {id_} came with attempt {handling.attempt} after {before.attempt}"
-                if _goes_back(before, handling) and not story.cause(
-                    before.began, handling.began, handling.by
-                ):
+                if _goes_back(before, handling) and not _explained(story, before, handling):
                     yield f"{group}: {id_} came with attempt {handling.attempt} after {before.attempt} had failed"
+
+
+def _counted(story: Story, group: str, since: float, handling: Handling) -> bool:
+    """Whether it may have been handed out in this time without being handled."""
+    if story.counts_given_back and story.changes(since, handling.began):
+        return True
+    return story.cause(since, handling.began, *_members(story, group)) is not None
 
 
 def _goes_back(before: Handling, handling: Handling) -> bool:

@@ -140,11 +140,13 @@ async def produce(station: Station) -> None:
 async def _orders(publishing: Publishing) -> None:
     """Obey what comes over the standard input."""
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    async for line in reader:
-        publishing.obey(line.decode().strip())
+    loop = asyncio.get_running_loop()
+    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    try:
+        async for line in reader:
+            publishing.obey(line.decode().strip())
+    finally:
+        pipe.close()
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Subject(msgspec.Struct, kw_only=True):
         quiet: Seconds that are longer than each heartbeat, lease and idle timeout of this broker.
         across: Whether a key keeps its order across processes; None: as its capabilities say.
         whole_group: Whether a member that dies or freezes holds up what the others acknowledge, until it is missed.
+        counts_given_back: Whether what a stopping process gives back counts as an attempt in others.
         faults: More faults by name, each a switch to do it and one to undo it.
         prepare: `module:function` that each process calls before anything else, to register a driver of one's own.
     """
@@ -54,6 +55,7 @@ class Subject(msgspec.Struct, kw_only=True):
     quiet: float = 20.0
     across: bool | None = None
     whole_group: bool = False
+    counts_given_back: bool = False
     faults: Mapping[str, tuple[Switch, Switch]] = {}
     prepare: str = ""
 
@@ -111,7 +113,7 @@ async def rabbitmq(_: Path) -> AsyncIterator[Subject]:
         # What a frozen process holds stays with it until both heartbeats are missed
         yield Subject(
             name="rabbitmq", about=f"RabbitMQ {version}, quorum queues", url=url, server=server, relay=relay,
-            lease=21.0, quiet=35.0,
+            lease=21.0, quiet=35.0, counts_given_back=True,
         )  # fmt: skip
 
 

@@ -96,7 +96,11 @@ class World:
         across = self.subject.across
         if across is None:
             across = capabilities.lanes or capabilities.partitions
-        figures = {"across": float(across), "whole group": float(self.subject.whole_group)}
+        figures = {
+            "across": float(across),
+            "whole group": float(self.subject.whole_group),
+            "counts given back": float(self.subject.counts_given_back),
+        }
         self.journal.add("phase", text="declared", figures=figures)
 
     async def start(self, who: str) -> None:
