@@ -22,6 +22,7 @@ KILLS = [
     Step(8.0, Strike("kill", who), burst=who == "free-2") for who in ("ordered-2", "free-2", "ordered-2")
 ]
 CUTS = [Step(4.0, Strike("all cut")) for _ in range(6)]
+RESTARTS = [Step(6.0, Strike("restart", "batch-1"), burst=True) for _ in range(4)]
 QUIET = [Step(20.0) for _ in range(3)]
 LOADED = [Step(12.0, burst=True) for _ in range(5)]
 LONG = [Step(20.0) for _ in range(6)]
@@ -41,7 +42,7 @@ ALL = (
     Sabotage("drop_some", "sqlite", LOADED, LOST),
     Sabotage("hang_one_worker", "sqlite", QUIET, LOST),
     Sabotage("forget_leases", "redis", QUIET, AGAIN),
-    Sabotage("release_in_the_wrong_order", "redis", LOADED, ORDER),
+    Sabotage("release_in_the_wrong_order", "nats", RESTARTS, ORDER),
     Sabotage("reorder_after_a_retry", "sqlite", QUIET, ORDER),
     Sabotage("lose_the_last_batch", "sqlite", LOADED, LOST),
     Sabotage("resend_twice", "sqlite", QUIET, AGAIN),

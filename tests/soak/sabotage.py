@@ -100,7 +100,7 @@ def release_in_the_wrong_order(plan: Plan) -> None:
 
         receiver.settle = reversed_
 
-    if plan.role == "ordered":
+    if plan.role == "batch":
         _on_receivers(tamper)
 
 

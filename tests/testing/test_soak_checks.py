@@ -165,7 +165,9 @@ def test_where_order_holds_within_a_process_it_must_hold_there() -> None:
     run.handle(second, "ordered", place=2)
     run.handle(first, "ordered", place=1)
     assert run.broken() == {
-        "keys keep their order": [f"ordered: {KEY}: ordered-1.1 began {first} after {second}"]
+        "keys keep their order": [
+            f"ordered: {KEY}: ordered-1.1 began {first} after ordered-1.1 had begun {second}"
+        ]
     }
 
 
@@ -177,6 +179,20 @@ def test_members_that_come_and_go_explain_an_order_within_a_process() -> None:
     run.end("ordered-2.1")
     run.handle(first, "ordered", place=1)
     assert run.broken() == {}
+
+
+def test_where_what_is_given_back_keeps_its_place_the_lives_of_an_only_member_are_one() -> None:
+    run = Run(across=False)
+    run.add("phase", text="declared", figures={"gives back in order": 1.0})
+    first, second = id_with("well", "batch"), id_with("well", "batch", after=60)
+    for id_ in (first, second):
+        run.publish(id_)
+        run.others(id_, besides="batch")
+    run.add("told", id="batch-1.1")
+    run.end("batch-1.1")
+    run.handle(second, "batch", place=2, by="batch-1.2")
+    run.handle(first, "batch", place=1, by="batch-1.2")
+    assert list(run.broken()) == ["keys keep their order"]
 
 
 def test_two_messages_of_a_key_in_two_handlers_at_once(run: Run) -> None:

@@ -103,19 +103,32 @@ def _out_of_order_across(
 
 
 def _out_of_order_within(story: Story, group: str, key: str, handlings: list[Handling]) -> Findings:
-    """Within a process, what was published earlier began earlier, unless members came and went meanwhile."""
+    """Within a process, what was published earlier began earlier, unless members came and went meanwhile.
+
+    Where a group has one member, and what it gives back keeps its place, its lives are one.
+    """
+    one = group == BATCH and story.gives_back_in_order
     highest: dict[str, Handling] = {}
     seen: set[str] = set()
     for handling in handlings:
-        before = highest.get(handling.by)
+        who = BATCH if one else handling.by
+        before = highest.get(who)
         again = handling.id in seen or handling.id not in story.published
         seen.add(handling.id)
         if again:
             continue
         if before is None or before.place < handling.place:
-            highest[handling.by] = handling
-        elif not story.changes(story.asked.get(handling.id, before.began), handling.began):
-            yield f"{group}: {key}: {handling.by} began {handling.id} after {before.id}"
+            highest[who] = handling
+        elif not _moved(story, handling, before, stops=not one):
+            yield f"{group}: {key}: {handling.by} began {handling.id} after {before.by} had begun {before.id}"
+
+
+def _moved(story: Story, handling: Handling, before: Handling, *, stops: bool) -> bool:
+    """Whether something explains that a message came later than it should."""
+    since = story.asked.get(handling.id, before.began)
+    if stops:
+        return story.changes(since, handling.began)
+    return story.cause(since, handling.began, handling.by, before.by) is not None
 
 
 def _died(story: Story, group: str, id_: str) -> bool:

@@ -77,6 +77,7 @@ class Story:
         across: Whether a key keeps its order across processes.
         whole_group: Whether a fault of one member is one of all in its group.
         counts_given_back: Whether what a stopping process gives back counts as an attempt in others.
+        gives_back_in_order: Whether what a stopping process gives back comes again in its place.
         asked: When each message was first tried to be published.
         published: Each that was confirmed.
         handlings: Of each group, of each message, in order.
@@ -87,7 +88,7 @@ class Story:
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries = in_order(entries)
-        self.across = self.whole_group = self.counts_given_back = False
+        self.across = self.whole_group = self.counts_given_back = self.gives_back_in_order = False
         self.asked: dict[str, float] = {}
         self.published: dict[str, Entry] = {}
         self.handlings: dict[str, dict[str, list[Handling]]] = defaultdict(lambda: defaultdict(list))
@@ -125,6 +126,7 @@ class Story:
                 self.across |= bool(entry.figures.get("across"))
                 self.whole_group |= bool(entry.figures.get("whole group"))
                 self.counts_given_back |= bool(entry.figures.get("counts given back"))
+                self.gives_back_in_order |= bool(entry.figures.get("gives back in order"))
 
     def _began(self, entry: Entry) -> None:
         handling = Handling(

@@ -41,6 +41,7 @@ class Subject(msgspec.Struct, kw_only=True):
         across: Whether a key keeps its order across processes; None: as its capabilities say.
         whole_group: Whether a member that dies or freezes holds up what the others acknowledge, until it is missed.
         counts_given_back: Whether what a stopping process gives back counts as an attempt in others.
+        gives_back_in_order: Whether what a stopping process gives back comes again before all that is later, in its order.
         faults: More faults by name, each a switch to do it and one to undo it.
         prepare: `module:function` that each process calls before anything else, to register a driver of one's own.
     """
@@ -56,6 +57,7 @@ class Subject(msgspec.Struct, kw_only=True):
     across: bool | None = None
     whole_group: bool = False
     counts_given_back: bool = False
+    gives_back_in_order: bool = False
     faults: Mapping[str, tuple[Switch, Switch]] = {}
     prepare: str = ""
 
@@ -127,7 +129,7 @@ async def nats(_: Path) -> AsyncIterator[Subject]:
         url = f"nats://127.0.0.1:{relay.port}?lease=6"
         yield Subject(
             name="nats", about=f"{version.strip()}, JetStream, file storage", url=url, server=server, relay=relay,
-            lease=6.0, quiet=30.0,
+            lease=6.0, quiet=30.0, gives_back_in_order=True,
         )  # fmt: skip
 
 

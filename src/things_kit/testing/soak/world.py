@@ -100,6 +100,7 @@ class World:
             "across": float(across),
             "whole group": float(self.subject.whole_group),
             "counts given back": float(self.subject.counts_given_back),
+            "gives back in order": float(self.subject.gives_back_in_order),
         }
         self.journal.add("phase", text="declared", figures=figures)
 
