@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Coroutine
@@ -122,31 +121,17 @@ class Publishing:
 
 async def produce(station: Station) -> None:
     """Publish until told to end."""
-    async with connect(station.plan.url) as broker, station.watching(broker):
+    async with connect(station.plan.url) as broker:
         publishing = Publishing(station, broker.producer())
-        orders = asyncio.create_task(_orders(publishing))
-        running = asyncio.create_task(publishing.run())
-        station.journal.add("ready")
-        try:
-            await station.until_told(running)
-        finally:
-            for task in (orders, running):
-                task.cancel()
-            await asyncio.gather(orders, running, return_exceptions=True)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(publishing.finish(), 5.0)
-
-
-async def _orders(publishing: Publishing) -> None:
-    """Obey what comes over the standard input."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    try:
-        async for line in reader:
-            publishing.obey(line.decode().strip())
-    finally:
-        pipe.close()
+        async with station.watching(broker, publishing.obey):
+            running = asyncio.create_task(publishing.run())
+            station.journal.add("ready")
+            try:
+                await station.until_told(running)
+            finally:
+                running.cancel()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(publishing.finish(), 5.0)
 
 
 if __name__ == "__main__":

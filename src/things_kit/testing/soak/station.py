@@ -42,15 +42,28 @@ class Station:
         self.told = asyncio.Event()
 
     @asynccontextmanager
-    async def watching(self, broker: Broker) -> AsyncIterator[None]:
-        """Write down meanwhile how this process is, and what its broker says of itself."""
-        tasks = [asyncio.create_task(self._pulse()), asyncio.create_task(self._look(broker))]
+    async def watching(self, broker: Broker, obey: Callable[[str], None] = lambda _: None) -> AsyncIterator[None]:
+        """Write down meanwhile how this process is, and what its broker says of itself; obey what we are told."""
+        work = (self._pulse(), self._look(broker), self._hear(obey))
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _hear(self, obey: Callable[[str], None]) -> None:
+        """Hear what comes over the standard input. When it ends, the soak is no more, and neither are we."""
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        try:
+            async for line in reader:
+                obey(line.decode().strip())
+            os._exit(1)
+        finally:
+            pipe.close()
 
     async def until_told(self, *broken: Awaitable[None]) -> None:
         """Wait for SIGTERM; raises what broke one of these before."""
