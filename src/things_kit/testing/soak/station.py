@@ -42,7 +42,9 @@ class Station:
         self.told = asyncio.Event()
 
     @asynccontextmanager
-    async def watching(self, broker: Broker, obey: Callable[[str], None] = lambda _: None) -> AsyncIterator[None]:
+    async def watching(
+        self, broker: Broker, obey: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[None]:
         """Write down meanwhile how this process is, and what its broker says of itself; obey what we are told."""
         work = (self._pulse(), self._look(broker), self._hear(obey))
         tasks = [asyncio.create_task(each) for each in work]

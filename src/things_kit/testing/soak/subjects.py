@@ -101,8 +101,8 @@ async def redis(_: Path) -> AsyncIterator[Subject]:
     server = RedisServer()
     async with _started(server, server.port) as relay:
         about = f"redis-server {_value(server.lines('INFO', 'server'), 'redis_version')}, append-only file"
-        url = f"redis://127.0.0.1:{relay.port}/0?lease=6"
-        yield Subject(name="redis", about=about, url=url, server=server, relay=relay, lease=6.0)
+        url = f"redis://127.0.0.1:{relay.port}/0?lease=10"
+        yield Subject(name="redis", about=about, url=url, server=server, relay=relay, lease=10.0, quiet=25.0)
 
 
 @asynccontextmanager
@@ -126,10 +126,10 @@ async def nats(_: Path) -> AsyncIterator[Subject]:
     async with _started(server, server.ports[0]) as relay:
         program = str(server.command()[0])
         version = await asyncio.to_thread(run, program, "--version")
-        url = f"nats://127.0.0.1:{relay.port}?lease=6"
+        url = f"nats://127.0.0.1:{relay.port}?lease=10"
         yield Subject(
             name="nats", about=f"{version.strip()}, JetStream, file storage", url=url, server=server, relay=relay,
-            lease=6.0, quiet=30.0, gives_back_in_order=True,
+            lease=10.0, quiet=45.0, gives_back_in_order=True,
         )  # fmt: skip
 
 
@@ -171,10 +171,10 @@ async def servicebus(_: Path) -> AsyncIterator[Subject]:
     """The stand-in for Azure Service Bus."""
     server = ServiceBusServer()
     async with _started(server, server.ports[0]) as relay:
-        url = server.url.replace(f":{server.ports[0]}", f":{relay.port}", 1) + "&lease=6"
+        url = server.url.replace(f":{server.ports[0]}", f":{relay.port}", 1) + "&lease=10"
         yield Subject(
             name="servicebus", about="a stand-in for Azure Service Bus, not the service", url=url, server=server,
-            relay=relay, lease=6.0, quiet=30.0,
+            relay=relay, lease=10.0, quiet=30.0,
         )  # fmt: skip
 
 
