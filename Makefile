@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 BROKER ?=
 MINUTES ?= 15
 SEED ?= 1
+COUNT ?= 100
 ROWS ?=
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
-.PHONY: demo test check bench soak sabotage matrix format clean
+.PHONY: demo test check bench soak sabotage matrix mutants format clean
 
 demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -37,6 +38,10 @@ sabotage: $(VENV)/.dev  ## plant faults into the library, and see that the soak 
 
 matrix: $(VENV)/.dev  ## run the suite against newer servers and Pythons, and write docs/compatibility.md: make matrix [ROWS="redis-8 python-3.14"]
 	@WORKERS=$(WORKERS) $(BIN)/python -m tests.matrix $(ROWS)
+
+mutants: $(VENV)/.dev  ## plant mutants into what decides in the engine, and list those that no test finds: make mutants [COUNT=100] [SEED=1]
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group mutants
+	@$(BIN)/python -m tests.mutants --count $(COUNT) --seed $(SEED)
 
 format: $(VENV)/.dev  ## let ruff put the code into shape
 	@$(BIN)/ruff check --fix .

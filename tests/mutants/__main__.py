@@ -63,14 +63,14 @@ def cosmic_ray(copy: Path, *words: str) -> str:
     return subprocess.run(command, cwd=copy, check=True, capture_output=True, text=True).stdout
 
 
-def is_found(copy: Path, mutant: Mapping[str, Any], python: str) -> bool:
+def is_found(copy: Path, mutant: Mapping[str, Any], python: str, *, nearest_only: bool) -> bool:
     """Whether some test fails with this mutant."""
     module = copy / mutant["module_path"]
     original = module.read_bytes()
     try:
         cosmic_ray(copy, "apply", mutant["module_path"], mutant["operator_name"], str(mutant["occurrence"]))
         nearest = [f"tests/engine/{name}.py" for name in NEAREST[module.stem]]
-        return not (passes(copy, nearest, python) and passes(copy, EVERYTHING, python))
+        return not (passes(copy, nearest, python) and (nearest_only or passes(copy, EVERYTHING, python)))
     finally:
         module.write_bytes(original)
 
@@ -99,6 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants")
     parser.add_argument("modules", nargs="*", default=list(NEAREST), metavar="MODULE")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--nearest", action="store_true", help="run only the nearest tests")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--python", default=sys.executable, help="runs the tests, where cosmic-ray is elsewhere"
@@ -112,7 +113,7 @@ def main() -> int:
         random.Random(asked.seed).shuffle(found)
         survivors = 0
         for number, mutant in enumerate(found[: asked.count], 1):
-            if is_found(copy, mutant, asked.python):
+            if is_found(copy, mutant, asked.python, nearest_only=asked.nearest):
                 print(f"{number} found    {shown(copy, mutant)}", flush=True)
             else:
                 survivors += 1
