@@ -108,7 +108,7 @@ async def redis(_: Path) -> AsyncIterator[Subject]:
 @asynccontextmanager
 async def rabbitmq(_: Path) -> AsyncIterator[Subject]:
     """A RabbitMQ of its own."""
-    server = RabbitMQServer()
+    server = _PatientRabbitMQ()
     async with _started(server, server.ports[0]) as relay:
         version = (await asyncio.to_thread(server.control, "version")).strip()
         url = f"amqp://guest:guest@127.0.0.1:{relay.port}/"
@@ -138,7 +138,7 @@ async def kafka(_: Path) -> AsyncIterator[Subject]:
     """A Kafka of its own, which tells its clients the relay's port."""
     ports = free_ports(5)
     plain, controller, _secure, direct, relayed = ports
-    server = KafkaServer(
+    server = _PatientKafka(
         ports=ports,
         properties={
             "listeners": f"PLAINTEXT://127.0.0.1:{plain},CONTROLLER://127.0.0.1:{controller},RELAYED://127.0.0.1:{direct}",
@@ -187,6 +187,18 @@ SUBJECTS: Final[Mapping[str, Opened]] = {
     "pubsub": pubsub,
     "servicebus": servicebus,
 }
+
+
+class _PatientKafka(KafkaServer):
+    """On a busy machine a broker that was killed takes minutes to come back."""
+
+    patience = 240.0
+
+
+class _PatientRabbitMQ(RabbitMQServer):
+    """The same."""
+
+    patience = 240.0
 
 
 class _Lock:
