@@ -12,6 +12,7 @@ from confluent_kafka import (
     TopicPartition,
 )  # fmt: skip
 
+from things_kit.brokers.kafka.errors import error_of, translated
 from things_kit.engine.offsets import LIMIT, Mark, Offsets
 
 log = logging.getLogger("things_kit.kafka")
@@ -53,7 +54,17 @@ class Places:
     # --- partitions that come and go
 
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """Find where each goes on, and fix the start of a group that begins at the end. Raises KafkaException."""
+        """Find where each goes on, and fix the start of a group that begins at the end.
+
+        Called back by the client, which makes of a KafkaException from here something that no `except` catches: the bare
+        error in it, which is no exception. So what is raised is ours: ConnectionLost, ConfigError.
+        """
+        try:
+            return self._found(consumer, partitions)
+        except KafkaException as error:
+            raise translated(error_of(error), "asking where the group is") from error
+
+    def _found(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
         partitions = consumer.committed(partitions, timeout=ANSWER)
         for each in partitions:
             if each.error is not None:
