@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("confluent_kafka")
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from things_kit.brokers.kafka import places
 from things_kit.brokers.kafka.places import Beginning, Places
@@ -34,7 +34,11 @@ def test_a_broker_that_does_not_say_where_a_group_is_is_away(
     found = Places("t", Beginning("id"))
     settings: dict[str, Any] = {"bootstrap.servers": mock_cluster, "group.id": "g"}
     consumer = Consumer({**settings, "partition.assignment.strategy": "cooperative-sticky"})
-    consumer.subscribe(["t"], on_assign=found.begin)
+
+    def begin(client: Consumer, partitions: list[TopicPartition]) -> None:
+        found.begin(client, partitions)
+
+    consumer.subscribe(["t"], on_assign=begin)
     with pytest.raises(ConnectionLost, match="asking where the group is"):
         consume_for(consumer, seconds=20)
     consumer.close()
