@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from things_kit.cli import dlq
+from things_kit.cli import contract, dlq
+from things_kit.cli.asyncapi import asyncapi
 from things_kit.cli.bench import bench
 from things_kit.cli.bridge import bridge
 from things_kit.cli.commands import Command, Commands
@@ -58,8 +59,9 @@ MESSAGES, TOPICS, APPS, HELP = (
 for command, panel in (
     (publish, MESSAGES), (tail, MESSAGES), (bridge, MESSAGES),
     (topics, TOPICS), (lag, TOPICS), (declare, TOPICS),
-    (run, APPS), (new, APPS), (config, APPS),
+    (run, APPS), (new, APPS), (config, APPS), (asyncapi, APPS),
     (doctor, HELP), (bench, HELP), (demo, HELP),
 ):  # fmt: skip
     app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=MESSAGES)
+app.add_typer(contract.app, name="contract", rich_help_panel=APPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations  # what an app does not need to be described is not imported for its types
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
 
 from things_kit.app import app as kit
 from things_kit.app import parts
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from things_kit.engine.options import SectionArguments
     from things_kit.messaging.message import Message
     from things_kit.messaging.topic import Topic
+
+CONSUMES: Final = "__things_kit_consumes__"
+"""The attribute of an invoked function that says what it consumes."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -132,6 +135,7 @@ class App(Decorators, kit.App):
     Attributes:
         parts: What it was given.
         marks: The functions that were marked by `on`.
+        published: The topics of `publishes`.
         worker: Which of the workers of `things-kit run --workers N` it runs in, from 1.
     """
 
@@ -144,6 +148,17 @@ class App(Decorators, kit.App):
         """
         super().__init__(*parts, stop_timeout=stop_timeout)
         self.marks = []
+        self.published: list[Topic[Any]] = []
+
+    def publishes(self, *topics: Topic[Any]) -> None:
+        """Say what code of this app publishes, for `asyncapi`; what consumers publish by `publish=` is known."""
+        self.published += topics
+
+    def asyncapi(self, title: str = "application", version: str = "0.0.0") -> dict[str, Any]:
+        """The AsyncAPI 3.0 document of what it consumes and publishes. Needs no configuration and no connection."""
+        from things_kit.modules.described import described  # noqa: PLC0415 - needs an extra, as brokers do
+
+        return described(self, title, version)
 
     def all_marks(self) -> Iterator[Mark]:
         """Those of the app itself, and of all its modules."""

@@ -17,6 +17,7 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handler
 from things_kit.messaging.policy import seconds
 from things_kit.messaging.topic import Topic
+from things_kit.modules.application import CONSUMES
 from things_kit.modules.blocking import watch_over
 from things_kit.modules.broker_settings import BrokerSettings
 from things_kit.modules.instruments import Instruments
@@ -119,6 +120,7 @@ class BrokerModule:
         if types:
             function.__defaults__ = None
         function.__qualname__ = f"{self.name}.consume({topic!r})"
+        setattr(function, CONSUMES, (self.name, topic, handler, arguments))
         return Invoke(
             function, caller(), lambda: mistakes_of(function.__qualname__, topic, handler, arguments)
         )

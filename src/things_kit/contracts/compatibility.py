@@ -1,0 +1,285 @@
+"""Whether what one schema writes another one reads.
+
+A message has the fields of its schema and no others; one that is not required may be absent. Readers ignore fields that
+they do not know, unless they say `additionalProperties: false`. A verdict of "it is read" is never wrong: what cannot be
+judged is said to be broken.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from things_kit.messaging.errors import ConfigError
+
+DEEPEST: Final = 200
+"""Schemas in one another that are looked at."""
+
+_UNJUDGED: Final = (
+    "not", "if", "then", "else", "patternProperties", "propertyNames", "contains", "dependencies", "minProperties",
+    "maxProperties", "additionalItems", "dependentRequired", "dependentSchemas", "unevaluatedProperties",
+)  # fmt: skip
+_LOWER: Final = (("minimum", False), ("exclusiveMinimum", True))
+_UPPER: Final = (("maximum", False), ("exclusiveMaximum", True))
+
+
+class Broken(NamedTuple):
+    """What the reader cannot read: where, and why."""
+
+    path: str
+    reason: str
+
+
+class Reader:
+    """Compares what a writer's schema may write with what a reader's takes; each document has its own references."""
+
+    def __init__(self, written_in: Mapping[str, Any], read_in: Mapping[str, Any]) -> None:
+        self._written_in = written_in
+        self._read_in = read_in
+        self._assumed: set[tuple[str, str]] = set()
+
+    def broken(self, writes: Any, reads: Any, path: str = "", depth: int = 0) -> list[Broken]:
+        """What of the writer's schema the reader's does not take; nothing where all is read."""
+        if depth > DEEPEST:
+            raise ConfigError("the schemas are nested too deeply to be compared")
+        pair = (_reference(writes), _reference(reads))
+        if pair[0] and pair[1]:
+            if pair in self._assumed:
+                return []  # of a recursive type: it holds unless something else breaks it
+            self._assumed.add(pair)
+        writes, reads = _resolved(writes, self._written_in), _resolved(reads, self._read_in)
+        if reads is True or not reads:
+            return [Broken(path, "nothing is read here any more")] if reads is False else []
+        found: list[Broken] = []
+        for alternative in self._alternatives(writes, self._written_in):
+            found += self._alternative(alternative, reads, path, depth)
+        if found and pair[0] and pair[1]:
+            self._assumed.discard(pair)
+        return found
+
+    def _alternative(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
+        """One that is written must be one of those that are read; the nearest tells what is broken."""
+        best: list[Broken] | None = None
+        for alternative in self._alternatives(reads, self._read_in):
+            found = self._one(writes, alternative, path, depth)
+            if not found:
+                return []
+            if best is None or _distance(writes, alternative, found) < _distance(writes, alternative, best):
+                best = found
+        return best if best is not None else [Broken(path, "nothing is read here any more")]
+
+    def _alternatives(self, schema: Any, document: Mapping[str, Any]) -> Iterator[Any]:
+        """What a union, or a type of several, may be."""
+        schema = _resolved(schema, document)
+        if not isinstance(schema, Mapping):
+            yield {}
+            return
+        parts = schema.get("anyOf") or schema.get("oneOf")
+        if parts:
+            rest = {
+                name: each
+                for name, each in schema.items()
+                if name not in {"anyOf", "oneOf", "default", "title"}
+            }
+            for part in parts:
+                for alternative in self._alternatives(part, document):
+                    yield {**alternative, **_constraining(rest)} if _constraining(rest) else alternative
+        elif isinstance(schema.get("allOf"), list):
+            merged = {name: each for name, each in schema.items() if name != "allOf"}
+            for part in schema["allOf"]:
+                merged = _merged(merged, _resolved(part, document))
+            yield from self._alternatives(merged, document)
+        elif isinstance(kinds := schema.get("type"), list):
+            yield from ({**schema, "type": kind} for kind in kinds)
+        else:
+            yield schema
+
+    # --- one against one
+
+    def _one(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
+        if not _constraining(reads):
+            return []
+        unjudged = [name for name in _UNJUDGED if name in reads and reads[name] != writes.get(name)]
+        if unjudged:
+            return [Broken(path, f"whether {unjudged[0]!r} holds cannot be judged")]
+        values, taken = _values(writes), _values(reads)
+        if values is not None:
+            return self._values_read(values, reads, path)
+        if taken is not None:
+            both = {"true", "false"} <= {_text(each) for each in taken} and writes.get("type") == "boolean"
+            return [] if both else [Broken(path, f"only {_shown(taken)} are read")]
+        kind, wanted = writes.get("type"), reads.get("type")
+        if wanted is not None and kind != wanted and not (kind == "integer" and wanted == "number"):
+            return [Broken(path, f"{kind or 'anything'} is written, {wanted} is read")]
+        return [
+            *_bounds(writes, reads, path),
+            *self._object(writes, reads, path, depth),
+            *self._array(writes, reads, path, depth),
+        ]
+
+    def _values_read(self, values: Iterable[Any], reads: Any, path: str) -> list[Broken]:
+        taken = _values(reads)
+        if taken is not None:
+            known = {_text(each) for each in taken}
+            missing = [each for each in values if _text(each) not in known]
+        else:
+            missing = [each for each in values if not _is_of(each, reads)]
+        return [Broken(path, f"{_shown(missing)} is not read")] if missing else []
+
+    def _object(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
+        if writes.get("type") != "object":
+            return []
+        written, read = writes.get("properties", {}), reads.get("properties", {})
+        free = writes.get("additionalProperties", None if "properties" in writes else True)
+        found: list[Broken] = []
+        for name in reads.get("required", ()):
+            if name not in writes.get("required", ()) or (name not in written and free in {None, False}):
+                why = "may be absent" if name in written else "is not written"
+                found.append(Broken(f"{path}.{name}", f"it {why}, and is required"))
+        for name, schema in read.items():
+            if name in written:
+                found += self.broken(written[name], schema, f"{path}.{name}", depth + 1)
+            elif free is not None and free is not False:
+                found += self.broken(free, schema, f"{path}.{name}", depth + 1)
+        others = reads.get("additionalProperties", True)
+        for name, schema in written.items():
+            if name not in read and others is False:
+                found.append(Broken(f"{path}.{name}", "it is not known, and unknown fields are refused"))
+            elif name not in read and others is not True:
+                found += self.broken(schema, others, f"{path}.{name}", depth + 1)
+        if free is not None and free is not False and others is not True:
+            found += self.broken(free, others, f"{path}.*", depth + 1)
+        return found
+
+    def _array(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
+        if writes.get("type") != "array" or "items" not in reads:
+            return []
+        items, wanted = writes.get("items", {}), reads["items"]
+        if isinstance(wanted, list):
+            if not isinstance(items, list) or len(items) < len(wanted):
+                return [Broken(path, f"{len(wanted)} items are read")]
+            pairs = list(zip(items, wanted, strict=False))
+        else:
+            pairs = [(each, wanted) for each in (items if isinstance(items, list) else [items])]
+        found: list[Broken] = []
+        for written, read in pairs:
+            found += self.broken(written, read, f"{path}[]", depth + 1)
+        return found
+
+
+def _bounds(writes: Any, reads: Any, path: str) -> list[Broken]:
+    """Bounds, sizes, patterns and formats that the reader has and the writer may overstep."""
+    found: list[Broken] = []
+    for sides, sign in ((_LOWER, 1), (_UPPER, -1)):
+        theirs, ours = _edge(writes, sides, sign), _edge(reads, sides, sign)
+        if ours is not None and (theirs is None or theirs < ours):
+            name, value = next((each, reads[each]) for each, _ in sides if each in reads)
+            found.append(Broken(path, f"{name} is {value}"))
+    for name, sign in (("minLength", 1), ("minItems", 1), ("maxLength", -1), ("maxItems", -1)):
+        ours = reads.get(name)
+        theirs = writes.get(name, 0 if sign == 1 else None)
+        if ours is not None and (theirs is None or sign * theirs < sign * ours):
+            found.append(Broken(path, f"{name} is {ours}"))
+    found += [
+        Broken(path, f"{name} is {reads[name]}")
+        for name in ("format", "pattern", "contentEncoding")
+        if name in reads and reads[name] != writes.get(name)
+    ]
+    step, theirs = reads.get("multipleOf"), writes.get("multipleOf")
+    if step is not None and (
+        not theirs or not math.isclose(theirs / step, round(theirs / step), abs_tol=1e-9)
+    ):
+        found.append(Broken(path, f"multipleOf is {step}"))
+    return found
+
+
+def _edge(schema: Any, sides: Iterable[tuple[str, bool]], sign: int) -> tuple[float, bool] | None:
+    """The strictest bound on one side, so that a stricter one is greater."""
+    edges = [(sign * schema[name], exclusive) for name, exclusive in sides if name in schema]
+    return max(edges) if edges else None
+
+
+def _reference(schema: Any) -> str:
+    return str(schema["$ref"]) if isinstance(schema, Mapping) and "$ref" in schema else ""
+
+
+def _resolved(schema: Any, document: Mapping[str, Any]) -> Any:
+    """What references lead to. Raises ConfigError where they lead nowhere."""
+    for _ in range(DEEPEST):
+        reference = _reference(schema)
+        if not reference:
+            return schema
+        schema = resolve(document, reference)
+    raise ConfigError(f"the reference {reference!r} leads to itself")
+
+
+def resolve(document: Mapping[str, Any], reference: str) -> Any:
+    """What a reference inside a document names. Raises ConfigError."""
+    found: Any = document
+    if not reference.startswith("#/"):
+        raise ConfigError(f"the reference {reference!r} leads out of the document")
+    for step in reference[2:].split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, Mapping) or name not in found:
+            raise ConfigError(f"the reference {reference!r} leads nowhere")
+        found = found[name]
+    return found
+
+
+def _merged(one: Mapping[str, Any], other: Any) -> dict[str, Any]:
+    """What satisfies both."""
+    if not isinstance(other, Mapping):
+        return dict(one)
+    merged = {**other, **one}
+    if "properties" in one or "properties" in other:
+        merged["properties"] = {**other.get("properties", {}), **one.get("properties", {})}
+    if "required" in one or "required" in other:
+        merged["required"] = [*one.get("required", ()), *other.get("required", ())]
+    return merged
+
+
+_SILENT: Final = frozenset({
+    "title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly",
+    "discriminator", "externalDocs", "uniqueItems",
+})  # fmt: skip
+"""What constrains nothing that a reader would refuse."""
+
+
+def _constraining(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in schema.items() if name not in _SILENT and not name.startswith("x-")}
+
+
+def _values(schema: Any) -> list[Any] | None:
+    if "const" in schema:
+        return [schema["const"]]
+    values = schema.get("enum")
+    return values if isinstance(values, list) else None
+
+
+def _is_of(value: Any, schema: Any) -> bool:
+    """Whether a value is of a type without bounds of its own; with any, whoever asks must say so."""
+    kinds: dict[str, Any] = {
+        "string": str, "integer": int, "number": int | float, "boolean": bool, "null": type(None), "array": list,
+        "object": dict,
+    }  # fmt: skip
+    kind = schema.get("type")
+    if kind not in kinds or set(_constraining(schema)) - {"type", "maxLength", "minLength"}:
+        return False
+    if isinstance(value, bool) != (kind == "boolean") or not isinstance(value, kinds[kind]):
+        return False
+    length = len(value) if isinstance(value, str) else 0
+    return bool(schema.get("minLength", 0) <= length <= schema.get("maxLength", length))
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _shown(values: list[Any]) -> str:
+    shown = ", ".join(_text(each)[:40] for each in values[:5])
+    return shown if len(values) <= 5 else f"{shown} and {len(values) - 5} more"
+
+
+def _distance(writes: Any, reads: Any, found: list[Broken]) -> tuple[bool, int]:
+    """How far an alternative is from what is written: of another type, or with so much broken."""
+    return writes.get("type") != reads.get("type"), len(found)

@@ -1,0 +1,247 @@
+"""The JSON schema of a payload's type, as AsyncAPI has it: complete, in draft 7, with references to components."""
+
+import re
+import typing
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from msgspec import inspect as shapes
+
+from things_kit.codecs.models import has_pydantic, is_model
+from things_kit.messaging.kinds import unwrapped
+
+Schema: TypeAlias = dict[str, Any]
+
+COMPONENTS: Final = "#/components/schemas/"
+
+_SIMPLE: Final[dict[type, Schema]] = {
+    shapes.AnyType: {},
+    shapes.RawType: {},
+    shapes.NoneType: {"type": "null"},
+    shapes.BoolType: {"type": "boolean"},
+    shapes.ByteArrayType: {"type": "string", "contentEncoding": "base64"},
+    shapes.DateTimeType: {"type": "string", "format": "date-time"},
+    shapes.DateType: {"type": "string", "format": "date"},
+    shapes.TimeType: {"type": "string", "format": "time"},
+    shapes.TimeDeltaType: {"type": "string", "format": "duration"},
+    shapes.UUIDType: {"type": "string", "format": "uuid"},
+    shapes.DecimalType: {"type": "string", "format": "decimal"},
+}
+_BOUNDS: Final = {
+    "ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum", "multiple_of": "multipleOf",
+    "min_length": "minLength", "max_length": "maxLength", "pattern": "pattern",
+}  # fmt: skip
+_SIZES: Final = {"min_length": "minItems", "max_length": "maxItems"}
+_LISTS: Final = (shapes.ListType, shapes.VarTupleType, shapes.CollectionType)
+_SETS: Final = (shapes.SetType, shapes.FrozenSetType)
+_RECORDS: Final = (shapes.StructType, shapes.DataclassType, shapes.TypedDictType)
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def safe_name(name: str) -> str:
+    """A name that a reference can have as it is."""
+    return _UNSAFE.sub("_", name).strip("_") or "_"
+
+
+class Schemas:
+    """The schemas of many types, each named one once.
+
+    Attributes:
+        components: The named ones.
+    """
+
+    def __init__(self) -> None:
+        self.components: dict[str, Schema] = {}
+        self._names: dict[Any, str] = {}
+
+    def of(self, kind: Any) -> Schema:
+        """The schema of a type. Raises TypeError where it cannot be described."""
+        plain = unwrapped(kind)
+        if plain is bytes:
+            return {"type": "string", "contentEncoding": "base64"}
+        if (fields := getattr(getattr(plain, "DESCRIPTOR", None), "fields", None)) is not None:
+            return self._generated(plain, fields)
+        if has_pydantic(kind) and not _is_record(plain):
+            return self._pydantic(kind)
+        return self._shape(shapes.type_info(kind))
+
+    # --- msgspec's
+
+    def _shape(self, info: shapes.Type) -> Schema:
+        if isinstance(info, shapes.Metadata):
+            return {**self._shape(info.type), **(info.extra_json_schema or {})}
+        if (simple := _SIMPLE.get(type(info))) is not None:
+            return dict(simple)
+        if isinstance(info, shapes.IntType | shapes.FloatType | shapes.StrType | shapes.BytesType):
+            return _scalar(info)
+        if isinstance(info, shapes.EnumType):
+            return self._named(
+                info.cls, lambda: _described({"enum": [each.value for each in info.cls]}, info.cls)
+            )
+        if isinstance(info, shapes.LiteralType):
+            return {"const": info.values[0]} if len(info.values) == 1 else {"enum": list(info.values)}
+        return self._composed(info)
+
+    def _composed(self, info: shapes.Type) -> Schema:
+        if isinstance(info, shapes.UnionType):
+            return {"anyOf": [self._shape(each) for each in info.types]}
+        if isinstance(info, shapes.DictType):
+            return {"type": "object", "additionalProperties": self._shape(info.value_type)}
+        if isinstance(info, (*_LISTS, *_SETS, shapes.TupleType, shapes.NamedTupleType)):
+            return self._array(info)
+        if isinstance(info, _RECORDS):
+            return self._named(info.cls, lambda: self._record(info))
+        if isinstance(info, shapes.CustomType) and has_pydantic(info.cls):
+            return self._pydantic(info.cls)
+        raise TypeError(f"{type(info).__name__.removesuffix('Type')} cannot be described")
+
+    def _array(self, info: Any) -> Schema:
+        if isinstance(info, shapes.TupleType):
+            return _tuple([self._shape(each) for each in info.item_types])
+        if isinstance(info, shapes.NamedTupleType):
+            return _tuple([self._shape(each.type) for each in info.fields])
+        unique = {"uniqueItems": True} if isinstance(info, _SETS) else {}
+        return {"type": "array", "items": self._shape(info.item_type), **unique, **_bounds(info, _SIZES)}
+
+    def _record(self, info: Any) -> Schema:
+        if getattr(info, "array_like", False):
+            tag = [{"const": info.tag}] if info.tag is not None else []
+            return _described(_tuple([*tag, *(self._shape(each.type) for each in info.fields)]), info.cls)
+        properties: dict[str, Schema] = {}
+        required: list[str] = []
+        if (tag_field := getattr(info, "tag_field", None)) is not None:
+            properties[tag_field] = {"const": info.tag}
+            required.append(tag_field)
+        for field in info.fields:
+            schema = self._shape(field.type)
+            if field.required:
+                required.append(field.encode_name)
+            elif field.default is not msgspec.NODEFAULT:
+                schema = _defaulted(schema, field.default)
+            properties[field.encode_name] = schema
+        record: Schema = {"type": "object", "properties": properties}
+        if required:
+            record["required"] = required
+        if getattr(info, "forbid_unknown_fields", False):
+            record["additionalProperties"] = False
+        return _described(record, info.cls)
+
+    def _named(self, cls: Any, make: Any) -> Schema:
+        if (name := self._names.get(cls)) is None:
+            name = self._names[cls] = self._free(_type_name(cls))
+            self.components[name] = {}  # it may be in itself
+            self.components[name] = make()
+        return {"$ref": COMPONENTS + name}
+
+    def _free(self, name: str) -> str:
+        free, number = name, 2
+        while free in self.components:
+            free, number = f"{name}_{number}", number + 1
+        return free
+
+    # --- pydantic's, and Protobuf's
+
+    def _pydantic(self, kind: Any) -> Schema:
+        from pydantic import TypeAdapter  # noqa: PLC0415 - it is there if a type of its is
+        from pydantic.errors import PydanticUserError  # noqa: PLC0415
+
+        try:
+            whole = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+        except PydanticUserError as error:
+            raise TypeError(str(error).splitlines()[0]) from error
+        definitions = whole.pop("$defs", {})
+        if is_model(kind) and "$ref" not in whole:
+            definitions[kind.__name__], whole = whole, {"$ref": f"#/$defs/{kind.__name__}"}
+        names: dict[str, str] = {}
+        for name, schema in definitions.items():
+            rewritten = rewrite(schema, {each: COMPONENTS + safe_name(each) for each in definitions})
+            known = self.components.get(safe_name(name))
+            names[name] = (
+                safe_name(name) if known is None or known == rewritten else self._free(safe_name(name))
+            )
+        references = {name: COMPONENTS + free for name, free in names.items()}
+        for name, schema in definitions.items():
+            self.components[names[name]] = rewrite(schema, references)
+        found: Schema = rewrite(whole, references)
+        return found
+
+    def _generated(self, cls: Any, fields: Iterable[Any]) -> Schema:
+        def record() -> Schema:
+            return {"type": "object", "properties": {field.name: self._field(field) for field in fields}}
+
+        return self._named(cls, record)
+
+    def _field(self, field: Any) -> Schema:
+        if field.message_type is not None:
+            return {"type": "object", "description": f"A {field.message_type.full_name}."}
+        kinds = {9: "string", 12: "string", 8: "boolean", 1: "number", 2: "number"}
+        return {"type": kinds.get(field.type, "integer")}
+
+
+def rewrite(schema: Any, references: dict[str, str]) -> Any:
+    """A schema of draft 2020-12 in draft 7, its references to other places."""
+    if isinstance(schema, list):
+        return [rewrite(each, references) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found: Schema = {}
+    for name, each in schema.items():
+        if name == "$ref" and isinstance(each, str):
+            found[name] = references.get(each.rpartition("/")[2], each)
+        elif name == "prefixItems":
+            found["items"] = rewrite(each, references)
+        elif name == "discriminator":
+            continue  # an object, which AsyncAPI refuses; the constants tell as well
+        elif name in {"properties", "patternProperties"} and isinstance(each, dict):
+            found[name] = {key: rewrite(value, references) for key, value in each.items()}
+        elif name in {"default", "const", "enum", "examples"}:
+            found[name] = each
+        else:
+            found[name] = rewrite(each, references)
+    return found
+
+
+def _is_record(kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, msgspec.Struct)
+
+
+def _type_name(cls: Any) -> str:
+    arguments = [_type_name(each) for each in typing.get_args(cls)]
+    origin = typing.get_origin(cls) or cls
+    return safe_name("_".join([getattr(origin, "__name__", str(origin)), *arguments]))
+
+
+def _scalar(info: Any) -> Schema:
+    if isinstance(info, shapes.BytesType):
+        return {"type": "string", "contentEncoding": "base64"}
+    kind = {shapes.IntType: "integer", shapes.FloatType: "number"}.get(type(info), "string")
+    return {"type": kind, **_bounds(info, _BOUNDS)}
+
+
+def _bounds(info: Any, names: dict[str, str]) -> Schema:
+    found = {ours: getattr(info, theirs, None) for theirs, ours in names.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _tuple(items: list[Schema]) -> Schema:
+    return {"type": "array", "items": items, "minItems": len(items), "maxItems": len(items)}
+
+
+def _described(schema: Schema, cls: Any) -> Schema:
+    plain = typing.get_origin(cls) or cls
+    doc = (plain.__dict__.get("__doc__") or "").strip()
+    title: Schema = {"title": _type_name(cls)}
+    if doc and not doc.startswith(f"{plain.__name__}(") and doc != "An enumeration.":
+        title["description"] = doc
+    return {**title, **schema}
+
+
+def _defaulted(schema: Schema, default: Any) -> Schema:
+    try:
+        plain = msgspec.to_builtins(default)
+    except TypeError:
+        return schema
+    # Draft 7 takes no notice of what is beside a reference
+    return {"allOf": [schema], "default": plain} if "$ref" in schema else {**schema, "default": plain}
