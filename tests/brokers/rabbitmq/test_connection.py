@@ -160,6 +160,12 @@ def test_by_default_silence_is_noticed_with_time_left_to_publish_anew() -> None:
 # --- opening, and giving up
 
 
+def test_the_password_of_a_login_is_not_shown() -> None:
+    login = Settings.from_url(BrokerURL.parse("amqp://me:geheim@localhost/")).login
+    assert "geheim" not in repr(login)
+    assert login.password.reveal() == "geheim"
+
+
 class Mute:
     """A host that takes connections and says nothing."""
 

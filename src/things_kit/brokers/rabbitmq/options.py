@@ -9,6 +9,7 @@ import msgspec
 
 from things_kit.brokers.rabbitmq.amqp.connection import Login
 from things_kit.engine.addresses import Address, addresses
+from things_kit.engine.secrets import Secret
 from things_kit.engine.tls import TLSOptions, check_tls, tls_context
 from things_kit.engine.url import BrokerURL
 
@@ -130,7 +131,7 @@ class Settings(msgspec.Struct, frozen=True):
         url = self.url
         return Login(
             user=url.username or "guest",
-            password=url.password or "guest",
+            password=Secret(url.password or "guest"),
             virtual_host=url.path[1:] or "/",
             heartbeat=self.options.heartbeat,
             context=self.context,

@@ -14,6 +14,7 @@ from pika import spec
 from things_kit.brokers.rabbitmq.amqp.channel import FAREWELL, Channel
 from things_kit.brokers.rabbitmq.amqp.frames import FRAME, frame
 from things_kit.brokers.rabbitmq.amqp.heartbeats import Heartbeats
+from things_kit.engine.secrets import Secret
 
 log = logging.getLogger("things_kit.rabbitmq")
 
@@ -44,7 +45,7 @@ class Login(NamedTuple):
     """
 
     user: str
-    password: str
+    password: Secret
     virtual_host: str
     heartbeat: int
     context: ssl.SSLContext | None
@@ -104,7 +105,7 @@ class Connection(asyncio.Protocol):
     async def _log_in(self, login: Login) -> None:
         control, interval = self._control, login.heartbeat
         self.properties = (await self._greeting).server_properties or {}
-        plain = f"\0{login.user}\0{login.password}"
+        plain = f"\0{login.user}\0{login.password.reveal()}"
         tune = await control.ask(spec.Connection.StartOk(client_properties=CLIENT, response=plain))
         self._most_channels = min(tune.channel_max or MOST_CHANNELS, MOST_CHANNELS)
         self.most = min(tune.frame_max or MOST_IN_FRAME, MOST_IN_FRAME)
