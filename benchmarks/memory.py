@@ -8,7 +8,7 @@ from benchmarks.common import consume, counting_handler, messages
 from benchmarks.result import Result, rate
 from things_kit import connect
 from things_kit.engine.broker import Broker
-from things_kit.engine.driver import Capabilities, Delivery, Release, Subscription
+from things_kit.engine.driver import Capabilities, Delivery, Inbox, Release, Subscription
 from things_kit.engine.url import BrokerURL
 
 COUNT = 300_000
@@ -17,6 +17,8 @@ RUNS = 3
 
 class ReadyMade:
     """A driver and receiver in one that does nothing but hand out what was made before."""
+
+    _inbox: Inbox
 
     capabilities = Capabilities()
 
@@ -29,19 +31,20 @@ class ReadyMade:
         """Made by hand, not from a URL."""
         raise NotImplementedError
 
-    async def receive(self, limit: int, wait: float) -> Sequence[Delivery]:
-        """The next of them."""
+    async def fetch(self, limit: int, wait: float) -> None:
+        """Bring the next of them."""
         batch = self._deliveries[self._next : self._next + limit]
         self._next += len(batch)
         if not batch:
             await asyncio.sleep(wait)
-        return batch
+        self._inbox.put(batch)
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Forget them."""
 
     async def subscribe(self, subscription: Subscription) -> Self:
         """It is its own receiver."""
+        self._inbox = subscription.inbox
         return self
 
     async def lag(self, topic: str, group: str) -> int | None:
@@ -51,7 +54,7 @@ class ReadyMade:
     async def _nothing(self, *_: Any) -> Any:
         return None
 
-    open = close = ping = declare = remove = send = extend = _nothing
+    open = close = ping = declare = remove = send = extend = quiesce = overdue = _nothing
 
 
 async def overhead() -> float:

@@ -128,11 +128,11 @@ async def test_a_consumer_says_what_its_driver_says_of_it_until_it_subscribes_an
     driver = StubDriver()
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=Recorder()):
         receiver = driver.receiver("t", "g")
-        receiver.subscription.ailing("it has no partition")
+        receiver.subscription.inbox.ailing("it has no partition")
         assert (await broker.health()).reason == "t as g: it has no partition"
-        receiver.subscription.ailing(None)
+        receiver.subscription.inbox.ailing(None)
         assert (await broker.health()).ok
-        receiver.subscription.ailing("it has no partition")
+        receiver.subscription.inbox.ailing("it has no partition")
         driver.cut()
         await asyncio.sleep(60)
         assert (await broker.health()).ok

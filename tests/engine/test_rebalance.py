@@ -32,7 +32,7 @@ async def test_letting_go_drops_what_was_not_begun() -> None:
         await until(lambda: recorder.values[-1:] == [b"a"] and consumer.health().in_flight == 3)
         receiver = driver.receiver("t", "g")
         before = asyncio.get_running_loop().time()
-        await receiver.subscription.let_go(bad)
+        await receiver.subscription.inbox.let_go(bad)
         assert asyncio.get_running_loop().time() == before
         assert consumer.health().in_flight == 1
         receiver.take_back(bad)
@@ -49,7 +49,7 @@ async def test_letting_go_waits_for_what_was_begun_and_settles_it() -> None:
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder):
         await until(lambda: recorder.running)
         receiver = driver.receiver("t", "g")
-        await receiver.subscription.let_go(bad)
+        await receiver.subscription.inbox.let_go(bad)
         assert [m.value for m in driver.acknowledged] == [b"1"]
         receiver.take_back(bad)
         await asyncio.sleep(30)
@@ -68,7 +68,7 @@ async def test_letting_go_waits_no_longer_than_the_drain_timeout() -> None:
         await until(lambda: recorder.running)
         receiver = driver.receiver("t", "g")
         before = asyncio.get_running_loop().time()
-        await receiver.subscription.let_go(bad)
+        await receiver.subscription.inbox.let_go(bad)
         assert asyncio.get_running_loop().time() - before == pytest.approx(20, abs=0.1)
         receiver.take_back(bad)
 
@@ -84,7 +84,7 @@ async def test_letting_go_does_not_wait_for_a_back_off() -> None:
         await until(lambda: recorder.seen)
         receiver = driver.receiver("t", "g")
         before = asyncio.get_running_loop().time()
-        await receiver.subscription.let_go(bad)
+        await receiver.subscription.inbox.let_go(bad)
         assert asyncio.get_running_loop().time() == before
         receiver.take_back(bad)
         await asyncio.sleep(1000)
@@ -107,7 +107,7 @@ async def test_letting_go_does_not_wait_for_a_failure_meanwhile() -> None:
         await until(lambda: recorder.seen)
         receiver = driver.receiver("t", "g")
         before = asyncio.get_running_loop().time()
-        await receiver.subscription.let_go(bad)
+        await receiver.subscription.inbox.let_go(bad)
         assert asyncio.get_running_loop().time() - before == pytest.approx(5, abs=0.1)
         receiver.take_back(bad)
         await asyncio.sleep(1000)
@@ -125,7 +125,7 @@ async def test_letting_go_waits_for_a_dead_letter_on_its_way() -> None:
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=answer):
         await until(lambda: driver.attempted)
         receiver = driver.receiver("t", "g")
-        letting_go = asyncio.ensure_future(receiver.subscription.let_go(bad))
+        letting_go = asyncio.ensure_future(receiver.subscription.inbox.let_go(bad))
         await asyncio.sleep(3)
         assert not letting_go.done()
         confirm.set()
@@ -140,7 +140,7 @@ async def test_the_rest_goes_on_while_a_part_is_let_go() -> None:
     driver.put(message("1", "k"), message("a", "a"), message("b", "b"), message("c", "c"))
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder, concurrency=2):
         await until(lambda: recorder.running == 2)
-        await driver.receiver("t", "g").subscription.let_go(bad)
+        await driver.receiver("t", "g").subscription.inbox.let_go(bad)
         driver.receiver("t", "g").take_back(bad)
         await until(lambda: len(driver.acknowledged) == 4)
     assert not driver.breaches
@@ -206,7 +206,7 @@ async def test_a_batch_that_gathers_drops_what_was_let_go() -> None:
     ):
         driver.put(message("1", "k"), message("a", "a"))
         await asyncio.sleep(1)
-        await driver.receiver("t", "g").subscription.let_go(bad)
+        await driver.receiver("t", "g").subscription.inbox.let_go(bad)
         driver.receiver("t", "g").take_back(bad)
         await until(lambda: batches)
         await asyncio.sleep(100)
@@ -264,7 +264,7 @@ async def test_letting_go_of_nothing_is_fine() -> None:
     driver = StubDriver()
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=Recorder()):
         subscription = driver.receiver("t", "g").subscription
-        await subscription.let_go(bad)
-        subscription.forget(bad)
-    await subscription.let_go(bad)
-    subscription.forget(bad)
+        await subscription.inbox.let_go(bad)
+        subscription.inbox.forget(bad)
+    await subscription.inbox.let_go(bad)
+    subscription.inbox.forget(bad)

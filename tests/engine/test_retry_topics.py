@@ -129,7 +129,7 @@ async def test_a_driver_finds_in_a_delivery_the_place_that_it_has_there() -> Non
     async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=handle, retry=LATER):
         await until(lambda: driver.topics["t-g-retry-2m"])
         await asyncio.sleep(1)
-        driver.receiver("t-g-retry-2m", "g").subscription.forget(which)
+        driver.receiver("t-g-retry-2m", "g").subscription.inbox.forget(which)
     assert set(places) == {("t-g-retry-2m", 0)}
 
 

@@ -367,15 +367,14 @@ class Group:
         """The good path: a few operations a message."""
         topic, lanes, keyed = self.topic, self._lanes, receiver.ordering == "key"
         single = WHOLE_TOPIC if receiver.ordering == "partition" else None
-        start = self.cursor - topic.first
+        start, first_out = self.cursor - topic.first, len(taken)
         targets, out = topic.targets, receiver.out
-        room = limit - len(taken)
-        for index, message in enumerate(topic.messages[start : start + 2 * limit], start):
-            offset = topic.first + index
-            self.cursor = offset + 1
+        waiting, room = 0, limit - len(taken)
+        offset = self.cursor - 1
+        for message in topic.messages[start : start + 2 * limit]:
+            offset += 1
             if targets and message.headers.get(REPLAY_GROUP, self.name) != self.name:
                 continue
-            self._pending += 1
             key = message.key if keyed else single
             if key is not None:
                 lane = lanes.get(key)
@@ -386,12 +385,15 @@ class Group:
                 else:
                     heapq.heappush(lane.waiting, offset)
                     self._lane_of[offset] = key
+                    waiting += 1
                     continue
             out.add(offset)
             taken.append(Delivery(message, offset))
             room -= 1
             if not room:
-                return
+                break
+        self.cursor = offset + 1
+        self._pending += waiting + len(taken) - first_out
 
     def _hand(self, receiver: MemoryReceiver, offset: int, taken: list[Delivery]) -> None:
         receiver.out.add(offset)
@@ -406,12 +408,12 @@ class Group:
         keyed = receiver.ordering == "key"
         single = WHOLE_TOPIC if receiver.ordering == "partition" else None
         base, messages = self.topic.first, self.topic.messages
+        before = len(out)
         for delivery in deliveries:
             offset = delivery.token
             if offset not in out:
                 continue
             out.remove(offset)
-            self._pending -= 1
             if attempts:
                 attempts.pop(offset, None)
             key = messages[offset - base].key if keyed else single
@@ -420,8 +422,11 @@ class Group:
             if key is not None:
                 lane = lanes[key]
                 lane.out -= 1
-                if not lane.out:
+                if not lane.out and not lane.waiting:
+                    del lanes[key]
+                elif not lane.out:
                     self._next_in(key, lane)
+        self._pending -= before - len(out)
 
     def release(self, receiver: MemoryReceiver, releases: Sequence[Release], now: float) -> None:
         """Take these back; a lane goes on with its lowest offset once all that is out of it came back."""

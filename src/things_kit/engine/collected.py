@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from things_kit.engine.adapter import adapted
 from things_kit.engine.driver import (
     Delivery,
     Driver,
@@ -77,9 +76,9 @@ class Collected:
 class Collecting:
     """A receiver with an inbox of its own: what it brings is returned by `receive`."""
 
-    def __init__(self, receiver: Any, inbox: Collected) -> None:
+    def __init__(self, receiver: Receiver, inbox: Collected) -> None:
         self.inbox = inbox
-        self.receiver: Receiver = adapted(receiver, inbox)
+        self.receiver = receiver
         self._unsettled = 0
 
     async def receive(self, limit: int, wait: float) -> list[Delivery]:

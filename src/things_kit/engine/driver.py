@@ -23,7 +23,7 @@ Rules that hold for every method:
   and given back.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -35,7 +35,6 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Ordering, Start
 
 if TYPE_CHECKING:
-    from things_kit.engine.adapter import Returning
     from things_kit.engine.inbox import ConsumerInbox
 
 
@@ -184,21 +183,6 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     create: bool = True
     inbox: Inbox = None  # type: ignore[assignment] # each receiver has its own
 
-    @property
-    def let_go(self) -> Callable[[Which], Awaitable[None]]:
-        """See `Inbox.let_go`."""
-        return self.inbox.let_go
-
-    @property
-    def forget(self) -> Callable[[Which], None]:
-        """See `Inbox.forget`."""
-        return self.inbox.forget
-
-    @property
-    def ailing(self) -> Callable[[str | None], None]:
-        """See `Inbox.ailing`."""
-        return self.inbox.ailing
-
 
 class Release(msgspec.Struct, eq=False):
     """Gives a delivery back to its group.
@@ -247,13 +231,13 @@ class Receiver(Protocol):
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Tell the broker what became of deliveries, in one round trip where it can.
 
-        Called with each delivery at most once, in any order, also while `receive` waits. When it returns, what was
+        Called with each delivery at most once, in any order, also while a `fetch` waits. When it returns, what was
         acknowledged never comes again, and what was released is available to the group (where `Capabilities.lanes`
-        is set: every `receive` that begins afterwards respects the back-off of the lanes released here). A delivery
+        is set: every `fetch` that begins afterwards respects the back-off of the lanes released here). A delivery
         whose lease was lost meanwhile is passed over in silence: somebody else has it.
 
         Raises:
-            ConnectionLost: As for `receive`; what was not settled comes again.
+            ConnectionLost: As for `fetch`; what was not settled comes again.
         """
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -387,7 +371,7 @@ class Driver(Protocol):
             ConnectionLost: Nothing is known of any; the engine sends all again, so a message may be there twice.
         """
 
-    async def subscribe(self, subscription: Subscription) -> "Receiver | Returning":
+    async def subscribe(self, subscription: Subscription) -> "Receiver":
         """Begin to receive; returns once messages published from now on would arrive.
 
         Raises:

@@ -173,9 +173,10 @@ class ConsumerInbox:
             delivery.state = State.DONE
         else:
             delivery.state = SETTLING
-            if not self._acknowledged:
+            acknowledged = self._acknowledged
+            if not acknowledged:
                 self._due.set()
-            self._acknowledged.append(delivery)
+            acknowledged.append(delivery)
         self.lanes.advance(delivery)
 
     def left(self, delivery: Delivery) -> None:

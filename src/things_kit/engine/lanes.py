@@ -46,6 +46,7 @@ class Lanes:
 
     def __init__(self, ordering: Ordering, ready: deque[Delivery]) -> None:
         self.lane_of = _LANE_OF[ordering]
+        self._by_key = ordering == "key"  # the usual case is worth no call for each message
         self._ready = ready
         # lane -> its queue; None where nothing is queued, which saves a deque for most keys
         self._queues: dict[Lane, deque[Delivery] | None] = {}
@@ -57,8 +58,10 @@ class Lanes:
     def admit(self, deliveries: Sequence[Delivery], inbox: "ConsumerInbox") -> list[Delivery]:
         """Take in what arrived, in order; returns what belongs to a parked lane and must go back."""
         queues, ready, strays, queued = self._queues, self._ready, [], QUEUED
-        for delivery, lane in zip(deliveries, map(self.lane_of, deliveries), strict=True):
+        by_key, lane_of = self._by_key, self.lane_of
+        for delivery in deliveries:
             delivery.inbox = inbox
+            lane = delivery.message.key if by_key else lane_of(delivery)
             if lane is None:
                 ready.append(delivery)
             elif lane not in queues:
@@ -97,16 +100,18 @@ class Lanes:
 
     def advance(self, delivery: Delivery) -> None:
         """The delivery is done with: the next of its lane is ready."""
-        lane = self.lane_of(delivery)
+        lane = delivery.message.key if self._by_key else self.lane_of(delivery)
         if lane is None:
             return
         if self._more_heads and lane in self._more_heads:
             self._drop_head(lane)
             return
-        queue = self._queues.pop(lane, None)  # most lanes end here
+        queue = self._queues.pop(lane, None)
+        if queue is None:  # most lanes end here
+            return
         if queue is _PARKED:
             self._queues[lane] = queue
-        elif queue is not None:
+        else:
             following = queue.popleft()
             self._queues[lane] = queue or None
             following.state = READY

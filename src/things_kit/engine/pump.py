@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 from weakref import WeakSet
 
-from things_kit.engine.adapter import adapted
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import abandon, ended, finished
 from things_kit.engine.clock import steady
@@ -81,6 +81,7 @@ class Pump:
         self._workers = workers
         self._window = window
         self._suspects = suspects
+        self._attempts = sys.maxsize if suspects is None else suspects.attempts
         self._backoff = Backoff()
         self._outages = Outages(self._name)
         self._ailment: str | None = None
@@ -110,7 +111,7 @@ class Pump:
                 self._went_away(error)
                 await self._backoff.wait()
                 continue
-            inbox.receiver = receiver = adapted(receiver, inbox)
+            inbox.receiver = receiver
             self.away = self._ailment = None  # of a former receiver
             self._outages.ended()
             self.inbox = inbox
@@ -249,14 +250,18 @@ class Pump:
 
     def arrived(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
         """See `Owner.arrived`."""
-        if any(each.due is not None for each in deliveries):
-            deliveries = self._put_off(inbox, deliveries)
-        if not self._capabilities.targeted:
-            deliveries = self._skip_foreign(inbox, deliveries)
-        for bare in [each for each in deliveries if DEAD_LETTER_MARK in each.message.headers]:
-            bare.message = unmarked(bare.message)
-        if self._suspects is not None and self._suspects.among(deliveries):
-            self._suspects.admit(inbox, deliveries)
+        foreign, most = not self._capabilities.targeted, self._attempts
+        for each in deliveries:  # every line of this is paid for by each message
+            message = each.message
+            headers = message.headers
+            if (
+                DEAD_LETTER_MARK in headers
+                or (foreign and REPLAY_GROUP in headers)
+                or message.attempt > most
+                or each.due is not None
+            ):
+                self._admit_unusual(inbox, deliveries)
+                break
         else:
             inbox.admit(deliveries)
         if self._paused:
@@ -264,24 +269,26 @@ class Pump:
         self._room.set()  # what waits behind its key takes nobody's place: whoever is pushed to may have more
         self._workers.wake()
 
-    def _put_off(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Have those wait on that came before they are due; returns the others."""
-        now, ready = steady(), []
-        for delivery in deliveries:
-            if delivery.due is None or delivery.due <= now:
-                ready.append(delivery)
+    def _admit_unusual(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
+        """Some were replayed, perhaps for another group, have a mark that no handler sees, are early, or suspects."""
+        group, now = self.subscription.group, steady()
+        ours = []
+        for each in deliveries:
+            headers = each.message.headers
+            if headers.get(REPLAY_GROUP, group) != group and not self._capabilities.targeted:
+                inbox.acknowledge(each)
+                continue
+            if DEAD_LETTER_MARK in headers:
+                each.message = unmarked(each.message)
+            if each.due is None or each.due <= now:
+                ours.append(each)
             else:
-                delivery.inbox = inbox
-                self.outcomes.put_off(delivery, delivery.due - now)
-        return ready
-
-    def _skip_foreign(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """Acknowledge what was replayed for another group."""
-        group = self.subscription.group
-        foreign = {each for each in deliveries if each.message.headers.get(REPLAY_GROUP, group) != group}
-        for delivery in foreign:
-            inbox.acknowledge(delivery)
-        return [each for each in deliveries if each not in foreign] if foreign else deliveries
+                each.inbox = inbox
+                self.outcomes.put_off(each, each.due - now)
+        if self._suspects is None:
+            inbox.admit(ours)
+        else:
+            self._suspects.admit(inbox, ours)
 
     def settled(self) -> None:
         """The broker has taken settlements: there is room for more."""

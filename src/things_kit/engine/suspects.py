@@ -46,7 +46,7 @@ class Suspects:
         convicted: Callable[[Delivery, BaseException], None],
     ) -> None:
         self._name = name
-        self._attempts = attempts
+        self.attempts = attempts
         self._lanes = lanes
         self._workers = workers
         self._copies = copies
@@ -54,16 +54,11 @@ class Suspects:
         self._came_marked: Delivery | None = None  # the last copy that came with its mark
         self._returned = asyncio.Event()
 
-    def among(self, deliveries: Sequence[Delivery]) -> bool:
-        """Whether any of these is one."""
-        attempts = self._attempts
-        return any(delivery.message.attempt > attempts for delivery in deliveries)
-
     def admit(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
         """Let all take their turns, in order; a suspect's turn is its own."""
         for delivery in deliveries:
             delivery.inbox = inbox
-            if delivery.message.attempt <= self._attempts:
+            if delivery.message.attempt <= self.attempts:
                 inbox.admit([delivery])
             elif not self._lanes.admit_apart(delivery, self._turn):
                 inbox.send_back([delivery])

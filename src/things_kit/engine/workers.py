@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import Context, ContextVar, copy_context
 from enum import Enum, auto
+from itertools import cycle
 from typing import Any, Final, TypeAlias
 
 from things_kit.engine.driver import Delivery, Which
@@ -19,6 +20,9 @@ log = logging.getLogger("things_kit.consumer")
 
 SLICE: Final = 0.005
 """Seconds for which a worker may go on with handlers that never wait before the loop gets its turn."""
+
+LOOKS: Final = (False,) * 15 + (True,)
+"""After which messages a worker looks at the clock: that costs as much as all else that it does for one."""
 
 GRACE: Final = 1.5
 """Seconds that a cancelled handler has to clean up when the consumer stops."""
@@ -38,7 +42,7 @@ class Cancelled(Enum):
 class Worker:
     """One of the handler calls that run at once: what it has in hand, and since when."""
 
-    __slots__ = ("cancelled", "context", "deliveries", "gathered", "hung", "started", "task")
+    __slots__ = ("cancelled", "context", "deliveries", "gathered", "hung", "present", "started", "task")
 
     def __init__(self) -> None:
         self.deliveries: tuple[Delivery, ...] | list[Delivery] | Delivery | None = None
@@ -46,7 +50,8 @@ class Worker:
         self.started = 0.0
         self.cancelled: Cancelled | None = None
         self.hung = False
-        self.context: Context
+        self.context: Context  # as every handler finds it
+        self.present: Context  # as the last one left it
         self.task: asyncio.Task[None]
 
     def in_hand(self) -> Iterator[Delivery]:
@@ -119,7 +124,8 @@ class Workers:
 
     def _begin(self, worker: Worker, name: str) -> None:
         """A task of its own context: it is the worker until a handler has changed a context variable."""
-        worker.task = asyncio.create_task(self._work(worker), name=name, context=worker.context.copy())
+        worker.present = worker.context.copy()
+        worker.task = asyncio.create_task(self._work(worker), name=name, context=worker.present)
         worker.task.add_done_callback(self._ended)
 
     def wake(self) -> None:
@@ -288,11 +294,12 @@ class Workers:
         It ends when a handler has changed a context variable, which no other message must see.
         """
         ready, handle, timed = self.ready, self._handle, self._timeout is not None
-        time, present = asyncio.get_running_loop().time, copy_context
-        context = present()
+        time, context, present = asyncio.get_running_loop().time, worker.context, worker.present
         cancelling = worker.task.cancelling
-        turn_ends, count = time() + SLICE, 0
-        while ready and not self._held:
+        turn_ends = time() + SLICE
+        for look in cycle(LOOKS):
+            if not ready or self._held:
+                break
             worker.deliveries = delivery = ready.popleft()
             delivery.state = HANDLING
             if timed:
@@ -307,12 +314,11 @@ class Workers:
                 if cancelling():  # the handler swallowed it and finished, or has cancelled itself
                     await self._shed(worker)
             try:
-                if present() != context:  # what is equal is shared: that costs a tenth of a microsecond
+                if present != context:  # of the same content they share it, which costs next to nothing
                     break
             except Exception:  # noqa: BLE001 - two values that cannot be compared are not the same
                 break
-            count += 1
-            if not count & 15 and time() > turn_ends:
+            if look and time() > turn_ends:
                 worker.deliveries = None
                 await asyncio.sleep(0)
                 turn_ends = time() + SLICE

@@ -258,7 +258,7 @@ class StubReceiver:
 
     def take_back(self, which: Which) -> None:
         """A part was lost: it belongs to somebody else already."""
-        self.subscription.forget(which)
+        self.subscription.inbox.forget(which)
         for delivery in [delivery for delivery in self.out if which(delivery)]:
             del self.out[delivery]
             self.leases.pop(delivery, None)

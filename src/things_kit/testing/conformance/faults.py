@@ -7,7 +7,6 @@ from typing import Self
 
 import msgspec
 
-from things_kit.engine.adapter import adapted
 from things_kit.engine.driver import (
     ConnectionLost,
     Delivery,
@@ -150,8 +149,7 @@ class FaultyDriver:
         self.check()
         await self._opening.wait()
         inbox = FaultyInbox(subscription.inbox, self)
-        inner = await self._inner.subscribe(msgspec.structs.replace(subscription, inbox=inbox))
-        receiver = adapted(inner, inbox)
+        receiver = await self._inner.subscribe(msgspec.structs.replace(subscription, inbox=inbox))
         kind = FaultyFetching if isinstance(receiver, Fetching) else FaultyPushed
         faulty = kind(self, receiver, inbox)
         self._receivers.add(faulty)
