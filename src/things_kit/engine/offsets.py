@@ -5,7 +5,9 @@ import binascii
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Annotated, Final
+
+import msgspec
 
 Range = tuple[int, int]
 """Offsets from the first, up to but without the second."""
@@ -13,12 +15,13 @@ Range = tuple[int, int]
 Mark = tuple[int, str]
 """What is committed of a partition: an offset, and metadata."""
 
-PLAIN: Final = "tk1r:"
-PACKED: Final = "tk1z:"
-"""What our metadata begins with: run lengths, as they are or deflated, in base64."""
+PREFIX: Final = "tk2:"
+"""What our metadata begins with: run lengths as MessagePack, deflated, in Base64."""
 
 LIMIT: Final = 3500
 """Bytes of metadata. Brokers take 4096 (`offset.metadata.max.bytes`) unless they were told otherwise."""
+
+MOST_OFFSET: Final = (1 << 63) - 1
 
 MOST_BYTES: Final = 1 << 20
 """What deflated metadata may unpack to: ours stays far below, and a stranger's must not fill the memory."""
@@ -83,10 +86,7 @@ class Offsets:
 
         None while there is nothing to commit.
         """
-        end, unfinished = (
-            self.end,
-            list(self.unfinished),
-        )  # copied at once: another thread may finish meanwhile
+        end, unfinished = self.end, list(self.unfinished)  # copied at once: another thread may finish
         if end is None:
             return None
         ahead = [(max(start, end), stop) for start, stop in self.ahead if stop > end]
@@ -115,14 +115,12 @@ def encode(committed: int, finished: Sequence[Range], limit: int = LIMIT) -> str
 
 def decode(committed: int, metadata: str | None) -> list[Range]:
     """The ranges that `encode` wrote. Of metadata that is not ours: none."""
-    if not metadata or not metadata.startswith((PLAIN, PACKED)):
+    if not metadata or not metadata.startswith(PREFIX):
         return []
     try:
-        packed = base64.b64decode(metadata[len(PLAIN) :], validate=True)
-        if metadata.startswith(PACKED):
-            packed = zlib.decompressobj().decompress(packed, MOST_BYTES)
-        numbers = _numbers(packed)
-    except (binascii.Error, zlib.error, ValueError):
+        deflated = base64.b64decode(metadata[len(PREFIX) :], validate=True)
+        numbers = _numbers.decode(zlib.decompressobj().decompress(deflated, MOST_BYTES))
+    except (binascii.Error, zlib.error, msgspec.MsgspecError, ValueError):
         return []
     ranges, offset = [], committed
     for unfinished, finished in zip(numbers[::2], numbers[1::2], strict=False):
@@ -142,32 +140,11 @@ def _between(unfinished: Sequence[int], end: int) -> list[Range]:
 def _encoded(committed: int, finished: Sequence[Range]) -> str:
     if not finished:
         return ""
-    packed, offset = bytearray(), committed
+    numbers, offset = [], committed
     for start, stop in finished:
-        _append(packed, start - offset)
-        _append(packed, stop - start)
+        numbers += [start - offset, stop - start]
         offset = stop
-    deflated = zlib.compress(packed)
-    prefix, smaller = (PACKED, deflated) if len(deflated) < len(packed) else (PLAIN, bytes(packed))
-    return prefix + base64.b64encode(smaller).decode()
+    return PREFIX + base64.b64encode(zlib.compress(msgspec.msgpack.encode(numbers))).decode()
 
 
-def _append(packed: bytearray, number: int) -> None:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
-    while number > 0x7F:
-        packed.append(number & 0x7F | 0x80)
-        number >>= 7
-    packed.append(number)
-
-
-def _numbers(packed: bytes) -> list[int]:
-    numbers, number, shift = [], 0, 0
-    for byte in packed:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if shift > 63:
-            raise ValueError("no offset has so many bits")
-        if byte < 0x80:
-            numbers.append(number)
-            number = shift = 0
-    return numbers
+_numbers: Final = msgspec.msgpack.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=MOST_OFFSET)]])
