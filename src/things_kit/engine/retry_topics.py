@@ -6,9 +6,10 @@ consumer's memory, until it is due. Tiers keep long waits from standing before s
 """
 
 import time
+from collections.abc import Callable
 from datetime import datetime
 from math import inf
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -23,23 +24,13 @@ TIERS: Final = ((10.0, "10s"), (120.0, "2m"), (1800.0, "30m"), (inf, "1d"))
 """The longest wait of each tier, in seconds, and its name in the topic's."""
 
 
-class Postponed(msgspec.Struct, frozen=True, array_like=True):
-    """A message in a retry topic, whole, as it is to be handled next."""
-
-    due: float
-    attempt: int
-    topic: str
-    value: bytes
-    key: bytes | None
-    headers: dict[str, str]
-    partition: int | None
-    offset: int | None
-    timestamp: datetime | None
-    id: str | None
-
+Postponed: TypeAlias = tuple[
+    float, int, str, bytes, bytes | None, dict[str, str], int | None, int | None, datetime | None, str | None
+]
+"""A message in a retry topic, whole: when it is due, its next attempt, and all its fields but that one."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(Postponed).decode
+_decode: Final[Callable[[bytes], Postponed]] = msgspec.msgpack.Decoder(Postponed).decode
 
 
 def retry_topics(topic: str, group: str) -> list[str]:
@@ -54,28 +45,19 @@ def is_retry_topic(topic: str) -> bool:
 
 def postpone(copy: Later) -> Message:
     """The message to publish instead of handling this one now."""
-    message = copy.message
-    wait = max(0.0, copy.due.timestamp() - time.time())
+    message, due = copy.message, copy.due.timestamp()
+    wait = max(0.0, due - time.time())
     tier = next(name for longest, name in TIERS if wait <= longest)
-    postponed = Postponed(
-        copy.due.timestamp(),
-        copy.attempt,
-        message.topic,
-        message.value,
-        message.key,
-        dict(message.headers),
-        message.partition,
-        message.offset,
-        message.timestamp,
-        message.id,
+    *fields, _ = msgspec.structs.astuple(message.replace(headers=dict(message.headers)))
+    return Message(
+        f"{message.topic}-{copy.group}-retry-{tier}", _encode((due, copy.attempt, *fields)), message.key
     )
-    return Message(f"{message.topic}-{copy.group}-retry-{tier}", _encode(postponed), message.key)
 
 
 def remaining(carrier: Message) -> float:
     """For how many seconds a message in a retry topic still has to wait; 0 for what is not one of ours."""
     try:
-        return max(0.0, _decode(carrier.value).due - time.time())
+        return max(0.0, _decode(carrier.value)[0] - time.time())
     except msgspec.DecodeError:
         return 0.0
 
@@ -92,14 +74,4 @@ def restore(carrier: Message) -> Message:
         raise DecodeError(
             f"the message in {carrier.topic!r} was not put there by a consumer: {error}"
         ) from error
-    return Message(
-        held.topic,
-        held.value,
-        held.key,
-        held.headers,
-        held.partition,
-        held.offset,
-        held.timestamp,
-        held.id,
-        held.attempt,
-    )
+    return Message(*held[2:], held[1])
