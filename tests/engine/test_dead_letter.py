@@ -8,13 +8,14 @@ from things_kit import ConfigError, Message
 from things_kit.engine.dead_letter import (
     dead_letter_topic,
     failed_at,
+    header_bytes,
     is_dead_letter,
     make_dead_letter,
+    message_bytes,
     qualified_name,
     revive,
     rfc3339,
 )
-from things_kit.engine.sizes import header_bytes, message_bytes
 
 WHEN = datetime(2024, 2, 29, 12, 30, 15, 123456, tzinfo=UTC)
 WHOLE = Message(

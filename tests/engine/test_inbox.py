@@ -73,7 +73,8 @@ class Fixture:
         lanes = Lanes("key", self.ready)
         outcomes: Any = None
         subscription = Subscription(topic="t", group="g")
-        self.inbox = ConsumerInbox(subscription, Owner(lanes), lanes, Window(1, lambda: 0), outcomes)
+        owner: Any = Owner(lanes)
+        self.inbox = ConsumerInbox(subscription, owner, lanes, Window(1, lambda: 0), outcomes)
         self.inbox.receiver = self.receiver
         keys = keys or count
         self.deliveries = [Delivery(Message("t", str(n).encode(), b"k%d" % (n % keys))) for n in range(count)]
@@ -168,7 +169,7 @@ async def test_leases_are_extended_three_times_a_lease_of_all_that_is_here_but_w
     None
 ):
     fixture = Fixture(3, keys=1)
-    extending = asyncio.create_task(keep_leases(fixture.receiver, fixture.inbox.leased, 9.0))
+    extending = asyncio.create_task(keep_leases(fixture.receiver.extend, fixture.inbox.leased, 9.0))
     await asyncio.sleep(4)
     fixture.inbox.done(fixture.deliveries[0])  # not confirmed yet, and never to be renewed
     await asyncio.sleep(6)
@@ -198,7 +199,7 @@ async def test_what_a_stop_leaves_behind_goes_back_and_is_extended_no_more() -> 
 @virtual
 async def test_without_leases_nothing_is_extended() -> None:
     fixture = Fixture(1)
-    await keep_leases(fixture.receiver, fixture.inbox.leased, None)
+    await keep_leases(fixture.receiver.extend, fixture.inbox.leased, None)
     assert fixture.receiver.extended == []
     await fixture.finish()
 

@@ -7,8 +7,8 @@ import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import ConfigError, Message, MessageTooLarge, RetryPolicy, connect
+from things_kit.engine.dead_letter import message_bytes
 from things_kit.engine.driver import RESERVE, Capabilities
-from things_kit.engine.sizes import message_bytes
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.testing.stub import BARE, StubDriver, broker_of
 

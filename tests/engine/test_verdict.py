@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from things_kit import DecodeError, Reject, Retry, RetryPolicy, UnroutableError
-from things_kit.engine.verdict import Bury, TryAgain, after_lost_burial, judge
+from things_kit.engine.verdict import judge, longest_wait
 
 POLICY = RetryPolicy(attempts=3, first=1.0, factor=2.0, limit=30.0, jitter=0.0, permanent=(KeyError,))
 CHANCE = random.Random(1)
@@ -20,24 +20,24 @@ def verdict(
 @pytest.mark.parametrize(
     ("error", "attempt", "wanted"),
     [
-        (ValueError(), 1, TryAgain(1.0)),
-        (ValueError(), 2, TryAgain(2.0)),
-        (ValueError(), 3, Bury()),
-        (ValueError(), 4, Bury()),
-        (TimeoutError(), 1, TryAgain(1.0)),
-        (Retry(), 2, TryAgain(2.0)),
-        (Retry(after=5), 2, TryAgain(5.0)),
-        (Retry(after=0), 1, TryAgain(0.0)),
-        (Retry(after=-5), 1, TryAgain(0.0)),
-        (Retry(after=timedelta(minutes=2)), 1, TryAgain(120.0)),
-        (Retry(after=1e12), 1, TryAgain(366 * 86400.0)),
-        (Retry(after=math.nan), 1, TryAgain(1.0)),
-        (Retry(after=5), 3, Bury()),
-        (Reject(), 1, Bury()),
-        (DecodeError(), 1, Bury()),
-        (UnroutableError(), 1, Bury()),
-        (KeyError(), 1, Bury()),
-        (LookupError(), 1, TryAgain(1.0)),
+        (ValueError(), 1, 1.0),
+        (ValueError(), 2, 2.0),
+        (ValueError(), 3, None),
+        (ValueError(), 4, None),
+        (TimeoutError(), 1, 1.0),
+        (Retry(), 2, 2.0),
+        (Retry(after=5), 2, 5.0),
+        (Retry(after=0), 1, 0.0),
+        (Retry(after=-5), 1, 0.0),
+        (Retry(after=timedelta(minutes=2)), 1, 120.0),
+        (Retry(after=1e12), 1, 366 * 86400.0),
+        (Retry(after=math.nan), 1, 1.0),
+        (Retry(after=5), 3, None),
+        (Reject(), 1, None),
+        (DecodeError(), 1, None),
+        (UnroutableError(), 1, None),
+        (KeyError(), 1, None),
+        (LookupError(), 1, 1.0),
     ],
     ids=repr,
 )
@@ -60,7 +60,7 @@ def test_the_outcome_table(error: BaseException, attempt: int, wanted: object) -
     ids=repr,
 )
 def test_without_a_dead_letter_nothing_is_given_up(error: BaseException, attempt: int, wait: float) -> None:
-    assert verdict(error, attempt, keep=True) == TryAgain(wait)
+    assert verdict(error, attempt, keep=True) == wait
 
 
 def test_subclasses_of_permanent_errors_are_permanent() -> None:
@@ -68,18 +68,19 @@ def test_subclasses_of_permanent_errors_are_permanent() -> None:
 
     class MyReject(Reject): ...
 
-    assert verdict(Worse()) == verdict(MyReject()) == Bury()
+    assert verdict(Worse()) is None
+    assert verdict(MyReject()) is None
 
 
 def test_the_limit_may_be_a_timedelta() -> None:
     policy = RetryPolicy(attempts=1, limit=timedelta(minutes=1), jitter=0.0)
-    assert verdict(ValueError(), 9, keep=True, policy=policy) == TryAgain(60.0)
-    assert after_lost_burial(policy, CHANCE) == TryAgain(60.0)
+    assert verdict(ValueError(), 9, keep=True, policy=policy) == 60.0
+    assert longest_wait(policy, CHANCE) == 60.0
 
 
 def test_a_kept_message_and_a_lost_dead_letter_come_again_with_jitter() -> None:
     policy = RetryPolicy(attempts=1, limit=10.0, jitter=0.5)
-    waits = {judge(ValueError(), 9, policy, keep=True, chance=random.Random(n)).wait for n in range(9)}  # type: ignore[union-attr]
-    waits |= {after_lost_burial(policy, random.Random(n)).wait for n in range(9)}
+    waits = {judge(ValueError(), 9, policy, keep=True, chance=random.Random(n)) for n in range(9)}
+    waits |= {longest_wait(policy, random.Random(n)) for n in range(9)}
     assert len(waits) == 9
-    assert all(10.0 <= wait <= 15.0 for wait in waits)
+    assert all(wait is not None and 10.0 <= wait <= 15.0 for wait in waits)

@@ -1,13 +1,13 @@
 """Workers for batch handlers: each call gets a list."""
 
 import asyncio
-from contextvars import copy_context
+from collections.abc import Mapping
 from typing import Any
 
 from things_kit.engine.driver import Delivery
 from things_kit.engine.lanes import Lane
 from things_kit.engine.state import State
-from things_kit.engine.workers import Cancelled, Worker, Workers, changed
+from things_kit.engine.workers import Cancelled, Worker, Workers
 from things_kit.messaging.handler import HandleBatch
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError
@@ -40,8 +40,7 @@ class BatchWorkers(Workers):
             raise error.errors.get(0, error) from None
 
     async def _busy_period(self, worker: Worker) -> None:
-        context = copy_context()
-        while self.ready and not self._held and not changed(context):
+        while self.ready and not self._held and not worker.changed:
             batch = await self._gather(worker)
             if not batch:
                 continue
@@ -51,10 +50,8 @@ class BatchWorkers(Workers):
             worker.started = asyncio.get_running_loop().time()
             try:
                 await self._handle_batch([delivery.message for delivery in batch])
-            except BatchError as error:
-                self._part_failed(worker, batch, error)
             except BaseException as error:  # noqa: BLE001 - every exception is an answer
-                self._all_failed(worker, batch, error)
+                self._not_all_done(worker, batch, error)
                 await self.let_thread_end(worker)
             else:
                 for delivery in batch:
@@ -120,28 +117,20 @@ class BatchWorkers(Workers):
             if waiter in self._idle:
                 self._idle.remove(waiter)
 
-    def _part_failed(self, worker: Worker, batch: list[Delivery], error: BatchError) -> None:
-        if not error.errors.keys() <= set(range(len(batch))):
-            self._all_failed(worker, batch, error)  # whatever it means, it does not mean that all is well
-            return
-        failed = [
-            (delivery, error.errors[index]) for index, delivery in enumerate(batch) if index in error.errors
-        ]
+    def _not_all_done(self, worker: Worker, batch: list[Delivery], error: BaseException) -> None:
+        failed: Mapping[int, BaseException]
+        if isinstance(error, BatchError) and error.errors.keys() <= set(range(len(batch))):
+            failed, stopped = error.errors, worker.cancelled is Cancelled.STOP
+        else:  # whatever it means, it does not mean that all is well
+            failure = self.failure(worker, error)
+            stopped = failure is None
+            failed = dict.fromkeys(range(len(batch)), error if failure is None else failure)
         for index, delivery in enumerate(batch):
-            if index not in error.errors:
+            if index not in failed:
                 delivery.inbox.done(delivery)
-        if worker.cancelled is Cancelled.STOP:
-            for delivery, _ in failed:
-                self._given_back(delivery)
-        else:
-            for delivery, failure in failed:
-                self._failed(delivery, failure)
-
-    def _all_failed(self, worker: Worker, batch: list[Delivery], error: BaseException) -> None:
-        failure = self.failure(worker, error)
-        if failure is None:
-            for delivery in batch:
-                self._given_back(delivery)
-        else:
-            for delivery in batch:
-                self._failed(delivery, failure)
+        for index in sorted(failed):
+            delivery = batch[index]
+            if stopped:
+                delivery.inbox.outcomes.give_back(delivery)
+            else:
+                delivery.inbox.outcomes.failed(delivery, failed[index])

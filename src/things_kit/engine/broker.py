@@ -180,20 +180,19 @@ class Broker:
         self._check_open()
         topic = topic_name(topic)
         check_name("topic", topic)
-        if group is None:
-            self.transmission.forget(topic)
-            await self.transmission.patiently(functools.partial(self._driver.remove, topic))
-            return
-        check_name("group", group)
-        self.transmission.forget(topic, group)
-        await self.transmission.patiently(functools.partial(self._driver.remove, topic, group))
-        for retries in () if self.capabilities.delay else retry_topics(topic, group):
-            await self._remove_retries(retries)
+        if group is not None:
+            check_name("group", group)
+        await self._remove(topic, group)
+        for retries in self._retry_topics(topic, group):
+            await self._remove(retries, None)
 
-    async def _remove_retries(self, topic: str) -> None:
-        """What a group has put aside for later, where that has topics of its own."""
-        self.transmission.forget(topic)
-        await self.transmission.patiently(lambda: self._driver.remove(topic))
+    async def _remove(self, topic: str, group: str | None) -> None:
+        self.transmission.forget(topic, group)
+        await self.transmission.patiently(lambda: self._driver.remove(topic, group))
+
+    def _retry_topics(self, topic: str, group: str | None) -> list[str]:
+        """Where a group puts aside what it tries again later, on a broker without delays."""
+        return [] if group is None or self.capabilities.delay else retry_topics(topic, group)
 
     async def lag(self, topic: str | Topic[Any], group: str) -> int | None:
         """How many messages a group has not yet acknowledged, retries included; None where the broker cannot say.
@@ -204,12 +203,13 @@ class Broker:
         topic = topic_name(topic)
         check_name("topic", topic)
         check_name("group", group)
-        topics = [topic, *(() if self.capabilities.delay else retry_topics(topic, group))]
-        lags = [await self._lag(each, group) for each in topics]
-        return None if None in lags else sum(lag for lag in lags if lag is not None)
-
-    async def _lag(self, topic: str, group: str) -> int | None:
-        return await self.transmission.patiently(lambda: self._driver.lag(topic, group))
+        total = 0
+        for each in (topic, *self._retry_topics(topic, group)):
+            lag = await self.transmission.patiently(functools.partial(self._driver.lag, each, group))
+            if lag is None:
+                return None
+            total += lag
+        return total
 
     async def replay(
         self,

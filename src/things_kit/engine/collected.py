@@ -19,18 +19,16 @@ from things_kit.engine.driver import (
 
 
 class Collected:
-    """Keeps what arrives until somebody takes it. Everything is released or acknowledged by whoever took it."""
+    """Keeps what arrives `waiting` until somebody takes it, and then releases or acknowledges it."""
 
     def __init__(self) -> None:
-        self._arrived: list[Delivery] = []
+        self.waiting: list[Delivery] = []
         self._news = asyncio.Event()
         self._failure: Exception | None = None
 
-    # --- what drivers call
-
     def put(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `Inbox.put`."""
-        self._arrived.extend(deliveries)
+        self.waiting.extend(deliveries)
         self._news.set()
         return ()
 
@@ -40,7 +38,7 @@ class Collected:
 
     def forget(self, which: Which) -> None:
         """See `Inbox.forget`."""
-        self._arrived = [delivery for delivery in self._arrived if not which(delivery)]
+        self.waiting = [delivery for delivery in self.waiting if not which(delivery)]
 
     def ailing(self, reason: str | None) -> None:
         """Whoever reads sees for himself that nothing comes."""
@@ -50,26 +48,19 @@ class Collected:
         self._failure = error
         self._news.set()
 
-    # --- who reads
-
-    @property
-    def waiting(self) -> Sequence[Delivery]:
-        """What has arrived and was not taken."""
-        return tuple(self._arrived)
-
     async def arrival(self, wait: float) -> None:
         """Wait for something to arrive, for so many seconds. Raises what `fail` was told, once all is taken."""
-        if not self._arrived and self._failure is None and wait > 0:
+        if not self.waiting and self._failure is None and wait > 0:
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._news.wait()
-        if not self._arrived and self._failure is not None:
+        if not self.waiting and self._failure is not None:
             raise self._failure
 
     def take(self, limit: int) -> list[Delivery]:
         """Up to `limit` of what has arrived."""
-        taken, self._arrived = self._arrived[:limit], self._arrived[limit:]
+        taken, self.waiting = self.waiting[:limit], self.waiting[limit:]
         return taken
 
 

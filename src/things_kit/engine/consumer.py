@@ -12,11 +12,11 @@ import msgspec
 from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
-from things_kit.engine.driver import Delivery, SendsLater, Subscription
+from things_kit.engine.driver import SendsLater, Subscription
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
-from things_kit.engine.outcomes import Outcomes, Treatment
+from things_kit.engine.outcomes import Outcomes
 from things_kit.engine.pipeline import Publishing, compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
@@ -30,7 +30,7 @@ from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import ChecksTopics
 from things_kit.messaging.health import ConsumerHealth
 from things_kit.messaging.names import DEAD_LETTER_GROUP
-from things_kit.messaging.policy import DISCARD, seconds
+from things_kit.messaging.policy import seconds
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -274,15 +274,14 @@ class BrokerConsumer:
         common: dict[str, Any] = {
             "concurrency": options.concurrency,
             "timeout": None if options.timeout is None else seconds(options.timeout, "timeout"),
-            "given_back": self._give_back,
             "starved": self._starved,
             "broke": self._broke,
             "name": self._name,
         }
         if options.batch is None:
-            return Workers(self._handle, failed=self._failed, **common)
+            return Workers(self._handle, **common)
         size, wait = options.batch.size, seconds(options.batch.wait, "Batch.wait")
-        return BatchWorkers(self._handle_batch, size=size, wait=wait, failed=self._failed, **common)
+        return BatchWorkers(self._handle_batch, size=size, wait=wait, **common)
 
     def _make_pumps(self, topic: str) -> list[Pump]:
         options = self.options
@@ -314,17 +313,13 @@ class BrokerConsumer:
         """What the pumps of one topic share: a retried message is of the lane that it always was of."""
         options, driver, workers = self.options, self._transmission.driver, self._workers
         native, name = driver.capabilities, f"{topic} as {self.group}"
-        treatment = Treatment(
-            group=self.group,
-            retry=options.retry,
-            dead_letter=self._dead_letters[topic],
-            discard=options.dead_letter is DISCARD,
-            chance=self._chance,
-        )
         lanes, copies = Lanes(options.ordering, workers.ready), self._copies()
-        outcomes = Outcomes(name, native, treatment, lanes, workers, self._producer, copies, self._results)
+        outcomes = Outcomes(
+            name, self.group, options, self._dead_letters[topic], self._chance,
+            native, lanes, workers, self._producer, copies, self._results,
+        )  # fmt: skip
         suspects = None
-        if native.suspects and not treatment.keeps:
+        if native.suspects and not outcomes.keeps:
             suspects = Suspects(name, options.retry.attempts, lanes, workers, copies, outcomes.failed)
         drain = seconds(options.drain_timeout, "drain_timeout")
         return driver, drain, lanes, workers, self._window, outcomes, suspects
@@ -349,15 +344,9 @@ class BrokerConsumer:
             and not isinstance(self._transmission.driver, SendsLater)
         )
 
-    def _failed(self, delivery: Delivery, error: BaseException) -> None:
-        delivery.inbox.outcomes.failed(delivery, error)
-
     def _starved(self) -> None:
         for pump in self._pumps:
             pump.make_room()
-
-    def _give_back(self, delivery: Delivery) -> None:
-        delivery.inbox.outcomes.give_back(delivery)
 
     # --- start, stop, break
 

@@ -23,10 +23,7 @@ Failed: TypeAlias = Callable[[Delivery, float, Exception], None]
 class Copies:
     """Confirms the copy, then acknowledges the original; what is added meanwhile goes with the next send.
 
-    Args:
-        send: How copies are sent.
-        group: Whom they are for.
-        shortest: Seconds below which a copy is not worth it.
+    Below `shortest` seconds a copy is not worth it.
     """
 
     def __init__(self, send: Send, group: str, shortest: float) -> None:

@@ -4,7 +4,6 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
-from things_kit.engine.sizes import header_bytes, message_bytes
 from things_kit.engine.verdict import ProcessDied
 from things_kit.messaging import names
 from things_kit.messaging.errors import ConfigError
@@ -115,6 +114,17 @@ def _fitted(dead: Message, limit: int) -> Message:
         dead.id, limit, ", ".join(f"{name}={text!r}" for name, text in left_out.items()),
     )  # fmt: skip
     return dead.replace(headers=headers)
+
+
+def message_bytes(message: Message) -> int:
+    """The bytes of value, key and headers, which count towards the largest that a broker takes."""
+    headers = sum(header_bytes(name, text) for name, text in message.headers.items())
+    return len(message.value) + len(message.key or b"") + headers
+
+
+def header_bytes(name: str, text: str) -> int:
+    """The bytes of a header's name and value in UTF-8."""
+    return len(name.encode()) + len(text.encode())
 
 
 def revive(dead: Message, to: str | None = None) -> Message:

@@ -39,7 +39,10 @@ async def diagnose(broker: Broker, question: Question, *, declares: bool | None 
         return [reached]
     findings = [reached]
     try:
-        findings += await _work(broker, question)
+        if question.topic is not None and question.group is not None:
+            findings.append(await _lag(broker, question.topic, question.group))
+        if question.dead_letter is not None:
+            findings.append(await _dead_letters(broker, question.dead_letter))
         driver = broker.transmission.driver
         if isinstance(driver, Factual):
             facts = await driver.facts(question)
@@ -47,13 +50,9 @@ async def diagnose(broker: Broker, question: Question, *, declares: bool | None 
             declares = broker.url.engine.declare if declares is None else declares
             findings += conclude(facts, question, driver.capabilities, declares=declares)
     except (ConnectionLost, ThingsKitError) as error:
+        what = f"The broker could not be asked further: {error}."
         findings.append(
-            Finding(
-                "error",
-                broker.url.display,
-                f"The broker could not be asked further: {error}.",
-                "Ask again, and look into the broker's log.",
-            )
+            Finding("error", broker.url.display, what, "Ask again, and look into the broker's log.")
         )
     return findings
 
@@ -83,23 +82,13 @@ async def _reach(broker: Broker) -> Finding:
     subject = broker.url.display
     if reason is not None:
         remedy = (
-            "Check the URL, its options and login, and whether the broker runs and is reachable from here."
+            "Check the URL, its options and login, and whether the broker runs and can be reached from here."
         )
         return Finding("error", subject, f"Not well: {reason.rstrip('.')}.", remedy)
     if took > SLOW:
         remedy = "Look for a slow network, a slow disk or an overloaded broker."
         return Finding("warning", subject, f"It answers, but took {took:.1f} s.", remedy)
     return Finding("ok", subject, f"It answers, in {1000 * took:.0f} ms.")
-
-
-async def _work(broker: Broker, question: Question) -> list[Finding]:
-    """What waits to be done."""
-    findings = []
-    if question.topic is not None and question.group is not None:
-        findings.append(await _lag(broker, question.topic, question.group))
-    if question.dead_letter is not None:
-        findings.append(await _dead_letters(broker, question.dead_letter))
-    return findings
 
 
 async def _lag(broker: Broker, topic: str, group: str) -> Finding:
@@ -133,5 +122,4 @@ async def _dead_letters(broker: Broker, topic: str) -> Finding:
     remedy = (
         f"See why with `things-kit dlq list URL {topic}`, and send them back with `things-kit dlq replay`."
     )
-    what = f"Dead letters wait: {waiting:,}."
-    return Finding("warning", subject, what, remedy)
+    return Finding("warning", subject, f"Dead letters wait: {waiting:,}.", remedy)

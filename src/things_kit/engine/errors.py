@@ -21,8 +21,8 @@ interpreter's own `TimeoutError` and `ConnectionError`, and `EOFError` are outag
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Hashable
-from types import TracebackType
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
@@ -125,13 +125,19 @@ class ErrorTable:
             unwrap=self._unwrap,
         )
 
-    def during(self, doing: str, *, through: tuple[type[Exception], ...] = ()) -> "During":
+    @contextmanager
+    def during(self, doing: str, *, through: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """A context in which failures are raised as what they mean; `doing` begins their sentences.
 
         What is raised inside and is ours, a cancellation, or one of `through`, which the caller looks at itself,
         leaves it as it is.
         """
-        return During(self, doing, through)
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, (*OURS, *through)):
+                raise
+            raise self.translate(error, doing) from error
 
     async def ask(
         self,
@@ -208,24 +214,3 @@ class ErrorTable:
 
 def _fits(each: object, inner: Failure, code: Hashable) -> bool:
     return bool(each(inner)) if callable(each) else code is not None and each == code
-
-
-class During:
-    """The context of `ErrorTable.during`."""
-
-    __slots__ = ("_doing", "_table", "_through")
-
-    def __init__(self, table: ErrorTable, doing: str, through: tuple[type[Exception], ...]) -> None:
-        self._table = table
-        self._doing = doing
-        self._through = through
-
-    def __enter__(self) -> None:
-        """Nothing is needed on the way in."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, Exception) or isinstance(error, (*OURS, *self._through)):
-            return
-        raise self._table.translate(error, self._doing) from error

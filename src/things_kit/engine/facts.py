@@ -56,8 +56,7 @@ class Question(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raises ConfigError for what cannot be the name of a topic or group."""
-        for what in ("topic", "group"):
-            name = getattr(self, what)
+        for what, name in (("topic", self.topic), ("group", self.group)):
             if name is not None:
                 check_name(what, name)
 

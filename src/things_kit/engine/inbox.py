@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -15,6 +15,7 @@ from things_kit.engine.window import Window
 
 if TYPE_CHECKING:
     from things_kit.engine.outcomes import Outcomes
+    from things_kit.engine.pump import Pump
 
 BEGUN: Final = frozenset({State.HANDLING, State.LEAVING, State.GATHERED})
 """States in which a lane waits for what somebody has in hand."""
@@ -24,49 +25,6 @@ UNBEGUN: Final = frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.
 
 ON_ITS_WAY_BACK: Final = frozenset({State.SETTLING, State.GONE})
 """States of what is held no longer than until the broker has confirmed its settlement."""
-
-
-class Owner(Protocol):
-    """Whose inbox it is: the pump of a consumer."""
-
-    def arrived(self, inbox: "ConsumerInbox", deliveries: Sequence[Delivery]) -> None:
-        """They are to be admitted to their lanes."""
-
-    def settled(self) -> None:
-        """The broker has taken settlements."""
-
-    def make_room(self) -> None:
-        """Something was dropped: there is room for more."""
-
-    def drop_queued(self, which: Which) -> None:
-        """Take these out of everything in which they wait."""
-
-    async def let_go(self, inbox: "ConsumerInbox", which: Which) -> None:
-        """See `Inbox.let_go`."""
-
-    def ailing(self, reason: str | None) -> None:
-        """See `Inbox.ailing`."""
-
-
-class Nobody:
-    """Whose inbox it was is gone."""
-
-    def arrived(self, inbox: "ConsumerInbox", deliveries: Sequence[Delivery]) -> None:
-        """Nothing is taken any more."""
-
-    def settled(self) -> None:
-        """Nothing is asked for any more."""
-
-    make_room = settled
-
-    def drop_queued(self, which: Which) -> None:
-        """Nothing waits any more."""
-
-    async def let_go(self, inbox: "ConsumerInbox", which: Which) -> None:
-        """Nothing is held any more."""
-
-    def ailing(self, reason: str | None) -> None:
-        """Nobody's health is asked for any more."""
 
 
 class ConsumerInbox:
@@ -80,7 +38,7 @@ class ConsumerInbox:
     """What brings the deliveries; set once it is subscribed."""
 
     def __init__(
-        self, subscription: Subscription, owner: Owner, lanes: Lanes, window: Window, outcomes: "Outcomes"
+        self, subscription: Subscription, owner: "Pump", lanes: Lanes, window: Window, outcomes: "Outcomes"
     ) -> None:
         self.subscription = msgspec.structs.replace(subscription, inbox=self)
         self.held: dict[Delivery, float] = {}
@@ -89,7 +47,7 @@ class ConsumerInbox:
         self.last_progress = self.last_arrival = asyncio.get_running_loop().time()
         self.brought = 0
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._owner = owner
+        self._owner: Pump | None = owner  # until the consumer has stopped
         self._window = window
         self._acknowledged: list[Delivery] = []
         self._released: list[Release] = []
@@ -109,7 +67,7 @@ class ConsumerInbox:
 
     def put(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
         """See `Inbox.put`."""
-        if self._quiet:
+        if self._quiet or self._owner is None:
             return deliveries
         if deliveries:
             now = self.last_arrival = asyncio.get_running_loop().time()
@@ -120,12 +78,13 @@ class ConsumerInbox:
 
     async def let_go(self, which: Which) -> None:
         """See `Inbox.let_go`."""
-        await self._owner.let_go(self, which)
+        if self._owner is not None:
+            await self._owner.let_go(self, which)
 
     def forget(self, which: Which) -> None:
         """See `Inbox.forget`."""
         dropped = [delivery for delivery in self.held if which(delivery)]
-        if not dropped:
+        if not dropped or self._owner is None:
             return
         self._drop_unbegun(dropped)
         for delivery in dropped:
@@ -140,7 +99,8 @@ class ConsumerInbox:
 
     def ailing(self, reason: str | None) -> None:
         """See `Inbox.ailing`."""
-        self._owner.ailing(reason)
+        if self._owner is not None:
+            self._owner.ailing(reason)
 
     def fail(self, error: Exception) -> None:
         """See `Inbox.fail`."""
@@ -157,7 +117,8 @@ class ConsumerInbox:
     def admit_again(self, delivery: Delivery) -> None:
         """What waited here takes its turn as if it had just come."""
         delivery.due = None
-        self._owner.arrived(self, [delivery])
+        if self._owner is not None:
+            self._owner.arrived(self, [delivery])
 
     def send_back(self, strays: Sequence[Delivery]) -> None:
         """Give back what arrived of a parked lane. Until `calm` returns, the broker still thinks the lane is ours."""
@@ -259,7 +220,7 @@ class ConsumerInbox:
     def _drop_unbegun(self, deliveries: Sequence[Delivery]) -> None:
         """Take these out of lanes and delays."""
         gone = {delivery for delivery in deliveries if delivery.state in UNBEGUN}
-        if gone:
+        if gone and self._owner is not None:
             self._owner.drop_queued(gone.__contains__)
 
     # --- settling
@@ -296,7 +257,8 @@ class ConsumerInbox:
         if not self._strays:
             self._calm.set()
         self.last_progress = asyncio.get_running_loop().time()
-        self._owner.settled()
+        if self._owner is not None:
+            self._owner.settled()
 
     async def all_told(self) -> None:
         """Wait until the broker knows of all that was finished so far, or the connection is lost."""
@@ -319,7 +281,7 @@ class ConsumerInbox:
         self._acknowledged.clear()
         self._released.clear()
         self.subscription = msgspec.structs.replace(self.subscription, inbox=None)
-        self._owner = Nobody()  # a driver's thread may have something to say still
+        self._quiet, self._owner = True, None  # a driver's thread may have something to say still
         del self._window, self.outcomes, self.lanes
         self.__dict__.pop("receiver", None)
 

@@ -79,24 +79,17 @@ class Lanes:
                     queue.append(delivery)
         return strays
 
-    def admit_apart(self, delivery: Delivery, turn: Callable[[Delivery], None]) -> bool:
-        """Take in one for which `turn` is called when it may be handled; False if its lane is parked."""
-        lane = self.lane_of(delivery)
-        queue = self._queues.get(lane)
-        if queue is _PARKED:
-            return False
-        if lane is None or lane not in self._queues:
-            if lane is not None:
-                self._queues[lane] = None
+    def admit_apart(
+        self, delivery: Delivery, inbox: "ConsumerInbox", turn: Callable[[Delivery], None]
+    ) -> list[Delivery]:
+        """The same of one for which `turn` is called when it may be handled."""
+        strays = self.admit([delivery], inbox)
+        if delivery.state is State.QUEUED:
+            self._turns[delivery] = turn
+        elif not strays:
+            self._ready.pop()
             turn(delivery)
-            return True
-        delivery.state = State.QUEUED
-        self._turns[delivery] = turn
-        if queue is None:
-            self._queues[lane] = deque((delivery,))
-        else:
-            queue.append(delivery)
-        return True
+        return strays
 
     def advance(self, delivery: Delivery) -> None:
         """The delivery is done with: the next of its lane is ready."""

@@ -6,24 +6,22 @@ import random
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
-import msgspec
-
 from things_kit.engine.copies import Copies
 from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import Capabilities, Delivery, Release, Which
 from things_kit.engine.failures import Failures
 from things_kit.engine.lanes import Lanes
+from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outages import Outages
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.results import Results, publish_results
 from things_kit.engine.state import State
-from things_kit.engine.verdict import TryAgain, after_lost_burial, judge
+from things_kit.engine.verdict import judge, longest_wait
 from things_kit.engine.workers import Workers
 from things_kit.messaging.codec import Unprepared
 from things_kit.messaging.errors import ClosedError, DecodeError, ThingsKitError
 from things_kit.messaging.message import Message
-from things_kit.messaging.policy import RetryPolicy
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -32,24 +30,6 @@ FETCH: Final = 60.0
 
 FETCH_AGAIN: Final = 1.0
 """Seconds until what could not be fetched is asked for again."""
-
-
-class Treatment(msgspec.Struct, frozen=True):
-    """What a consumer does with failures.
-
-    `dead_letter` is a topic; None keeps messages for ever, and `discard` drops them.
-    """
-
-    group: str
-    retry: RetryPolicy
-    dead_letter: str | None
-    discard: bool
-    chance: random.Random
-
-    @property
-    def keeps(self) -> bool:
-        """Whether nothing is ever given up."""
-        return self.dead_letter is None and not self.discard
 
 
 class Outcomes:
@@ -63,39 +43,41 @@ class Outcomes:
     def __init__(
         self,
         name: str,
+        group: str,
+        options: ConsumerOptions,
+        dead_letter: str | None,
+        chance: random.Random,
         capabilities: Capabilities,
-        treatment: Treatment,
         lanes: Lanes,
         workers: Workers,
         producer: BrokerProducer,
         copies: Copies | None,
         results: BrokerProducer,
     ) -> None:
+        self.keeps = options.dead_letter is None  # nothing is ever given up
         self.discarded = 0
         self.handled = self.given_back = 0
         self.stopping = False
         self._name = name
         self._capabilities = capabilities
-        self._treatment = treatment
+        self._group = group
+        self._retry = options.retry
+        self._dead_letter = dead_letter
+        self._chance = chance
         self._lanes = lanes
         self._workers = workers
         self._producer = producer
         self._copies = copies
         self._results = results
         self._outages = Outages(name, "what decodes its messages")
-        self._failures = Failures(name, treatment.retry.permanent)
+        self._failures = Failures(name, options.retry.permanent)
         self._delays = Delays(self._due)
         self._leaving: dict[asyncio.Task[None], Delivery] = {}
 
     @property
-    def keeps(self) -> bool:
-        """Whether nothing is ever given up."""
-        return self._treatment.keeps
-
-    @property
     def longest_wait(self) -> float:
         """Seconds until something is tried again that no attempt has changed."""
-        return after_lost_burial(self._treatment.retry, self._treatment.chance).wait
+        return longest_wait(self._retry, self._chance)
 
     # --- failures
 
@@ -110,13 +92,11 @@ class Outcomes:
         if isinstance(error, Unprepared):
             self._fetch(delivery, error)
             return
-        message, treatment = delivery.message, self._treatment
-        verdict = judge(
-            error, message.attempt, treatment.retry, keep=treatment.keeps, chance=treatment.chance
-        )
-        if isinstance(verdict, TryAgain):
-            self._failures.again(message.id, message.attempt, error, verdict.wait)
-            self._try_again(delivery, verdict.wait)
+        message = delivery.message
+        wait = judge(error, message.attempt, self._retry, keep=self.keeps, chance=self._chance)
+        if wait is not None:
+            self._failures.again(message.id, message.attempt, error, wait)
+            self._try_again(delivery, wait)
         else:
             self._give_up(delivery, error)
 
@@ -141,7 +121,7 @@ class Outcomes:
             self.pass_on(delivery)
         elif delivery.state is State.DONE:
             pass
-        elif self._treatment.retry.mode == "delayed":
+        elif self._retry.mode == "delayed":
             self._put_aside(again)
         elif native.lanes and delivery.state is State.LEAVING_ASIDE:
             delivery.inbox.release(again)
@@ -231,9 +211,9 @@ class Outcomes:
     # --- giving up
 
     def _give_up(self, delivery: Delivery, error: BaseException) -> None:
-        message, treatment = delivery.message, self._treatment
+        message = delivery.message
         self._failures.for_good(message.id, message.attempt, error)
-        if treatment.dead_letter is None:
+        if self._dead_letter is None:
             self.discarded += 1
             if delivery.state is State.ASIDE:
                 delivery.inbox.acknowledge(delivery)
@@ -244,8 +224,8 @@ class Outcomes:
         delivery.state = State.LEAVING_ASIDE if delivery.state is State.ASIDE else State.LEAVING
         dead = make_dead_letter(
             message,
-            topic=treatment.dead_letter,
-            group=treatment.group,
+            topic=self._dead_letter,
+            group=self._group,
             error=error,
             limit=self._capabilities.dead_letter_bytes,
         )
@@ -255,24 +235,16 @@ class Outcomes:
         """Acknowledge a message only after its dead letter is confirmed; without one it is tried again."""
         try:
             await self._producer.publish(dead)
-        except ThingsKitError as error:
-            log.error(  # noqa: TRY400 - the sentence says it all
-                "%s: the dead letter of message %r was not published: %s; the message is kept",
+        except Exception as error:
+            log.log(
+                logging.ERROR, "%s: the dead letter of message %r was not published: %s; the message is kept",
                 self._name, delivery.message.id, error,
+                exc_info=not isinstance(error, ThingsKitError),  # whose sentence says it all
             )  # fmt: skip
-            self._keep(delivery)
-        except Exception:
-            log.exception(
-                "%s: the dead letter of message %r was not published; the message is kept",
-                self._name, delivery.message.id,
-            )  # fmt: skip
-            self._keep(delivery)
+            self._try_again(delivery, self.longest_wait)
         else:
             delivery.inbox.left(delivery)
             self._workers.wake()
-
-    def _keep(self, delivery: Delivery) -> None:
-        self._try_again(delivery, self.longest_wait)
 
     def _in_background(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         task = asyncio.create_task(work, name=f"{self._name} leaving message")
@@ -294,7 +266,7 @@ class Outcomes:
             delivery.inbox.release(Release(delivery, attempt=delivery.message.attempt))
         except Exception as error:  # noqa: BLE001 - it is that message's failure
             if delivery.state is State.LEAVING_ASIDE:  # its lane has gone back
-                self._keep(delivery)
+                self._try_again(delivery, self.longest_wait)
                 return
             if delivery.state is State.LEAVING:
                 delivery.state = State.HANDLING

@@ -169,11 +169,9 @@ class BrokerProducer:
         ready, errors = prepare(
             messages, None if self._any_size else capabilities.max_message_bytes, ours=self._insist
         )
-        indices = (
-            [index for index in range(len(messages)) if index not in errors]
-            if errors
-            else range(len(messages))
-        )
+        indices: Sequence[int] = range(len(messages))
+        if errors:
+            indices = [index for index in indices if index not in errors]
         with self._expiring(gathered) as until:
             for start in range(0, len(ready), capabilities.max_batch):
                 chunk = ready[start : start + capabilities.max_batch]
@@ -237,10 +235,9 @@ class BrokerProducer:
         first, now, again = 0, asyncio.get_running_loop().time(), []
         for waiting in gathered:
             end = first + len(waiting.messages)
-            mine = {i - first: errors[i] for i in range(first, end) if i in errors} if errors else {}
-            if waiting.deadline > now and any(
-                isinstance(error, BrokerUnavailable) for error in mine.values()
-            ):
+            mine = {i - first: errors[i] for i in range(first, end) if i in errors}
+            away = any(isinstance(error, BrokerUnavailable) for error in mine.values())
+            if away and waiting.deadline > now:
                 waiting.messages = messages[first:end]
                 again.append(waiting)  # it was sent along with an older one, whose time is over
             elif not waiting.outcome.done():

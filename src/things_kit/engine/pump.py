@@ -14,7 +14,6 @@ from things_kit.engine.cancelling import abandon, ended, finished
 from things_kit.engine.clock import steady
 from things_kit.engine.dead_letter import unmarked
 from things_kit.engine.driver import (
-    Capabilities,
     ConnectionLost,
     Delivery,
     Driver,
@@ -31,7 +30,7 @@ from things_kit.engine.outages import Outages
 from things_kit.engine.outcomes import Outcomes
 from things_kit.engine.state import State
 from things_kit.engine.suspects import Suspects
-from things_kit.engine.watch import Stalled, Watch
+from things_kit.engine.watch import Stalled, watch
 from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
 from things_kit.messaging.names import DEAD_LETTER_MARK, REPLAY_GROUP
@@ -76,6 +75,7 @@ class Pump:
         self._inboxes: WeakSet[ConsumerInbox] = WeakSet()
         self.last_settled: datetime | None = None
         self._driver = driver
+        self._capabilities = driver.capabilities
         self._drain = drain
         self._lanes = lanes
         self._workers = workers
@@ -92,10 +92,6 @@ class Pump:
         self._told_at = 0.0
         self._paused = False
         self._stopping = False
-
-    @property
-    def _capabilities(self) -> Capabilities:
-        return self._driver.capabilities
 
     # --- subscribed
 
@@ -143,10 +139,12 @@ class Pump:
         asking = self._fetch(inbox) if isinstance(inbox.receiver, Fetching) else self._give_credit(inbox)
         self._asking = asyncio.create_task(asking, name=f"{self._name} pump")
         settling = asyncio.create_task(inbox.settle(), name=f"{self._name} settle")
-        leases = keep_leases(inbox.receiver, inbox.leased, self._capabilities.lease)
+        leases = keep_leases(inbox.receiver.extend, inbox.leased, self._capabilities.lease)
         extending = asyncio.create_task(leases, name=f"{self._name} leases")
-        watching = asyncio.create_task(self._watch(inbox), name=f"{self._name} watch")
-        tasks = {self._asking, settling, extending, watching}
+        watching = watch(inbox, lambda: self._stopping or self._paused or self._room_of(inbox) <= 0)
+        tasks = {
+            self._asking, settling, extending, asyncio.create_task(watching, name=f"{self._name} watch")
+        }  # fmt: skip
         try:
             pending: set[asyncio.Future[None]] = {*tasks, inbox.failure}
             while not settling.done():
@@ -163,12 +161,6 @@ class Pump:
         """Only we may cancel it, to stop; else, such as by a driver's own future, nothing would ever arrive again."""
         if not self._stopping and isinstance(task, asyncio.Task):
             raise RuntimeError(f"{task.get_name()} was cancelled from outside")
-
-    async def _watch(self, inbox: ConsumerInbox) -> None:
-        def excused() -> bool:
-            return self._stopping or self._paused or self._room_of(inbox) <= 0
-
-        await Watch(inbox, excused).run()
 
     # --- asking for messages
 
@@ -203,11 +195,8 @@ class Pump:
             await inbox.calm()
             inbox.unpark()
             held = len(inbox.held)
-            credit = max(
-                0, held + self._room_of(inbox)
-            )  # less than is held, where the handler has become slow
-            if self._paused:
-                credit = 0
+            # Less than is held, where the handler has become slow
+            credit = 0 if self._paused else max(0, held + self._room_of(inbox))
             wait = self._worth_telling(credit, held)
             if wait == 0.0:
                 self._told, self._told_at = credit, asyncio.get_running_loop().time()
@@ -249,7 +238,7 @@ class Pump:
     # --- what arrives
 
     def arrived(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
-        """See `Owner.arrived`."""
+        """Admit to their lanes what came, in this order."""
         foreign, most = not self._capabilities.targeted, self._attempts
         for each in deliveries:  # every line of this is paid for by each message
             message = each.message

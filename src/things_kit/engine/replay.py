@@ -88,7 +88,7 @@ class Reading:
             raise MissingError(
                 f"{self._topic} cannot be read as the group {self._group!r}: {error}"
             ) from error
-        leases = keep_leases(self._receiver, self._held.keys, driver.capabilities.lease)
+        leases = keep_leases(self._receiver.extend, self._held.keys, driver.capabilities.lease)
         self._leases = asyncio.create_task(leases, name="things_kit reading")
         return self
 

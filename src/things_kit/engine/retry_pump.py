@@ -21,7 +21,7 @@ class RetryPump(Pump):
         self._arrivals = Delays(self._admit)
 
     def arrived(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
-        """See `Owner.arrived`."""
+        """Admit what is due; the others wait."""
         for delivery in deliveries:
             delivery.inbox = inbox
             wait = remaining(delivery.message)

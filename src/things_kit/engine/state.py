@@ -40,21 +40,3 @@ HANDLING: Final = State.HANDLING
 SETTLING: Final = State.SETTLING
 GONE: Final = State.GONE
 """The same by a shorter way: before Python 3.12 a member of an enumeration costs more to look up than to store."""
-
-MOVES: Final[dict[State, frozenset[State]]] = {
-    State.READY: frozenset({State.QUEUED, State.GATHERED, State.HANDLING, State.SETTLING, State.LEAVING,
-                            State.LEAVING_ASIDE, State.ASIDE, State.BACKING_OFF, State.DONE}),
-    State.QUEUED: frozenset({State.READY, State.GATHERED, State.SETTLING, State.DONE}),
-    State.GATHERED: frozenset({State.READY, State.QUEUED, State.HANDLING, State.SETTLING, State.GONE}),
-    State.HANDLING: frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.ASIDE, State.LEAVING,
-                               State.LEAVING_ASIDE, State.SETTLING, State.GONE}),
-    State.BACKING_OFF: frozenset({State.READY, State.SETTLING, State.DONE}),
-    State.ASIDE: frozenset({State.READY, State.QUEUED, State.LEAVING, State.SETTLING, State.DONE}),
-    State.LEAVING: frozenset({State.READY, State.HANDLING, State.QUEUED, State.BACKING_OFF, State.ASIDE,
-                              State.LEAVING_ASIDE, State.SETTLING, State.GONE}),
-    State.LEAVING_ASIDE: frozenset({State.ASIDE, State.SETTLING, State.DONE}),
-    State.SETTLING: frozenset({State.GONE, State.DONE}),
-    State.GONE: frozenset({State.DONE}),
-    State.DONE: frozenset(),
-}  # fmt: skip
-"""Which state may follow which. Nothing checks it at run time; the tests do."""

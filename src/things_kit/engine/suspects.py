@@ -30,10 +30,8 @@ RETURN: Final = 0.5
 class Suspects:
     """One topic's suspects, from their arrival until their handler begins.
 
-    Args:
-        attempts: How often a message may come without a verdict.
-        copies: Where the mark travels on a copy; None: it is stored beside the message.
-        convicted: Told of a message that died alone.
+    They came more than `attempts` times without a verdict. Without `copies` a mark is stored beside the message. What
+    died alone is `convicted`.
     """
 
     def __init__(
@@ -57,11 +55,10 @@ class Suspects:
     def admit(self, inbox: ConsumerInbox, deliveries: Sequence[Delivery]) -> None:
         """Let all take their turns, in order; a suspect's turn is its own."""
         for delivery in deliveries:
-            delivery.inbox = inbox
             if delivery.message.attempt <= self.attempts:
                 inbox.admit([delivery])
-            elif not self._lanes.admit_apart(delivery, self._turn):
-                inbox.send_back([delivery])
+            else:
+                inbox.send_back(self._lanes.admit_apart(delivery, inbox, self._turn))
 
     def _turn(self, delivery: Delivery) -> None:
         """All that was before it in its lane is done."""
@@ -74,9 +71,8 @@ class Suspects:
         elif delivery.suspect and self._copies is not None:
             self._came_marked = delivery
             self._returned.set()
-            self._workers.isolate(
-                delivery, self._prepare, first=True
-            )  # what is without a mark cannot be convicted
+            # First, as what is without a mark cannot be convicted
+            self._workers.isolate(delivery, self._prepare, first=True)
         else:
             self._workers.isolate(delivery, self._prepare)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 import threading
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
@@ -93,25 +94,21 @@ class HandlerThreads:
                 value = job.context.run(job.function, *job.arguments)
             except BaseException as raised:  # noqa: BLE001 - whatever it is belongs to the loop's side
                 error = raised
+            finish = functools.partial(job.finish, value, error)
             try:
-                job.loop.call_soon_threadsafe(self._finished, job, jobs, thread, value, error)
+                job.loop.call_soon_threadsafe(self._returned, jobs, thread, finish)
             except RuntimeError:  # the loop is closed: nobody waits any more
                 return
-            del job, value, error  # an idle thread must not keep a message alive
+            del job, value, error, finish  # an idle thread must not keep a message alive
 
-    def _finished(
-        self,
-        job: _Job,
-        jobs: "SimpleQueue[_Job | None]",
-        thread: threading.Thread,
-        value: Any,
-        error: BaseException | None,
+    def _returned(
+        self, jobs: "SimpleQueue[_Job | None]", thread: threading.Thread, finish: Callable[[], None]
     ) -> None:
         if self._closed:
             jobs.put(None)
         else:
             self._idle[jobs] = thread
-        job.finish(value, error)
+        finish()
 
 
 threads: Final[ContextVar[tuple[HandlerThreads, Hashable] | None]] = ContextVar(

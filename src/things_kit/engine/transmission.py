@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -225,13 +225,50 @@ class Transmission:
         topics = {message.topic for message in messages}
         try:
             refused = await self._refused(topics, topics - self._declared.keys(), deadline, ask=ask)
-            if refused:
-                rest = [message for message in messages if message.topic not in refused]
-                results = iter(await self._send(rest, deadline, until, ask=ask) if rest else ())
-                return [refused.get(message.topic) or next(results) for message in messages]
-            return await self._send(messages, deadline, until, ask=ask)
+            results = await self._send(messages, refused, deadline, until)
+            unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
+            if unknown:
+                again = await self._send_unknown([messages[index] for index in unknown], deadline, ask=ask)
+                for index, result in zip(unknown, again, strict=True):
+                    results[index] = result
         except (BrokerUnavailable, PublishError) as error:
             return [error] * len(messages)
+        return results
+
+    async def _send(
+        self,
+        messages: Sequence[Message],
+        refused: Mapping[str, Exception],
+        deadline: float,
+        until: float = 0.0,
+    ) -> list[Exception | None]:
+        """Send those whose topics are not refused."""
+        if not refused:
+            return list(await self.patiently(lambda: self.driver.send(messages), deadline, until))
+        rest = [message for message in messages if message.topic not in refused]
+        results = iter(await self._send(rest, {}, deadline, until) if rest else ())
+        return [refused.get(message.topic) or next(results) for message in messages]
+
+    async def _send_unknown(
+        self, messages: Sequence[Message], deadline: float, *, ask: bool
+    ) -> list[Exception | None]:
+        """A topic was removed behind our back, or may not be declared by us.
+
+        Its groups were removed with it, so who listened to it before says nothing of the new one.
+        """
+        topics = {message.topic for message in messages}
+        for topic in topics:
+            self._listeners.forget(topic)
+        missing: dict[str, Exception] = {
+            topic: PublishError(f"{self.url.display} has no topic {topic!r}: declare it first")
+            for topic in topics
+        }
+        refused = await self._refused(topics, topics, deadline, ask=ask) if self._declares else missing
+        results = await self._send(messages, refused, deadline)
+        return [
+            missing[message.topic] if isinstance(result, UnknownTopic) else result
+            for message, result in zip(messages, results, strict=True)
+        ]
 
     async def _refused(
         self, topics: Set[str], undeclared: Set[str], deadline: float, *, ask: bool
@@ -274,65 +311,36 @@ class Transmission:
         self, topics: Iterable[str], has_listeners: HasListeners, deadline: float
     ) -> dict[str, Exception]:
         """The errors of those topics that nobody listens to."""
-        unheard: dict[str, Exception] = {}
-        for topic in topics:
+
+        async def look(topic: str) -> Exception | None:
             ask = functools.partial(self._listeners.missing, topic, has_listeners)
-            try:
-                error: Exception | None = await self.patiently(ask, deadline)
-            except (ConfigError, PublishError) as refusal:
-                error = refusal
-            if error is not None:
-                unheard[topic] = error
-        return unheard
+            return await self.patiently(ask, deadline)
+
+        return await _errors(topics, look)
 
     async def _declare_all(self, topics: Iterable[str], deadline: float) -> dict[str, Exception]:
         """Declare topics, with the groups that we have declared before; returns the errors of those that cannot be."""
-        refused: dict[str, Exception] = {}
-        for topic in topics:
-            try:
-                await self.refuse_pattern(topic, deadline)
-                await self.declare(topic, tuple(self._declared.get(topic, ())), deadline)
-            except (ConfigError, PublishError) as error:
-                refused[topic] = error
-        return refused
 
-    async def _send(
-        self, messages: Sequence[Message], deadline: float, until: float, *, ask: bool
-    ) -> list[Exception | None]:
-        results = list(await self.patiently(lambda: self.driver.send(messages), deadline, until))
-        unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
-        if unknown:
-            again = [messages[index] for index in unknown]
-            for index, result in zip(
-                unknown, await self._send_unknown(again, deadline, ask=ask), strict=True
-            ):
-                results[index] = result
-        return results
+        async def declare(topic: str) -> None:
+            await self.refuse_pattern(topic, deadline)
+            await self.declare(topic, tuple(self._declared.get(topic, ())), deadline)
 
-    async def _send_unknown(
-        self, messages: Sequence[Message], deadline: float, *, ask: bool
-    ) -> Sequence[Exception | None]:
-        """A topic was removed behind our back, or may not be declared by us.
+        return await _errors(topics, declare)
 
-        Its groups were removed with it, so who listened to it before says nothing of the new one.
-        """
-        topics = {message.topic for message in messages}
-        for topic in topics:
-            self._listeners.forget(topic)
-        missing = {topic: self._no_topic(topic) for topic in topics}
-        if not self._declares:
-            return [missing[message.topic] for message in messages]
-        refused = await self._refused(topics, topics, deadline, ask=ask)
-        rest = [message for message in messages if message.topic not in refused]
-        results = iter(await self.patiently(lambda: self.driver.send(rest), deadline) if rest else ())
-        found = [refused.get(message.topic) or next(results) for message in messages]
-        return [
-            missing[message.topic] if isinstance(result, UnknownTopic) else result
-            for message, result in zip(messages, found, strict=True)
-        ]
 
-    def _no_topic(self, topic: str) -> Exception:
-        return PublishError(f"{self.url.display} has no topic {topic!r}: declare it first")
+async def _errors(
+    topics: Iterable[str], look: Callable[[str], Awaitable[Exception | None]]
+) -> dict[str, Exception]:
+    """What is wrong with topics, by their names."""
+    found: dict[str, Exception] = {}
+    for topic in topics:
+        try:
+            error = await look(topic)
+        except (ConfigError, PublishError) as refusal:
+            error = refusal
+        if error is not None:
+            found[topic] = error
+    return found
 
 
 def _unrouted(messages: Sequence[Message], results: Sequence[Exception | None]) -> list[int]:

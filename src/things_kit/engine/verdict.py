@@ -3,8 +3,6 @@
 import random
 from typing import Final
 
-import msgspec
-
 from things_kit.messaging.errors import DecodeError, UnroutableError
 from things_kit.messaging.outcomes import Reject, Retry
 from things_kit.messaging.policy import RetryPolicy, seconds
@@ -20,24 +18,14 @@ class ProcessDied(Exception):
         )
 
 
-class TryAgain(msgspec.Struct, frozen=True):
-    """Handle it again, `wait` seconds from now."""
-
-    wait: float
-
-
 PERMANENT: Final = (Reject, DecodeError, UnroutableError, ProcessDied)
 """Errors that another attempt cannot help."""
 
 
-class Bury(msgspec.Struct, frozen=True):
-    """Give it up: to the dead letter, or discarded."""
-
-
 def judge(
     error: BaseException, attempt: int, policy: RetryPolicy, *, keep: bool, chance: random.Random
-) -> TryAgain | Bury:
-    """Decide by the outcome table.
+) -> float | None:
+    """In how many seconds it is handled again, by the outcome table; None: it is given up.
 
     Args:
         error: What the handler raised.
@@ -48,18 +36,12 @@ def judge(
     """
     last = attempt >= policy.attempts
     if not keep and (last or isinstance(error, (*PERMANENT, *policy.permanent))):
-        return Bury()
+        return None
     if isinstance(error, Retry) and error.wait is not None:
-        return TryAgain(error.wait)
-    if last:
-        return TryAgain(_limit(policy) * (1.0 + policy.jitter * chance.random()))
-    return TryAgain(policy.wait(attempt, chance))
+        return error.wait
+    return longest_wait(policy, chance) if last else policy.wait(attempt, chance)
 
 
-def after_lost_burial(policy: RetryPolicy, chance: random.Random) -> TryAgain:
-    """When to try again a message whose dead letter could not be published."""
-    return TryAgain(_limit(policy) * (1.0 + policy.jitter * chance.random()))
-
-
-def _limit(policy: RetryPolicy) -> float:
-    return seconds(policy.limit, "RetryPolicy.limit")
+def longest_wait(policy: RetryPolicy, chance: random.Random) -> float:
+    """Seconds until something is tried again that no attempt has changed, such as a dead letter that was refused."""
+    return seconds(policy.limit, "RetryPolicy.limit") * (1.0 + policy.jitter * chance.random())

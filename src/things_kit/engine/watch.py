@@ -21,42 +21,34 @@ class Stalled(ConnectionLost):
     """A receiver gets nothing though it should."""
 
 
-class Watch:
-    """Finds a receiver that gets nothing though it should, and ends it: the pump subscribes anew.
+async def watch(inbox: ConsumerInbox, excused: Callable[[], bool]) -> None:
+    """Find a receiver that gets nothing though it should, and end it: the pump subscribes anew.
 
-    Args:
-        inbox: What the receiver brings.
-        excused: Whether nothing is asked for at the moment.
+    `excused` says whether nothing is asked for at the moment. Raises Stalled, or what the receiver raises.
     """
+    loop = asyncio.get_running_loop()
+    quiet_since, missed = loop.time(), False
+    while True:
+        await asyncio.sleep(LOOK)
+        if excused():
+            quiet_since, missed = loop.time(), False
+            continue
+        quiet_since = max(quiet_since, inbox.last_arrival)
+        if loop.time() - quiet_since < IDLE:
+            continue
+        overdue = await _overdue(inbox)
+        if not overdue or inbox.last_arrival > quiet_since or excused():
+            missed = False
+            continue
+        if missed:
+            silence = loop.time() - quiet_since
+            raise Stalled(f"nothing has come for {silence:.0f} s, though {overdue} messages wait for it")
+        missed = True  # they may have come this very moment: once more
 
-    def __init__(self, inbox: ConsumerInbox, excused: Callable[[], bool]) -> None:
-        self._inbox = inbox
-        self._excused = excused
 
-    async def run(self) -> None:
-        """Look until cancelled. Raises Stalled, or what the receiver raises."""
-        loop, inbox = asyncio.get_running_loop(), self._inbox
-        quiet_since, missed = loop.time(), False
-        while True:
-            await asyncio.sleep(LOOK)
-            if self._excused():
-                quiet_since, missed = loop.time(), False
-                continue
-            quiet_since = max(quiet_since, inbox.last_arrival)
-            if loop.time() - quiet_since < IDLE:
-                continue
-            overdue = await self._overdue()
-            if not overdue or inbox.last_arrival > quiet_since or self._excused():
-                missed = False
-                continue
-            if missed:
-                silence = loop.time() - quiet_since
-                raise Stalled(f"nothing has come for {silence:.0f} s, though {overdue} messages wait for it")
-            missed = True  # they may have come this very moment: once more
-
-    async def _overdue(self) -> int | None:
-        try:
-            async with asyncio.timeout(ANSWER):
-                return await self._inbox.receiver.overdue()
-        except TimeoutError:
-            return None
+async def _overdue(inbox: ConsumerInbox) -> int | None:
+    try:
+        async with asyncio.timeout(ANSWER):
+            return await inbox.receiver.overdue()
+    except TimeoutError:
+        return None

@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any, Final, TypeAlias
 
 from things_kit.engine.driver import Delivery, Which
-from things_kit.engine.state import HANDLING, State
+from things_kit.engine.state import HANDLING
 from things_kit.engine.threads import HandlerThreads, threads
 from things_kit.engine.unrun import refuse_unrun
 from things_kit.messaging.errors import ThingsKitError
@@ -61,6 +61,14 @@ class Worker:
         elif self.deliveries:
             yield from self.deliveries
 
+    @property
+    def changed(self) -> bool:
+        """Whether a handler has left context variables otherwise than it found them."""
+        try:
+            return self.present != self.context
+        except Exception:  # noqa: BLE001 - two values that cannot be compared are not the same
+            return True
+
     def cancel(self, why: Cancelled) -> None:
         """Cancel the handler; again only where it ignored its timeout and the consumer stops."""
         if self.cancelled is not why:
@@ -77,8 +85,8 @@ class Worker:
 class Workers:
     """Takes deliveries that are ready and handles each, `concurrency` at once.
 
-    What the handler answered goes to `failed(delivery, error)`, or to the delivery's inbox when it returned. What is
-    isolated is handled while nothing else is.
+    What the handler returned from is done, for the delivery's inbox; failures go to its outcomes. What is isolated is
+    handled while nothing else is.
     """
 
     def __init__(
@@ -87,8 +95,6 @@ class Workers:
         *,
         concurrency: int,
         timeout: float | None,
-        failed: Callable[[Delivery, BaseException], None],
-        given_back: Callable[[Delivery], None],
         starved: Callable[[], None],
         broke: Callable[[BaseException], None],
         name: str,
@@ -97,8 +103,6 @@ class Workers:
         self._handle = handle
         self._concurrency = concurrency
         self._timeout = timeout
-        self._failed = failed
-        self._given_back = given_back
         self._starved = starved
         self._broke = broke
         self._name = name
@@ -148,11 +152,6 @@ class Workers:
         (self._alone.appendleft if first else self._alone.append)((delivery, prepare))
         self._look()
         self._wake_all()
-
-    @property
-    def isolating(self) -> bool:
-        """Whether something is being handled alone, or waits for that."""
-        return bool(self._alone) or self._solitary is not None
 
     def drop(self, which: Which) -> list[Delivery]:
         """Take these out of what is to be handled alone; returns them."""
@@ -240,7 +239,6 @@ class Workers:
         self._threads.close()
 
     async def _work(self, worker: Worker) -> None:
-        context = copy_context()
         while not self._stopping:
             if self._held and self._alone and not self._paused:
                 await self._solitude(worker)
@@ -248,10 +246,8 @@ class Workers:
                 await self._rest()
             else:
                 await self._busy_period(worker)
-            if changed(context) and not self._stopping:
-                self._begin(
-                    worker, worker.task.get_name()
-                )  # the next message must not see what this one has set
+            if worker.changed and not self._stopping:  # the next message must not see what this one has set
+                self._begin(worker, worker.task.get_name())
                 return
 
     async def _rest(self) -> None:
@@ -269,36 +265,27 @@ class Workers:
         self._solitary = delivery
         try:
             if await prepare(delivery):
-                await self._handle_alone(worker, delivery)
+                await self._handle_each(worker, deque((delivery,)))
         finally:
-            worker.deliveries = self._solitary = None
+            self._solitary = None
             self._look()
             self._wake_all()
 
-    async def _handle_alone(self, worker: Worker, delivery: Delivery) -> None:
-        worker.deliveries, delivery.state = delivery, State.HANDLING
-        worker.started = asyncio.get_running_loop().time()
-        try:
-            if (answer := await self._handle(delivery.message)) is not None:
-                refuse_unrun(answer, "the handler")
-        except BaseException as error:  # noqa: BLE001 - every exception is an answer
-            await self._answer(worker, delivery, error)
-        else:
-            delivery.inbox.done(delivery)
-            if worker.task.cancelling():
-                await self._shed(worker)
-
     async def _busy_period(self, worker: Worker) -> None:
-        """Handle what is ready. This loop is the good path: every line in it is paid for by each message.
+        """Handle what is ready, until that is nothing or a handler has changed a context variable."""
+        await self._handle_each(worker, self.ready)
+
+    async def _handle_each(self, worker: Worker, ready: deque[Delivery]) -> None:
+        """Handle these one by one. This loop is the good path: every line in it is paid for by each message.
 
         It ends when a handler has changed a context variable, which no other message must see.
         """
-        ready, handle, timed = self.ready, self._handle, self._timeout is not None
+        handle, timed = self._handle, self._timeout is not None
         time, context, present = asyncio.get_running_loop().time, worker.context, worker.present
         cancelling = worker.task.cancelling
         turn_ends = time() + SLICE
         for look in cycle(LOOKS):
-            if not ready or self._held:
+            if not ready or (self._held and ready is self.ready):
                 break
             worker.deliveries = delivery = ready.popleft()
             delivery.state = HANDLING
@@ -336,9 +323,9 @@ class Workers:
     async def _answer(self, worker: Worker, delivery: Delivery, error: BaseException) -> None:
         failure = self.failure(worker, error)
         if failure is None:
-            self._given_back(delivery)
+            delivery.inbox.outcomes.give_back(delivery)
         else:
-            self._failed(delivery, failure)
+            delivery.inbox.outcomes.failed(delivery, failure)
         del failure, error
         await self.let_thread_end(worker)
 
@@ -396,16 +383,6 @@ class Workers:
             else:
                 earliest = min(earliest, worker.started)
         self._watch = loop.call_at(earliest + timeout, self._check)
-
-
-def changed(context: Context) -> bool:
-    """Whether a handler has left context variables otherwise than it found them."""
-    try:
-        return (
-            copy_context() != context
-        )  # of the same content they share it: that costs a tenth of a microsecond
-    except Exception:  # noqa: BLE001 - two values that cannot be compared are not the same
-        return True
 
 
 def handled_here() -> Sequence[Delivery]:

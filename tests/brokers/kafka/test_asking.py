@@ -38,7 +38,7 @@ async def test_what_was_asked_for_is_put_before_the_call_returns() -> None:
     assert await thread.asked() == 7
     thread.asking.answer(SOME)
     await fetching
-    assert thread.inbox.waiting == SOME
+    assert thread.inbox.waiting == list(SOME)
     assert thread.asking.asked is None
 
 
@@ -54,7 +54,7 @@ async def test_a_cancelled_call_withdraws_its_question_and_what_came_all_the_sam
     )  # still the first question; nothing more is asked for until it is answered
     thread.asking.answer(SOME)
     await second
-    assert thread.inbox.waiting == SOME
+    assert thread.inbox.waiting == list(SOME)
     assert thread.asking.asked is None
 
 
