@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ class Fixture:
         self.receiver = Receiver()
         self.ready: deque[Delivery] = deque()
         lanes = Lanes("key", self.ready)
-        outcomes: Any = None
+        outcomes: Any = SimpleNamespace(handled=0, given_back=0)
         subscription = Subscription(topic="t", group="g")
         owner: Any = Owner(lanes)
         self.inbox = ConsumerInbox(subscription, owner, lanes, Window(1, lambda: 0), outcomes)
