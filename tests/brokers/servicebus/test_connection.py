@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from things_kit import Broker, BrokerUnavailable, Message, connect
-from things_kit.brokers.servicebus import rights
+from things_kit.brokers.servicebus import client, rights
 from things_kit.brokers.servicebus.amqp import connection
-from things_kit.brokers.servicebus.amqp.connection import SASL, AmqpError, Connection
-from things_kit.brokers.servicebus.amqp.links import Arrival
+from things_kit.brokers.servicebus.amqp.connection import SASL, TRANSFER, AmqpError, Connection
+from things_kit.brokers.servicebus.options import Settings
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers import ServerUnavailable
@@ -168,12 +168,14 @@ async def test_what_speaks_no_amqp_is_said_in_a_sentence(said: bytes, expected: 
 async def test_what_comes_over_a_link_after_its_end_is_nobodys(broker: Broker, topic: str) -> None:
     """The service gives it to somebody else: who handles it here would not be the only one."""
     await broker.declare(topic, groups=["billing"])
-    arrived: list[Arrival] = []
-    session, link = await client_of(broker).receiver(f"{topic}/Subscriptions/billing", arrived.append)
+    arrived: list[bytes] = []
+    link = await client_of(broker).receiver(
+        f"{topic}/Subscriptions/billing", lambda _, __, payload: arrived.append(payload)
+    )
     link.ask(10)
-    closing = asyncio.create_task(session.close())
+    closing = asyncio.create_task(link.close())
     await asyncio.sleep(0)
-    link.transferred([0, 0, b"0123456789abcdef", 0, False, False, *[None] * 8], b"late")
+    link.received(TRANSFER, [0, 0, b"0123456789abcdef", 0, False, False, *[None] * 8], b"late")
     await closing
     assert arrived == []
 
@@ -184,20 +186,20 @@ async def test_what_comes_over_a_link_after_its_end_is_nobodys(broker: Broker, t
 async def test_rights_are_shown_anew_while_a_consumer_only_receives(
     servicebus: ServiceBusServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rights, "EARLY", 0.1)
+    monkeypatch.setattr(client, "EARLY", 0.1)
     monkeypatch.setattr(rights, "HOUR", 0.05)
     shown = 0
-    sign = rights.signed
+    token_for = rights.token_for
 
-    def counted(*args: object) -> str:
+    async def counted(audience: str, settings: Settings, credential: object) -> tuple[str, str, float]:
         nonlocal shown
         shown += 1
-        return sign(*args)  # type: ignore[arg-type]
+        return await token_for(audience, settings, credential)
 
     async with connect(servicebus.url) as broker:
         recorder = Recorder()
         async with broker.consumer(topic, group="billing", handler=recorder, dead_letter=None):
-            monkeypatch.setattr(rights, "signed", counted)
+            monkeypatch.setattr(client, "token_for", counted)
             await eventually(lambda: shown >= 2, 15, "rights are shown again and again")
             await broker.producer().publish(Message(topic, b"x"))
             await recorder.until_done(1, 15)
@@ -294,8 +296,12 @@ async def web(
         await runner.cleanup()
 
 
-async def test_messages_go_over_websockets(
-    servicebus: ServiceBusServer, web: tuple[int, Path], broker: Broker, topic: str
+async def test_messages_go_over_websockets_which_are_closed_afterwards(
+    servicebus: ServiceBusServer,
+    web: tuple[int, Path],
+    broker: Broker,
+    topic: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     port, trusted = web
     await broker.declare(topic, groups=["billing"])
@@ -306,6 +312,7 @@ async def test_messages_go_over_websockets(
     ):
         await broker.producer().publish_batch(keyed(topic, 50, 5))
         await recorder.until_done(50, 15)
+    assert "did not disconnect" not in caplog.text
 
 
 async def test_a_websocket_that_cannot_be_had_is_an_outage(certificate: tuple[ssl.SSLContext, Path]) -> None:

@@ -16,22 +16,21 @@ from things_kit import (
 )
 from things_kit.brokers.servicebus import publisher
 from things_kit.brokers.servicebus.amqp.connection import AmqpError
-from things_kit.brokers.servicebus.amqp.links import SendingLink
+from things_kit.brokers.servicebus.amqp.links import Link
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.servicebus import KEY, ServiceBusServer
 
-from .common import lag_is
+from .common import client_of, lag_is
 
 
 def test_a_batch_has_as_many_as_it_takes_in_order() -> None:
-    payloads = dict(enumerate([b"x" * 40, b"x" * 40, b"x" * 40, b"x" * 500, b"x"]))
-    batches = []
-    while payloads:
-        chosen = publisher._first(payloads, 100)
-        batches.append(chosen)
-        payloads = {index: payload for index, payload in payloads.items() if index not in chosen}
-    assert batches == [[0, 1], [2], [3], [4]]
+    rest = list(enumerate([b"x" * 40, b"x" * 40, b"x" * 40, b"x" * 500, b"x"]))
+    counts = []
+    while rest:
+        counts.append(publisher._fitting(rest, 100))
+        del rest[: counts[-1]]
+    assert counts == [2, 1, 1, 1]
 
 
 async def test_batches_that_do_not_fit_into_one_arrive_in_order(broker: Broker, topic: str) -> None:
@@ -47,14 +46,14 @@ async def test_batches_that_do_not_fit_into_one_arrive_in_order(broker: Broker, 
 async def test_of_a_batch_that_is_refused_only_the_culprit_fails(
     broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send = SendingLink.send
+    send = Link.send
 
-    async def picky(self: SendingLink, payload: bytes, form: int = 0) -> None:
+    async def picky(self: Link, payload: bytes, form: int = 0) -> None:
         if b"culprit" in payload:
             raise AmqpError("com.microsoft:argument-error", "the service does not like it")
         await send(self, payload, form)
 
-    monkeypatch.setattr(SendingLink, "send", picky)
+    monkeypatch.setattr(Link, "send", picky)
     await broker.declare(topic, groups=["billing"])
     with pytest.raises(PublishError) as refused:
         await broker.producer().publish_batch([Message(topic, each) for each in (b"1", b"culprit", b"2")])
@@ -113,8 +112,7 @@ async def test_a_link_that_the_service_closes_is_opened_anew(broker: Broker, top
     await broker.declare(topic, groups=["billing"])
     producer = broker.producer()
     await producer.publish(Message(topic, b"1"))
-    session, _ = broker.transmission.driver._client._senders[topic]  # type: ignore[attr-defined]
-    await session.close()
+    await client_of(broker)._senders[topic].close()
     await producer.publish(Message(topic, b"2"))
     assert await broker.lag(topic, group="billing") == 2
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,9 +11,13 @@ from azure.servicebus import ServiceBusMessage
 from azure.servicebus.aio import ServiceBusClient
 
 from things_kit import Broker, ConfigError, Message, NobodyListens, Retry, RetryPolicy, connect
-from things_kit.brokers.servicebus import inflow, receiver
+from things_kit.brokers.servicebus import receiver
 from things_kit.brokers.servicebus.amqp.codec import Described, Encoded, encode
+from things_kit.brokers.servicebus.amqp.links import Link
+from things_kit.brokers.servicebus.client import Client
 from things_kit.brokers.servicebus.wire import DATA, FIELDS, VALUE
+from things_kit.engine.collected import collect
+from things_kit.engine.driver import Subscription
 from things_kit.testing.conformance.history import merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Gate, Recorder
@@ -116,15 +121,13 @@ async def test_locks_are_renewed_many_at_a_time_and_one_that_is_lost_costs_no_ot
 ) -> None:
     monkeypatch.setattr(receiver, "AT_ONCE", 3)
     renewals: list[int] = []
-    renew = inflow.Locks.renew
+    ask = Client.ask
 
-    async def counted(
-        self: inflow.Locks, operation: str, link: object, body: dict[str, tuple[object]]
-    ) -> None:
+    async def counted(self: Client, entity: str, operation: str, link: Link, body: dict[str, Any]) -> None:
         renewals.append(len(body["lock-tokens"]))
-        await renew(self, operation, link, body)  # type: ignore[arg-type]
+        await ask(self, entity, operation, link, body)
 
-    monkeypatch.setattr(inflow.Locks, "renew", counted)
+    monkeypatch.setattr(Client, "ask", counted)
     gate = Gate()
     async with connect(f"{servicebus.url}&lease=5") as broker:
         recorder = Recorder(gate)
@@ -162,6 +165,28 @@ async def test_a_delayed_retry_is_a_copy_for_its_group_alone(broker: Broker, top
     assert (again.id, again.key, again.headers, again.attempt) == ("m-1", b"k", {"a": "ü"}, 2)
     assert times[1] - times[0] >= 1.4
     assert len(other.done) == 1, "another group got the copy"
+
+
+# --- what should have come
+
+
+@pytest.mark.parametrize("options", ["", "&sessions=true"], ids=["link", "sessions"])
+async def test_what_nobody_has_though_it_is_asked_for_is_overdue_and_that_costs_no_attempt(
+    servicebus: ServiceBusServer, topic: str, options: str
+) -> None:
+    async with connect(servicebus.url + options) as broker:
+        await broker.declare(topic, groups=["billing"])
+        reading = await collect(driver_of(broker), Subscription(topic=topic, group="billing"))
+        try:
+            assert await reading.receiver.overdue() == 0
+            await broker.producer().publish(Message(topic, b"x", key=b"k"))
+            assert await reading.receiver.overdue() == 1
+            [delivery] = await reading.receive(1, 15)
+            assert delivery.message.attempt == 1
+            assert await reading.receiver.overdue() == 0, "it is held here"
+            await reading.settle([delivery], [])
+        finally:
+            await reading.close()
 
 
 # --- ends

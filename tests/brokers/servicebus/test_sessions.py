@@ -1,12 +1,15 @@
 """Receiving from sessions: each with its order, one beside the other."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from things_kit import Broker, Message, Retry, RetryPolicy, connect
-from things_kit.brokers.servicebus import inflow, sessions
+from things_kit.brokers.servicebus import sessions
 from things_kit.brokers.servicebus.amqp.connection import AmqpError
+from things_kit.brokers.servicebus.amqp.links import Link
+from things_kit.brokers.servicebus.client import Client
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.servicebus import ServiceBusServer
@@ -35,16 +38,16 @@ async def test_a_session_that_is_lost_costs_no_other_its_place(
     servicebus: ServiceBusServer, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was in a handler comes again, to whoever has the session next; the others are handled once."""
-    keep = inflow.Locks.renew
+    keep = Client.ask
 
-    async def renew(self: inflow.Locks, operation: str, link: object, body: dict[str, str]) -> None:
+    async def renew(self: Client, entity: str, operation: str, link: Link, body: dict[str, Any]) -> None:
         if body["session-id"] == "k0" and not again.is_set():
             again.set()
             raise AmqpError("com.microsoft:session-lock-lost", "the lock has expired")
-        await keep(self, operation, link, body)  # type: ignore[arg-type]
+        await keep(self, entity, operation, link, body)
 
     again, gate = asyncio.Event(), Gate()
-    monkeypatch.setattr(inflow.Locks, "renew", renew)
+    monkeypatch.setattr(Client, "ask", renew)
     async with connect(f"{servicebus.url}&sessions=true&lease=5") as broker:
         recorder = Recorder(gate)
         async with broker.consumer(topic, group="billing", handler=recorder, concurrency=4, dead_letter=None):
@@ -99,13 +102,13 @@ async def test_a_busy_session_is_kept_though_nothing_of_it_is_held_at_the_moment
 ) -> None:
     """Leases are asked for while something is held; between two quick messages nothing is."""
     kept: list[str] = []
-    keep = inflow.Locks.renew
+    keep = Client.ask
 
-    async def renew(self: inflow.Locks, operation: str, link: object, body: dict[str, str]) -> None:
+    async def renew(self: Client, entity: str, operation: str, link: Link, body: dict[str, Any]) -> None:
         kept.append(body["session-id"])
-        await keep(self, operation, link, body)  # type: ignore[arg-type]
+        await keep(self, entity, operation, link, body)
 
-    monkeypatch.setattr(inflow.Locks, "renew", renew)
+    monkeypatch.setattr(Client, "ask", renew)
     async with connect(f"{servicebus.url}&sessions=true&lease=5") as broker:
         recorder = Recorder()
         async with broker.consumer(topic, group="billing", handler=recorder, dead_letter=None):

@@ -6,7 +6,7 @@ It needs the right to manage, which publishing and receiving do not.
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -16,9 +16,9 @@ from azure.servicebus.aio.management import ServiceBusAdministrationClient
 from azure.servicebus.management import SqlRuleFilter, TrueRuleFilter
 
 from things_kit.brokers.servicebus.client import Client
-from things_kit.brokers.servicebus.errors import MANAGING
+from things_kit.brokers.servicebus.errors import ERRORS
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
-from things_kit.brokers.servicebus.options import Settings
+from things_kit.brokers.servicebus.options import ServiceBusOptions, Settings
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.engine.envelope import GROUP
 from things_kit.messaging.errors import ConfigError, ThingsKitError
@@ -58,11 +58,24 @@ def rule_of(subscription: str) -> SqlRuleFilter:
 class Admin:
     """What can be done with entities, between `open` and `close`."""
 
-    def __init__(self, settings: Settings, client: Client) -> None:
+    def __init__(self, settings: Settings, namespace: Client) -> None:
         self._settings = settings
-        self._namespace = client
+        self._namespace = namespace
         self._client: ServiceBusAdministrationClient | None = None
-        self._groups: dict[str, str] = {}  # by queue: which group has it
+        self._owners: dict[str, str] = {}  # by queue: which group has it
+        options = settings.options
+        ttl = timedelta(seconds=options.ttl) if options.ttl else None
+        self._storing = {
+            "default_message_time_to_live": ttl,
+            "requires_duplicate_detection": options.dedup > 0,
+            "duplicate_detection_history_time_window": timedelta(seconds=options.dedup) or None,
+        }
+        self._receiving = {
+            "default_message_time_to_live": ttl,
+            "lock_duration": timedelta(seconds=options.lease),
+            "max_delivery_count": MOST_DELIVERIES,
+            "requires_session": options.sessions,
+        }
 
     @property
     def known(self) -> bool:
@@ -74,7 +87,7 @@ class Admin:
         """The client. Raises ConfigError where there can be none."""
         if not self.known:
             raise ConfigError(
-                f"{self._settings.display}: topics and groups cannot be looked at or created without the emulator's "
+                f"{self._settings.url.display}: topics and groups cannot be looked at or created without the emulator's "
                 "management API: give ?admin_port=…, or make them there and connect with ?declare=false"
             )
         if self._client is None:
@@ -82,133 +95,90 @@ class Admin:
         return self._client
 
     def _made(self) -> ServiceBusAdministrationClient:
-        settings, limits = self._settings, {"connection_timeout": PATIENCE, "read_timeout": PATIENCE}
-        transport = (PlainHttp if settings.options.emulator else AioHttpTransport)(**limits)
-        host = settings.namespace
-        if settings.options.emulator:
-            host = f"{settings.address[0]}:{settings.options.admin_port}"
-        if settings.options.key is None:
-            credential = self._namespace.credential
-            return ServiceBusAdministrationClient(host, credential, transport=transport, retry_total=0)
-        key = settings.options.key.reveal()
-        login = f"Endpoint=sb://{host};SharedAccessKeyName={settings.options.key_name};SharedAccessKey={key}"
-        return ServiceBusAdministrationClient.from_connection_string(
-            login, transport=transport, retry_total=0
-        )
+        options, host = self._settings.options, self._settings.namespace
+        kind = AioHttpTransport
+        if options.emulator:
+            kind, host = PlainHttp, f"{self._settings.address.host}:{options.admin_port}"
+        how = {"transport": kind(connection_timeout=PATIENCE, read_timeout=PATIENCE), "retry_total": 0}
+        if options.key is None:
+            return ServiceBusAdministrationClient(host, self._namespace.credential, **how)
+        login = f"SharedAccessKeyName={options.key_name};SharedAccessKey={options.key.reveal()}"
+        return ServiceBusAdministrationClient.from_connection_string(f"Endpoint=sb://{host};{login}", **how)
 
     async def close(self) -> None:
         """Close the client, if it was needed."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.close()
+        if self._client is not None:
+            await self._client.close()
 
     async def ask(self, call: Awaitable[ResultT], doing: str) -> ResultT | None:
         """What the API answers; None for what is not there. Raises ConnectionLost, ConfigError."""
         try:
-            with MANAGING.during(doing, through=(ResourceNotFoundError,)):
+            with ERRORS.during(doing, through=(ResourceNotFoundError,)):
                 return await call
         except ResourceNotFoundError:
             return None
 
-    async def _create(self, call: Awaitable[Any], doing: str) -> bool:
-        """Create what somebody else may create at the same time; whether it was us."""
+    async def _there(
+        self, get: Callable[[], Awaitable[ResultT]], create: Callable[[], Awaitable[ResultT]], doing: str
+    ) -> ResultT | None:
+        """An entity, created where it is missing; None where what it belongs to is missing."""
+        found = await self.ask(get(), doing)
+        if found is not None:
+            return found
         try:
-            await self.ask(call, doing)
+            return await self.ask(create(), doing)
         except ConnectionLost as error:
-            if isinstance(error.__cause__, ResourceExistsError):
-                return False
-            raise
-        return True
+            if not isinstance(error.__cause__, ResourceExistsError):
+                raise
+            return await self.ask(get(), doing)  # somebody else has created it meanwhile
 
-    # --- topics
+    # --- topics and groups
 
     async def declare_topic(self, topic: str, group: str | None = None) -> None:
         """Create a topic, or a queue for a group, where it is missing. Raises ConnectionLost, ConfigError."""
-        name, doing = entity_of(topic), f"declaring the topic {topic!r}"
-        if self._settings.by_queue:
-            await self._declare_queue(topic, name, group, doing)
+        name, doing, client = entity_of(topic), f"declaring the topic {topic!r}", self.client
+        note: dict[str, Any] = {"user_metadata": _note(topic, group)}
+        if not self._settings.by_queue:
+            made = note | self._storing
+            found = await self._there(
+                lambda: client.get_topic(name), lambda: client.create_topic(name, **made), doing
+            )
+            _check_note("topic", topic, _noted(found)[0])
             return
-        found = await self.ask(self.client.get_topic(name), doing)
-        if found is None:
-            options = self._kept() | self._deduplicating()
-            call = self.client.create_topic(name, user_metadata=_note(topic, None), **options)
-            if await self._create(call, doing):
-                return
-            found = await self.ask(self.client.get_topic(name), doing)
-        _check_note("topic", topic, 0, found)
-
-    def _kept(self) -> dict[str, Any]:
-        ttl = self._settings.options.ttl
-        return {"default_message_time_to_live": timedelta(seconds=ttl)} if ttl else {}
-
-    def _deduplicating(self) -> dict[str, Any]:
-        window = self._settings.options.dedup
-        if not window:
-            return {}
-        return {
-            "requires_duplicate_detection": True,
-            "duplicate_detection_history_time_window": timedelta(seconds=window),
-        }
-
-    def _receiving(self) -> dict[str, Any]:
-        return {
-            "lock_duration": self._settings.lease,
-            "max_delivery_count": MOST_DELIVERIES,
-            "requires_session": self._settings.options.sessions,
-            **self._kept(),
-        }
-
-    async def topics(self) -> list[str]:
-        """All topics of the namespace, or all queues."""
-        listed = self.client.list_queues() if self._settings.by_queue else self.client.list_topics()
-        with MANAGING.during("asking for all topics"):
-            return [(_read_note(each) or [None])[0] or each.name async for each in listed]
-
-    async def groups(self, topic: str) -> list[str]:
-        """The groups of a topic."""
-        if self._settings.by_queue:
-            found = await self.ask(self.client.get_queue(entity_of(topic)), f"looking for {topic!r}")
-            group = (_read_note(found) or [None, None])[1]
-            return [] if group is None else [group]
-        listed = self.client.list_subscriptions(entity_of(topic))
-        try:
-            with MANAGING.during(f"asking for the groups of {topic!r}", through=(ResourceNotFoundError,)):
-                return [(_read_note(each) or [None, None])[1] or each.name async for each in listed]
-        except ResourceNotFoundError:
-            return []
-
-    async def remove(self, topic: str) -> None:
-        """Delete a topic with its subscriptions, or a queue; one that is missing is fine."""
-        name, doing = entity_of(topic), f"removing the topic {topic!r}"
-        self._groups.pop(name, None)
-        delete = self.client.delete_queue if self._settings.by_queue else self.client.delete_topic
-        await self.ask(delete(name), doing)
-
-    # --- groups
+        made = note | self._storing | self._receiving
+        queue = await self._there(
+            lambda: client.get_queue(name), lambda: client.create_queue(name, **made), doing
+        )
+        whose, owner = _noted(queue)
+        _check_note("topic", topic, whose)
+        if group is None or queue is None:
+            return
+        self._check(queue, doing)
+        self.claim(topic, group, owner)
+        if whose is not None and owner is None:
+            queue.user_metadata = _note(topic, group)
+            await self.ask(client.update_queue(queue), doing)
 
     async def declare_group(self, topic: str, group: str, *, ephemeral: bool = False) -> None:
         """Create a group's subscription where it is missing. Raises ConnectionLost, ConfigError."""
         if self._settings.by_queue:
             await self.declare_topic(topic, group)
             return
-        entity, name, doing = (
-            entity_of(topic),
-            subscription_of(group),
-            f"declaring the group {group!r} of {topic!r}",
+        entity, name, client = entity_of(topic), subscription_of(group), self.client
+        doing = f"declaring the group {group!r} of {topic!r}"
+        made: dict[str, Any] = {"user_metadata": _note(topic, group), **self._receiving}
+        if ephemeral:
+            made["auto_delete_on_idle"] = IDLE
+        found = await self._there(
+            lambda: client.get_subscription(entity, name),
+            lambda: client.create_subscription(entity, name, **made),
+            doing,
         )
-        found = await self.ask(self.client.get_subscription(entity, name), doing)
-        if found is None:
-            options = self._receiving() | ({"auto_delete_on_idle": IDLE} if ephemeral else {})
-            call = self.client.create_subscription(entity, name, user_metadata=_note(topic, group), **options)
-            if await self._create(call, doing):
-                await self._set_rule(entity, name, doing)
-                return
-            found = await self.ask(self.client.get_subscription(entity, name), doing)
         if found is None:
             raise ConfigError(f"{doing}: there is no topic {topic!r}: declare it first")
-        _check_note("group", group, 1, found)
-        self._check_receiving(found, doing)
-        if _read_note(found):
+        _check_note("group", group, _noted(found)[1])
+        self._check(found, doing)
+        if _noted(found)[0] is not None:
             await self._set_rule(entity, name, doing)
 
     async def _set_rule(self, entity: str, name: str, doing: str) -> None:
@@ -218,18 +188,38 @@ class Admin:
             rule.filter = rule_of(name)
             await self.ask(self.client.update_rule(entity, name, rule), doing)
 
+    def _check(self, found: Any, doing: str) -> None:
+        for what, remedy in misfits(found, self._settings.options):
+            raise ConfigError(f"{doing}: {what} {remedy}")
+
+    def claim(self, topic: str, group: str, owner: str | None = None) -> None:
+        """Note that a group has a queue. Raises ConfigError if another has it."""
+        owner = owner or self._owners.setdefault(entity_of(topic), group)
+        if owner != group:
+            raise ConfigError(
+                f"the queue {topic!r} belongs to the group {owner!r}, so {group!r} cannot have it as well: "
+                "a queue has one group; use topics (?mode=topic) for more"
+            )
+
+    async def remove(self, topic: str) -> None:
+        """Delete a topic with its subscriptions, or a queue; one that is missing is fine."""
+        name = entity_of(topic)
+        self._owners.pop(name, None)
+        delete = self.client.delete_queue if self._settings.by_queue else self.client.delete_topic
+        await self.ask(delete(name), f"removing the topic {topic!r}")
+
     async def remove_group(self, topic: str, group: str) -> None:
         """Delete a group's subscription, or forget whose a queue is."""
         name, doing = entity_of(topic), f"removing the group {group!r} of {topic!r}"
         if not self._settings.by_queue:
             await self.ask(self.client.delete_subscription(name, subscription_of(group)), doing)
             return
-        found = await self.ask(self.client.get_queue(name), doing)
-        if self._groups.get(name) == group:
-            del self._groups[name]
-        if found is not None and (_read_note(found) or [None, None])[1] == group:
-            found.user_metadata = _note(topic, None)
-            await self.ask(self.client.update_queue(found), doing)
+        if self._owners.get(name) == group:
+            del self._owners[name]
+        queue = await self.ask(self.client.get_queue(name), doing)
+        if queue is not None and _noted(queue)[1] == group:
+            queue.user_metadata = _note(topic, None)
+            await self.ask(self.client.update_queue(queue), doing)
 
     async def remove_ephemeral(self, subscription: Subscription) -> None:
         """Delete the subscription of a consumer that stops; one that cannot be deleted now the service deletes later."""
@@ -238,84 +228,69 @@ class Admin:
                 async with asyncio.timeout(GOODBYE):
                     await self.remove_group(subscription.topic, subscription.group)
 
+    # --- what there is
+
+    async def topics(self) -> list[str]:
+        """All topics of the namespace, or all queues."""
+        listed = self.client.list_queues() if self._settings.by_queue else self.client.list_topics()
+        found: list[Any] = await self.ask(collected(listed), "asking for all topics") or []
+        return [_noted(each)[0] or each.name for each in found]
+
+    async def groups(self, topic: str) -> list[str]:
+        """The groups of a topic."""
+        doing = f"asking for the groups of {topic!r}"
+        if self._settings.by_queue:
+            owner = _noted(await self.ask(self.client.get_queue(entity_of(topic)), doing))[1]
+            return [] if owner is None else [owner]
+        listed = self.client.list_subscriptions(entity_of(topic))
+        return [_noted(each)[1] or each.name for each in await self.ask(collected(listed), doing) or []]
+
     async def has_listeners(self, topic: str) -> bool | None:
         """Whether a topic has a subscription; a queue keeps what nobody has asked for yet. None if we may not ask."""
-        if self._settings.by_queue:
-            return True
-        if not self.known:
-            return None
-        groups = self.client.list_subscriptions(entity_of(topic))
+        if self._settings.by_queue or not self.known:
+            return self._settings.by_queue or None
+        first = anext(aiter(self.client.list_subscriptions(entity_of(topic))), None)
         try:
-            return (
-                await self.ask(anext(groups.__aiter__(), None), f"asking who listens to {topic!r}")
-                is not None
-            )
+            return await self.ask(first, f"asking who listens to {topic!r}") is not None
         except ConfigError:
             return None
-
-    def _check_receiving(self, found: Any, doing: str) -> None:
-        """What an entity that was there before must have."""
-        sessions = self._settings.options.sessions
-        if bool(found.requires_session) is not sessions:
-            has, say = ("has", "true") if found.requires_session else ("has no", "false")
-            raise ConfigError(
-                f"{doing}: it {has} sessions, which cannot be changed: connect with ?sessions={say}"
-            )
-        lock = found.lock_duration
-        if isinstance(lock, timedelta) and lock < self._settings.lease / 2:
-            raise ConfigError(
-                f"{doing}: its locks last {lock.total_seconds():g} s, too short for ?lease={self._settings.options.lease}: "
-                f"connect with ?lease={max(5, int(lock.total_seconds()))}, or make them longer"
-            )
-
-    async def _declare_queue(self, topic: str, name: str, group: str | None, doing: str) -> None:
-        found = await self.ask(self.client.get_queue(name), doing)
-        if found is None:
-            options = self._receiving() | self._deduplicating()
-            await self._create(
-                self.client.create_queue(name, user_metadata=_note(topic, group), **options), doing
-            )
-            found = await self.ask(self.client.get_queue(name), doing)
-        _check_note("topic", topic, 0, found)
-        if group is None or found is None:
-            return
-        self._check_receiving(found, doing)
-        self.claim(topic, group, (_read_note(found) or [None, None])[1])
-        if (note := _read_note(found)) and note[1] is None:
-            found.user_metadata = _note(topic, group)
-            await self.ask(self.client.update_queue(found), doing)
-
-    def claim(self, topic: str, group: str, owner: str | None = None) -> None:
-        """Note that a group has a queue. Raises ConfigError if another has it."""
-        owner = owner or self._groups.setdefault(entity_of(topic), group)
-        if owner != group:
-            raise ConfigError(
-                f"the queue {topic!r} belongs to the group {owner!r}, so {group!r} cannot have it as well: "
-                "a queue has one group; use topics (?mode=topic) for more"
-            )
-
-    # --- counts
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What waits for a group, locked and scheduled messages included; None if we may not ask."""
+        if not self.known:
+            return None
+        entity, doing, client = entity_of(topic), f"asking for the lag of {topic!r}", self.client
+        counted: Any
+        whole: Any
         try:
-            return await self._count(topic, group)
+            if self._settings.by_queue:
+                counted = whole = await self.ask(client.get_queue_runtime_properties(entity), doing)
+            else:
+                whole = await self.ask(client.get_topic_runtime_properties(entity), doing)
+                one = client.get_subscription_runtime_properties(entity, subscription_of(group))
+                counted = await self.ask(one, doing)
         except ConfigError:
             return None
-
-    async def _count(self, topic: str, group: str) -> int:
-        entity, doing = entity_of(topic), f"asking for the lag of {topic!r}"
-        if self._settings.by_queue:
-            queue = await self.ask(self.client.get_queue_runtime_properties(entity), doing)
-            if queue is None:
-                return 0
-            return (queue.active_message_count or 0) + (queue.scheduled_message_count or 0)
-        name = subscription_of(group)
-        counted = await self.ask(self.client.get_subscription_runtime_properties(entity, name), doing)
-        whole = await self.ask(self.client.get_topic_runtime_properties(entity), doing)
         if counted is None or whole is None:
             return 0
         return (counted.active_message_count or 0) + _scheduled(whole)
+
+
+async def collected(items: AsyncIterable[ResultT]) -> list[ResultT]:
+    """All that the API lists."""
+    return [each async for each in items]
+
+
+def misfits(found: Any, options: ServiceBusOptions) -> Iterator[tuple[str, str]]:
+    """Why nothing can be received from an entity as the URL says, and what to do about it."""
+    if bool(found.requires_session) is not options.sessions:
+        has, say = ("has", "true") if found.requires_session else ("has no", "false")
+        yield f"It {has} sessions, which cannot be changed.", f"Connect with ?sessions={say}."
+    lock = found.lock_duration
+    if isinstance(lock, timedelta) and lock.total_seconds() < options.lease / 2:
+        lasts = lock.total_seconds()
+        what = f"Its locks last {lasts:g} s, and would be renewed each {options.lease / 3:g} s."
+        yield what, f"Connect with ?lease={max(5, int(lasts))}."
 
 
 def _scheduled(whole: Any) -> int:
@@ -329,28 +304,22 @@ def _scheduled(whole: Any) -> int:
 def _note(topic: str, group: str | None) -> str:
     """What we write beside an entity: whose it is, as names that only differ in case are one to Service Bus."""
     note = json.dumps({NOTE: [topic, group]})
-    return (
-        note
-        if len(note) <= NOTE_LENGTH
-        else json.dumps({NOTE: [entity_of(topic), group and subscription_of(group)]})
-    )
+    if len(note) > NOTE_LENGTH:
+        note = json.dumps({NOTE: [entity_of(topic), group and subscription_of(group)]})
+    return note
 
 
-def _read_note(found: Any) -> list[str | None] | None:
-    """Topic and group of an entity that we made."""
+def _noted(found: Any) -> tuple[str | None, str | None]:
+    """Topic and group of an entity that we made; of another, None."""
     try:
-        note = json.loads(found.user_metadata or "")[NOTE]
+        topic, group = json.loads(found.user_metadata or "")[NOTE]
     except (AttributeError, ValueError, KeyError, TypeError):
-        return None
-    return note if isinstance(note, list) and len(note) == 2 else None
+        return None, None
+    return topic, group
 
 
-def _check_note(what: str, name: str, place: int, found: Any) -> None:
-    note = _read_note(found)
-    if note is None or note[place] is None:
-        return
-    if note[place] not in {name, entity_of(name), subscription_of(name)}:
+def _check_note(what: str, name: str, noted: str | None) -> None:
+    if noted not in {None, name, entity_of(name), subscription_of(name)}:
         raise ConfigError(
-            f"the {what} {name!r} cannot be, as there is {note[place]!r}: to Service Bus names are the same in upper and "
-            "lower case"
+            f"the {what} {name!r} cannot be, as there is {noted!r}: to Service Bus names are the same in upper and lower case"
         )

@@ -40,7 +40,8 @@ class ServiceBusDriver:
         publisher = Publisher(settings, self._client)
         self.send = publisher.send
         self.send_later = publisher.send_later
-        self.has_listeners = self._admin.has_listeners
+        self.has_listeners, self.topics = self._admin.has_listeners, self._admin.topics
+        self.lag = self._admin.lag
         self.capabilities = Capabilities(
             delay_from=1.0,  # Service Bus looks for what is due about once a second
             lease=float(settings.options.lease),
@@ -68,7 +69,7 @@ class ServiceBusDriver:
 
     async def ping(self) -> None:
         """See that the service answers on the connection."""
-        with ERRORS.during(f"{self._settings.display} cannot be reached"):
+        with ERRORS.during(f"{self._settings.url.display} cannot be reached"):
             await self._client.ping()
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
@@ -100,21 +101,10 @@ class ServiceBusDriver:
             entity = f"{entity}/Subscriptions/{subscription_of(group)}"
         if subscription.create or (subscription.ephemeral and not self._settings.by_queue):
             await self._admin.declare_group(topic, group, ephemeral=subscription.ephemeral)
-        receiver: LinkReceiver | SessionReceiver = (
-            SessionReceiver(self._client, self._admin, subscription, entity, options)
-            if options.sessions
-            else LinkReceiver(self._client, self._admin, subscription, entity)
-        )
+        kind = SessionReceiver if options.sessions else LinkReceiver
+        receiver = kind(self._client, self._admin, subscription, entity, options)
         await receiver.open()
         return receiver
-
-    async def lag(self, topic: str, group: str) -> int | None:
-        """What the service counts in the group's subscription, and what is scheduled."""
-        return await self._admin.lag(topic, group) if self._admin.known else None
-
-    async def topics(self) -> Sequence[str]:
-        """All topics of the namespace."""
-        return await self._admin.topics()
 
     async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Of each topic its subscriptions."""

@@ -47,11 +47,6 @@ def _code(error: Any) -> Any:
     return error.condition if isinstance(error, AmqpError) else getattr(error, "status_code", None)
 
 
-def _said(error: Any) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _is_answer(error: Any) -> bool:
     status = _code(error)
     return isinstance(error, HttpResponseError) and isinstance(status, int) and 400 <= status < 500
@@ -62,6 +57,7 @@ ERRORS: Final = ErrorTable(
     on(
         "amqp:unauthorized-access", "com.microsoft:auth-failed", 401, 403, ClientAuthenticationError,
         raises=ConfigError, says="{doing}: Service Bus refuses this key or identity: {said}",
+        hint="where it may not manage topics, connect with ?declare=false",
     ),
     on(
         "amqp:not-found", "amqp:resource-deleted", ResourceNotFoundError,
@@ -91,14 +87,4 @@ ERRORS: Final = ErrorTable(
     ),
     client=(AmqpError, AzureError),
     code=_code,
-    said=_said,
 )  # fmt: skip
-
-MANAGING: Final = ERRORS.preceded_by(
-    on(
-        401, 403, ClientAuthenticationError,
-        raises=ConfigError, says="{doing}: Service Bus refuses this key or identity: {said}",
-        hint="where it may not manage, connect with ?declare=false",
-    )
-)  # fmt: skip
-"""The same of the management API."""

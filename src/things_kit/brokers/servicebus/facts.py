@@ -1,13 +1,12 @@
 """How entities of Service Bus are: what loses messages there, hides them, or holds them up. Changes nothing."""
 
 import math
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Final
 
 from azure.servicebus.management import SqlRuleFilter
 
-from things_kit.brokers.servicebus.admin import IDLE, Admin, rule_of
+from things_kit.brokers.servicebus.admin import IDLE, Admin, collected, misfits, rule_of
 from things_kit.brokers.servicebus.names import entity_of, subscription_of
 from things_kit.brokers.servicebus.options import Settings
 from things_kit.engine.facts import Blocked, Facts, GroupFacts, Limit, Question, Retention, TopicFacts
@@ -23,7 +22,7 @@ async def facts_of(settings: Settings, admin: Admin, question: Question) -> Fact
     facts = Facts()
     if not admin.known:
         remedy = "Give ?admin_port=…; without it nothing can be declared, and lag is unknown."
-        facts.find("warning", settings.display, "The emulator's management API is not known.", remedy)
+        facts.find("warning", settings.url.display, "The emulator's management API is not known.", remedy)
         return facts
     for topic, group in question.wanted:
         with facts.looking(f"topic {topic}"):
@@ -61,7 +60,7 @@ class Look:
             self._facts.topics.append(TopicFacts(name=self._topic, there=False))
             return
         self._stored(found, await ask(client.get_topic_runtime_properties(self._entity), self._doing))
-        subscriptions = [each async for each in client.list_subscriptions(self._entity)]
+        subscriptions = await ask(collected(client.list_subscriptions(self._entity)), self._doing) or []
         names = [each.name for each in subscriptions]
         self._facts.topics.append(TopicFacts(name=self._topic, groups=names))
         wanted = subscription_of(group).lower() if group is not None else None
@@ -100,6 +99,9 @@ class Look:
             self._facts.find("warning", f"group {name}", what, remedy)
         ttl, idle = found.default_message_time_to_live, found.auto_delete_on_idle
         few = (found.max_delivery_count or 0) < FEW
+        blocked = [*misfits(found, self._settings.options)]
+        if getattr(found, "forward_to", None):
+            blocked.append(("It forwards its messages, so its consumers get none.", "Remove the forwarding."))
         return GroupFacts(
             name=name,
             topic=self._topic,
@@ -109,24 +111,13 @@ class Look:
             deliveries=found.max_delivery_count if few else None,
             goes_to="its own dead-letter queue",
             idle=_seconds(idle) if isinstance(idle, timedelta) and IDLE < idle < ENDLESS else None,
-            blocked=[*self._blocked(found)],
+            blocked=[Blocked(*each) for each in blocked],
         )
-
-    def _blocked(self, found: Any) -> Iterator[Blocked]:
-        options, lock = self._settings.options, found.lock_duration
-        if getattr(found, "forward_to", None):
-            yield Blocked("It forwards its messages, so its consumers get none.", "Remove the forwarding.")
-        if bool(found.requires_session) is not options.sessions:
-            has, say = ("has", "true") if found.requires_session else ("has no", "false")
-            what = f"It {has} sessions, so nothing can be received."
-            yield Blocked(what, f"Connect with ?sessions={say}.")
-        if isinstance(lock, timedelta) and lock < self._settings.lease / 2:
-            what = f"Its locks last {lock.total_seconds():g} s, and are renewed each {options.lease / 3:g} s."
-            yield Blocked(what, f"Connect with ?lease={max(5, int(lock.total_seconds()))}.")
 
     async def _ruled_out(self, name: str, group: str) -> list[Blocked]:
         """Whether a subscription lets in what is for all, and nothing that is for others."""
-        rules = [each async for each in self._admin.client.list_rules(self._entity, name)]
+        listed = self._admin.client.list_rules(self._entity, name)
+        rules = await self._admin.ask(collected(listed), self._doing) or []
         ours = rule_of(name).sql_expression
         remedy = f"Give it the rule: {ours}"
         if not rules:

@@ -4,6 +4,8 @@ import hashlib
 import re
 from typing import Final
 
+from things_kit.engine.envelope import as_text
+
 TOPIC_LENGTH: Final = 260
 GROUP_LENGTH: Final = 50
 
@@ -14,6 +16,9 @@ _HASHED: Final = re.compile(r".*\.tk-[0-9a-f]{20}", re.IGNORECASE)
 """What a name looks like that had to be replaced; a plain one that looks so is replaced as well."""
 
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9._-]+")
+
+OURS: Final = b"tk-"
+"""How sessions begin that are no keys."""
 
 SESSION_LENGTH: Final = 128
 FREE_SESSIONS: Final = 16
@@ -42,10 +47,7 @@ def session_of(key: bytes | None, number: int) -> str:
     """The session of a key; of a message without one, any of a few by its number."""
     if key is None:
         return f"tk-free-{number % FREE_SESSIONS}"
-    try:
-        text = key.decode()
-    except UnicodeDecodeError:
-        text = ""
-    if 0 < len(text) <= SESSION_LENGTH and text.isprintable() and not text.startswith("tk-"):
+    text = as_text(key)
+    if text and len(text) <= SESSION_LENGTH and text.isprintable() and not key.startswith(OURS):
         return text
     return f"tk-{hashlib.sha256(key).hexdigest()}"

@@ -1,8 +1,6 @@
 """What the URL says: where Service Bus is, as whom, and how."""
 
-from datetime import timedelta
-from importlib import import_module
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -107,11 +105,6 @@ class Settings:
         return cls(url, options)
 
     @property
-    def display(self) -> str:
-        """The URL without what is secret."""
-        return self.url.display
-
-    @property
     def by_queue(self) -> bool:
         """Whether topics are plain queues."""
         return self.options.mode == "queue"
@@ -122,25 +115,3 @@ class Settings:
         options = self.options
         port = EMULATOR_PORT if options.emulator else WEB_PORT if options.websockets else SECURE_PORT
         return address(options.endpoint or self.namespace, port)
-
-    @property
-    def lease(self) -> timedelta:
-        """How long messages are locked in entities that are created."""
-        return timedelta(seconds=self.options.lease)
-
-    def credential(self) -> Any:
-        """What azure-identity finds, to be closed by its owner; None where there is a key.
-
-        Raises:
-            ConfigError: There is no key, and azure-identity is not installed.
-        """
-        if self.options.key is not None:
-            return None
-        try:
-            identity = import_module("azure.identity.aio")
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"{self.display}: give ?key_name=…&key=…, or install what finds other credentials: "
-                "pip install azure-identity"
-            ) from error
-        return identity.DefaultAzureCredential()

@@ -1,27 +1,15 @@
-"""Rights to entities: a token is shown to a connection for each, and another one before it runs out."""
+"""What shows the rights to an entity: a token, signed by a shared access key, or had from Entra ID."""
 
-import asyncio
 import base64
 import hashlib
 import hmac
-import logging
 import time
-from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any, Final
 from urllib.parse import quote_plus
 
-from things_kit.brokers.servicebus.amqp.conversation import Conversation
 from things_kit.brokers.servicebus.options import Settings
-from things_kit.engine.errors import sentence
-from things_kit.engine.secrets import masked
-
-log = logging.getLogger("things_kit.servicebus")
-
-EARLY: Final = 300.0
-"""Seconds before their end in which rights are shown anew; half of it is between two looks at that."""
-
-PATIENCE: Final = 30.0
-"""Seconds that this may take."""
+from things_kit.messaging.errors import ConfigError
 
 HOUR: Final = 3600
 """Seconds for which a token that we sign is good."""
@@ -29,56 +17,35 @@ HOUR: Final = 3600
 SCOPE: Final = "https://servicebus.azure.net//.default"
 
 
-class Rights:
-    """Those that a connection has been shown. Its methods raise AmqpError, and what a credential raises."""
+def credential_of(settings: Settings) -> Any:
+    """What azure-identity finds, to be closed by its owner; None where there is a key.
 
-    def __init__(self, settings: Settings, credential: Any, conversation: Conversation) -> None:
-        self._settings = settings
-        self._credential = credential
-        self._ends: dict[str, float] = {}
-        self._conversation = conversation
-
-    @property
-    def over(self) -> bool:
-        """Whether no more can be shown."""
-        return self._conversation.over
-
-    async def show(self, entity: str) -> None:
-        """Show the rights to an entity, unless they were shown."""
-        if entity not in self._ends:
-            await self._show(entity)
-
-    async def keep(self) -> None:
-        """Show anew what runs out soon, until that is not possible any more."""
-        clock = asyncio.get_running_loop().time
-        while not self.over:
-            await asyncio.sleep(EARLY / 2)
-            for entity in [entity for entity, end in self._ends.items() if end - clock() < EARLY]:
-                try:
-                    async with asyncio.timeout(PATIENCE):
-                        await self._show(entity)
-                except Exception as error:  # noqa: BLE001 - whatever a credential raises; the next look tries again
-                    log.warning(
-                        "the rights to %s could not be shown anew: %s", entity, masked(sentence(error))
-                    )
-
-    async def _show(self, entity: str) -> None:
-        key, audience = self._settings.options.key, f"amqp://{self._settings.namespace}/{entity}"
-        if key is not None:
-            kind, until = "servicebus.windows.net:sastoken", int(time.time()) + HOUR
-            token = signed(audience, self._settings.options.key_name or "", key.reveal(), until)
-        else:
-            found = await self._credential.get_token(SCOPE)
-            kind, token, until = "jwt", found.token, found.expires_on
-        expiration = datetime.fromtimestamp(until, UTC)
-        fields = {"operation": "put-token", "type": kind, "name": audience, "expiration": expiration}
-        await self._conversation.ask(token, fields)
-        # By the loop's clock, as ours on the wall may be set back
-        self._ends[entity] = asyncio.get_running_loop().time() + until - time.time()
+    Raises:
+        ConfigError: There is no key, and azure-identity is not installed.
+    """
+    if settings.options.key is not None:
+        return None
+    try:
+        return import_module("azure.identity.aio").DefaultAzureCredential()
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{settings.url.display}: give ?key_name=…&key=…, or install what finds other credentials: "
+            "pip install azure-identity"
+        ) from error
 
 
-def signed(audience: str, name: str, key: str, until: int) -> str:
-    """A token that shows that its bearer has a shared access key."""
-    scope = quote_plus(audience)
-    signature = hmac.new(key.encode(), f"{scope}\n{until}".encode(), hashlib.sha256).digest()
-    return f"SharedAccessSignature sr={scope}&sig={quote_plus(base64.b64encode(signature))}&se={until}&skn={quote_plus(name)}"
+async def token_for(audience: str, settings: Settings, credential: Any) -> tuple[str, str, float]:
+    """The kind of a token, the token, and until when it is good, in seconds since 1970. Raises what a credential raises."""
+    key = settings.options.key
+    if key is None:
+        found = await credential.get_token(SCOPE)
+        return "jwt", found.token, found.expires_on
+    until = int(time.time()) + HOUR
+    scope, name = quote_plus(audience), quote_plus(settings.options.key_name or "")
+    signed = hmac.digest(key.reveal().encode(), f"{scope}\n{until}".encode(), hashlib.sha256)
+    signature = quote_plus(base64.b64encode(signed))
+    return (
+        "servicebus.windows.net:sastoken",
+        f"SharedAccessSignature sr={scope}&sig={signature}&se={until}&skn={name}",
+        until,
+    )

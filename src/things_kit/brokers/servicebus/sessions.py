@@ -2,16 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 from things_kit.brokers.servicebus.admin import Admin
+from things_kit.brokers.servicebus.amqp.codec import Described
 from things_kit.brokers.servicebus.amqp.connection import LOST, AmqpError
-from things_kit.brokers.servicebus.client import Client
+from things_kit.brokers.servicebus.client import SESSION, Client
 from things_kit.brokers.servicebus.errors import ERRORS, GONE, NO_SESSION
-from things_kit.brokers.servicebus.inflow import PROMPT, Inflow, Locks, lost, settle
 from things_kit.brokers.servicebus.options import ServiceBusOptions
-from things_kit.engine.driver import Delivery, Release, Subscription
+from things_kit.brokers.servicebus.receiver import PROMPT, Inflow, LinkReceiver, drain, lost, stays
+from things_kit.engine.cancelling import ended
+from things_kit.engine.driver import Delivery, Subscription
 
 log = logging.getLogger("things_kit.servicebus")
 
@@ -28,7 +30,7 @@ TURN: Final = 10.0
 """Seconds after which a session is left though it has messages, for others may have some too."""
 
 
-class SessionReceiver:
+class SessionReceiver(LinkReceiver):
     """A subscription, or a queue, whose messages belong to sessions.
 
     A few links wait for the next session that has messages. While messages of a session are held its link stays, and with
@@ -44,19 +46,10 @@ class SessionReceiver:
         entity: str,
         options: ServiceBusOptions,
     ) -> None:
-        self._client = client
-        self._admin = admin
-        self._subscription = subscription
-        self._entity = entity
-        self._most = options.session_receivers
-        self._renewing = options.lease / 3
-        self._doing = f"receiving from {subscription.topic!r}"
-        self._locks = Locks(client, entity)
-        self._window = 0
-        self._open: set[Inflow] = set()
+        super().__init__(client, admin, subscription, entity, options)
         self._resting: set[Inflow] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: list[asyncio.Task[None]] = []
-        self._serving: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
 
     async def open(self) -> None:
@@ -66,25 +59,11 @@ class SessionReceiver:
             if not self._subscription.create:
                 await self._look()
 
-    async def _look(self) -> None:
-        """See that there is such a subscription."""
-        inflow = Inflow(self._subscription)
-        try:
-            await inflow.open(self._client, self._entity, PROMPT)
-            await inflow.stays()
-        except AmqpError as error:
-            if error.condition not in NO_SESSION:
-                raise
-        else:
-            await inflow.session.close()
-
     def credit(self, window: int) -> None:
         """So many may be here, of all sessions, that are not settled."""
-        self._window = window
         if not self._accepting:
-            name = "things_kit servicebus sessions"
-            self._accepting = [asyncio.create_task(self._accept(), name=name) for _ in range(ASKING)]
-        self._stir()
+            self._accepting = [self._start(self._accept()) for _ in range(ASKING)]
+        super().credit(window)
 
     def _stir(self) -> None:
         """What one session may have depends on all others."""
@@ -92,32 +71,49 @@ class SessionReceiver:
         for inflow in self._open:
             inflow.changed.set()
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name="things_kit servicebus session")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _look(self) -> bool:
+        """Whether a session with messages is nobody's. Raises as the client, if there is no such subscription."""
+        try:
+            link = await self._client.receiver(self._entity, lambda *_: None, next_session=PROMPT)
+            await stays(link)
+        except AmqpError as error:
+            if error.condition not in NO_SESSION:
+                raise
+            return False
+        await link.close()
+        return True
+
     # --- asking for sessions
+
+    @property
+    def _working(self) -> int:
+        return len(self._open) - len(self._resting)
 
     async def _accept(self) -> None:
         """Accept one session after the other, as there is room."""
         try:
             while True:
-                while len(self._open) - len(self._resting) >= min(self._most, self._window):
+                while self._working >= min(self._options.session_receivers, self._window):
                     self._freed.clear()
                     await self._freed.wait()
+                inflow = Inflow(self._subscription)
                 try:
-                    await self._accepted(ACCEPT)
+                    await inflow.open(self._client, self._entity, ACCEPT)
                 except AmqpError as error:
                     if error.condition not in NO_SESSION:
                         raise
+                else:
+                    self._open.add(inflow)
+                    self._start(self._serve(inflow))
+                    self._stir()
         except Exception as error:  # noqa: BLE001 - whatever it is, the consumer learns of it
             self._subscription.inbox.fail(lost(error, self._doing))
-
-    async def _accepted(self, within: float) -> None:
-        """Accept the next session that has messages, and serve it. Raises as the client, also where there is none."""
-        inflow = Inflow(self._subscription)
-        await inflow.open(self._client, self._entity, within)
-        self._open.add(inflow)
-        self._stir()
-        serving = asyncio.create_task(self._serve(inflow), name="things_kit servicebus session")
-        self._serving.add(serving)
-        serving.add_done_callback(self._serving.discard)
 
     # --- one session
 
@@ -129,7 +125,7 @@ class SessionReceiver:
             self._subscription.inbox.forget(lambda delivery: delivery.token.inflow is inflow)
             if ended.result().condition not in GONE:
                 self._subscription.inbox.fail(lost(ended.result(), self._doing))
-        await inflow.session.close()
+        await inflow.link.close()
         self._open.discard(inflow)
         self._resting.discard(inflow)
         self._stir()
@@ -137,33 +133,34 @@ class SessionReceiver:
     async def _take(self, inflow: Inflow) -> None:
         """Until nothing more comes, or its turn is over, and nothing of it is held; or it is lost."""
         clock = asyncio.get_running_loop().time
-        ends, due = clock() + TURN, clock() + self._renewing
+        ends, due = clock() + TURN, clock() + self._options.lease / 3
         while not inflow.link.ended.done():
             if clock() > due:
-                due = clock() + self._renewing
-                await self._renew(inflow)
+                due = clock() + self._options.lease / 3
+                await self._keep(inflow)
             leaving = clock() > ends
             if leaving:
-                await inflow.drain()
+                await drain(inflow.link)
             else:
                 inflow.ask(self._share(inflow))
             quiet = await inflow.quiet(IDLE)
             if inflow.held:
                 self._rests(inflow, rests=quiet)
             elif quiet or leaving:
-                await inflow.drain()
+                await drain(inflow.link)
                 if not inflow.held:
                     return
                 ends = max(ends, clock() + IDLE)  # something came in the last moment
 
-    async def _renew(self, inflow: Inflow) -> None:
-        """Keep a session, and with it all of its messages. If that fails it is given up: perhaps others have it."""
+    async def _keep(self, inflow: Inflow) -> None:
+        """Renew its lock, and with it that of all of its messages. If that fails it is given up: perhaps others have it."""
         try:
-            await self._locks.renew("renew-session-lock", inflow.link, {"session-id": inflow.session_id})
+            body = {"session-id": session_of(inflow.link.source)}
+            await self._client.ask(self._entity, "renew-session-lock", inflow.link, body)
         except (AmqpError, OSError) as error:
             log.info("a session of %s could not be kept: %s", self._subscription.topic, error)
             condition = error.condition if isinstance(error, AmqpError) else LOST
-            inflow.link.over(AmqpError(condition, str(error)))
+            inflow.link.abandon(AmqpError(condition, str(error)))
 
     def _share(self, inflow: Inflow) -> int:
         """What one session may ask for: as much as each other that is at work, of what is left."""
@@ -173,42 +170,31 @@ class SessionReceiver:
 
     def _rests(self, inflow: Inflow, *, rests: bool) -> None:
         if rests != (inflow in self._resting):
-            (self._resting.add if rests else self._resting.discard)(inflow)
+            self._resting ^= {inflow}
             self._stir()
 
     # --- all of them
 
     async def quiesce(self) -> None:
         """Ask for no more sessions, and use up the credit of those that are here."""
-        self._window = 0
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
-        await asyncio.gather(*(inflow.drain() for inflow in self._open))
-
-    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
-        """Complete, or give back."""
-        await settle(
-            self._client, f"settling messages of {self._subscription.topic!r}", acknowledged, released
-        )
-        self._stir()
+        await ended(*self._accepting)
+        await super().quiesce()
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Nothing: a session is locked as a whole, and kept while its link is open, also when nothing of it is held."""
 
     async def overdue(self) -> int | None:
-        """The service counts what waits and what others hold together."""
-        return None
+        """Whether there is a session that nobody has, though there is room for one here."""
+        with ERRORS.during(self._doing):
+            return int(self._working < self._options.session_receivers and await self._look())
 
     async def close(self) -> None:
         """Leave all sessions, and remove an ephemeral group."""
-        tasks = [*self._accepting, *self._serving]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._locks.close()
-        await asyncio.gather(
-            *(inflow.close() for inflow in self._open),
-            self._admin.remove_ephemeral(self._subscription),
-        )
-        self._open.clear()
+        await ended(*self._tasks)
+        await super().close()
+
+
+def session_of(source: Any) -> Any:
+    """Which session the service chose, by the source that it attached."""
+    chosen = (source.value[7] or {}).get(SESSION)
+    return chosen.value if isinstance(chosen, Described) else chosen

@@ -8,17 +8,17 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from itertools import count
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from things_kit.brokers.servicebus.amqp.codec import EPOCH, UNREAD, Described, Symbol, encode, sections
-from things_kit.brokers.servicebus.names import session_of, subscription_of
+from things_kit.brokers.servicebus.amqp.codec import EPOCH, Described, Symbol, encode, sections
+from things_kit.brokers.servicebus.names import OURS, session_of, subscription_of
 from things_kit.engine.dead_letter import is_dead_letter
 from things_kit.engine.driver import Later
-from things_kit.engine.envelope import GROUP, ID, TIME, Envelope, Fields, note, plain, size_of, text_of
+from things_kit.engine.envelope import GROUP, ID, Envelope, Fields, note, plain, size_of, text_of
 from things_kit.messaging.errors import MessageTooLarge
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE, REPLAY_GROUP, TIMESTAMP
@@ -72,10 +72,11 @@ def pack(message: Message, *, sessions: bool) -> bytes:
     return _packed(message, fields, native, None, sessions=sessions)
 
 
-def copy(later: Later, due: datetime | None, *, sessions: bool) -> bytes:
-    """The same message once more, for one group alone, from `due` on. Raises as `pack`."""
+def copy(later: Later, *, sessions: bool) -> bytes:
+    """The same message once more, for one group alone, once it is due. Raises as `pack`."""
     fields = _ENVELOPE.fields(later.message, identity=False)
     note(fields, attempt=later.attempt, group=subscription_of(later.group), suspect=later.suspect)
+    due = later.due if later.due > datetime.now(UTC) else None
     return _packed(later.message, fields, uuid4().hex, due, sessions=sessions)
 
 
@@ -126,34 +127,23 @@ def unpack(topic: str, payload: bytes) -> Unpacked:
 
 
 def _unpacked(topic: str, payload: bytes) -> Unpacked:
-    found: dict[int, Any] = {}
-    body: list[bytes] = []
+    found: dict[int, Any] = {HEADER: [], ANNOTATIONS: {}, PROPERTIES: [], FIELDS: {}}
+    body = b""
     for section, value in sections(payload):
+        found[section] = value
         if section in {DATA, SEQUENCE, VALUE}:
-            body.append(_body(value))
-        elif value is not UNREAD:
-            found[section] = value
-    header, properties = (_list(found.get(section, [])) for section in (HEADER, PROPERTIES))
-    annotations = found.get(ANNOTATIONS, {})
-    fields = {
-        str(text_of(name)): str(text_of(each))
-        for name, each in found.get(FIELDS, {}).items()
-        if each is not UNREAD
-    }
-    key = None
-    if not _is_ours(fields):
-        known = {name: properties[place] for name, place in NATIVE.items() if properties[place] is not None}
-        fields = {name: str(text_of(value)) for name, value in known.items()} | fields
-        key = (
-            properties[SESSION] if properties[SESSION] is not None else annotations.get("x-opt-partition-key")
-        )
-    identity, delivered = properties[MESSAGE_ID], header[DELIVERY_COUNT]
+            body += _body(value)
+    properties, annotations = [*found[PROPERTIES], *[None] * 11], found[ANNOTATIONS]
+    known = {name: properties[place] for name, place in NATIVE.items() if properties[place] is not None}
+    fields = {str(text_of(name)): str(text_of(value)) for name, value in (known | found[FIELDS]).items()}
+    key = _bytes(properties[SESSION] or annotations.get("x-opt-partition-key"))
+    delivered = [*found[HEADER], *[None] * 5][DELIVERY_COUNT]
     message, packed = _ENVELOPE.message(
         topic,
-        b"".join(body),
+        body,
         fields.items(),
-        None if key is None else _bytes(key),
-        identity=None if identity is None else text_of(identity),
+        None if not key or key.startswith(OURS) else key,
+        identity=None if properties[MESSAGE_ID] is None else text_of(properties[MESSAGE_ID]),
         attempt=1 + (delivered if isinstance(delivered, int) else 0),
     )
     if message.id is None:
@@ -164,30 +154,11 @@ def _unpacked(topic: str, payload: bytes) -> Unpacked:
     return Unpacked(message, 0 if packed is None else packed.suspect, fields.get(GROUP))
 
 
-def _list(items: list[Any]) -> list[Any]:
-    """As long as the protocol has it."""
-    return [None if each is UNREAD else each for each in items] + [None] * 13
-
-
-def _is_ours(fields: Mapping[str, str]) -> bool:
-    try:
-        return datetime.fromisoformat(fields.get(TIME, "")).tzinfo is not None
-    except ValueError:
-        return False
-
-
 def _body(value: Any) -> bytes:
     """Bytes and text are themselves; a value of another type is JSON."""
-    if value is None or value is UNREAD or isinstance(value, bytes | str):
-        return b"" if value is UNREAD else _bytes(value)
-    return json.dumps(plain(_read(value))).encode()
-
-
-def _read(value: Any) -> Any:
-    """Without what was read past."""
-    if isinstance(value, Mapping):
-        return {name: _read(each) for name, each in value.items() if each is not UNREAD}
-    return [_read(each) for each in value if each is not UNREAD] if isinstance(value, list) else value
+    if value is None or isinstance(value, bytes | str):
+        return _bytes(value)
+    return json.dumps(plain(value)).encode()
 
 
 def _bytes(value: Any) -> bytes:

@@ -1,18 +1,15 @@
 """The types of AMQP 1.0, part 1 of its standard: bytes to values, and back.
 
 Whatever its type, a value that is well-formed can be read past: the first half of its constructor says how long it is. So one of
-a type that has no counterpart in Python is `UNREAD`, and costs nothing of what is around it.
+a type that has no counterpart in Python costs nothing of what is around it: it is None, and in a map it is left out.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from struct import Struct, pack
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 from uuid import UUID
-
-Decoded: TypeAlias = tuple[Any, int]
-"""A value, and where it ends."""
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND: Final = timedelta(milliseconds=1)
@@ -35,11 +32,6 @@ def ubyte(value: int) -> Encoded:
     return Encoded((0x50, value))
 
 
-def ushort(value: int) -> Encoded:
-    """An unsigned integer of 16 bits."""
-    return Encoded(pack(">BH", 0x60, value))
-
-
 def uint(value: int) -> Encoded:
     """An unsigned integer of 32 bits."""
     return Encoded(pack(">BI", 0x70, value))
@@ -52,33 +44,27 @@ class Described(NamedTuple):
     value: Any
 
 
-class Unread:
-    """A value that was read past."""
-
-    def __repr__(self) -> str:
-        return "UNREAD"
-
-
-UNREAD: Final = Unread()
-
-
 class MalformedError(ValueError):
     """These bytes are no value."""
 
 
 # --- reading
 
+UNREAD: Final = object()
+"""What Python has no value for."""
 
-def decode(data: bytes, at: int = 0) -> Decoded:
-    """The value that begins there. Raises MalformedError."""
+
+def decode(data: bytes, at: int = 0) -> tuple[Any, int]:
+    """The value that begins there, and where it ends. Raises MalformedError."""
     try:
-        return _decode(data, at)
+        value, end = _decode(data, at)
     except (LookupError, RecursionError, ValueError) as error:
         raise MalformedError(f"there is no value of AMQP at byte {at} of {len(data)}") from error
+    return None if value is UNREAD else value, end
 
 
-def skip(data: bytes, at: int) -> int:
-    """Where the value ends that begins there. Raises MalformedError."""
+def skip(data: bytes, at: int = 0) -> int:
+    """Where the value ends that begins there, whatever is in it. Raises MalformedError."""
     try:
         while not data[at]:
             at = skip(data, at + 1)
@@ -87,129 +73,114 @@ def skip(data: bytes, at: int) -> int:
         raise MalformedError(f"there is no value of AMQP at byte {at} of {len(data)}") from error
 
 
-def sections(payload: bytes) -> Iterator[tuple[int, Any]]:
-    """The parts of a message, by their numbers; one that cannot be read is `UNREAD`. Raises MalformedError."""
+def sections(payload: bytes) -> Iterator[Described]:
+    """The parts of a message, but for those that cannot be read. Raises MalformedError."""
     at = 0
     while at < len(payload):
-        end = skip(payload, at)
         try:
-            section, _ = decode(payload, at)
+            section, at = decode(payload, at)
         except MalformedError:
-            section = Described(payload[at + 2], UNREAD)
+            at = skip(payload, at)
+            continue
         if isinstance(section, Described):
             yield section
-        at = end
 
 
-def _decode(data: bytes, at: int) -> Decoded:
-    code = data[at]
-    if code:
-        return _value(data, at + 1, code)
+def _decode(data: bytes, at: int) -> tuple[Any, int]:
+    if data[at]:
+        return _value(data, at + 1, data[at])
     descriptor, at = _decode(data, at + 1)
     value, at = _decode(data, at)
-    return Described(descriptor, value), at
+    return Described(descriptor, None if value is UNREAD else value), at
 
 
-def _value(data: bytes, at: int, code: int) -> Decoded:
+def _value(data: bytes, at: int, code: int) -> tuple[Any, int]:
     start, end = _extent(data, at, code)
     read = _READERS.get(code)
-    return UNREAD if read is None else read(data, start, end), end
+    return UNREAD if read is None else read(data[start:end]), end
 
 
 def _extent(data: bytes, at: int, code: int) -> tuple[int, int]:
     """Where the content of a value begins, behind its size, and where it ends."""
-    width = code >> 4
+    width, start = code >> 4, at
     if width < 0xA:
-        end = at + _WIDTHS[width]
-    elif width & 1:
-        at, end = at + 4, at + 4 + int.from_bytes(data[at : at + 4], "big")
+        end = start + _WIDTHS[width]
     else:
-        at, end = at + 1, at + 1 + data[at]
+        start += 4 if width & 1 else 1
+        end = start + int.from_bytes(data[at:start], "big")
     if end > len(data):
         raise IndexError(end)
-    return at, end
+    return start, end
 
 
 _WIDTHS: Final = {4: 0, 5: 1, 6: 2, 7: 4, 8: 8, 9: 16}
-_WIDE: Final = 0x10
-"""Added to a constructor whose sizes have one byte, it is that whose sizes have four."""
 
 
-def _unsigned(data: bytes, start: int, end: int) -> int:
-    return int.from_bytes(data[start:end], "big")
+def _number(form: str) -> Callable[[bytes], Any]:
+    unpack = Struct(f">{form}").unpack
+    return lambda content: unpack(content)[0]
 
 
-def _signed(data: bytes, start: int, end: int) -> int:
-    return int.from_bytes(data[start:end], "big", signed=True)
-
-
-def _float(form: Struct, data: bytes, start: int, _: int) -> Any:
-    return form.unpack_from(data, start)[0]
-
-
-def _char(data: bytes, start: int, end: int) -> Any:
-    number = _unsigned(data, start, end)
+def _char(content: bytes) -> Any:
+    number = int.from_bytes(content, "big")
     return chr(number) if number < 0xD800 or 0xDFFF < number < 0x110000 else UNREAD
 
 
-def _timestamp(data: bytes, start: int, end: int) -> Any:
+def _timestamp(content: bytes) -> Any:
     try:
-        return EPOCH + _signed(data, start, end) * MILLISECOND
+        return EPOCH + int.from_bytes(content, "big", signed=True) * MILLISECOND
     except OverflowError:  # outside of Python's calendar
         return UNREAD
 
 
-def _text(kind: type[str], data: bytes, start: int, end: int) -> str:
-    return kind(data[start:end].decode(errors="backslashreplace"))
+def _text(kind: type[str], content: bytes) -> str:
+    return kind(content.decode(errors="backslashreplace"))
 
 
-def _count(data: bytes, start: int, size: int) -> tuple[int, int]:
-    return int.from_bytes(data[start : start + size], "big"), start + size
-
-
-def _list(size: int, data: bytes, start: int, end: int) -> list[Any]:
-    count, at = _count(data, start, size)
-    items = []
-    for _ in range(count):
-        item, at = _decode(data, at)
+def _items(size: int, content: bytes) -> list[Any]:
+    items, at = [], size
+    for _ in range(int.from_bytes(content[:size], "big")):
+        item, at = _decode(content, at)
         items.append(item)
-    if at > end:
-        raise IndexError(at)
     return items
 
 
-def _map(size: int, data: bytes, start: int, end: int) -> dict[Any, Any]:
-    items = _list(size, data, start, end)
+def _list(size: int, content: bytes) -> list[Any]:
+    return [None if item is UNREAD else item for item in _items(size, content)]
+
+
+def _map(size: int, content: bytes) -> dict[Any, Any]:
+    items = _items(size, content)
     pairs = zip(items[::2], items[1::2], strict=True)
-    return {name: value for name, value in pairs if not isinstance(name, list | dict | Described | Unread)}
+    return {name: value for name, value in pairs if type(name) in _NAMES and value is not UNREAD}
 
 
-def _array(size: int, data: bytes, start: int, end: int) -> list[Any]:
-    count, at = _count(data, start, size)
-    while not data[at]:
-        at = skip(data, at + 1)  # what describes each of its elements
-    code, at, items = data[at], at + 1, []
-    for _ in range(
-        count if code >> 4 != 4 else min(count, end)
-    ):  # elements without bytes cost the sender nothing
-        item, at = _value(data, at, code)
-        items.append(item)
-    if at > end:
-        raise IndexError(at)
+_NAMES: Final = {type(None), bool, int, float, str, bytes, datetime, UUID, Symbol}
+"""Types of what may name something in a map of Python's."""
+
+
+def _array(size: int, content: bytes) -> list[Any]:
+    at, items = size, []
+    while not content[at]:
+        at = skip(content, at + 1)  # what describes each of its elements
+    code, at = content[at], at + 1
+    count = int.from_bytes(content[:size], "big")
+    for _ in range(min(count, len(content))):  # elements without bytes would cost the sender nothing
+        item, at = _value(content, at, code)
+        items.append(None if item is UNREAD else item)
     return items
 
 
-_READERS: Final[dict[int, Callable[[bytes, int, int], Any]]] = {
-    0x40: lambda *_: None, 0x41: lambda *_: True, 0x42: lambda *_: False, 0x45: lambda *_: [],
-    0x56: lambda data, start, _: data[start] != 0,
-    **dict.fromkeys((0x43, 0x44, 0x50, 0x52, 0x53, 0x60, 0x70, 0x80), _unsigned),
-    **dict.fromkeys((0x51, 0x54, 0x55, 0x61, 0x71, 0x81), _signed),
-    0x72: partial(_float, Struct(">f")), 0x82: partial(_float, Struct(">d")),
-    0x73: _char, 0x83: _timestamp, 0x98: lambda data, start, end: UUID(bytes=data[start:end]),
-    **dict.fromkeys((0xA0, 0xB0), lambda data, start, end: data[start:end]),
-    **dict.fromkeys((0xA1, 0xB1), partial(_text, str)), **dict.fromkeys((0xA3, 0xB3), partial(_text, Symbol)),
-    0xC0: partial(_list, 1), 0xD0: partial(_list, 4), 0xC1: partial(_map, 1), 0xD1: partial(_map, 4),
-    0xE0: partial(_array, 1), 0xF0: partial(_array, 4),
+_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    0x40: lambda _: None, 0x41: lambda _: True, 0x42: lambda _: False, 0x56: lambda content: content != b"\0",
+    0x43: lambda _: 0, 0x44: lambda _: 0, 0x50: _number("B"), 0x52: _number("B"), 0x53: _number("B"),
+    0x60: _number("H"), 0x70: _number("I"), 0x80: _number("Q"),
+    0x51: _number("b"), 0x54: _number("b"), 0x55: _number("b"),
+    0x61: _number("h"), 0x71: _number("i"), 0x81: _number("q"), 0x72: _number("f"), 0x82: _number("d"),
+    0x73: _char, 0x83: _timestamp, 0x98: lambda content: UUID(bytes=content), 0xA0: bytes, 0xB0: bytes,
+    0xA1: partial(_text, str), 0xB1: partial(_text, str), 0xA3: partial(_text, Symbol), 0xB3: partial(_text, Symbol),
+    0x45: lambda _: [], 0xC0: partial(_list, 1), 0xD0: partial(_list, 4),
+    0xC1: partial(_map, 1), 0xD1: partial(_map, 4), 0xE0: partial(_array, 1), 0xF0: partial(_array, 4),
 }  # fmt: skip
 
 
@@ -227,25 +198,15 @@ def encode(value: Any) -> bytes:
 
 def _sized(code: int, content: bytes) -> bytes:
     size = len(content)
-    return (bytes((code, size)) if size < 256 else pack(">BI", code + _WIDE, size)) + content
+    return (bytes((code, size)) if size < 256 else pack(">BI", code + 0x10, size)) + content
 
 
 def _several(code: int, items: Iterable[bytes], between: bytes = b"") -> bytes:
     parts = [*items]
-    content, count = between + b"".join(parts), len(parts)
-    if len(content) < 255 and count < 256:
-        return bytes((code, len(content) + 1, count)) + content
-    return pack(">BII", code + _WIDE, len(content) + 4, count) + content
-
-
-def _dict(value: dict[Any, Any]) -> bytes:
-    items = [encode(part) for pair in value.items() for part in pair]
-    return _several(0xC1, items)
-
-
-def _tuple(value: tuple[Any, ...]) -> bytes:
-    """An array: of UUIDs, whose constructor all elements share."""
-    return _several(0xE0, [each.bytes for each in value], b"\x98")
+    content = between + b"".join(parts)
+    if len(content) < 255 and len(parts) < 256:
+        return bytes((code, len(content) + 1, len(parts))) + content
+    return pack(">BII", code + 0x10, len(content) + 4, len(parts)) + content
 
 
 _WRITERS: Final[dict[type, Callable[[Any], bytes]]] = {
@@ -257,6 +218,8 @@ _WRITERS: Final[dict[type, Callable[[Any], bytes]]] = {
     UUID: lambda value: b"\x98" + value.bytes,
     bytes: partial(_sized, 0xA0),
     str: lambda value: _sized(0xA1, value.encode()), Symbol: lambda value: _sized(0xA3, value.encode("ascii")),
-    list: lambda value: _several(0xC0, map(encode, value)), dict: _dict, tuple: _tuple,
+    list: lambda value: _several(0xC0, map(encode, value)),
+    dict: lambda value: _several(0xC1, [encode(part) for pair in value.items() for part in pair]),
+    tuple: lambda value: _several(0xE0, [each.bytes for each in value], b"\x98"),  # of UUIDs, which share their constructor
     Described: lambda value: bytes((0, 0x53, value.descriptor)) + encode(value.value),
 }  # fmt: skip

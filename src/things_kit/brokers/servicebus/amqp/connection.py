@@ -2,18 +2,13 @@
 
 import asyncio
 from struct import pack
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from things_kit.brokers.servicebus.amqp.codec import (
-    Described,
-    MalformedError,
-    Symbol,
-    decode,
-    encode,
-    uint,
-    ushort,
-)
+from things_kit.brokers.servicebus.amqp.codec import Described, MalformedError, Symbol, decode, encode, uint
+
+if TYPE_CHECKING:
+    from things_kit.brokers.servicebus.amqp.links import Link
 
 SASL: Final = b"AMQP\x03\x01\x00\x00"
 AMQP: Final = b"AMQP\x00\x01\x00\x00"
@@ -35,8 +30,14 @@ LOOK: Final = 5.0
 FAREWELL: Final = 0.5
 """Seconds for which the answer to a goodbye is waited for."""
 
+FRAMING: Final = "amqp:connection:framing-error"
+LOST: Final = "amqp:connection:lost"
+"""The condition of an error that nobody sent."""
+
 _ABSENT: Final = [None] * 14
 """The fields that a list leaves out at its end."""
+
+ResultT = TypeVar("ResultT")
 
 
 class AmqpError(Exception):
@@ -49,71 +50,51 @@ class AmqpError(Exception):
     @classmethod
     def of(cls, error: Any, otherwise: str) -> "AmqpError":
         """What is said by an `error` of the protocol; it may be missing."""
-        fields = (
-            [*error.value, *_ABSENT]
-            if isinstance(error, Described) and isinstance(error.value, list)
-            else _ABSENT
-        )
-        return cls(str(fields[0] or "amqp:connection:forced"), str(fields[1] or otherwise))
+        said = error.value if isinstance(error, Described) and isinstance(error.value, list) else []
+        condition, description, *_ = [*said, None, None]
+        return cls(str(condition or "amqp:connection:forced"), str(description or otherwise))
 
 
-FRAMING: Final = "amqp:connection:framing-error"
-LOST: Final = "amqp:connection:lost"
-"""The condition of an error that nobody sent."""
-
-
-class Channel(Protocol):
-    """A session, as its connection sees it."""
-
-    def received(self, code: int, fields: list[Any], payload: bytes) -> None:
-        """A frame came on it."""
-
-    def lost(self, error: AmqpError) -> None:
-        """The connection is no more."""
-
-
-class Stream(Protocol):
-    """What bytes are written to: a transport of asyncio's, or a websocket."""
-
-    def write(self, data: bytes) -> None:
-        """Send, in order, without waiting."""
-
-    def abort(self) -> None:
-        """Close at once."""
+async def unless(ended: asyncio.Future[AmqpError], coming: asyncio.Future[ResultT]) -> ResultT:
+    """What is to come. Raises the error if the other ends before."""
+    waiting: set[asyncio.Future[Any]] = {ended, coming}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if not coming.done():
+        raise ended.result()
+    return coming.result()
 
 
 class Connection(asyncio.Protocol):
-    """A client's end, without a login: rights are shown later, for each entity."""
+    """A client's end, without a login: rights are shown later, for each entity. `lost` is how it ended, once it has."""
 
     def __init__(self, hostname: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._hostname = hostname
-        self._stream: Stream | None = None
+        self._stream: asyncio.Transport | None = None
         self._input = bytearray()
         self._output: list[bytes] = []
-        self._channels: dict[int, Channel] = {}
-        self._theirs: dict[int, Channel] = {}
+        self._sessions: dict[int, Link] = {}
+        self._theirs: dict[int, Link] = {}
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
         self.lost: asyncio.Future[AmqpError] = self._loop.create_future()
         self._heard = self._said = self._due = self._loop.time()
         self._beat = BEAT
         self._looking: asyncio.TimerHandle | None = None
         self._closing = False
-        self._gone = asyncio.Event()
         self.largest_frame = FRAME
 
     async def opened(self) -> None:
         """Wait for the service to have opened it. Raises AmqpError."""
-        await asyncio.shield(self._opened)
+        await unless(self.lost, self._opened)
 
     # --- asyncio's protocol
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # a stream's
         """Begin the handshake."""
         self._stream = transport
-        transport.write(SASL)
-        self._due = self._loop.time() + LOOK
-        self._looking = self._loop.call_at(self._due, self._look)
+        self._write(SASL)
+        self._look()
 
     def data_received(self, data: bytes) -> None:
         """Take the frames that are complete."""
@@ -123,41 +104,35 @@ class Connection(asyncio.Protocol):
             self._read()
         except (
             MalformedError,
+            LookupError,
             TypeError,
-        ) as error:  # the latter of a field that is of another type than it should be
+        ) as error:  # or of fields that are not as they should be
             self._lose(AmqpError(FRAMING, f"the service sends what is not AMQP: {error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing comes any more."""
         self._lose(AmqpError(LOST, f"the connection broke: {exc}" if exc else "the service hung up"))
-        self._gone.set()
+        self._gone.set_result(None)
 
     def _read(self) -> None:
         data, at = self._input, 0
         while len(data) - at >= len(AMQP):
-            if data.startswith(b"AMQP", at):
-                size = len(AMQP)
-                self._greeted(bytes(data[at : at + size]))
-            else:
-                size = int.from_bytes(data[at : at + 4], "big")
-                if not len(AMQP) <= size <= FRAME:
-                    raise MalformedError(f"a frame of {size} bytes")
-                if len(data) - at < size:
-                    break
-                self._framed(bytes(data[at : at + size]))
+            greeting = data.startswith(b"AMQP", at)
+            size = len(AMQP) if greeting else int.from_bytes(data[at : at + 4], "big")
+            if not len(AMQP) <= size <= FRAME:
+                raise MalformedError(f"a frame of {size} bytes")
+            if len(data) - at < size:
+                break
+            (self._greeted if greeting else self._framed)(bytes(data[at : at + size]))
             at += size
         del data[:at]
 
+    # --- what comes
+
     def _greeted(self, header: bytes) -> None:
         if header == AMQP:
-            fields = [
-                str(uuid4()),
-                self._hostname,
-                uint(FRAME),
-                ushort(0xFFFF),
-                uint(round(SILENCE / 2 * 1000)),
-            ]
-            self.send(0, OPEN, fields)
+            beat = uint(round(SILENCE / 2 * 1000))
+            self.send(0, OPEN, [str(uuid4()), self._hostname, uint(FRAME), None, beat])
         elif header != SASL:
             raise MalformedError(f"it speaks {header!r}")
 
@@ -174,47 +149,45 @@ class Connection(asyncio.Protocol):
         else:
             self._received(int.from_bytes(frame[6:8], "big"), code, fields, frame[end:])
 
-    # --- what the frames say
-
     def _authenticating(self, code: int, fields: list[Any]) -> None:
         if code == MECHANISMS:
             self._write(_frame(0, INIT, [Symbol("ANONYMOUS"), b"", self._hostname], sasl=1))
+        elif code == OUTCOME and fields[0]:
+            self._lose(AmqpError("amqp:unauthorized-access", "it lets nobody in without a login"))
         elif code == OUTCOME:
-            if fields[0]:
-                self._lose(AmqpError("amqp:unauthorized-access", "it lets nobody in without a login"))
-            else:
-                self._write(AMQP)
+            self._write(AMQP)
 
     def _received(self, number: int, code: int, fields: list[Any], payload: bytes) -> None:
-        if code == OPEN:
+        if code == OPEN and not self._opened.done():
             self.largest_frame = min(FRAME, fields[2] or FRAME)
             self._beat = min(BEAT, (fields[4] or BEAT * 2000) / 2000)
-            if not self._opened.done():
-                self._opened.set_result(None)
+            self._opened.set_result(None)
         elif code == CLOSE:
             if not self._closing:
                 self.send(0, CLOSE, [])
             self._lose(AmqpError.of(fields[0], "the service closed the connection"))
-        elif code == BEGIN and fields[0] in self._channels:
-            self._theirs[number] = self._channels[fields[0]]
-            self._theirs[number].received(code, fields, payload)
-        elif number in self._theirs:
-            channel = self._theirs.pop(number) if code == END else self._theirs[number]
-            channel.received(code, fields, payload)
+        else:
+            if code == BEGIN and fields[0] in self._sessions:
+                self._theirs[number] = self._sessions[fields[0]]
+            session = self._theirs.get(number)
+            if code == END:
+                self._theirs.pop(number, None)
+            if session is not None:
+                session.received(code, fields, payload)
 
     # --- sending
 
-    def begin(self, channel: Channel) -> int:
+    def begin(self, link: "Link") -> int:
         """The number of a new session, which it keeps until `end`. Raises AmqpError if the connection is lost."""
         if self.lost.done():
             raise self.lost.result()
-        number = next(number for number in range(0x10000) if number not in self._channels)
-        self._channels[number] = channel
+        number = next(number for number in range(0x10000) if number not in self._sessions)
+        self._sessions[number] = link
         return number
 
     def end(self, number: int) -> None:
         """A session has ended, on both sides."""
-        self._channels.pop(number, None)
+        self._sessions.pop(number, None)
 
     def send(self, channel: int, code: int, fields: list[Any], payload: bytes = b"") -> None:
         """Send a frame, with all others of this turn of the loop."""
@@ -236,19 +209,20 @@ class Connection(asyncio.Protocol):
     def _look(self) -> None:
         """See that something was said, by both. A loop that stood still has perhaps not read yet what there is."""
         now = self._loop.time()
-        stood_still = now - self._due > LOOK
-        if now - self._heard > SILENCE and not stood_still:
-            self._lose(AmqpError(LOST, f"nothing was heard of the service for {now - self._heard:.0f} s"))
+        if now - self._due <= LOOK:
+            self.doubt(SILENCE)
+        if self.lost.done():
             return
         if now - self._said + LOOK > self._beat and self._opened.done():
             self._write(pack(">IBBH", len(AMQP), 2, 0, 0))
         self._due = now + min(LOOK, self._beat / 2)
         self._looking = self._loop.call_at(self._due, self._look)
 
-    def doubt(self, waited: float) -> None:
-        """Somebody waited for so many seconds, and in vain: if nothing else came either, it is lost."""
-        if self._loop.time() - self._heard >= waited - 1:
-            self._lose(AmqpError(LOST, f"nothing was heard of the service for {waited:.0f} s"))
+    def doubt(self, seconds: float) -> None:
+        """It is lost if nothing came for so long: somebody waited for it, and in vain."""
+        silence = self._loop.time() - self._heard
+        if silence >= seconds:
+            self._lose(AmqpError(LOST, f"nothing was heard of the service for {silence:.0f} s"))
 
     def _lose(self, error: AmqpError) -> None:
         if self.lost.done():
@@ -259,12 +233,9 @@ class Connection(asyncio.Protocol):
             self._looking.cancel()
         if self._stream is not None:
             self._stream.abort()
-        if not self._opened.done():
-            self._opened.set_exception(error)
-            self._opened.exception()  # nobody need wait for it any more
-        for channel in list(self._channels.values()):
-            channel.lost(error)
-        self._channels.clear()
+        for session in list(self._sessions.values()):
+            session.lost(error)
+        self._sessions.clear()
 
     async def close(self) -> None:
         """Say goodbye, and close; a service that does not answer is not waited for long."""
@@ -274,7 +245,7 @@ class Connection(asyncio.Protocol):
             await asyncio.wait({self.lost}, timeout=FAREWELL)
         self._lose(AmqpError(LOST, "the connection was closed"))
         if self._stream is not None:
-            await self._gone.wait()  # asyncio closes the socket in its next turn
+            await self._gone  # asyncio closes the socket in its next turn
 
 
 def _frame(channel: int, code: int, fields: list[Any], payload: bytes = b"", *, sasl: int = 0) -> bytes:

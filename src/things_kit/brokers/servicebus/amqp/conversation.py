@@ -2,12 +2,12 @@
 
 import asyncio
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
 from things_kit.brokers.servicebus.amqp.codec import Described, encode, sections
-from things_kit.brokers.servicebus.amqp.connection import AmqpError, Connection
-from things_kit.brokers.servicebus.amqp.links import ACCEPTED, Arrival, ReceivingLink, SendingLink, Session
+from things_kit.brokers.servicebus.amqp.connection import AmqpError, Connection, unless
+from things_kit.brokers.servicebus.amqp.links import ACCEPTED, Link
 
 PROPERTIES, FIELDS, VALUE = 0x73, 0x74, 0x77
 """The sections of a message: what the protocol knows of it, what users do, and a body that is one value."""
@@ -15,75 +15,46 @@ PROPERTIES, FIELDS, VALUE = 0x73, 0x74, 0x77
 ANSWERS: Final = 100
 """Answers that may be on their way."""
 
-OK: Final = range(200, 300)
 
-
-class Answer(NamedTuple):
-    """What came back."""
-
-    fields: dict[str, Any]
-    body: Any
-
-
-class Conversation:
-    """The two links to a node that answers."""
+class Conversation(Link):
+    """A link to a node that answers."""
 
     def __init__(self, connection: Connection, node: str) -> None:
-        self._asked: dict[str, asyncio.Future[Answer]] = {}
+        self._asked: dict[str, asyncio.Future[dict[int, Any]]] = {}
         self._number = count().__next__
         self._here = f"things-kit-{uuid4().hex}"
-        self._session = Session(connection)
-        self._questions = SendingLink(self._session, node)
-        self._answers = ReceivingLink(self._session, node, self._answered, target=self._here)
+        super().__init__(connection, target=node, source=node, arrived=self._answered, here=self._here)
 
     async def open(self) -> None:
-        """Wait until both links are there. Raises AmqpError."""
-        await self._questions.open()
-        await self._answers.open()
-        self._answers.ask(ANSWERS)
+        """Wait until there can be answers. Raises AmqpError."""
+        await super().open()
+        self.ask(ANSWERS)
 
-    @property
-    def over(self) -> bool:
-        """Whether there are no more answers."""
-        return self._questions.ended.done() or self._answers.ended.done()
-
-    async def ask(self, body: Any, fields: dict[str, Any]) -> Any:
-        """The body of the answer. Raises AmqpError, also where it is no."""
+    async def answer(self, body: Any, fields: dict[str, Any]) -> Any:
+        """The body of what is answered to a question. Raises AmqpError, also where it is no."""
         number = str(self._number())
         self._asked[number] = answer = asyncio.get_running_loop().create_future()
-        question = (
-            Described(PROPERTIES, [number, None, None, None, self._here]),
-            Described(FIELDS, fields),
-            Described(VALUE, body),
-        )
+        properties = [number, None, None, None, self._here]
+        question = Described(PROPERTIES, properties), Described(FIELDS, fields), Described(VALUE, body)
         try:
-            await self._questions.send(b"".join(map(encode, question)))
-            await asyncio.wait({answer, self._answers.ended}, return_when=asyncio.FIRST_COMPLETED)
+            await self.send(b"".join(map(encode, question)))
+            return _checked(await unless(self.ended, answer))
         finally:
             del self._asked[number]
-        if not answer.done():
-            raise self._answers.ended.result()
-        return _checked(answer.result())
 
-    def _answered(self, arrival: Arrival) -> None:
-        self._answers.settle(arrival, ACCEPTED, answered=False)
-        self._answers.ask(ANSWERS)
-        found = dict(sections(arrival.payload))
-        asked = self._asked.get(str((found.get(PROPERTIES) or [None] * 6)[5]))
+    def _answered(self, number: int, _: bytes, payload: bytes) -> None:
+        self.settle(number, ACCEPTED, answered=False)
+        self.ask(ANSWERS)
+        found = dict(sections(payload))
+        asked = self._asked.get(str(found[PROPERTIES][5]))
         if asked is not None and not asked.done():
-            asked.set_result(Answer(found.get(FIELDS) or {}, found.get(VALUE)))
-
-    def close(self) -> None:
-        """Say goodbye, and wait for nobody."""
-        self._session.abandon()
+            asked.set_result(found)
 
 
-def _checked(answer: Answer) -> Any:
-    said = {name.lower().replace("-", ""): value for name, value in answer.fields.items()}
-    if said.get("statuscode") in OK:
-        return answer.body
-    denied = said.get("statuscode") in {401, 403}
-    condition = said.get("errorcondition") or (
-        "amqp:unauthorized-access" if denied else "amqp:internal-error"
-    )
-    raise AmqpError(str(condition), str(said.get("statusdescription") or "it says no, and not why"))
+def _checked(answer: dict[int, Any]) -> Any:
+    said = {name.lower().replace("-", ""): value for name, value in answer[FIELDS].items()}
+    status = said["statuscode"]
+    if status in range(200, 300):
+        return answer.get(VALUE)
+    otherwise = "amqp:unauthorized-access" if status in {401, 403} else "amqp:internal-error"
+    raise AmqpError(str(said.get("errorcondition") or otherwise), str(said.get("statusdescription")))

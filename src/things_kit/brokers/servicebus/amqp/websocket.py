@@ -1,4 +1,4 @@
-"""AMQP through port 443, where firewalls let nothing else pass: a websocket that looks like a transport of asyncio's."""
+"""AMQP through port 443, where firewalls let nothing else pass: a websocket that is a transport of asyncio's."""
 
 import asyncio
 import contextlib
@@ -7,32 +7,34 @@ import ssl
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse
 
 from things_kit.brokers.servicebus.amqp.connection import Connection
+from things_kit.engine.cancelling import ended
 
 PATH = "/$servicebus/websocket"
+TASK = "things_kit servicebus websocket"
 
 
-class WebSocket:
+class WebSocket(asyncio.Transport):
     """Hands what comes to a connection, and sends what it writes."""
 
     def __init__(
         self, session: ClientSession, socket: ClientWebSocketResponse, connection: Connection
     ) -> None:
+        super().__init__()
         self._session = session
         self._socket = socket
         self._connection = connection
         self._out: asyncio.Queue[bytes] = asyncio.Queue()
-        name = "things_kit servicebus websocket"
-        self._tasks = [asyncio.create_task(work, name=name) for work in (self._read(), self._send())]
+        self._tasks = [asyncio.create_task(work, name=TASK) for work in (self._read(), self._send())]
         self._ending: asyncio.Task[None] | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send, in order, without waiting."""
-        self._out.put_nowait(data)
+        self._out.put_nowait(bytes(data))
 
     def abort(self) -> None:
         """Close at once."""
-        if self._ending is None:
-            self._ending = asyncio.create_task(self._end(), name="things_kit servicebus websocket")
+        if self._ending is None:  # a task of its own, as those that end may be who says so
+            self._ending = asyncio.create_task(self._end(), name=TASK)
 
     async def _read(self) -> None:
         async for message in self._socket:
@@ -46,9 +48,7 @@ class WebSocket:
         self.abort()
 
     async def _end(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(*self._tasks)
         await self._session.close()
         self._connection.connection_lost(None)
 
@@ -56,9 +56,8 @@ class WebSocket:
 async def over_websocket(connection: Connection, host: str, port: int, tls: ssl.SSLContext | None) -> None:
     """Connect. Raises OSError."""
     session = ClientSession()
-    scheme = "ws" if tls is None else "wss"
+    url = f"{'wss' if tls else 'ws'}://{host}:{port}{PATH}"
     try:
-        url = f"{scheme}://{host}:{port}{PATH}"
         socket = await session.ws_connect(url, protocols=("AMQPWSB10",), ssl=tls or False, max_msg_size=0)
     except BaseException as error:
         await session.close()
