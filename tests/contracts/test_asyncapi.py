@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from things_kit import App, Topic
 from things_kit.cli.app import app as program
 from things_kit.codecs import Avro, CloudEvents, MessagePack
+from things_kit.codecs.json_schema import Schemas
 from things_kit.contracts.asyncapi import asyncapi
 from things_kit.contracts.page import example, page
-from things_kit.contracts.schemas import Schemas
 from things_kit.modules import config, kafka, memory
 
 ItemT = TypeVar("ItemT")

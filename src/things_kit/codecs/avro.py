@@ -14,7 +14,16 @@ import msgspec
 from things_kit.codecs.avro_schema import Schema, avro_schema
 from things_kit.codecs.json_codec import json_decoder
 from things_kit.codecs.models import converter, dumped
-from things_kit.messaging.codec import Decode, Encode
+from things_kit.codecs.registry import Schemas, Subject, framed, unframed
+from things_kit.codecs.subjects import (
+    Naming,
+    check_naming,
+    check_registered,
+    identity_of,
+    prepare_all,
+    subject_name,
+)
+from things_kit.messaging.codec import Decode, Encode, Unprepared
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 from things_kit.messaging.topic import Topic
@@ -32,44 +41,61 @@ _LARGEST_SCHEMA: Final = 1 << 20
 class Avro(msgspec.Struct, frozen=True):
     """Avro in binary, without a file's header: both sides need the schema, which is the topic's.
 
+    With a registry each value says by which schema it was written, and reader's and writer's are resolved.
+
     Attributes:
         schema: The schema as a mapping or as JSON; by the header's value for a topic of several types. None: it is
             derived from the type.
         namespace: The namespace of a derived schema.
+        registry: Where schemas are registered.
+        subject: How their subjects are named: "topic" is the default, "topic-record" for topics of several types.
     """
 
     schema: Any = None
     namespace: str | None = None
+    registry: Schemas | None = None
+    subject: Naming | None = None
+
+    def __post_init__(self) -> None:
+        check_naming(self.registry, self.subject)
 
     @property
     def content_type(self) -> str:
         """What the header `content-type` says."""
-        return "application/avro"
+        return "application/avro" if self.registry is None else "application/vnd.confluent.avro"
 
     def encoder(self, topic: Topic[Any], /) -> Encode:
         """See `Codec.encoder`."""
+        check_registered(self.registry, topic)
         if topic.version is not None:
             raise TypeError(
                 "an Avro value does not say by which schema it was written, so it cannot be upcast"
             )
-        writers = {
-            _class_of(kind): _writer(self.schema_of(kind, value)) for value, kind in topic.kinds.items()
-        }
+        writers = {_class_of(kind): self._writer(topic, value) for value, kind in topic.kinds.items()}
         if len(writers) == 1:
             write = next(iter(writers.values()))
             return lambda payload: (write(payload), _NOTHING)
         return lambda payload: (writers[type(payload)](payload), _NOTHING)
 
+    def _writer(self, topic: Topic[Any], value: str | None) -> Callable[[Any], bytes]:
+        write, registry = _writer(self.schema_of(topic.kinds[value], value)), self.registry
+        if registry is None:
+            return write
+        subject = self.subjects(topic)[value]
+        return lambda payload: framed(identity_of(registry, subject, topic)) + write(payload)
+
     def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
         """See `Codec.decoder`."""
+        if kind is Any and topic is None and self.registry is None:
+            raise TypeError("plain values of Avro need a topic's schema")
         if kind is not Any:
             json_decoder(
                 kind
             )  # which refuses what cannot be told apart: fastavro's plain values are converted alike
             value = None if topic is None else _value_of(topic, kind)
-            return _reader(self.schema_of(kind, value), converter(kind))
-        if topic is None:
-            raise TypeError("plain values of Avro need a topic's schema")
+            return self._reader(self.schema_of(kind, value), converter(kind))
+        if self.registry is not None or topic is None:
+            return self._reader(None, None)
         readers = {value: _reader(self.schema_of(each, value), None) for value, each in topic.kinds.items()}
         by = topic.by
 
@@ -78,17 +104,60 @@ class Avro(msgspec.Struct, frozen=True):
 
         return decode_plain
 
+    def _reader(self, schema: Any, convert: Callable[[Any], Any] | None) -> Decode:
+        """By the topic's schema; with a registry by the writer's, resolved with that."""
+        registry = self.registry
+        if registry is None:
+            return _reader(schema, convert)
+        written: dict[int, Any] = {}
+
+        def decode(message: Message) -> Any:
+            identity, start = unframed(message.value)
+            writer = written.get(identity)
+            if writer is None:
+                stored = registry.stored(identity)
+                if stored is None:
+                    raise Unprepared(registry.fetch(identity))
+                if stored.kind != "AVRO":
+                    raise ValueError(f"the schema {identity} is {stored.kind}")
+                writer = written[identity] = parsed_schema(stored.schema)
+            return _read(message.value[start:], writer, schema, convert)
+
+        return decode
+
+    def subjects(self, topic: Topic[Any]) -> dict[str | None, Subject]:
+        """What a topic registers, by the header's value."""
+        found: dict[str | None, Subject] = {}
+        for value, kind in topic.kinds.items():
+            schema = self._unparsed(kind, value)
+            plain = (
+                json.loads(schema)
+                if isinstance(schema, str) and schema.lstrip()[:1] in {"{", "["}
+                else schema
+            )
+            record = plain.get("name", "value") if isinstance(plain, dict) else "value"
+            if isinstance(plain, dict) and plain.get("namespace") and "." not in record:
+                record = f"{plain['namespace']}.{record}"
+            name = subject_name(self.subject, topic, record)
+            found[value] = Subject(name, json.dumps(plain), "AVRO")
+        return found
+
     async def prepare(self, topic: Topic[Any], /) -> None:
-        """Nothing is needed."""
+        """Look up the schemas, or register them."""
+        if self.registry is not None:
+            await prepare_all(self.registry, self.subjects(topic))
 
     def schema_of(self, kind: Any, value: str | None) -> Any:
         """The schema of a type, ready for fastavro. Raises TypeError where there is none."""
+        return parsed_schema(self._unparsed(kind, value))
+
+    def _unparsed(self, kind: Any, value: str | None) -> Any:
         given = self.schema
         if given is not None and value is not None:
             given = given.get(value) if isinstance(given, Mapping) else None
             if given is None:
                 raise TypeError(f"schema= has none for {value!r}")
-        return parsed_schema(avro_schema(kind, self.namespace) if given is None else given)
+        return avro_schema(kind, self.namespace) if given is None else given
 
 
 def parsed_schema(schema: Schema | Mapping[str, Any]) -> Any:
@@ -124,16 +193,15 @@ def _writer(schema: Any) -> Callable[[Any], bytes]:
 
 
 def _reader(schema: Any, convert: Callable[[Any], Any] | None) -> Decode:
-    read, stream_of = fastavro.schemaless_reader, io.BytesIO
+    return lambda message: _read(message.value, schema, None, convert)
 
-    def decode(message: Message) -> Any:
-        stream = stream_of(message.value)
-        plain = read(stream, schema, None)
-        if stream.tell() != len(message.value):
-            raise ValueError(f"{len(message.value) - stream.tell()} bytes follow the value")
-        return plain if convert is None else convert(plain)
 
-    return decode
+def _read(value: bytes, writer: Any, reader: Any, convert: Callable[[Any], Any] | None) -> Any:
+    stream = io.BytesIO(value)
+    plain = fastavro.schemaless_reader(stream, writer, reader)
+    if stream.tell() != len(value):
+        raise ValueError(f"{len(value) - stream.tell()} bytes follow the value")
+    return plain if convert is None else convert(plain)
 
 
 def _value_of(topic: Topic[Any], kind: Any) -> str | None:

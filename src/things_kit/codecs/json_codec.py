@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -16,25 +16,52 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class JSON(msgspec.Struct, frozen=True):
-    """JSON in UTF-8; what is read may begin with a byte order mark."""
+    """JSON in UTF-8; what is read may begin with a byte order mark.
+
+    Attributes:
+        registry: Where schemas are registered; each value has the id of its own before it then.
+        subject: How their subjects are named: "topic" is the default, "topic-record" for topics of several types.
+    """
+
+    registry: Any = None
+    subject: Literal["topic", "record", "topic-record"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.registry is not None or self.subject is not None:
+            from things_kit.codecs.subjects import check_naming  # noqa: PLC0415 - of those who have one
+
+            check_naming(self.registry, self.subject)
 
     @property
     def content_type(self) -> str:
         """What the header `content-type` says."""
-        return "application/json"
+        return "application/json" if self.registry is None else "application/vnd.confluent.json"
 
     def encoder(self, topic: Topic[Any], /) -> Encode:
         """See `Codec.encoder`."""
         encode = json_encoder(topic.kinds.values())
+        if self.registry is not None:
+            from things_kit.codecs.json_registered import registered_encoder  # noqa: PLC0415 - as above
+
+            return registered_encoder(self.registry, self.subject, topic, encode)
         return lambda payload: (encode(payload), _NOTHING)
 
     def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
         """See `Codec.decoder`: to any type that msgspec or pydantic knows."""
         decode = json_decoder(kind)
+        if self.registry is not None:
+            from things_kit.codecs.registry import unframed  # noqa: PLC0415 - as above
+
+            return lambda message: decode(message.value[unframed(message.value)[1] :])
         return lambda message: decode(message.value)
 
     async def prepare(self, topic: Topic[Any], /) -> None:
-        """Nothing is needed."""
+        """Look up the schemas, or register them, where there is a registry."""
+        if self.registry is not None:
+            from things_kit.codecs.json_registered import subjects  # noqa: PLC0415 - as above
+            from things_kit.codecs.subjects import prepare_all  # noqa: PLC0415 - as above
+
+            await prepare_all(self.registry, subjects(self.subject, topic))
 
 
 def json_encoder(kinds: Any) -> Callable[[Any], bytes]:

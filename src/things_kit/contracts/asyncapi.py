@@ -6,7 +6,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from things_kit.contracts.schemas import Schemas, safe_name
+from things_kit.codecs.json_schema import Schemas, safe_name
 from things_kit.messaging.names import SCHEMA_VERSION
 from things_kit.messaging.topic import Topic
 

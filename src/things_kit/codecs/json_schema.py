@@ -1,4 +1,4 @@
-"""The JSON schema of a payload's type, as AsyncAPI has it: complete, in draft 7, with references to components."""
+"""The JSON schema of a payload's type: complete, in draft 7, with references to components."""
 
 import re
 import typing
@@ -51,8 +51,10 @@ class Schemas:
         components: The named ones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = COMPONENTS) -> None:
+        """Begin with none. `prefix` is where references find the named ones."""
         self.components: dict[str, Schema] = {}
+        self._prefix = prefix
         self._names: dict[Any, str] = {}
 
     def of(self, kind: Any) -> Schema:
@@ -132,7 +134,7 @@ class Schemas:
             name = self._names[cls] = self._free(_type_name(cls))
             self.components[name] = {}  # it may be in itself
             self.components[name] = make()
-        return {"$ref": COMPONENTS + name}
+        return {"$ref": self._prefix + name}
 
     def _free(self, name: str) -> str:
         free, number = name, 2
@@ -155,12 +157,12 @@ class Schemas:
             definitions[kind.__name__], whole = whole, {"$ref": f"#/$defs/{kind.__name__}"}
         names: dict[str, str] = {}
         for name, schema in definitions.items():
-            rewritten = rewrite(schema, {each: COMPONENTS + safe_name(each) for each in definitions})
+            rewritten = rewrite(schema, {each: self._prefix + safe_name(each) for each in definitions})
             known = self.components.get(safe_name(name))
             names[name] = (
                 safe_name(name) if known is None or known == rewritten else self._free(safe_name(name))
             )
-        references = {name: COMPONENTS + free for name, free in names.items()}
+        references = {name: self._prefix + free for name, free in names.items()}
         for name, schema in definitions.items():
             self.components[names[name]] = rewrite(schema, references)
         found: Schema = rewrite(whole, references)
