@@ -114,6 +114,7 @@ async def test_a_suspect_waits_for_what_is_before_it_in_its_key() -> None:
         await until(lambda: len(driver.acknowledged) == 3)
     assert recorder.values == [b"1", b"2", b"3"]
     assert recorder.overlaps == []
+    assert driver.marks == [("2", 4)], "its turn is its own, also where it had to wait for it"
 
 
 @virtual
