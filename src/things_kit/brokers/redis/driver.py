@@ -59,10 +59,12 @@ class RedisDriver:
         self.client: Any = None
         self._settings = settings
         self._options = options
-        self._left: dict[tuple[str, str], set[str]] = {}
-        self._gone: dict[tuple[str, str], tuple[bytes, Sequence[bytes]]] = {}
-        self._resume: dict[tuple[str, str], bytes] = {}
         self._admin: Admin | None = None
+        # What receivers leave behind for those that come after them, by topic and group: consumers that could not put
+        # back what they had; where a group that is gone was, and what it held; where an ephemeral one reads on
+        self.left: dict[tuple[str, str], set[str]] = {}
+        self.gone: dict[tuple[str, str], tuple[bytes, Sequence[bytes]]] = {}
+        self.resume: dict[tuple[str, str], bytes] = {}
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -71,9 +73,7 @@ class RedisDriver:
 
     async def open(self) -> None:
         """Ask the server for an answer, so that a wrong address or login shows at once."""
-        if self.client is None:
-            self.client = self._settings.client()
-            self._admin = Admin(self.client, self._options.retain)
+        self.client = self.client or self._settings.client()
         with ERRORS.during("connecting"):
             await self.client.initialize()
         await self.ping()
@@ -85,8 +85,8 @@ class RedisDriver:
             return
         with contextlib.suppress(TimeoutError, ConnectionLost, ConfigError), ERRORS.during("closing"):
             async with asyncio.timeout(FAREWELL):
-                for topic, group in list(self._left):
-                    await self._free(client, Subscription(topic=topic, group=group))
+                for topic, group in list(self.left):
+                    await self._free(client, topic, group)
         with contextlib.suppress(ConnectionLost, ConfigError), ERRORS.during("closing"):
             await client.aclose()
             for sentinel in sentinels_of(client):
@@ -106,7 +106,7 @@ class RedisDriver:
     @property
     def _asking(self) -> Admin:
         if self._admin is None:
-            raise ConfigError(f"{self._settings.url.display} is not open")
+            self._admin = Admin(self._opened, self._options.retain)
         return self._admin
 
     # --- topics
@@ -118,7 +118,7 @@ class RedisDriver:
 
     async def remove(self, topic: str, group: str | None = None) -> None:
         """Delete the stream, and what its groups have put back; with a group that one alone."""
-        for kept in (self._left, self._gone, self._resume):
+        for kept in (self.left, self.gone, self.resume):
             for known in [each for each in kept if each[0] == topic and group in {None, each[1]}]:
                 del kept[known]
         await self._asking.remove(topic, group)
@@ -197,7 +197,7 @@ class RedisDriver:
             if subscription.ephemeral:
                 place = await self._place(subscription)
             else:
-                await self._free(self._opened, subscription)
+                await self._free(self._opened, subscription.topic, subscription.group)
                 place = await self._join(subscription)
             pool, own = self._pool(subscription.topic)
         reading = Reading(pool, own=own)
@@ -219,14 +219,14 @@ class RedisDriver:
         topic, group, create = subscription.topic, subscription.group, subscription.create
         keys = group_keys(topic, group)
         start = "$" if subscription.start == "latest" else "0"
-        place, held = self._gone.get((topic, group), (start, ()))
+        place, held = self.gone.get((topic, group), (start, ()))
         if isinstance(place, bytes):
             place = await self._where_it_was(topic, place)
         found, *last = await scripts.JOIN(self._opened, keys, group, place, int(create), *held)
         if not last:
             what = f"topic {topic!r}" if found == b"topic" else f"group {group!r} of {topic!r}"
             raise ConfigError(f"there is no {what}: declare it first")
-        self._gone.pop((topic, group), None)
+        self.gone.pop((topic, group), None)
         idle = round(1000 * max(LONG_IDLE, 10 * self._options.lease))
         await scripts.SWEEP(self._opened, keys, group, CONSUMER, idle)
         return bytes(last[0])
@@ -244,28 +244,15 @@ class RedisDriver:
                 raise ConfigError(f"there is no topic {topic!r}: declare it first")
             await self.declare(topic, ())
             end = b"0-0"
-        return self._resume.pop((topic, subscription.group), b"0-0" if subscription.past else end)
+        return self.resume.pop((topic, subscription.group), b"0-0" if subscription.past else end)
 
-    async def _free(self, client: Any, subscription: Subscription) -> None:
+    async def _free(self, client: Any, topic: str, group: str) -> None:
         """Have the messages of consumers that were cut off put back."""
-        name = subscription.topic, subscription.group
-        for consumer in list(self._left.get(name, ())):
-            await leave(client, subscription, consumer)
-            self._left[name].discard(consumer)
-        if not self._left.get(name, True):
-            del self._left[name]
-
-    def left(self, subscription: Subscription, consumer: str) -> None:
-        """This consumer could not put back what it had: the next of its group is to do it."""
-        self._left.setdefault((subscription.topic, subscription.group), set()).add(consumer)
-
-    def gone(self, subscription: Subscription, place: bytes, held: Sequence[bytes]) -> None:
-        """The group is gone. It is to begin again after this place, and to get these again."""
-        self._gone[subscription.topic, subscription.group] = place, held
-
-    def resume(self, subscription: Subscription, place: bytes) -> None:
-        """Where an ephemeral group reads on after a lost connection."""
-        self._resume[subscription.topic, subscription.group] = place
+        consumers = self.left.get((topic, group), set())
+        for consumer in list(consumers):
+            await leave(client, group_keys(topic, group), group, consumer)
+            consumers.discard(consumer)
+        self.left.pop((topic, group), None)
 
     async def facts(self, question: "Question") -> "Facts":
         """How things are at the server."""

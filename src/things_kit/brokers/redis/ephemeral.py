@@ -116,4 +116,4 @@ class EphemeralReceiver:
         if self._lost:
             self._lost = False
             place = before(min(self._held, key=position)) if self._held else self._place
-            self._home.resume(self._subscription, place)
+            self._home.resume[self._subscription.topic, self._subscription.group] = place
