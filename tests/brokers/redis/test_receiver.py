@@ -445,7 +445,7 @@ async def test_trimming_removes_only_what_every_group_has_acknowledged(
         quick = Recorder()
         async with broker.consumer(topic, group="quick", handler=quick):
             await quick.until_done(1000, 10)
-            await broker.transmission.driver.tidy(topic)  # type: ignore[attr-defined]
+            await broker.transmission.driver.admin.tidy(topic)  # type: ignore[attr-defined]
         assert await client.xlen(topic) == 1000, "the group that has not read it still needs it"
         slow = Recorder()
         async with broker.consumer(topic, group="slow", handler=slow):
@@ -460,29 +460,29 @@ async def test_trimming_removes_only_what_every_group_has_acknowledged(
 
 
 async def test_trimming_spares_what_was_put_back(driver: RedisDriver, client: Any, topic: str) -> None:
-    driver._asking._retain = 0.0
+    driver.admin._retain = 0.0
     receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
     taken = await received(receiver, 500)
     await receiver.settle(taken[1:], [Release(taken[0], delay=3600, attempt=2)])
-    driver._asking._tidied.clear()
-    await driver.tidy(topic)
+    driver.admin._tidied.clear()
+    await driver.admin.tidy(topic)
     assert await client.xlen(topic) == 500
     await receiver.close()
 
 
 async def test_trimming_spares_what_is_being_handled(driver: RedisDriver, client: Any, topic: str) -> None:
-    driver._asking._retain = 0.0
+    driver.admin._retain = 0.0
     receiver = await collect(driver, Subscription(topic=topic, group="g"))
     await driver.send([Message(topic, b"%d" % n, id=str(n)) for n in range(500)])
     taken = await received(receiver, 500)
     await receiver.settle(taken[1:], [])
-    driver._asking._tidied.clear()
-    await driver.tidy(topic)
+    driver.admin._tidied.clear()
+    await driver.admin.tidy(topic)
     assert await client.xlen(topic) == 500
     await receiver.settle(taken[:1], [])
-    driver._asking._tidied.clear()
-    await driver.tidy(topic)
+    driver.admin._tidied.clear()
+    await driver.admin.tidy(topic)
     assert await client.xlen(topic) < 200
     await receiver.close()
 

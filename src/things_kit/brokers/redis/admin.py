@@ -102,15 +102,12 @@ class Admin:
         self._tidied[topic] = now + min(TIDY, max(1.0, self._retain / 10))
         try:
             with ERRORS.during(f"trimming {topic!r}"):
-                await self._trim(topic)
+                groups = await self._groups(topic)
+                keys = topic, *_of_groups(delayed_key, topic, groups)
+                oldest = max(0, round(1000 * (time.time() - self._retain)))
+                await scripts.TRIM(self._client, keys, f"{oldest}-0", *groups)
         except (ConnectionLost, ConfigError) as error:  # nothing that was asked for depends on it
             log.debug("%s", error)
-
-    async def _trim(self, topic: str) -> None:
-        groups = await self._groups(topic)
-        keys = topic, *_of_groups(delayed_key, topic, groups)
-        oldest = max(0, round(1000 * (time.time() - self._retain)))
-        await scripts.TRIM(self._client, keys, f"{oldest}-0", *groups)
 
 
 def _of_groups(key: Callable[[str, str], str], topic: str, groups: Sequence[bytes]) -> list[str]:

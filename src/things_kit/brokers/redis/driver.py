@@ -80,7 +80,7 @@ class RedisDriver:
 
     async def close(self) -> None:
         """Disconnect. Consumers that were cut off put their messages back first, if the server lets them."""
-        client, self.client = self.client, None
+        client, self.client, self._admin = self.client, None, None
         if client is None:
             return
         with contextlib.suppress(TimeoutError, ConnectionLost, ConfigError), ERRORS.during("closing"):
@@ -104,7 +104,8 @@ class RedisDriver:
         return self.client
 
     @property
-    def _asking(self) -> Admin:
+    def admin(self) -> Admin:
+        """Asks about topics and groups."""
         if self._admin is None:
             self._admin = Admin(self._opened, self._options.retain)
         return self._admin
@@ -114,22 +115,18 @@ class RedisDriver:
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create a stream without entries, and groups."""
         check_topic(topic)
-        await self._asking.declare(topic, groups)
+        await self.admin.declare(topic, groups)
 
     async def remove(self, topic: str, group: str | None = None) -> None:
         """Delete the stream, and what its groups have put back; with a group that one alone."""
         for kept in (self.left, self.gone, self.resume):
             for known in [each for each in kept if each[0] == topic and group in {None, each[1]}]:
                 del kept[known]
-        await self._asking.remove(topic, group)
+        await self.admin.remove(topic, group)
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What is not delivered yet, what is pending, and what was put back."""
-        return await self._asking.lag(topic, group)
-
-    async def tidy(self, topic: str) -> None:
-        """Trim the stream, if it is time."""
-        await self._asking.tidy(topic)
+        return await self.admin.lag(topic, group)
 
     # --- sending
 
@@ -181,11 +178,11 @@ class RedisDriver:
 
     async def topics(self) -> Sequence[str]:
         """All streams of the database."""
-        return await self._asking.topics()
+        return await self.admin.topics()
 
     async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Of each stream its groups."""
-        return {topic: await self._asking.groups(topic) for topic in topics}
+        return {topic: await self.admin.groups(topic) for topic in topics}
 
     # --- receiving
 
@@ -221,7 +218,10 @@ class RedisDriver:
         start = "$" if subscription.start == "latest" else "0"
         place, held = self.gone.get((topic, group), (start, ()))
         if isinstance(place, bytes):
-            place = await self._where_it_was(topic, place)
+            last_there = await self.admin.end(
+                topic
+            )  # it may be another stream by now, which has not come so far
+            place = place if last_there is not None and position(last_there) >= position(place) else b"0"
         found, *last = await scripts.JOIN(self._opened, keys, group, place, int(create), *held)
         if not last:
             what = f"topic {topic!r}" if found == b"topic" else f"group {group!r} of {topic!r}"
@@ -231,14 +231,9 @@ class RedisDriver:
         await scripts.SWEEP(self._opened, keys, group, CONSUMER, idle)
         return bytes(last[0])
 
-    async def _where_it_was(self, topic: str, place: bytes) -> bytes:
-        """A place in a stream, unless it is another stream by now, which has not come so far."""
-        last = await self._asking.end(topic)
-        return place if last is not None and position(last) >= position(place) else b"0"
-
     async def _place(self, subscription: Subscription) -> bytes:
         topic = subscription.topic
-        end = await self._asking.end(topic)
+        end = await self.admin.end(topic)
         if end is None:
             if not subscription.create:
                 raise ConfigError(f"there is no topic {topic!r}: declare it first")

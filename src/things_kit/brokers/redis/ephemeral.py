@@ -42,16 +42,11 @@ class EphemeralReceiver:
                 if due := self._due(limit):
                     inbox.put(due)
                     return
-                if await self._reading.call(lambda: self._bring(limit, ends)) or loop.time() >= ends:
+                if await self._reading.call(lambda: self._read(limit, ends)) or loop.time() >= ends:
                     return
         except ConnectionLost:
             self._lost = True
             raise
-
-    async def _bring(self, limit: int, ends: float) -> int:
-        deliveries = await self._read(limit, ends)
-        self._subscription.inbox.put(deliveries)
-        return len(deliveries)
 
     async def quiesce(self) -> None:
         """Return when no call is at the server."""
@@ -72,7 +67,7 @@ class EphemeralReceiver:
             due.append(Delivery(message, entry))
         return due
 
-    async def _read(self, limit: int, ends: float) -> Sequence[Delivery]:
+    async def _read(self, limit: int, ends: float) -> int:
         loop = asyncio.get_running_loop()
         command: list[Any] = ["XREAD", "COUNT", limit]
         until = min(ends, loop.time() + 1.0, self._back[0][0] if self._back else ends)
@@ -85,12 +80,13 @@ class EphemeralReceiver:
             answer = await self._reading.command(*command, "STREAMS", topic, self._place)
         self._block_until = 0.0
         if not answer:
-            return []
+            return 0
         [entries] = answer.values()
         self._place = entries[-1][0]
         deliveries = self._home.layout.unpack(topic, entries)
         self._held.update({delivery.token: delivery.message for delivery in deliveries})
-        return deliveries
+        self._subscription.inbox.put(deliveries)
+        return len(deliveries)
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Forget what is done; nobody else knew of it."""

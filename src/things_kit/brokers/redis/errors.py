@@ -2,30 +2,7 @@
 
 from typing import Any, Final
 
-from redis.exceptions import (
-    AuthenticationError,
-    AuthenticationWrongNumberOfArgsError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    MaxConnectionsError,
-    MovedError,
-    NoPermissionError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
-    TimeoutError as RedisTimeoutError,
-)
-
+from redis import exceptions
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.errors import ErrorTable, on, sentence
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -58,7 +35,9 @@ def _of_a_closed_connection(error: Any) -> bool:
 
 
 def _is_not_understood(error: Any) -> bool:
-    return isinstance(error, ResponseError) and any(words in str(error) for words in _NOT_UNDERSTOOD)
+    return isinstance(error, exceptions.ResponseError) and any(
+        words in str(error) for words in _NOT_UNDERSTOOD
+    )
 
 
 def _first_word(error: Any) -> str:
@@ -69,30 +48,32 @@ def _first_word(error: Any) -> str:
 ERRORS: Final = ErrorTable(
     "redis",
     on(
-        AuthenticationError, AuthenticationWrongNumberOfArgsError, AuthorizationError, "NOAUTH", "WRONGPASS",
+        exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError, exceptions.AuthorizationError,
+        "NOAUTH", "WRONGPASS",
         raises=ConfigError, says="{doing}: Redis does not accept this login: {said}",
     ),
     on(
-        OutOfMemoryError, "OOM", "MISCONF",
+        exceptions.OutOfMemoryError, "OOM", "MISCONF",
         raises=ConnectionLost, publishing=PublishError, says="{doing}: Redis takes no more: {said}",
     ),
     on(
-        RedisConnectionError, RedisTimeoutError, BusyLoadingError, ReadOnlyError, ClusterDownError, MasterDownError,
-        TryAgainError, MovedError, RedisClusterException, MaxConnectionsError, _of_a_closed_connection,
+        exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, exceptions.ReadOnlyError,
+        exceptions.ClusterDownError, exceptions.MasterDownError, exceptions.TryAgainError, exceptions.MovedError,
+        exceptions.RedisClusterException, exceptions.MaxConnectionsError, _of_a_closed_connection,
         "LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY", "UNBLOCKED", "MOVED", "ASK",
         raises=ConnectionLost,
     ),
-    on(NoPermissionError, "NOPERM", raises=ConfigError, says="{doing}: Redis does not let this user do that: {said}"),
+    on(exceptions.NoPermissionError, "NOPERM", raises=ConfigError, says="{doing}: Redis does not let this user do that: {said}"),
     on(
         "WRONGTYPE",
         raises=ConfigError, says="{doing}: there is a key of this name that is no stream; use another name",
     ),
     on(_is_not_understood, raises=ConfigError, says="{doing}: Redis refused: {said}"),
-    client=(RedisError, RedisClusterException, AttributeError, TypeError),
+    client=(exceptions.RedisError, exceptions.RedisClusterException, AttributeError, TypeError),
     code=_first_word,
 )  # fmt: skip
 
 
 def says(error: Exception, word: str) -> bool:
     """Whether the server's answer is this error, also where a script ran into it."""
-    return isinstance(error, ResponseError) and word in str(error)
+    return isinstance(error, exceptions.ResponseError) and word in str(error)

@@ -82,7 +82,7 @@ class RedisOptions(TLSOptions, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """A URL and its options. Its repr shows no password."""
+    """A URL and its options."""
 
     url: BrokerURL
     options: RedisOptions
@@ -102,12 +102,6 @@ class Settings(msgspec.Struct, frozen=True):
         check_tls(url, options, secure="rediss")
         return cls(url, options, database)
 
-    def __repr__(self) -> str:
-        return f"Settings({self.url!r})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:  # else rich prints every field
-        return [("url", self.url)]
-
     @property
     def addresses(self) -> Sequence[Address]:
         """Hosts and ports of the URL."""
@@ -122,21 +116,17 @@ class Settings(msgspec.Struct, frozen=True):
             "protocol": 3,
             "socket_timeout": self.options.timeout,
             "socket_connect_timeout": self.options.timeout,
-            **self._tls(),
         }
+        if self.url.scheme == "rediss":
+            options = self.options
+            arguments |= {
+                "ssl_ca_certs": options.ca,
+                "ssl_certfile": options.cert,
+                "ssl_keyfile": options.key,
+                "ssl_password": options.key_password.reveal() if options.key_password else None,
+                "ssl_check_hostname": options.check_hostname,
+            }
         return {name: value for name, value in arguments.items() if value is not None}
-
-    def _tls(self) -> dict[str, Any]:
-        if self.url.scheme != "rediss":
-            return {}
-        options = self.options
-        return {
-            "ssl_ca_certs": options.ca,
-            "ssl_certfile": options.cert,
-            "ssl_keyfile": options.key,
-            "ssl_password": options.key_password.reveal() if options.key_password else None,
-            "ssl_check_hostname": options.check_hostname,
-        }
 
     def pool(self, host: str, port: int) -> ConnectionPool:
         """Connections to one server. Nothing is retried below the engine, which does it within bounds."""
@@ -149,12 +139,14 @@ class Settings(msgspec.Struct, frozen=True):
         """Not yet connected."""
         ssl: dict[str, Any] = {"ssl": True} if self.url.scheme == "rediss" else {}
         if self.options.cluster:
+            if self.options.key_password:  # the client has no way to say it to a cluster
+                raise ConfigError(f"{self.url.display}: with cluster=true the key must not be encrypted")
             return RedisCluster(
                 startup_nodes=[ClusterNode(host, port) for host, port in self.addresses],
                 retry=Retry(ExponentialWithJitterBackoff(base=0.01, cap=0.1), 3),
                 max_connections=CONNECTIONS,
                 **ssl,
-                **self._without(self.connection(), "ssl_password"),
+                **self.connection(),
             )
         if self.options.sentinel:
             master: Redis = self._sentinels(ssl).master_for(
@@ -178,11 +170,6 @@ class Settings(msgspec.Struct, frozen=True):
         }
         sentinel: Any = Sentinel  # which has no annotations
         return sentinel([*self.addresses], sentinel_kwargs=own, **ssl, **self.connection())
-
-    def _without(self, arguments: dict[str, Any], name: str) -> dict[str, Any]:
-        if name in arguments:  # the client has no way to say it to a cluster
-            raise ConfigError(f"{self.url.display}: with cluster=true the key must not be encrypted")
-        return arguments
 
 
 def _database(url: BrokerURL) -> int:

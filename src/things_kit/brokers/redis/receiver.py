@@ -93,7 +93,7 @@ class RedisReceiver:
         loop = asyncio.get_running_loop()
         if loop.time() < self._look_at:
             return []
-        await self._home.tidy(self._topic)  # here, as nothing waits for it
+        await self._home.admin.tidy(self._topic)  # here, as nothing waits for it
         # Before the call: what is put back meanwhile may be due sooner
         self._look_at = loop.time() + self._look_every
         taken, self._cursor, due = await self._run(scripts.TAKE, self._lease, limit, self._cursor)
