@@ -14,7 +14,6 @@ pytest.importorskip("nats")
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-import nats
 from things_kit import (
     Broker,
     BrokerUnavailable,
@@ -54,26 +53,6 @@ DEAD = dict.fromkeys(
 async def broker(nats_server: NATSServer) -> AsyncIterator[Broker]:
     async with connect(nats_server.url + "?lease=2") as broker:
         yield broker
-
-
-@pytest.fixture
-async def client(nats_server: NATSServer) -> AsyncIterator[Client]:
-    client = await nats.connect(nats_server.url)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-def stream(client: Client) -> JetStreamContext:
-    return client.jetstream()
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    await broker.remove(name)
-    await broker.remove(f"{name}-dlq")
 
 
 # --- URLs and names

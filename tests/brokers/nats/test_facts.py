@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -10,7 +9,6 @@ pytest.importorskip("nats")
 
 from nats.js import JetStreamContext
 
-import nats
 from things_kit import Broker, Message, connect
 from things_kit.brokers.nats.facts import NEEDS, add_stream, group_facts, limits_of
 from things_kit.engine.conclusions import conclude
@@ -35,21 +33,6 @@ GROUP = {
 async def broker(nats_server: NATSServer) -> AsyncIterator[Broker]:
     async with connect(nats_server.url) as broker:
         yield broker
-
-
-@pytest.fixture
-async def stream(nats_server: NATSServer) -> AsyncIterator[JetStreamContext]:
-    client = await nats.connect(nats_server.url)
-    yield client.jetstream()
-    await client.close()
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    await broker.remove(name)
-    await broker.remove(f"{name}-dlq")
 
 
 def ill(findings: list[Finding]) -> list[tuple[str, str]]:

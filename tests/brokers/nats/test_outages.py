@@ -95,67 +95,6 @@ async def test_what_was_held_when_the_connection_broke_comes_again_without_waiti
             await broker.remove(topic)
 
 
-async def test_a_connection_that_falls_silent_is_replaced_and_what_is_published_meanwhile_goes_through(
-    nats_server: NATSServer,
-) -> None:
-    topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
-    async with Relay(nats_server.ports[0]) as relay, connect(nats_server.url) as outside:
-        async with (
-            connect(f"nats://127.0.0.1:{relay.port}") as broker,
-            broker.consumer(topic, group="g", handler=seen, dead_letter=None) as consumer,
-        ):
-            await broker.producer().publish(Message(topic, b"before"))
-            await seen.until_done(1, 10)
-            relay.half_open()
-            silent_since = asyncio.get_running_loop().time()
-            publishing = asyncio.create_task(broker.producer().publish(Message(topic, b"inside")))
-            await outside.producer().publish(Message(topic, b"outside"))
-            await seen.until_done(3, 30)
-            await publishing
-            assert asyncio.get_running_loop().time() - silent_since < 30
-            assert consumer.health().reason is None
-        await outside.remove(topic)
-
-
-async def test_an_idle_connection_that_falls_silent_is_noticed_by_a_consumer_alone(
-    nats_server: NATSServer,
-) -> None:
-    topic, seen = f"orders-{uuid4().hex[:10]}", Recorder()
-    async with Relay(nats_server.ports[0]) as relay, connect(nats_server.url) as outside:
-        async with (
-            connect(f"nats://127.0.0.1:{relay.port}") as broker,
-            broker.consumer(topic, group="g", handler=seen, dead_letter=None),
-        ):
-            relay.half_open()
-            await outside.producer().publish(Message(topic, b"outside"))
-            await seen.until_done(1, 30)
-        await outside.remove(topic)
-
-
-@pytest.mark.parametrize("how", ["frozen", "killed"])
-async def test_stop_and_close_end_in_time_though_the_server_does_not_answer(
-    own_nats: NATSServer, how: str
-) -> None:
-    topic, seen, loop = f"orders-{uuid4().hex[:10]}", Recorder(Gate()), asyncio.get_running_loop()
-    broker = connect(own_nats.url)
-    try:
-        await broker.open()
-        consumer = broker.consumer(topic, group="g", handler=seen, concurrency=4, drain_timeout=0.5)
-        await consumer.start()
-        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
-        await seen.until_began(4, 10)
-        await asyncio.to_thread(own_nats.pause if how == "frozen" else own_nats.kill)
-        begun = loop.time()
-        await consumer.stop()
-        assert loop.time() - begun < 0.5 + 5
-        closing = loop.time()
-        await broker.close()
-        assert loop.time() - closing < 4.5
-    finally:
-        own_nats.resume()
-        await asyncio.to_thread(own_nats.start)
-
-
 @pytest.mark.parametrize("how", ["stream deleted", "stream declared again", "group deleted"])
 async def test_a_consumer_and_a_producer_go_on_after_what_an_operator_deletes(
     nats_server: NATSServer, how: str

@@ -39,25 +39,6 @@ async def broker(nats_server: NATSServer) -> AsyncIterator[Broker]:
         yield broker
 
 
-@pytest.fixture
-async def client(nats_server: NATSServer) -> AsyncIterator[Client]:
-    client = await nats.connect(nats_server.url)
-    yield client
-    await client.close()
-
-
-@pytest.fixture
-def stream(client: Client) -> JetStreamContext:
-    return client.jetstream()
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    await broker.remove(name)
-
-
 def marking(receiver: Collecting) -> Marking:
     """The receiver that keeps marks."""
     assert isinstance(receiver.receiver, Marking)

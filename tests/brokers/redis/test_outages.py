@@ -13,11 +13,10 @@ from redis.asyncio import Redis
 
 from things_kit import Message, connect
 from things_kit.testing.conformance.processes import WorkerProcess
-from things_kit.testing.conformance.recorder import Gate, Recorder
+from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
-from things_kit.testing.servers.relay import Relay
 
 redis = shared(RedisServer, "redis")
 own_redis = own(RedisServer)
@@ -96,52 +95,6 @@ async def test_a_killed_server_and_a_killed_process_of_a_group_lose_nothing(
                 await worker.kill()
     twice = Counter(number for worker in workers for number in worker.history.ids("done"))
     assert sum(count - 1 for count in twice.values()) <= 400, "no more than what they had in flight, twice"
-
-
-async def test_a_connection_that_falls_silent_is_replaced_and_what_is_published_meanwhile_goes_through(
-    redis: RedisServer, topic: str
-) -> None:
-    seen, loop = Recorder(), asyncio.get_running_loop()
-    async with Relay(redis.port) as relay, connect(redis.url) as outside:
-        async with (
-            connect(f"redis://127.0.0.1:{relay.port}") as broker,
-            broker.consumer(topic, group="g", handler=seen, dead_letter=None) as consumer,
-        ):
-            await broker.producer().publish(Message(topic, b"before"))
-            await seen.until_done(1, 10)
-            relay.half_open()
-            since = loop.time()
-            publishing = asyncio.create_task(broker.producer().publish(Message(topic, b"inside")))
-            await outside.producer().publish(Message(topic, b"outside"))
-            await eventually(lambda: {b"inside", b"outside"} <= set(seen.values), 30)
-            await publishing
-            assert loop.time() - since < 30
-            assert consumer.health().reason is None
-        await outside.remove(topic)
-
-
-@pytest.mark.parametrize("how", ["frozen", "killed"])
-async def test_stop_and_close_end_in_time_though_the_server_does_not_answer(
-    own_redis: RedisServer, topic: str, how: str
-) -> None:
-    seen, loop = Recorder(Gate()), asyncio.get_running_loop()
-    broker = connect(own_redis.url)
-    try:
-        await broker.open()
-        consumer = broker.consumer(topic, group="g", handler=seen, concurrency=4, drain_timeout=0.5)
-        await consumer.start()
-        await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(20)])
-        await seen.until_began(4, 10)
-        await asyncio.to_thread(own_redis.pause if how == "frozen" else own_redis.kill)
-        begun = loop.time()
-        await consumer.stop()
-        assert loop.time() - begun < 0.5 + 5
-        closing = loop.time()
-        await broker.close()
-        assert loop.time() - closing < 4.5
-    finally:
-        own_redis.resume()
-        await asyncio.to_thread(own_redis.start)
 
 
 @pytest.mark.parametrize("how", ["deleted", "declared again", "group destroyed", "flushed"])

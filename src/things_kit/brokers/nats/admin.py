@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -63,39 +63,19 @@ REST: Final = 0.5
 deletes its files, and would delete those of a new one of that name, with what it has confirmed."""
 
 
-class Vanished:
-    """When topics that had a stream were first seen without one."""
-
-    def __init__(self) -> None:
-        self._missed: dict[str, float | None] = {}
-
-    def there(self, topic: str) -> None:
-        """It has a stream."""
-        self._missed[topic] = None
-
-    def removed(self, topic: str) -> None:
-        """Its stream was deleted, and the server has said that this is done."""
-        self._missed.pop(topic, None)
-
-    def missing(self, topic: str) -> None:
-        """It has no stream. Raises ConnectionLost while it is not to be made anew."""
-        if topic not in self._missed:
-            return
-        now = asyncio.get_running_loop().time()
-        missed = self._missed[topic] = self._missed[topic] or now
-        if now - missed < REST:
-            raise ConnectionLost(f"the stream of {topic!r} was deleted a moment ago")
+Missed: TypeAlias = dict[str, float | None]
+"""When topics that had a stream were first seen without one; None where it is there."""
 
 
 class Streams:
     """Asks JetStream through one connection. Every method raises ConnectionLost, and ConfigError for what is refused."""
 
     def __init__(
-        self, connection: Connection, options: NATSOptions, vanished: Vanished, errors: ErrorTable = ERRORS
+        self, connection: Connection, options: NATSOptions, missed: Missed, errors: ErrorTable = ERRORS
     ) -> None:
         self._connection = connection
         self._options = options
-        self._vanished = vanished
+        self._missed = missed
         self._errors = errors
 
     async def _ask(
@@ -131,21 +111,13 @@ class Streams:
     async def topics(self) -> list[str]:
         """All subjects that streams take, and of those with wildcards what was published."""
         found: list[str] = []
-        for stream in await self._streams():
+        for stream in await self._all("asking for all streams", "STREAM.LIST", "streams"):
             subjects: Sequence[str] = stream["config"].get("subjects") or ()
             if any({"*", ">"} & set(subject.split(".")) for subject in subjects):
                 info = await self.stream(stream["config"]["name"], ">") or {}
                 subjects = [*(info.get("state", {}).get("subjects") or ())]
             found += subjects
         return found
-
-    async def _streams(self) -> list[Info]:
-        found: list[Info] = []
-        while True:
-            page = await self._ask("asking for all streams", "STREAM.LIST", offset=len(found)) or {}
-            found += page.get("streams") or ()
-            if len(found) >= page.get("total", 0) or not page.get("streams"):
-                return found
 
     async def groups(self, topic: str) -> list[str]:
         """The groups of a topic, by the names that they were given here, else by those that they have."""
@@ -157,15 +129,22 @@ class Streams:
         """The stream of a topic, created if there is none. Raises ConnectionLost if there was one a moment ago."""
         found = await self.find(topic)
         if found is None:
-            self._vanished.missing(topic)
+            self._check_rest(topic)
             wanted = self._options.stream or escaped(topic)
             if self._options.stream and (there := await self.stream(wanted)):
                 await self._widen(wanted, there, topic)
             else:
                 await self._create(wanted, topic)
             found = wanted
-        self._vanished.there(topic)
+        self._missed[topic] = None
         return found
+
+    def _check_rest(self, topic: str) -> None:
+        if topic in self._missed:
+            now = asyncio.get_running_loop().time()
+            missed = self._missed[topic] = self._missed[topic] or now
+            if now - missed < REST:
+                raise ConnectionLost(f"the stream of {topic!r} was deleted a moment ago")
 
     async def _create(self, name: str, topic: str) -> None:
         options = self._options
@@ -203,7 +182,7 @@ class Streams:
         doing = f"removing {topic!r}"
         if info["config"].get("subjects") == [topic]:
             await self._ask(doing, f"STREAM.DELETE.{name}", fine=(STREAM_NOT_FOUND,))
-            self._vanished.removed(topic)
+            self._missed.pop(topic, None)  # the server has said that this is done
             return name
         for consumer in await self.consumers(name):
             if consumer["config"].get("filter_subject") == topic:
@@ -225,11 +204,15 @@ class Streams:
 
     async def consumers(self, stream: str) -> list[Info]:
         """All groups of a stream."""
+        return await self._all("asking for groups", f"CONSUMER.LIST.{stream}", "consumers")
+
+    async def _all(self, doing: str, where: str, what: str) -> list[Info]:
+        """All pages of a list."""
         found: list[Info] = []
         while True:
-            page = await self._ask("asking for groups", f"CONSUMER.LIST.{stream}", offset=len(found)) or {}
-            found += page.get("consumers") or ()
-            if len(found) >= page.get("total", 0) or not page.get("consumers"):
+            page = await self._ask(doing, where, offset=len(found)) or {}
+            found += page.get(what) or ()
+            if len(found) >= page.get("total", 0) or not page.get(what):
                 return found
 
     async def consumer(self, stream: str, name: str) -> Info | None:
@@ -247,29 +230,21 @@ class Streams:
         info = await self.consumer(stream, own)
         return None if info is None else Group(stream, own, info)
 
-    async def join(self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False) -> Group:
-        """The group of this topic's stream, both created if they are missing."""
-        return await self._join(await self.declare(topic), topic, group, start, ephemeral)
-
-    async def join_existing(self, topic: str, group: str, start: Start = "latest") -> Group:
-        """An ephemeral group of a topic that is there. Raises ConfigError if it is not."""
-        return await self._join(await self._stream_of(topic), topic, group, start, ephemeral=True)
-
-    async def _join(
-        self, stream: str, topic: str, group: str, start: Start | Place, ephemeral: bool
+    async def join(
+        self, topic: str, group: str, start: Start | Place, *, ephemeral: bool = False, create: bool = True
     ) -> Group:
+        """The group of this topic's stream, both created if they are missing.
+
+        Without `create` only an ephemeral group is. Raises ConfigError if something is missing then.
+        """
+        stream = await (self.declare(topic) if create else self._stream_of(topic))
         found = await self.group(stream, topic, group)
+        if found is None and not (create or ephemeral):
+            raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
         if found is None:
             begin = await self._begin(stream, topic, group, start)
             found = await self._found(stream, topic, group, begin, ephemeral)
-        return await self.checked(found, topic, change=True)
-
-    async def existing(self, topic: str, group: str) -> Group:
-        """The group of this topic's stream. Raises ConfigError if either is missing."""
-        found = await self.group(await self._stream_of(topic), topic, group)
-        if found is None:
-            raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
-        return await self.checked(found, topic, change=False)
+        return await self._checked(found, topic, change=create or ephemeral)
 
     async def _stream_of(self, topic: str) -> str:
         stream = await self.find(topic)
@@ -324,7 +299,7 @@ class Streams:
         doing = f"creating the consumer {name!r}"
         return await self._ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
 
-    async def checked(self, found: Group, topic: str, *, change: bool) -> Group:
+    async def _checked(self, found: Group, topic: str, *, change: bool) -> Group:
         """A group that we can receive as, with a lease no shorter than this URL's. Raises ConfigError for any other."""
         trouble = wrong_kind(found.config, topic)
         if trouble is None and not filters_of(found.config):

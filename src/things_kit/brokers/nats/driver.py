@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 from nats.aio.msg import Msg
 
-from things_kit.brokers.nats.admin import Streams, Vanished
+from things_kit.brokers.nats.admin import Missed, Streams
 from things_kit.brokers.nats.connection import Connection, Outgoing
 from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refused, confirmation
 from things_kit.brokers.nats.marks import Marks
@@ -60,7 +60,7 @@ class NATSDriver:
         self._connecting = asyncio.Lock()
         self._closed = False
         self._past = Past()
-        self._vanished = Vanished()
+        self._missed: Missed = {}
         self._publishes = PublishIds()
         self._by_id = settings.options.deduplicate == "id"
         self._envelope = envelope()
@@ -87,7 +87,7 @@ class NATSDriver:
     async def open(self) -> None:
         """Connect, and see that JetStream is there."""
         connection = await self._connected()
-        await Streams(connection, self._settings.options, self._vanished, OPENING).account()
+        await Streams(connection, self._settings.options, self._missed, OPENING).account()
         self._set_capabilities(connection.max_payload)
 
     async def close(self) -> None:
@@ -130,7 +130,7 @@ class NATSDriver:
         return self._streams_over(await self._connected())
 
     def _streams_over(self, connection: Connection) -> Streams:
-        return Streams(connection, self._settings.options, self._vanished)
+        return Streams(connection, self._settings.options, self._missed)
 
     # --- topics
 
@@ -231,15 +231,12 @@ class NATSDriver:
         check_topic(topic)
         connection = await self._connected()
         streams = self._streams_over(connection)
-        if subscription.create:
-            await self.declare(topic, ())
-            start = self._past.places.get((topic, group), subscription.start)
-            found = await streams.join(topic, group, start, ephemeral=subscription.ephemeral)
-        elif subscription.ephemeral:
+        start = self._past.places.get((topic, group), subscription.start)
+        if subscription.ephemeral and not subscription.create:
             start = "earliest" if subscription.past else "latest"
-            found = await streams.join_existing(topic, group, start)
-        else:
-            found = await streams.existing(topic, group)
+        found = await streams.join(
+            topic, group, start, ephemeral=subscription.ephemeral, create=subscription.create
+        )
         receiver = NATSReceiver(connection, self._settings, streams, subscription, found, self._past)
         await receiver.begin()
         return receiver

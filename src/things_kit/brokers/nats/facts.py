@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from things_kit.brokers.nats.admin import SECOND, Info, Streams, Vanished, wrong_kind
+from things_kit.brokers.nats.admin import SECOND, Info, Streams, wrong_kind
 from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.marks import STREAM as MARKS
 from things_kit.brokers.nats.marks import SUBJECT
@@ -27,7 +27,7 @@ NEEDS: Final = (Need((2, 9), "this driver is not tested on it", "warning"),)
 
 async def facts_of(connection: Connection, settings: Settings, question: Question) -> Facts:
     """The server, then the topic, its dead letter and the group. Raises ConnectionLost."""
-    streams, subject = Streams(connection, settings.options, Vanished()), settings.url.display
+    streams, subject = Streams(connection, settings.options, {}), settings.url.display
     facts = Facts(servers=[Server(subject, "NATS", connection.version, NEEDS)])
     with facts.looking("account"):
         facts.limits += limits_of(subject, await streams.account())

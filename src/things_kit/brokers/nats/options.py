@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -70,7 +70,7 @@ class NATSOptions(TLSOptions, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """A URL, understood. Its repr shows no secret."""
+    """A URL, understood."""
 
     url: BrokerURL
     options: NATSOptions
@@ -83,12 +83,6 @@ class Settings(msgspec.Struct, frozen=True):
         options = url.options(NATSOptions)
         check_tls(url, options)
         return cls(url, options, servers)
-
-    def __repr__(self) -> str:
-        return f"Settings({self.url.display!r})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("url", self.url.display)]
 
     @property
     def encrypted(self) -> bool:

@@ -13,7 +13,6 @@ from things_kit.messaging.errors import ConfigError, MessageTooLarge
 AWAY: Final = (
     exceptions.Aborted,
     exceptions.Cancelled,
-    exceptions.DeadlineExceeded,
     exceptions.GatewayTimeout,
     exceptions.InternalServerError,
     exceptions.RetryError,
@@ -24,10 +23,8 @@ AWAY: Final = (
 
 WRONG: Final = (
     exceptions.AlreadyExists,
-    exceptions.FailedPrecondition,
-    exceptions.InvalidArgument,
+    exceptions.BadRequest,
     exceptions.MethodNotImplemented,
-    exceptions.OutOfRange,
 )
 """What was asked for cannot be had, however often it is asked for."""
 

@@ -65,7 +65,7 @@ class PubSubOptions(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """A URL, understood. Its repr shows no secret."""
+    """A URL, understood."""
 
     url: BrokerURL
     project: str
@@ -87,9 +87,6 @@ class Settings(msgspec.Struct, frozen=True):
                 f"{url.display}: option 'lease': the service takes no less than {SHORTEST_LEASE} seconds"
             )
         return cls(url, url.hosts[0], options)
-
-    def __repr__(self) -> str:
-        return f"Settings({self.url.display!r})"
 
     @property
     def host(self) -> str:
