@@ -8,8 +8,8 @@ from things_kit.brokers.sqlite.admin import leave, renew
 from things_kit.brokers.sqlite.lending import Page, waiting
 from things_kit.brokers.sqlite.settling import Give, mark, settle
 from things_kit.brokers.sqlite.store import Member
-from things_kit.brokers.sqlite.wire import attempts_of, offsets_of, unpack
-from things_kit.brokers.sqlite.worker import Worker, ignore_failure
+from things_kit.brokers.sqlite.wire import unpack
+from things_kit.brokers.sqlite.worker import Request, Worker
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import Delivery, Inbox, Release
 
@@ -23,30 +23,25 @@ class SQLiteReceiver:
         self._worker = worker
         self._inbox = inbox
         self._member = member
-        self._abandoned: asyncio.Future[Page | None] | None = None
+        self._request: Request | None = None
 
     async def fetch(self, limit: int, wait: float) -> None:
-        """Up to `limit` messages, as soon as there is one."""
-        await self.quiesce()
-        request = self._worker.request(self._member, limit, wait)
-        try:
-            page = await asyncio.shield(request.future)
-        except asyncio.CancelledError:
-            self._abandoned = request.future
-            request.abandoned = True
-            request.future.add_done_callback(self._give_back)
-            self._worker.nudge()
-            raise
+        """Up to `limit` messages, as soon as there is one; or what a call that was cancelled asked for."""
+        request = self._request = self._request or self._worker.request(self._member, limit, wait)
+        await asyncio.wait({request.future})
+        self._request = None
+        page: Page | None = request.future.result()
         if page is not None:
             deliveries = unpack(self._member.subscription.topic, page)
             self._member.held += len(deliveries)
-            self._inbox.put(deliveries)
+            self._inbox.put(deliveries)  # what it refuses goes back when this closes
 
     async def quiesce(self) -> None:
-        """Wait until what a cancelled call took is on its way back, or a lane would be out of order."""
-        if self._abandoned is not None:
-            await asyncio.wait([self._abandoned])
-            self._abandoned = None
+        """End a call that was cancelled; what it has taken is in the inbox."""
+        if self._request is not None:
+            self._request.abandoned = True
+            self._worker.nudge()
+            await self.fetch(0, 0.0)
 
     async def overdue(self) -> int | None:
         """What nobody has, and is due, in lanes that nobody has."""
@@ -88,14 +83,3 @@ class SQLiteReceiver:
         member.closed = True
         self._worker.forget(member)
         await self._worker.write(lambda store: leave(store, member))
-
-    def _give_back(self, future: asyncio.Future[Page | None]) -> None:
-        """A cancelled call's messages return to the group, as if it had not taken them."""
-        page = None if future.cancelled() or future.exception() else future.result()
-        if page is None or self._member.closed or self._worker.stopping:
-            return
-        now, member = steady(), self._member
-        offsets = offsets_of(page)
-        attempts = attempts_of(page, len(offsets))
-        back = [(offset, now, attempt, False) for offset, attempt in zip(offsets, attempts, strict=True)]
-        ignore_failure(self._worker.write(lambda store: settle(store, member, [], back), durable=False))

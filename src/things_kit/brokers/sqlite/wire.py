@@ -31,7 +31,8 @@ def pack(message: Message, now: int) -> Row:
 
 def unpack(topic: str, page: Page) -> list[Delivery]:
     """The deliveries of a page, in its order."""
-    offsets = offsets_of(page)
+    offsets = _numbers(page.offsets)
+    attempts = [1] * len(offsets) if page.attempts is None else _numbers(page.attempts)
     deliveries = [
         Delivery(Message(topic, value, key, headers, None, offset, timestamp, number, attempt), offset)
         for offset, key, value, headers, timestamp, number, attempt in zip(
@@ -41,7 +42,7 @@ def unpack(topic: str, page: Page) -> list[Delivery]:
             _headers(page.headers),
             _times(page.times),
             _texts(page.ids),
-            attempts_of(page, len(offsets)),
+            attempts,
             strict=True,
         )
     ]
@@ -49,11 +50,6 @@ def unpack(topic: str, page: Page) -> list[Delivery]:
         for delivery, suspect in zip(deliveries, _numbers(page.suspects), strict=True):
             delivery.suspect = suspect
     return deliveries
-
-
-def attempts_of(page: Page, count: int) -> list[int]:
-    """The attempts of its messages, in order."""
-    return [1] * count if page.attempts is None else _numbers(page.attempts)
 
 
 def _slices(joined: bytes | None, lengths: list[int | None]) -> list[Any]:
@@ -64,8 +60,3 @@ def _slices(joined: bytes | None, lengths: list[int | None]) -> list[Any]:
     if None in lengths:
         return [None if length is None else part for length, part in zip(lengths, parts, strict=True)]
     return parts
-
-
-def offsets_of(page: Page) -> list[int]:
-    """The offsets of its messages, in order."""
-    return _numbers(page.offsets)
