@@ -20,9 +20,17 @@ from typer.testing import CliRunner
 
 from tests.brokers.kafka.test_secure import SECRET, secure
 from things_kit.brokers.kafka import facts as facts_module
-from things_kit.brokers.kafka.admin import Admin
-from things_kit.brokers.kafka.facts import PROTOCOLS, Copies, add_cluster, add_topic, facts_of
-from things_kit.brokers.kafka.members import REBALANCING, Group, Member, Place, add_group
+from things_kit.brokers.kafka.admin import Admin, Place
+from things_kit.brokers.kafka.facts import (
+    PROTOCOLS,
+    REBALANCING,
+    Copies,
+    Group,
+    add_cluster,
+    add_group,
+    add_topic,
+    facts_of,
+)
 from things_kit.brokers.kafka.options import Settings
 from things_kit.cli.app import app
 from things_kit.engine.conclusions import conclude
@@ -470,7 +478,7 @@ def test_a_dead_letter_with_less_of_everything_is_warned_of() -> None:
 def test_what_is_finished_out_of_order_neither_waits_nor_is_lost() -> None:
     place = Place(0, start=4, end=10, committed=2, metadata=encode(2, [(3, 6), (8, 9)]))
     assert (place.lost, place.waiting) == (1, 3)
-    assert "error" in of_group(Group("g", ConsumerGroupState.EMPTY, []), place)
+    assert "error" in of_group(Group("g", ConsumerGroupState.EMPTY), place)
 
 
 def of_group(group: Group, *places: Place) -> list[str]:
@@ -480,8 +488,7 @@ def of_group(group: Group, *places: Place) -> list[str]:
 
 
 def test_a_partition_that_nobody_has_is_stuck_only_while_something_waits() -> None:
-    members = [Member(frozenset({0}), idle=False)]
-    group = Group("g", ConsumerGroupState.STABLE, members)
+    group = Group("g", ConsumerGroupState.STABLE, 1, frozenset({0}))
     assert of_group(group, Place(0, 0, 9, 1), Place(1, 0, 9, 1)) == ["error"]
     assert of_group(group, Place(0, 0, 9, 1), Place(1, 0, 9, 9)) == ["ok"]
 

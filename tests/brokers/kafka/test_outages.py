@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
 pytest.importorskip("confluent_kafka")
+
+from confluent_kafka import TopicPartition
 
 from things_kit import Broker, BrokerUnavailable, Message, connect
 from things_kit.brokers.kafka import receiver
@@ -228,17 +229,17 @@ async def test_a_partition_that_stands_still_is_noticed_and_opened_anew(
 ) -> None:
     """The client's own state lost on purpose: it takes a partition for paused, and says that it is well."""
     members: list[receiver.KafkaReceiver] = []
-    assigned = receiver.KafkaReceiver._on_assign
+    pause = receiver.KafkaReceiver._pause
 
-    def assigning(self: receiver.KafkaReceiver, consumer: Any, partitions: list[Any]) -> None:
-        assigned(self, consumer, partitions)
-        if partitions and not members:
+    def resuming(self: receiver.KafkaReceiver, paused: bool) -> None:
+        pause(self, paused)
+        if not members:
             members.append(self)
-            consumer.pause(partitions[:1])
+            self._consumer.pause([TopicPartition(topic, 0)])
 
     monkeypatch.setattr(receiver, "PATIENCE", PATIENCE)  # or it may be resumed with all the others
-    monkeypatch.setattr(receiver.KafkaReceiver, "_on_assign", assigning)
-    monkeypatch.setattr("things_kit.brokers.kafka.progress.INTERVAL", 0.5)
+    monkeypatch.setattr(receiver.KafkaReceiver, "_pause", resuming)
+    monkeypatch.setattr("things_kit.brokers.kafka.receiver.INTERVAL", 0.5)
     async with connect(f"{kafka.url}?partitions=3&session_timeout=3") as broker:
         handler = Handler()
         async with broker.consumer(topic, group=topic, handler=handler, dead_letter=None):

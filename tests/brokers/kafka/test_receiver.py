@@ -293,7 +293,7 @@ async def test_a_consumer_that_stands_by_is_well(
 
     def hearing(self: standing.Standing, text: str) -> None:
         hear(self, text)
-        heard.append(self.out)
+        heard.append(self.out.seconds)
 
     monkeypatch.setattr(standing.Standing, "heard", hearing)
     group = f"billing-{topic}"
@@ -413,9 +413,10 @@ async def test_partitions_that_left_a_full_consumer_go_on_when_it_gets_them_back
     full, slow = threading.Event(), True
     pause = receiver.KafkaReceiver._pause
 
-    def pausing(self: receiver.KafkaReceiver, consumer: Consumer, paused: bool) -> None:
-        pause(self, consumer, paused)
-        full.set()
+    def pausing(self: receiver.KafkaReceiver, paused: bool) -> None:
+        pause(self, paused)
+        if paused:
+            full.set()
 
     async def work(_: Message) -> None:
         await asyncio.sleep(0.2 if slow else 0)

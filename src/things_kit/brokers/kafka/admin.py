@@ -6,10 +6,11 @@ may have forgotten its last broker (see `standing`), and a new one begins at the
 
 import asyncio
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
+import msgspec
 from confluent_kafka import (
     OFFSET_INVALID,
     ConsumerGroupTopicPartitions,
@@ -36,10 +37,10 @@ from things_kit.brokers.kafka.errors import (
     away,
     error_of,
     unanswered,
-    unknown,
 )  # fmt: skip
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.parting import part, parted
+from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.offsets import decode
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.messaging.errors import ConfigError
@@ -69,77 +70,64 @@ EVERYWHERE: Final = "__consumer_offsets"
 """The topic in which Kafka itself keeps the groups' places."""
 
 _Spec: Any = OffsetSpec  # which has no annotations
-_EARLIEST: Final[Any] = _Spec.earliest()
-_LATEST: Final[Any] = _Spec.latest()
 
 
-class _Held:
+class Place(msgspec.Struct, frozen=True):
+    """How far a group is in a partition: `committed` is None before its first commit."""
+
+    partition: int
+    start: int
+    end: int
+    committed: int | None = None
+    metadata: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Offsets that are not finished and still there."""
+        return self._unfinished(self.start, self.end)
+
+    @property
+    def lost(self) -> int:
+        """Offsets that were not finished and are deleted."""
+        return 0 if self.committed is None else self._unfinished(0, self.start)
+
+    def _unfinished(self, start: int, end: int) -> int:
+        committed = self.start if self.committed is None else self.committed
+        begin = max(start, committed)
+        done = (
+            max(0, min(stop, end) - max(first, begin)) for first, stop in decode(committed, self.metadata)
+        )
+        return max(0, end - begin - sum(done))
+
+
+class _Client:
     """The one reference to a client: what is asked, and the errors that keep what was asked, know only this.
 
     Whoever drops the last reference to a client waits for its end. So that is a thread of its own, and never the loop.
     """
 
-    def __init__(self, client: AdminClient) -> None:
-        self._clients = [client]
-        self._why: KafkaError | None = None
+    def __init__(self, settings: Settings) -> None:
+        self._clients: list[Any] = [settings.created(AdminClient, settings.common(), error_cb=self._on_error)]
+        self._refused: KafkaError | None = None
+        self._unreachable: KafkaError | None = None
+        self._all_down = False
 
     @property
     def client(self) -> Any:
-        """Raises KafkaException once it is to end: why it is."""
+        """Raises KafkaException once it is to end."""
         if not self._clients:
-            raise KafkaException(self._why) if self._why is not None else away("it was closed")
+            raise self.reason or away("the client was replaced, or closed")
         return self._clients[0]
-
-    def fails(self, error: Exception) -> None:
-        """It is to end because of this, which also those are told who still ask it."""
-        if isinstance(error.__cause__, KafkaException):
-            self._why = error_of(error.__cause__)
 
     def end(self) -> None:
         """Let it go. Blocks."""
         clients, self._clients = self._clients, []
         clients.clear()
 
-
-class Admin:
-    """The driver's questions to the cluster. All methods raise ConnectionLost or ConfigError, and can be cancelled."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._held: _Held | None = None
-        self._refused: KafkaError | None = None
-        self._unreachable: KafkaError | None = None
-        self._all_down = False
-        self._is_away = False
-
-    def open(self) -> None:
-        """Have a client. Raises ConfigError if librdkafka refuses a property."""
-        if self._held is None:
-            settings = self._settings
-            self._held = _Held(settings.created(AdminClient, settings.common(), error_cb=self._on_error))
-
-    @property
-    def client(self) -> AdminClient:
-        """Raises ConfigError while it is closed."""
-        client: AdminClient = self._here().client
-        return client
-
-    def _here(self) -> _Held:
-        if self._held is None:
-            raise ConfigError(f"{self._settings.url.display} is not open")
-        return self._held
-
-    async def close(self) -> None:
-        """End the client, in bounded time."""
-        held, self._held = self._held, None
-        if held is not None:
-            await parted(held.end, "admin close")
-
-    def _replace(self, held: _Held) -> None:
-        if held is self._held:
-            self._held = None
-            part(held.end, "admin end")
-            self.open()
+    def begin(self) -> None:
+        """Something is asked anew: what it says of the past concerns nobody."""
+        self.client.poll(0)
+        self._refused, self._unreachable, self._all_down = None, None, False
 
     def _on_error(self, error: KafkaError) -> None:
         """What stands behind "timed out": called by librdkafka inside of `poll`."""
@@ -150,9 +138,60 @@ class Admin:
         elif error.code() in UNREACHABLE:
             self._unreachable = error
 
-    def _reason(self) -> KafkaException | None:
+    @property
+    def reason(self) -> KafkaException | None:
+        """Why there is no answer, if it has said so."""
         found = self._refused or self._unreachable
         return None if found is None else KafkaException(found)
+
+    async def answer(self, future: "Future[Any]", within: float) -> Any:
+        """The answer, or the KafkaException that is one. Raises where there is none."""
+        answer, loop = asyncio.wrap_future(future), asyncio.get_running_loop()
+        answer.add_done_callback(_heard)
+        ends = loop.time() + within + 1.0  # librdkafka ends it in time; if not, we do
+        while not answer.done():
+            await asyncio.wait({answer}, timeout=EVENTS)
+            self.client.poll(0)
+            if answer.done():
+                break
+            if self._refused is not None or self._all_down:
+                raise self.reason or away("no broker can be reached")
+            if loop.time() > ends:
+                raise away("no answer")
+        error = answer.exception()
+        if error is not None and not isinstance(error, KafkaException):
+            raise error
+        return error or answer.result()
+
+
+class Admin:
+    """The driver's questions to the cluster. All methods raise ConnectionLost or ConfigError, and can be cancelled."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._current: _Client | None = None
+        self._is_away = False
+
+    def open(self) -> None:
+        """Have a client. Raises ConfigError if librdkafka refuses a property."""
+        if self._current is None:
+            self._current = _Client(self._settings)
+
+    @property
+    def client(self) -> Any:
+        """Raises ConfigError while it is closed."""
+        return self._here().client
+
+    def _here(self) -> _Client:
+        if self._current is None:
+            raise ConfigError(f"{self._settings.url.display} is not open")
+        return self._current
+
+    async def close(self) -> None:
+        """End the client, in bounded time."""
+        current, self._current = self._current, None
+        if current is not None:
+            await parted(current.end, "admin close")
 
     # --- asking
 
@@ -160,50 +199,28 @@ class Admin:
         self, doing: str, call: Callable[[Any], Mapping[KeyT, "Future[ResultT]"]], within: float = ANSWER
     ) -> dict[KeyT, ResultT | KafkaException]:
         """Every answer, or why there is none. Raises for what concerns the client, not what was asked for."""
-        held = self._here()
-        held.client.poll(0)  # what it says of the past concerns nobody
-        self._refused, self._unreachable, self._all_down = None, None, False
+        current = self._here()
         try:
             with ERRORS.during(doing):
-                asked = call(held.client)
-                answers: dict[KeyT, ResultT | KafkaException] = {}
-                for key, future in asked.items():
-                    answers[key] = await self._answer(held, future, within)
-                lost = [
-                    each
-                    for each in answers.values()
-                    if isinstance(each, KafkaException) and unanswered(error_of(each))
-                ]
-                if lost:
-                    raise self._reason() or lost[0]
+                current.begin()
+                asked = call(current.client)
+                answers = {key: await current.answer(future, within) for key, future in asked.items()}
+                for each in answers.values():
+                    if isinstance(each, KafkaException) and unanswered(error_of(each)):
+                        raise current.reason or each
         except Exception as error:
-            held.fails(error)
-            self._replace(held)
-            self._went_away(error)
+            if not self._is_away and isinstance(error, ConnectionLost):
+                self._is_away = True
+                log.warning("%s: the broker is away: %s", self._settings.url.display, error)
+            if current is self._current:
+                self._current = None
+                part(current.end, "admin end")
+                self.open()
             raise
-        self._is_back()
+        if self._is_away:
+            self._is_away = False
+            log.info("%s: the broker is back", self._settings.url.display)
         return answers
-
-    async def _answer(self, held: _Held, future: "Future[Any]", within: float) -> ResultT | KafkaException:
-        answer = asyncio.wrap_future(future)
-        answer.add_done_callback(_heard)
-        ends = asyncio.get_running_loop().time() + within + 1.0  # librdkafka ends it in time; if not, we do
-        while not answer.done():
-            await asyncio.wait({answer}, timeout=EVENTS)
-            held.client.poll(0)
-            if answer.done():
-                break
-            if self._refused is not None or self._all_down:
-                raise self._reason() or away("no broker can be reached")
-            if asyncio.get_running_loop().time() > ends:
-                raise away("no answer")
-        error = answer.exception()
-        if error is None:
-            found: ResultT = answer.result()
-            return found
-        if isinstance(error, KafkaException):
-            return error
-        raise error
 
     async def _ask_one(
         self,
@@ -221,15 +238,10 @@ class Admin:
         with ERRORS.during(doing):
             raise answer
 
-    def _went_away(self, error: Exception) -> None:
-        if not self._is_away and not isinstance(error, ConfigError):
-            self._is_away = True
-            log.warning("%s: the broker is away: %s", self._settings.url.display, error)
-
-    def _is_back(self) -> None:
-        if self._is_away:
-            self._is_away = False
-            log.info("%s: the broker is back", self._settings.url.display)
+    async def _listed(self, doing: str, *topic: str) -> Any:
+        client = self.client
+        with ERRORS.during(doing):
+            return await asyncio.to_thread(client.list_topics, *topic, timeout=ANSWER)
 
     async def ping(self) -> None:
         """Ask any broker about a topic that every cluster has; that it answers is enough.
@@ -243,10 +255,7 @@ class Admin:
 
     async def brokers(self) -> Sequence[int]:
         """The ids of those that take part. They are not described, see `ping`."""
-        client: Any = self._here().client
-        with ERRORS.during("asking the cluster for its brokers"):
-            known = await asyncio.to_thread(client.list_topics, EVERYWHERE, timeout=ANSWER)
-        return sorted(known.brokers)
+        return sorted((await self._listed("asking the cluster for its brokers", EVERYWHERE)).brokers)
 
     # --- topics
 
@@ -256,31 +265,8 @@ class Admin:
 
     async def topics(self) -> list[str]:
         """All but Kafka's own."""
-        client: Any = self._here().client
-        with ERRORS.during("asking for all topics"):
-            known = await asyncio.to_thread(client.list_topics, timeout=ANSWER)
+        known = await self._listed("asking for all topics")
         return [topic for topic in known.topics if not topic.startswith("__")]
-
-    async def groups(self, topics: Sequence[str]) -> dict[str, list[str]]:
-        """The groups that have a place in each of these topics, or members who read it."""
-        doing = "asking for all groups"
-        listed = await self._ask_one(
-            doing, lambda client: {"": client.list_consumer_groups(request_timeout=ANSWER)}
-        )
-        known = sorted(each.group_id for each in (listed.valid if listed else ()))
-        described = (
-            await self._ask(doing, lambda client: client.describe_consumer_groups(known)) if known else {}
-        )
-        found: dict[str, list[str]] = {topic: [] for topic in topics}
-        for group in known:
-            places = await self._places(ConsumerGroupTopicPartitions(group))
-            members = getattr(described.get(group), "members", ())  # an exception has none
-            held = [
-                part for member in members if member.assignment for part in member.assignment.topic_partitions
-            ]
-            for topic in {each.topic for each in (*places, *held)} & found.keys():
-                found[topic].append(group)
-        return found
 
     async def _described(self, topic: str, doing: str, within: float, missing: Container[int]) -> Any:
         """Unlike list_topics() of a name this never creates one."""
@@ -293,7 +279,7 @@ class Admin:
         """Create a topic that is missing. What is in one that is to be `kept` is not cleaned by options of the URL."""
         if await self._is_led(topic):
             return
-        options = self._settings.options
+        options, doing = self._settings.options, f"declaring {topic!r}"
         new = NewTopic(
             topic,
             num_partitions=options.partitions,
@@ -301,12 +287,12 @@ class Admin:
             config=self._settings.topic_settings(kept=kept),
         )
         await self._ask_one(
-            f"declaring {topic!r}",
+            doing,
             lambda client: client.create_topics([new], operation_timeout=VISIBLE, request_timeout=VISIBLE),
             VISIBLE,
             {KafkaError.TOPIC_ALREADY_EXISTS},
         )
-        await self._until(topic, True, f"the topic {topic!r} has no leaders yet")
+        await self._until(self._is_led, topic, doing, "it has no leaders yet")
 
     async def _is_led(self, topic: str) -> bool:
         """Whether the topic is there, and every partition has a leader that takes messages."""
@@ -315,51 +301,46 @@ class Admin:
             each.leader is not None for each in found.partitions
         )  # fmt: skip
 
-    async def _until(self, topic: str, there: bool, otherwise: str) -> None:
+    async def _is_gone(self, topic: str) -> bool:
+        return await self.topic(topic) is None
+
+    async def _until(
+        self, so: Callable[[str], Awaitable[bool]], topic: str, doing: str, otherwise: str
+    ) -> None:
         loop = asyncio.get_running_loop()
         ends = loop.time() + VISIBLE
-        while (await self._is_led(topic) if there else await self.topic(topic) is None) is False:
+        while not await so(topic):
             if loop.time() > ends:
-                with ERRORS.during(f"declaring {topic!r}" if there else f"removing {topic!r}"):
+                with ERRORS.during(doing):
                     raise away(otherwise)
             await asyncio.sleep(LOOK)
 
     async def remove(self, topic: str) -> None:
         """Delete a topic; Kafka forgets the offsets that groups have committed for it."""
+        doing = f"removing {topic!r}"
         await self._ask_one(
-            f"removing {topic!r}",
+            doing,
             lambda client: client.delete_topics([topic], operation_timeout=VISIBLE, request_timeout=VISIBLE),
             VISIBLE,
             UNKNOWN,
         )
-        await self._until(topic, False, f"the topic {topic!r} is not gone yet")
+        await self._until(self._is_gone, topic, doing, "it is not gone yet")
 
-    async def settings(self, kind: Any, name: str) -> Mapping[str, str]:
-        """Those of a topic or broker."""
+    async def settings(self, kind: Any, name: str, missing: Container[int] = ()) -> Mapping[str, str]:
+        """Those of a topic or broker; none for one of the errors that say it is missing."""
         asked = [ConfigResource(kind, name)]
         answer: Mapping[str, Any] | None = await self._ask_one(
             f"asking for the settings of {name!r}",
             lambda client: client.describe_configs(asked, request_timeout=ANSWER),
+            missing=missing,
         )
         return {entry.name: entry.value for entry in (answer or {}).values() if entry.value is not None}
 
-    async def largest(self, topics: Iterable[str]) -> dict[str, int | None]:
-        """`max.message.bytes` of topics that are there; None where we may not know."""
-        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
-        doing = "asking for the settings of topics"
-        answers = await self._ask(
-            doing, lambda client: client.describe_configs(resources, request_timeout=ANSWER)
-        )
-        largest: dict[str, int | None] = {}
-        for resource, answer in answers.items():
-            if not isinstance(answer, KafkaException):
-                largest[resource.name] = int(answer["max.message.bytes"].value)
-            elif error_of(answer).code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                largest[resource.name] = None
-            elif not unknown(error_of(answer)):
-                with ERRORS.during(doing):
-                    raise answer
-        return largest
+    async def largest(self, topic: str) -> int | None:
+        """`max.message.bytes` of a topic; None where we may not know, or there is none."""
+        unknown = (*UNKNOWN, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        found = (await self.settings(ConfigResource.Type.TOPIC, topic, unknown)).get("max.message.bytes")
+        return None if found is None else int(found)
 
     # --- groups
 
@@ -378,38 +359,52 @@ class Admin:
             missing=MISSING,
         )
 
+    async def groups(self, topics: Sequence[str]) -> dict[str, list[str]]:
+        """The groups that have a place in each of these topics, or members who read it."""
+        doing = "asking for all groups"
+        listed = await self._ask_one(
+            doing, lambda client: {"": client.list_consumer_groups(request_timeout=ANSWER)}
+        )
+        known = sorted(each.group_id for each in (listed.valid if listed else ()))
+        described = (
+            await self._ask(doing, lambda client: client.describe_consumer_groups(known)) if known else {}
+        )
+        found: dict[str, list[str]] = {topic: [] for topic in topics}
+        for group in known:
+            members = getattr(described.get(group), "members", ())  # an exception has none
+            held = [each for member in members for each in assigned(member)]
+            committed = await self._committed(ConsumerGroupTopicPartitions(group))
+            for topic in {each.topic for each in (*committed, *held)} & found.keys():
+                found[topic].append(group)
+        return found
+
     async def remove_group(self, topic: str, group: str) -> None:
         """Have the group forget its places in the topic, and whatever else it has if that is of retries alone.
 
         There is no way to take single places out of a group that goes on with other topics: there it begins anew.
         """
         doing = f"removing the group {group!r} of {topic!r}"
-        places = await self._places(ConsumerGroupTopicPartitions(group))
+        places = await self._committed(ConsumerGroupTopicPartitions(group))
         if {each.topic for each in places} <= {topic, *retry_topics(topic, group)}:
             await self._ask_one(doing, lambda client: client.delete_consumer_groups([group]), missing=MISSING)
             return
-        starts = await self.starts(topic, [each.partition for each in places if each.topic == topic])
-        begin = [TopicPartition(topic, partition, offset) for partition, offset in starts.items()]
-        if begin:
-            asked = ConsumerGroupTopicPartitions(group, begin)
-            if (
-                await self._ask_one(
-                    doing,
-                    lambda client: client.alter_consumer_group_offsets([asked]),
-                    missing={KafkaError.UNKNOWN_MEMBER_ID},
-                )
-                is None
-            ):
-                raise ConfigError(f"{doing}: it has consumers that run: stop them first")
+        numbers = [each.partition for each in places if each.topic == topic]
+        starts = (await self._offsets(topic, numbers, _Spec.earliest())).items()
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, *each) for each in starts])
+        running = {KafkaError.UNKNOWN_MEMBER_ID}
+        if numbers and await self._ask_one(
+            doing, lambda client: client.alter_consumer_group_offsets([asked]), missing=running
+        ) is None:  # fmt: skip
+            raise ConfigError(f"{doing}: it has consumers that run: stop them first")
 
-    async def committed(self, group: str, topic: str, partitions: Sequence[int]) -> dict[int, TopicPartition]:
+    async def committed(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, TopicPartition]:
         """The places of a group in these partitions; those without one are left out."""
         asked = [TopicPartition(topic, each) for each in partitions]
         return {
-            each.partition: each for each in await self._places(ConsumerGroupTopicPartitions(group, asked))
+            each.partition: each for each in await self._committed(ConsumerGroupTopicPartitions(group, asked))
         }
 
-    async def _places(self, asked: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
+    async def _committed(self, asked: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
         found = await self._ask_one(
             f"asking for the places of the group {asked.group_id!r}",
             lambda client: client.list_consumer_group_offsets([asked], request_timeout=ANSWER),
@@ -418,13 +413,25 @@ class Admin:
         places = () if found is None else found.topic_partitions
         return [each for each in places if each.offset != OFFSET_INVALID]
 
-    async def starts(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
-        """The offset of the first message that is still there, of each partition."""
-        return await self._offsets(topic, partitions, _EARLIEST)
+    async def places(self, topic: str, group: str) -> list[Place]:
+        """How far a group is in all partitions; none if there is no such topic."""
+        found = await self.topic(topic)
+        if found is None:
+            return []
+        numbers = [each.id for each in found.partitions]
+        committed = await self.committed(group, topic, numbers)
+        ends = await self.ends(topic, numbers)
+        starts = await self._offsets(topic, numbers, _Spec.earliest())
+        return [
+            Place(each, starts[each], ends[each])
+            if (place := committed.get(each)) is None
+            else Place(each, starts[each], ends[each], place.offset, place.metadata)
+            for each in numbers
+        ]
 
     async def ends(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
         """The offset behind the last message that a group can get, of each partition."""
-        return await self._offsets(topic, partitions, _LATEST)
+        return await self._offsets(topic, partitions, _Spec.latest())
 
     async def _offsets(self, topic: str, partitions: Iterable[int], spec: Any) -> dict[int, int]:
         asked = {TopicPartition(topic, each): spec for each in partitions}
@@ -444,28 +451,16 @@ class Admin:
             found[each.partition] = answer.offset
         return found
 
-    async def lag(self, topic: str, group: str) -> int:
-        """What lies behind the committed offsets, less what their metadata says is finished."""
-        found = await self.topic(topic)
-        if found is None:
-            return 0
-        partitions = [each.id for each in found.partitions]
-        committed = await self.committed(group, topic, partitions)
-        ends = await self.ends(topic, partitions)
-        starts = await self.starts(topic, [each for each in partitions if each not in committed])
-        lag = 0
-        for partition, end in ends.items():
-            place = committed.get(partition)
-            begin = starts[partition] if place is None else place.offset
-            finished = decode(begin, None if place is None else place.metadata)
-            lag += max(0, end - begin) - sum(min(stop, end) - min(start, end) for start, stop in finished)
-        return max(0, lag)
-
 
 def _heard(answer: "asyncio.Future[Any]") -> None:
     """Where nobody waits any more, asyncio would report its error as one that nobody has asked for."""
     if not answer.cancelled():
         answer.exception()
+
+
+def assigned(member: Any) -> Sequence[TopicPartition]:
+    """The partitions that a member of a group has."""
+    return member.assignment.topic_partitions if member.assignment else ()
 
 
 def id_of(topic: Any) -> str:

@@ -4,7 +4,7 @@ So a batch must not be larger than that. Then a message that is too large is in 
 refused with it. librdkafka has one size for all topics of a producer: topics that take less have another producer.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 LARGEST: Final = 1_000_000
@@ -16,8 +16,8 @@ FRAMING: Final = 100
 ALONE: Final = 1
 """The size with which each message is a batch of its own."""
 
-Ask = Callable[[Iterable[str]], Awaitable[Mapping[str, int | None]]]
-"""What `max.message.bytes` of these topics is; None where we may not know. Those that are missing are left out."""
+Ask = Callable[[str], Awaitable[int | None]]
+"""What `max.message.bytes` of a topic is; None where we may not know. Raises ConnectionLost."""
 
 
 class BatchSizes:
@@ -33,32 +33,26 @@ class BatchSizes:
         self._known: set[str] = set()
 
     async def learn(self, topics: set[str]) -> None:
-        """Have sizes for these. Raises ConnectionLost."""
-        unknown = topics - self._known
-        if not unknown:
-            return
-        for topic, largest in (await self._ask(unknown)).items():
+        """Have sizes for these."""
+        for topic in topics - self._known:
+            await self._shrink(topic, LARGEST)
             self._known.add(topic)
-            if largest is not None and largest - FRAMING < LARGEST:
-                self.smaller[topic] = _size(largest)
 
     async def shrunk(self, topics: set[str]) -> set[str]:
-        """Those of the topics that take less than we thought: what was refused there may have been a batch.
-
-        Raises:
-            ConnectionLost: The broker is away.
-        """
-        asked = await self._ask(topics)
-        sizes = {topic: ALONE if largest is None else _size(largest) for topic, largest in asked.items()}
-        less = {topic: size for topic, size in sizes.items() if size < self.smaller.get(topic, LARGEST)}
-        self.smaller |= less
-        return set(less)
+        """Those of the topics that take less than we thought: what was refused there may have been a batch."""
+        return {topic for topic in topics if await self._shrink(topic, ALONE)}
 
     def forget(self, topic: str) -> None:
-        """It was removed; one of the same name may take more."""
+        """It was removed, or is created: one of the same name may take more."""
         self._known.discard(topic)
         self.smaller.pop(topic, None)
 
-
-def _size(largest: int) -> int:
-    return min(LARGEST, 1 << max(ALONE, largest - FRAMING).bit_length() - 1)
+    async def _shrink(self, topic: str, otherwise: int) -> bool:
+        largest = await self._ask(topic)
+        size = otherwise if largest is None else max(ALONE, largest - FRAMING)
+        if size < LARGEST:
+            size = 1 << size.bit_length() - 1
+        less = size < self.smaller.get(topic, LARGEST)
+        if less:
+            self.smaller[topic] = size
+        return less

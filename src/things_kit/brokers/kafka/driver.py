@@ -21,7 +21,7 @@ in threads that nobody waits for.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from things_kit.brokers.kafka.admin import Admin, id_of
 from things_kit.brokers.kafka.batches import BatchSizes
@@ -30,7 +30,7 @@ from things_kit.brokers.kafka.options import Settings, check_group, check_topic,
 from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
-from things_kit.engine.driver import Capabilities, Fetching, Subscription
+from things_kit.engine.driver import Capabilities, Pushed, Subscription
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
@@ -40,8 +40,6 @@ from things_kit.messaging.names import DEAD_LETTER_GROUP
 if TYPE_CHECKING:
     from things_kit.brokers.kafka.share import ShareReceiver
     from things_kit.engine.facts import Facts, Question
-
-    Member: TypeAlias = KafkaReceiver | ShareReceiver
 
 JOIN: Final = 60.0
 """Seconds to join a group: the members it has may take their time to let go of partitions."""
@@ -63,7 +61,7 @@ class KafkaDriver:
         self._admin = Admin(settings)
         self._sizes = BatchSizes(self._admin.largest)
         self._sending: SendingThread | None = None
-        self._receivers: set[Member] = set()
+        self._receivers: set[KafkaReceiver | ShareReceiver] = set()
         # Of each topic and group the id of the topic that was read last: one of the same name may take its place
         self._read: dict[tuple[str, str], str] = {}
 
@@ -78,9 +76,7 @@ class KafkaDriver:
     async def open(self) -> None:
         """Ask the cluster for its brokers, so that a wrong address or login shows at once."""
         self._admin.open()
-        if (
-            self._sending is None
-        ):  # before the question: it connects meanwhile, which a first message need not wait for
+        if self._sending is None:  # before the question, so that it connects meanwhile
             self._sending = SendingThread(self._settings, self.ping)
         await self.ping()
 
@@ -106,6 +102,7 @@ class KafkaDriver:
             check_group(group)
             if self._share:
                 await self._admin.begin_share(group, "earliest")
+        self._sizes.forget(topic)
         await self._admin.declare(topic, kept=DEAD_LETTER_GROUP in groups or is_retry_topic(topic))
 
     async def remove(self, topic: str, group: str | None = None) -> None:
@@ -128,16 +125,17 @@ class KafkaDriver:
         sizes = self._sizes
         await sizes.learn({message.topic for message in messages})
         results = await self._sending.send(messages, sizes.smaller)
-        if any(results):
-            large = [index for index, result in enumerate(results) if isinstance(result, MessageTooLarge)]
-            shrunk = await sizes.shrunk({messages[index].topic for index in large}) if large else set()
-            again = [index for index in large if messages[index].topic in shrunk]
-            latest = await self._sending.send([messages[index] for index in again], sizes.smaller)
-            for index, result in zip(again, latest, strict=True):
-                results[index] = result
+        if not any(results):
+            return results
+        large = {n: messages[n] for n, result in enumerate(results) if isinstance(result, MessageTooLarge)}
+        shrunk = await sizes.shrunk({message.topic for message in large.values()})
+        again = {n: message for n, message in large.items() if message.topic in shrunk}
+        latest = await self._sending.send(list(again.values()), sizes.smaller)
+        for n, result in zip(again, latest, strict=True):
+            results[n] = result
         return results
 
-    async def subscribe(self, subscription: Subscription) -> Fetching:
+    async def subscribe(self, subscription: Subscription) -> Pushed:
         """Join the group, or read as nobody's member for an ephemeral one."""
         check_topic(subscription.topic)
         check_group(subscription.group)
@@ -152,7 +150,7 @@ class KafkaDriver:
         await receiver.join(JOIN)
         return receiver
 
-    async def _receiver(self, subscription: Subscription, topic: Any) -> "Member":
+    async def _receiver(self, subscription: Subscription, topic: Any) -> "KafkaReceiver | ShareReceiver":
         if self._share and not subscription.ephemeral:
             if subscription.ordering != "none":
                 raise UnsupportedError(
@@ -183,8 +181,7 @@ class KafkaDriver:
         name = self._settings.options.group_instance_id
         if name is None:
             return None
-        members = (each for each in self._receivers if isinstance(each, KafkaReceiver))
-        taken = {receiver.instance for receiver in members if receiver.serves}
+        taken = {receiver.instance for receiver in self._receivers if receiver.serves}
         names = (instance_id(name, subscription.topic, number) for number in range(len(taken) + 1))
         return next(each for each in names if each not in taken)
 
@@ -197,7 +194,7 @@ class KafkaDriver:
         if not possible_topic(topic):
             return 0
         check_group(group)
-        return await self._admin.lag(topic, group)
+        return sum(place.waiting for place in await self._admin.places(topic, group))
 
     # --- what there is
 

@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Final
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
 from things_kit.brokers.kafka.places import ANSWER
 from things_kit.brokers.kafka.receiver import KafkaReceiver
@@ -23,38 +23,39 @@ class EphemeralReceiver(KafkaReceiver):
 
     _next_refresh = 0.0
 
-    def _begin(self, consumer: Consumer) -> None:
-        self._add(consumer, at_end=not self._subscription.past)
+    def _begin(self) -> None:
+        self._add(at_end=not self._subscription.past)
         self._tell(self._has_joined)
 
-    def _turn(self, consumer: Consumer) -> None:
+    def _turn(self) -> None:
         if time.monotonic() >= self._next_refresh:
             try:
-                self._add(consumer, at_end=False)
+                self._add(at_end=False)
             except KafkaException as error:  # the broker is away: librdkafka comes back to what we have
                 log.debug("%s: looking for new partitions failed: %s", self._topic, error)
-        super()._turn(consumer)
+        super()._turn()
 
-    def _add(self, consumer: Consumer, *, at_end: bool) -> None:
+    def _add(self, *, at_end: bool) -> None:
         """Take what is new of the topic: all of a partition that came to be after we began."""
         self._next_refresh = time.monotonic() + REFRESH
+        consumer, partitions = self._consumer, self._places.partitions
         known = consumer.list_topics(self._topic, timeout=ANSWER).topics[self._topic]
         if known.error is not None:
             raise KafkaException(known.error)
         new = [
-            TopicPartition(self._topic, partition, OFFSET_BEGINNING)
-            for partition in known.partitions
-            if partition not in self._places.partitions
+            TopicPartition(self._topic, each, OFFSET_BEGINNING)
+            for each in known.partitions
+            if each not in partitions
         ]
         for each in new:
             if at_end:
                 each.offset = consumer.get_watermark_offsets(each, timeout=ANSWER)[1]
-            self._places.partitions[each.partition] = Offsets(each.offset if at_end else None)
+            partitions[each.partition] = Offsets(each.offset if at_end else None)
         if new:
             consumer.incremental_assign(new)
             if self._paused:
                 consumer.pause(new)
 
-    def _commit(self, consumer: Consumer) -> bool:
+    def _commit(self) -> bool:
         """There is no group to commit for."""
         return False

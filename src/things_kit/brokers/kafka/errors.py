@@ -40,6 +40,7 @@ _OUTAGES: Final = (
     KafkaError.REPLICA_NOT_AVAILABLE, KafkaError.REQUEST_TIMED_OUT, KafkaError.STALE_MEMBER_EPOCH,
     KafkaError.THROTTLING_QUOTA_EXCEEDED, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.UNKNOWN_PRODUCER_ID,
     KafkaError.OFFSET_NOT_AVAILABLE, KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.UNRELEASED_INSTANCE_ID,
+    KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.FENCED_LEADER_EPOCH, KafkaError._NOENT,  # no leader known yet
 )  # fmt: skip
 """The broker is away, moving, or has forgotten who we are: trying again may help."""
 

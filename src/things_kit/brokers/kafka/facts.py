@@ -2,17 +2,16 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined] # no __all__
 
-from things_kit.brokers.kafka.admin import Admin
-from things_kit.brokers.kafka.members import REBALANCING, Group, Member, Place, add_group
+from things_kit.brokers.kafka.admin import Admin, Place, assigned
 from things_kit.brokers.kafka.options import Settings, possible_topic
-from things_kit.engine.facts import Facts, Question, Retention, TopicFacts
+from things_kit.engine.facts import Blocked, Facts, GroupFacts, Question, Retention, TopicFacts
 from things_kit.engine.phrases import some
 from things_kit.engine.retry_topics import retry_topics
 
@@ -28,18 +27,12 @@ LOOK: Final = 0.25
 PROTOCOLS: Final = "group.coordinator.rebalance.protocols"
 """The broker's setting that says by which protocols groups may be kept; older ones than Kafka 3.7 have none."""
 
+REBALANCING: Final = frozenset({
+    ConsumerGroupState.PREPARING_REBALANCING, ConsumerGroupState.COMPLETING_REBALANCING,
+})  # fmt: skip
+MISSING: Final = frozenset({ConsumerGroupState.DEAD, ConsumerGroupState.UNKNOWN})
+
 _Type: Any = ConfigResource.Type
-
-
-async def facts_of(admin: Admin, settings: Settings, question: Question) -> Facts:
-    """Everything there is to tell. Raises ConnectionLost."""
-    look = Look(admin, settings, question)
-    await look.at("the cluster", look.cluster)
-    if question.topic is not None:
-        await look.at(f"the topic {question.topic!r}", look.topics)
-    if question.group is not None:
-        await look.at(f"the group {question.group!r}", look.group)
-    return look.facts
 
 
 class Copies(msgspec.Struct, frozen=True):
@@ -51,130 +44,51 @@ class Copies(msgspec.Struct, frozen=True):
     led: bool = True
 
 
-class Look:
-    """Asks the cluster."""
+class Group(msgspec.Struct, frozen=True):
+    """A group: how many members it has, which partitions of the topic they have, and how many have none of any topic."""
 
-    def __init__(self, admin: Admin, settings: Settings, question: Question) -> None:
-        self.facts = Facts()
-        self._admin = admin
-        self._settings = settings
-        self._question = question
+    name: str
+    state: ConsumerGroupState = ConsumerGroupState.DEAD
+    members: int = 0
+    taken: frozenset[int] = frozenset()
+    idle: int = 0
 
-    async def at(self, what: str, look: Callable[[], Awaitable[None]]) -> None:
-        """A part; what this user may not ask for ends only this part."""
-        with self.facts.looking(what):
-            await look()
 
-    # --- the cluster
+async def facts_of(admin: Admin, settings: Settings, question: Question) -> Facts:
+    """Everything there is to tell; what this user may not ask for ends only its part. Raises ConnectionLost."""
+    facts = Facts()
+    with facts.looking("the cluster"):
+        await _cluster(facts, admin, settings)
+    if question.topic is not None:
+        with facts.looking(f"the topic {question.topic!r}"):
+            await _topics(facts, admin, settings, question)
+    if question.group is not None:
+        with facts.looking(f"the group {question.group!r}"):
+            await _group(facts, admin, settings, question.group, question.topic or "")
+    return facts
 
-    async def cluster(self) -> None:
-        """Its brokers, and whether it creates topics that nobody declared."""
-        await self._addresses()
-        brokers = await self._admin.brokers()
-        if not brokers:
-            what = "It has no broker that takes part: they are starting, or cut off from their controller."
-            remedy = "Look into the brokers' logs, and at the controller."
-            self.facts.find("error", "cluster", what, remedy)
+
+# --- the cluster
+
+
+async def _cluster(facts: Facts, admin: Admin, settings: Settings) -> None:
+    addresses = settings.addresses if len(settings.addresses) > 1 else ()
+    for each in addresses:  # one of several that is down is not missed, until the others are
+        try:
+            async with asyncio.timeout(ANSWER):
+                _, writer = await asyncio.open_connection(each.host, each.port)
+        except OSError as error:
+            what = f"It could not be reached: {error or 'no answer'}."
+            remedy = "See whether this broker runs; without it, clients begin at the others of the URL."
+            facts.find("warning", f"broker {each}", what, remedy)
         else:
-            config = await self._admin.settings(_Type.BROKER, str(brokers[0]))
-            add_cluster(self.facts, len(brokers), config, self._settings)
-
-    async def _addresses(self) -> None:
-        """One of several that is down is not missed, until the others are."""
-        addresses = self._settings.addresses
-        for each in addresses if len(addresses) > 1 else ():
-            try:
-                async with asyncio.timeout(ANSWER):
-                    _, writer = await asyncio.open_connection(each.host, each.port)
-            except OSError as error:
-                what = f"It could not be reached: {error or 'no answer'}."
-                remedy = "See whether this broker runs; without it, clients begin at the others of the URL."
-                self.facts.find("warning", f"broker {each}", what, remedy)
-            else:
-                writer.close()
-
-    # --- topics
-
-    async def topics(self) -> None:
-        """The topic, its dead letter, and those where its delayed retries wait."""
-        question = self._question
-        for name, _ in question.wanted:
-            await self._topic(name)
-        if question.group is None or question.topic is None:
-            return
-        for name in retry_topics(question.topic, question.group):
-            if await self._admin.topic(name) is not None:
-                retention = retention_of(await self._admin.settings(_Type.TOPIC, name))
-                self.facts.topics.append(TopicFacts(name=name, retention=retention))
-
-    async def _topic(self, name: str) -> None:
-        if not possible_topic(name):
-            impossible = (
-                "Kafka cannot have a topic of that name: it is up to 249 letters, digits, '.', '_' and '-'."
-            )
-            self.facts.topics.append(TopicFacts(name=name, there=False, impossible=impossible))
-        elif (found := await self._admin.topic(name)) is not None:
-            copies = [
-                Copies(each.id, len(each.replicas), len(each.isr), each.leader is not None)
-                for each in found.partitions
-            ]
-            config = await self._admin.settings(_Type.TOPIC, name)
-            add_topic(self.facts, name, copies, config, self._settings, self._question)
-        else:
-            self.facts.topics.append(TopicFacts(name=name, there=False))
-
-    # --- groups
-
-    async def group(self) -> None:
-        """The group that was asked about, as soon as it is settled."""
-        name, topic = self._question.group or "", self._question.topic or ""
-        if self._settings.options.group_type == "share":
-            what = "It is a share group, of which the client can ask neither members nor lag."
-            remedy = "Look with Kafka's own `kafka-share-groups.sh --describe`."
-            self.facts.find("ok", f"group {name}", what, remedy)
-            return
-        group, rebalanced = await self._settled_group(name, topic)
-        if rebalanced is not None:
-            what = f"It has been rebalancing for more than {rebalanced:.0f} s: a member does not let go of its partitions."
-            remedy = "Look for a member that hangs or keeps restarting; one that is gone is struck off after session_timeout."
-            self.facts.find("warning", f"group {name}", what, remedy)
-        add_group(self.facts, group, topic, await self._places(name, topic))
-
-    async def _settled_group(self, name: str, topic: str) -> tuple[Group, float | None]:
-        """The group, and for how long it was seen to rebalance if that took longer than it should."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        while True:
-            group = await self._group(name, topic)
-            if group.state not in REBALANCING:
-                return group, None
-            if (lasted := loop.time() - began) > REBALANCE:
-                return group, lasted
-            await asyncio.sleep(LOOK)
-
-    async def _group(self, name: str, topic: str) -> Group:
-        found = await self._admin.group(name)
-        if found is None:
-            return Group(name, ConsumerGroupState.DEAD, [])
-        members = []
-        for member in found.members:
-            assigned = member.assignment.topic_partitions if member.assignment else []
-            ours = frozenset(each.partition for each in assigned if each.topic == topic)
-            members.append(Member(ours, not assigned))
-        return Group(name, found.state, members)
-
-    async def _places(self, group: str, topic: str) -> list[Place]:
-        found = await self._admin.topic(topic) if possible_topic(topic) else None
-        if found is None:
-            return []
-        numbers = [each.id for each in found.partitions]
-        committed = {
-            number: (each.offset, each.metadata)
-            for number, each in (await self._admin.committed(group, topic, numbers)).items()
-        }
-        starts = await self._admin.starts(topic, numbers)
-        ends = await self._admin.ends(topic, numbers)
-        return [Place(number, starts[number], ends[number], *committed.get(number, ())) for number in numbers]
+            writer.close()
+    if brokers := await admin.brokers():
+        config = await admin.settings(_Type.BROKER, str(brokers[0]))
+        add_cluster(facts, len(brokers), config, settings)
+        return
+    what = "It has no broker that takes part: they are starting, or cut off from their controller."
+    facts.find("error", "cluster", what, "Look into the brokers' logs, and at the controller.")
 
 
 def add_cluster(facts: Facts, nodes: int, config: Mapping[str, str], settings: Settings) -> None:
@@ -193,7 +107,28 @@ def add_cluster(facts: Facts, nodes: int, config: Mapping[str, str], settings: S
         facts.find("ok", "cluster", "It creates topics only where that is asked for.")
 
 
-# --- topics, by their settings
+# --- topics
+
+
+async def _topics(facts: Facts, admin: Admin, settings: Settings, question: Question) -> None:
+    """The topic, its dead letter, and those where its delayed retries wait."""
+    for name, _ in question.wanted:
+        found = await admin.topic(name) if possible_topic(name) else None
+        if found is None:
+            names = "it is up to 249 letters, digits, '.', '_' and '-'."
+            impossible = "" if possible_topic(name) else f"Kafka cannot have a topic of that name: {names}"
+            facts.topics.append(TopicFacts(name=name, there=False, impossible=impossible))
+            continue
+        copies = [
+            Copies(each.id, len(each.replicas), len(each.isr), each.leader is not None)
+            for each in found.partitions
+        ]
+        add_topic(facts, name, copies, await admin.settings(_Type.TOPIC, name), settings, question)
+    retries = retry_topics(question.topic or "", question.group) if question.group is not None else ()
+    for name in retries:
+        if await admin.topic(name) is not None:
+            retention = retention_of(await admin.settings(_Type.TOPIC, name))
+            facts.topics.append(TopicFacts(name=name, retention=retention))
 
 
 def add_topic(
@@ -206,22 +141,18 @@ def add_topic(
 ) -> None:
     """A topic that is consumed, or its dead letter."""
     asked = name == question.topic
-    replicas = min(each.replicas for each in copies)
     facts.topics.append(
         TopicFacts(
             name=name,
             retention=retention_of(config),
-            copies=replicas,
+            copies=min(each.replicas for each in copies),
             largest=int(config["max.message.bytes"]) if "max.message.bytes" in config else None,
             largest_setting="max.message.bytes",
         )
     )
     subject = f"topic {name}" if asked else f"dead letter {name}"
     if "compact" in _policies(config):
-        what = (
-            "It is compacted: of each key only the last message is sure to be handled, "
-            "and messages without a key are refused."
-        )
+        what = "It is compacted: of each key only the last message is sure to be handled, and messages without a key are refused."
         remedy = "Set cleanup.policy to delete, unless only the latest of each key matters."
         facts.find("warning", subject, what, remedy)
     if asked:
@@ -249,14 +180,8 @@ def retention_of(config: Mapping[str, str]) -> Retention:
 def _concurrency(facts: Facts, subject: str, count: int, concurrency: int | None) -> None:
     if concurrency is None or count >= concurrency:
         return
-    what = (
-        f"It has {count} partitions for a concurrency of {concurrency}: more than {count} "
-        "processes get nothing to do, and one that handles by partition runs no more than those at once."
-    )
-    remedy = (
-        "Handle more at once in each process, or add partitions while nothing waits: "
-        "keys move to other partitions, so their order holds only from there on."
-    )
+    what = f"It has {count} partitions for a concurrency of {concurrency}: more than {count} processes get nothing to do, and one that handles by partition runs no more than those at once."
+    remedy = "Handle more at once in each process, or add partitions while nothing waits: keys move to other partitions, so their order holds only from there on."
     facts.find("warning", subject, what, remedy)
 
 
@@ -283,3 +208,72 @@ def _copies(facts: Facts, subject: str, copies: Sequence[Copies], needed: int, a
     elif needed == 1 < replicas and acks == "all":
         what = "min.insync.replicas is 1: a message may be confirmed while only one broker has it."
         facts.find("warning", subject, what, "Set min.insync.replicas to 2.")
+
+
+# --- groups
+
+
+async def _group(facts: Facts, admin: Admin, settings: Settings, name: str, topic: str) -> None:
+    """A group, as soon as it is settled."""
+    if settings.options.group_type == "share":
+        what = "It is a share group, of which the client can ask neither members nor lag."
+        remedy = "Look with Kafka's own `kafka-share-groups.sh --describe`."
+        facts.find("ok", f"group {name}", what, remedy)
+        return
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + REBALANCE
+    group = await _described(admin, name, topic)
+    while group.state in REBALANCING and loop.time() < ends:
+        await asyncio.sleep(LOOK)
+        group = await _described(admin, name, topic)
+    if group.state in REBALANCING:
+        what = f"It has been rebalancing for more than {REBALANCE:.0f} s: a member does not let go of its partitions."
+        remedy = "Look for a member that hangs or keeps restarting; one that is gone is struck off after session_timeout."
+        facts.find("warning", f"group {name}", what, remedy)
+    places = await admin.places(topic, name) if possible_topic(topic) else ()
+    add_group(facts, group, topic, places)
+
+
+async def _described(admin: Admin, name: str, topic: str) -> Group:
+    found = await admin.group(name)
+    if found is None:
+        return Group(name)
+    held = [assigned(member) for member in found.members]
+    taken = frozenset(each.partition for partitions in held for each in partitions if each.topic == topic)
+    return Group(name, found.state, len(held), taken, sum(not partitions for partitions in held))
+
+
+def add_group(facts: Facts, group: Group, topic: str, places: Sequence[Place]) -> None:
+    """A group, and whether what it has yet to handle is still there and received."""
+    settled = group.state not in REBALANCING
+    stuck = [each.partition for each in places if each.waiting and each.partition not in group.taken]
+    blocked: list[Blocked] = []
+    if group.members and settled and stuck:
+        what = f"It is stuck: none of its {group.members} members receives partition {some(stuck)} of {topic}, where messages wait."
+        remedy = "Start a consumer of this topic in the group, and give all its consumers the same options."
+        blocked.append(Blocked(what, remedy))
+    facts.groups.append(
+        GroupFacts(
+            name=group.name,
+            topic=topic,
+            there=group.state not in MISSING,
+            ready=sum(place.waiting for place in places),
+            consumers=group.members,
+            blocked=blocked,
+        )
+    )
+    subject = f"group {group.name}"
+    if lost := sum(place.lost for place in places):
+        where = some([place.partition for place in places if place.lost])
+        what = f"Up to {lost:,} messages of {topic} were deleted before the group handled them (partition {where})."
+        remedy = (
+            "Raise retention.ms, or run consumers more often; who has them still must publish them again."
+        )
+        facts.find("error", subject, what, remedy)
+    if beyond := [each.partition for each in places if (each.committed or 0) > each.end]:
+        what = f"Its committed offset lies beyond the end of {topic} (partition {some(beyond)}): the topic was made anew, or has lost messages."
+        remedy = "Its consumers will begin at the earliest message; to choose another place, use `kafka-consumer-groups.sh --reset-offsets`."
+        facts.find("warning", subject, what, remedy)
+    if group.idle and settled:
+        what = f"{group.idle} of its {group.members} members have no partition, and nothing to do."
+        facts.find("warning", subject, what, "Stop them, or add partitions.")

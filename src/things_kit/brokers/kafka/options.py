@@ -179,6 +179,16 @@ class Settings(msgspec.Struct, frozen=True):
             config["heartbeat.interval.ms"] = min(300, int(300 * self.options.session_timeout) or 1)
         return {**config, **self.common()}
 
+    def share_consumer(self, group: str, most: int) -> Config:
+        """For a share group, which has no use for the properties of others."""
+        return {
+            "group.id": group,
+            "share.acknowledgement.mode": "explicit",
+            "max.poll.records": most,
+            "max.poll.interval.ms": 86_400_000,  # it may not poll while it handles; locks run out long before
+            **self.common(),
+        }
+
     def _security(self) -> Config:
         options, url = self.options, self.url
         protocol = options.security_protocol

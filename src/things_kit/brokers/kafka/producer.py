@@ -46,56 +46,42 @@ PURGE: Final = 1.0
 
 Results = list[Exception | None]
 
+Judge = Callable[[KafkaError | None, str], Exception | None]
+"""What a delivery report for a message to a topic means."""
+
 
 class Sending:
-    """One `send`: its messages, the sizes of batches for those topics that have one, and what became of each so far."""
+    """One `send`: its messages, the sizes of batches for topics that have one, and what became of each so far."""
 
-    def __init__(
-        self,
-        messages: Sequence[Message],
-        sizes: Mapping[str, int],
-        why: Callable[[KafkaError], KafkaError],
-        heard: Callable[[], None],
-    ) -> None:
+    def __init__(self, messages: Sequence[Message], sizes: Mapping[str, int], judge: Judge) -> None:
         self.messages = messages
-        self._why = why
-        self._heard = heard
-        self.sizes = (
-            {message.topic: sizes[message.topic] for message in messages if message.topic in sizes}
-            if sizes
-            else {}
-        )
+        self.sizes = sizes
         self.answer: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self.given_up = False
-        self._loop = asyncio.get_running_loop()
+        self._judge = judge
         self._results: Results = [None] * len(messages)
         self._open = len(messages)
 
     def report(self, index: int, error: KafkaError | None) -> None:
-        """A delivery report, or why there will be none. In the sending thread."""
-        if error is None or error.code() >= 0:  # else it is librdkafka that gave up
-            self._heard()
-        if error is not None:
-            self._results[index] = refused(self._why(error), self.messages[index].topic)
+        """A delivery report, or why there will be none. In the sending thread; the loop hears of all at once."""
+        self._results[index] = self._judge(error, self.messages[index].topic)
         self._open -= 1
         if not self._open:
-            self._tell()
+            told(self.answer.get_loop(), self._settle)
 
-    def _tell(self) -> None:
-        """All is known: one call to the loop for the whole batch."""
-        lost = next((result for result in self._results if isinstance(result, ConnectionLost)), None)
-        try:
-            self._loop.call_soon_threadsafe(self._settle, lost)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            log.debug("a delivery report came after the event loop was closed")
-
-    def _settle(self, lost: ConnectionLost | None) -> None:
+    def _settle(self) -> None:
         if self.answer.done():
             return
+        lost = next((result for result in self._results if isinstance(result, ConnectionLost)), None)
         if lost is not None:
             self.answer.set_exception(lost)
         else:
             self.answer.set_result(self._results)
+
+    async def answered(self, within: float) -> bool:
+        """Wait for the answer for so many seconds; whether it is there."""
+        await asyncio.wait({self.answer}, timeout=within)
+        return self.answer.done()
 
 
 class _Report(msgspec.Struct, eq=False, gc=False):
@@ -118,9 +104,8 @@ class SendingThread:
         self._forsaken = False
         self._heard_at = time.monotonic()
         self._jobs: SimpleQueue[Sending | None] = SimpleQueue()
-        self._producers: dict[int, Producer] = {
-            LARGEST: settings.created(Producer, settings.producer(LARGEST))
-        }
+        self._producers: dict[int, Producer] = {}
+        self._producer(LARGEST)
         self._fatal: KafkaError | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="things_kit kafka producer", daemon=True)
@@ -133,9 +118,9 @@ class SendingThread:
 
         Cancelled, it leaves to `message.timeout.ms` what librdkafka already has: that may still arrive.
         """
-        sending = Sending(messages, sizes, self._why, self._hears)
         if not messages:
             return []
+        sending = Sending(messages, dict(sizes), self._judge)
         self._jobs.put(sending)
         try:
             while not sending.answer.done():
@@ -150,25 +135,23 @@ class SendingThread:
 
         For how long is counted over all that is sent: after an outage each of them may have little time left.
         """
-        heard_at = self._heard_at
-        if (
-            await _answered(sending, max(LOOK, heard_at + OVERDUE - time.monotonic()))
-            or self._heard_at != heard_at
-        ):
+        if await sending.answered(max(LOOK, self._silent_until - time.monotonic())):
             return
-        if time.monotonic() < heard_at + OVERDUE:
+        if self._silent_until > time.monotonic():
             return
         try:
             await self._ping()
         except ConnectionLost:
             return  # it is away: librdkafka goes on trying
-        await _answered(sending, max(LOOK, heard_at + OVERDUE + AGAIN - time.monotonic()))
+        heard_at = self._heard_at
+        await sending.answered(max(LOOK, self._silent_until + AGAIN - time.monotonic()))
         if self._heard_at == heard_at and not sending.answer.done():
             self._forsaken = True
-            await _answered(sending, AGAIN)
+            await sending.answered(AGAIN)
 
-    def _hears(self) -> None:
-        self._heard_at = time.monotonic()
+    @property
+    def _silent_until(self) -> float:
+        return self._heard_at + OVERDUE
 
     async def close(self) -> None:
         """End the thread; what is not confirmed by now is nobody's any more."""
@@ -191,17 +174,12 @@ class SendingThread:
         """What is to be sent; None after a wait in which nothing came, or to end."""
         busy = [producer for producer in self._producers.values() if len(producer)]
         if not busy:
-            sending = None
-            with contextlib.suppress(Empty):
-                sending = self._jobs.get(timeout=IDLE)
-            self._hears()  # nothing was asked of a broker until now
-            return sending
-        try:
-            return self._jobs.get_nowait()
-        except Empty:
-            for producer in busy:  # what waits goes out at once: nothing is coming to linger for
-                self._serve_one(producer.flush, BUSY)
-            return None
+            self._heard_at = time.monotonic()  # nothing is asked of a broker
+        with contextlib.suppress(Empty):
+            return self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
+        for producer in busy:  # what waits goes out at once: nothing is coming to linger for
+            self._serve_one(producer.flush, BUSY)
+        return None
 
     def _serve(self) -> None:
         for producer in self._producers.values():
@@ -211,7 +189,7 @@ class SendingThread:
             log.warning("publishing begins anew: %s", why)
             self._drop_all()
             self._fatal, self._forsaken = None, False
-            self._hears()
+            self._heard_at = time.monotonic()
             self._producer(LARGEST)
 
     def _serve_one(self, call: Callable[[float], object], wait: float) -> None:
@@ -234,26 +212,31 @@ class SendingThread:
         del producer
         return part(producers.clear, "producer end")
 
-    def _why(self, error: KafkaError) -> KafkaError:
-        """What stands behind the failure of a message."""
-        return self._fatal if self._fatal is not None and error.code() in GIVEN_UP else error
-
     def _producer(self, size: int) -> Producer:
         if size not in self._producers:
             self._producers[size] = self._settings.created(Producer, self._settings.producer(size))
         return self._producers[size]
 
+    def _judge(self, error: KafkaError | None, topic: str) -> Exception | None:
+        if error is None or error.code() >= 0:  # else it is librdkafka that gave up
+            self._heard_at = time.monotonic()
+        if error is None:
+            return None
+        if self._fatal is not None and error.code() in GIVEN_UP:
+            error = self._fatal
+        return refused(error, topic)
+
     def _produce(self, sending: Sending) -> None:
         """Hand a batch to librdkafka; a full queue is waited out, which is the back-pressure of a slow broker."""
-        usual, clock = self._producers[LARGEST], Clock()
-        others = {topic: self._producer(size) for topic, size in sending.sizes.items()}
-        producer, produce = usual, usual.produce
+        clock, sizes = Clock(), sending.sizes
+        producer = self._producer(LARGEST)
+        produce = producer.produce
         for index, message in enumerate(sending.messages):
             native = clock.native(message.timestamp)  # type: ignore[arg-type] # the engine gives it
             where = ANYWHERE if message.partition is None else message.partition
             done = _Report(sending, index)
-            if others:
-                producer = others.get(message.topic, usual)
+            if sizes:
+                producer = self._producer(sizes.get(message.topic, LARGEST))
                 produce = producer.produce
             while not sending.given_up:
                 try:
@@ -272,8 +255,3 @@ class SendingThread:
                     break
                 else:
                     break
-
-
-async def _answered(sending: Sending, within: float) -> bool:
-    await asyncio.wait({sending.answer}, timeout=within)
-    return sending.answer.done()

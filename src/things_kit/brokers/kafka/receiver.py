@@ -1,38 +1,29 @@
-"""The thread that receives from Kafka: a member of a group, or a reader of its own."""
+"""Receiving from Kafka as a member of a group."""
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final
 
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)  # fmt: skip
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from things_kit.brokers.kafka.admin import Admin
-from things_kit.brokers.kafka.asking import Asked, Asking
-from things_kit.brokers.kafka.errors import UNREACHABLE, error_of, translated, unknown
+from things_kit.brokers.kafka.errors import UNREACHABLE, translated, unknown
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.places import Beginning, Places
-from things_kit.brokers.kafka.progress import Progress
+from things_kit.brokers.kafka.progress import INTERVAL, Progress
 from things_kit.brokers.kafka.standing import Standing
+from things_kit.brokers.kafka.thread import POLL, ReceivingThread
 from things_kit.brokers.kafka.wire import unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.offsets import Offsets
 
 log = logging.getLogger("things_kit.kafka")
 
-POLL: Final = 0.1
-"""Seconds that the thread waits in one go; so late it may notice that it is to close or commit."""
-
 SHORTEST: Final = 0.02
-"""The same where commits are to follow sooner."""
+"""Seconds that the thread waits in one go where commits are to follow sooner than `POLL`."""
 
 STALLED: Final = 30.0
 """Seconds without a round of the thread, unless it waits for handlers, after which librdkafka is taken to hang."""
@@ -41,25 +32,25 @@ HASTE: Final = 0.1
 """Seconds between two commits where `max_in_flight` are acknowledged sooner than `commit_interval` is over."""
 
 PATIENCE: Final = 1.0
-"""Seconds in which nothing is asked for before fetching is paused, which throws away what was prefetched."""
+"""Seconds without room before fetching is paused, which throws away what was prefetched."""
 
 MAX_POLL_EXCEEDED: Final = KafkaError._MAX_POLL_EXCEEDED  # noqa: SLF001 - the name of librdkafka's own error
 
 BATCH: Final = 250
 """The most records fetched in one go: more would only make the event loop wait for their unpacking."""
 
+GATHER: Final = 0.005
+"""Seconds for which more room is waited for where there is little: few records at a time cost as much as many."""
+
 GOODBYE: Final = 2.0
 """Seconds that the last commit may take."""
 
-PARTING: Final = 3.0
-"""Seconds that leaving the group is waited for; it is finished, or left to the session timeout, without us."""
 
+class KafkaReceiver(ReceivingThread):
+    """One subscription: the consumer, and the offsets of its partitions.
 
-class KafkaReceiver:
-    """One subscription: a thread that owns the consumer, and the offsets of its partitions.
-
-    The thread hands whole batches to the event loop as it is asked for them. It goes on polling while it is not, so the
-    group is kept however long the handlers take. What was acknowledged is committed a moment later.
+    The thread goes on polling while there is no room, so the group is kept however long the handlers take. What was
+    acknowledged is committed a moment later.
     """
 
     member = True
@@ -73,18 +64,13 @@ class KafkaReceiver:
         beginning: Beginning,
         instance: str | None = None,
     ) -> None:
+        super().__init__(subscription)
         self.instance = instance
         self._options = settings.options
-        self._subscription = subscription
-        self._topic = subscription.topic
-        self._loop = asyncio.get_running_loop()
-        self._asking = Asking(subscription.topic, subscription.inbox)
         self._joined: asyncio.Future[None] = self._loop.create_future()
         # Shared with the thread: each is written by one side only
         self._acknowledged = 0
         self._emptied = 0
-        self._wanted = threading.Event()
-        self._closing = False
         self._letting_go: Future[None] | None = None
         self._progress = Progress(admin, subscription.topic, beginning.topic_id)
         self._watching: asyncio.Task[None] | None = None
@@ -93,24 +79,17 @@ class KafkaReceiver:
         self._next_commit = 0.0
         self._hasty_from = 0.0
         self._seen = 0
-        self._unasked_since: float | None = None
-        self._unasked: list[Delivery] = []
-        self._paused = False
+        self._full_since: float | None = None
+        self._paused = True  # until there is credit
         self._poll = min(POLL, max(SHORTEST, settings.options.commit_interval))
-        self._turned = time.monotonic()
         self._ailment: str | None = None
         self._lost = False
         self._standing = Standing(settings.options, member=self.member)
-        self._consumer: Consumer = settings.created(
+        self._consumer = settings.created(
             Consumer,
             settings.consumer(subscription.group, instance),
             on_commit=self._places.on_commit,
             stats_cb=self._standing.heard,
-        )
-        self.thread = threading.Thread(
-            target=self._run,
-            name=f"things_kit kafka {subscription.topic} as {subscription.group}",
-            daemon=True,
         )
 
     # --- on the loop
@@ -126,46 +105,37 @@ class KafkaReceiver:
         try:
             async with asyncio.timeout(within):
                 await self._joined
-        except TimeoutError as error:
+        except BaseException as error:
             self.abandon()
+            if not isinstance(error, TimeoutError):
+                raise
+            group, where = self._subscription.group, self._standing.where
             raise ConnectionLost(
-                f"the group {self._subscription.group!r} was not joined within {within:g} s ({self._standing.where})"
+                f"the group {group!r} was not joined within {within:g} s ({where})"
             ) from error
-        except BaseException:
-            self.abandon()
-            raise
         self._watching = asyncio.create_task(self._watch_progress(), name=f"{self.thread.name} progress")
 
     async def _watch_progress(self) -> None:
         """End this receiver if nothing arrives that should: whatever the client says, a new one begins afresh."""
-        while True:
+        reason: str | None = None
+        while reason is None:
             emptied = self._emptied
-            await asyncio.sleep(self._progress.interval)
-            partitions = dict(self._places.partitions)
-            reason = await self._progress.look(partitions, busy=self._emptied == emptied)
+            await asyncio.sleep(INTERVAL)
+            reason = await self._progress.look(dict(self._places.partitions), busy=self._emptied == emptied)
             if reason is None and self._letting_go is None and time.monotonic() - self._turned > STALLED:
                 reason = f"the client of {self._topic!r} hangs"
-            if reason is not None:
-                self._has_ended(ConnectionLost(reason))
-                self.abandon()
-                return
-
-    async def fetch(self, limit: int, wait: float) -> None:
-        """Have the thread fetch a batch."""
-        await self._asking.fetch(limit, wait, self._wanted.set)
-
-    async def quiesce(self) -> None:
-        """What the thread brings from now on is not finished, so it comes again after us."""
-        self._asking.quiesce()
+        self._has_ended(ConnectionLost(reason))
+        self.abandon()
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Note what is finished; the thread commits it. What is released is not, so it comes again after us."""
-        if self._asking.failure is not None:
-            raise self._asking.failure
+        if self.failure is not None:
+            raise self.failure
         for delivery in acknowledged:
             offsets, offset = delivery.token
             offsets.finish(offset)
         self._acknowledged += len(acknowledged)
+        self._wanted.set()  # there is room
 
     async def overdue(self) -> int:
         """How many messages its own partitions have that it has not received. Raises ConnectionLost."""
@@ -173,36 +143,22 @@ class KafkaReceiver:
             return 0  # the thread waits for handlers
         return sum((await self._progress.overdue(dict(self._places.partitions))).values())
 
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """There are no leases."""
-
-    async def close(self) -> None:
-        """Commit, and leave the group. If the broker is away, that is left to its session timeout."""
-        self.abandon()
-        await self._asking.ended(PARTING)
-
     def abandon(self) -> None:
         """Have the thread close by itself."""
-        self._closing = True
+        super().abandon()
         if self._watching is not None:
             self._watching.cancel()
-        self._wanted.set()
         if self._letting_go is not None:
             self._letting_go.cancel()
-
-    @property
-    def serves(self) -> bool:
-        """Whether it has not been told to close."""
-        return not self._closing
 
     def _has_joined(self) -> None:
         if not self._joined.done():
             self._joined.set_result(None)
 
     def _has_ended(self, failure: Exception | None) -> None:
-        failure = self._asking.end(failure)
+        super()._has_ended(failure)
         if not self._joined.done():
-            self._joined.set_exception(failure)
+            self._joined.set_exception(self.failure or ConnectionLost())
             self._joined.exception()  # the one who waited may be gone
 
     async def _let_go(self, gone: frozenset[Offsets]) -> None:
@@ -213,88 +169,61 @@ class KafkaReceiver:
 
     # --- in the thread
 
-    def _run(self) -> None:
-        failure: Exception | None = None
-        consumer = self._consumer
-        try:
-            self._begin(consumer)
-            while not self._closing:
-                self._turn(consumer)
-        except ConnectionLost as error:
-            failure = error.with_traceback(None)  # whose frames would keep the client
-        except KafkaException as error:
-            failure = translated(error_of(error), f"receiving from {self._topic!r}")
-        except Exception as error:  # a fault of ours must reach somebody
-            failure = error
-            log.exception("%s: the receiving thread broke", self._topic)
-        finally:
-            self._closing = True
-            if failure is not None:  # whoever subscribes anew need not wait for the end of this client
-                self._tell(self._has_ended, failure)
-            self._finish(consumer, commits=failure is None and not self._progress.gone)
-            self._tell(self._has_ended, failure)
-
-    def _begin(self, consumer: Consumer) -> None:
-        consumer.subscribe(
+    def _begin(self) -> None:
+        self._consumer.subscribe(
             [self._topic], on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
-    def _turn(self, consumer: Consumer) -> None:
-        """One round: commit if it is time, then fetch, or wait to be asked."""
-        now = self._turned = time.monotonic()
-        self._watch(consumer)
+    def _turn(self) -> None:
+        """One round: commit if it is time, then fetch, or wait for room."""
+        now = time.monotonic()
+        self._watch()
         many = self._acknowledged - self._seen >= self._subscription.max_in_flight
         if now >= self._next_commit or (many and now >= self._hasty_from):
             self._seen = self._acknowledged
-            commits = self._commit(consumer)
+            commits = self._commit()
             self._next_commit = now + (self._options.commit_interval if commits else self._poll)
             self._hasty_from = now + HASTE
         self._wanted.clear()
-        asked = self._asking.asked
-        if asked is not None and not asked.limit:
-            self._answer(())
-        elif asked is not None:
-            self._fetch(consumer, asked, now)
+        room = self._room()
+        if 0 < 4 * room < self._window:
+            time.sleep(GATHER)
+            room = self._room()
+        if room > 0:
+            self._fetch(min(room, BATCH))
         elif not self._places.partitions:
-            self._unasked += self._unpacked(consumer.consume(1, self._poll))  # for a rebalance
+            self._take(self._consumer.consume(1, self._poll))  # for a rebalance
         elif not self._wanted.wait(self._poll):
-            self._keep_up(consumer, now)
+            self._keep_up(now)
 
-    def _fetch(self, consumer: Consumer, asked: Asked, now: float) -> None:
-        self._unasked_since = None
+    def _room(self) -> int:
+        return self._window - sum(len(each.unfinished) for each in self._places.partitions.values())
+
+    def _fetch(self, most: int) -> None:
+        self._full_since = None
         if self._paused:
-            self._pause(consumer, False)
-        deliveries, self._unasked = self._still_ours(self._unasked), []
-        if not deliveries:
-            # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
-            records = consumer.consume(1, max(0.0, min(self._poll, asked.until - now)))
-            wanted = min(asked.limit, BATCH)
-            if records and wanted > 1:
-                records += consumer.consume(wanted - 1, 0)
-            self._emptied += len(records) < wanted
-            deliveries = self._unpacked(records)
-        if deliveries or asked.over:
-            self._answer(deliveries)
+            self._pause(False)
+        # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
+        records = self._consumer.consume(1, self._poll)
+        if records and most > 1:
+            records += self._consumer.consume(most - 1, 0)
+        self._emptied += len(records) < most
+        self._take(records)
 
-    def _keep_up(self, consumer: Consumer, now: float) -> None:
-        """Serve rebalances though nothing is asked for."""
-        if self._unasked_since is None:
-            self._unasked_since = now
-        elif now - self._unasked_since > PATIENCE:
+    def _keep_up(self, now: float) -> None:
+        """Serve rebalances though there is no room."""
+        if self._full_since is None:
+            self._full_since = now
+        elif now - self._full_since > PATIENCE:
             if not self._paused:
-                self._pause(consumer, True)
-            self._unasked += self._unpacked(consumer.consume(1, 0))  # paused, it should bring no message
+                self._pause(True)
+            self._take(self._consumer.consume(1, 0))  # paused, it brings no message
 
-    def _still_ours(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Without those of partitions that have left since they came."""
-        held = frozenset(self._places.partitions.values())
-        return [delivery for delivery in deliveries if delivery.token[0] in held]
-
-    def _unpacked(self, records: list[Any]) -> list[Delivery]:
+    def _take(self, records: list[Any]) -> None:
         deliveries, errors = unpack(records, self._places.partitions)
+        self._put(deliveries)
         for error in errors:
             self._note(error)
-        return deliveries
 
     def _note(self, error: KafkaError) -> None:
         """An event of librdkafka. It mends by itself what can be mended: only the rest is a failure."""
@@ -304,51 +233,33 @@ class KafkaReceiver:
         if error.fatal() or not isinstance(failure, ConnectionLost) or error.code() == MAX_POLL_EXCEEDED:
             raise KafkaException(error)
         if error.code() in UNREACHABLE:
-            self._standing.failed(error)
+            self._standing.said = error.str()
         log.debug("%s", failure)
 
-    def _watch(self, consumer: Consumer) -> None:
+    def _watch(self) -> None:
         """Say so if this consumer receives nothing. Raises ConnectionLost if its client may never find back by itself."""
         if self._lost:
             raise ConnectionLost(f"the group {self._subscription.group!r} took this consumer for dead")
         has_any, joined = bool(self._places.partitions), self._joined.done()
-        ailment = self._standing.ailment(joined=joined, has_any=has_any, is_known=consumer.memberid)
+        ailment = self._standing.ailment(joined=joined, has_any=has_any)
         if ailment != self._ailment:
             self._ailment = ailment
             self._tell(self._subscription.inbox.ailing, ailment)
 
-    def _pause(self, consumer: Consumer, pause: bool) -> None:
+    def _pause(self, pause: bool) -> None:
         self._paused = pause
         partitions = [TopicPartition(self._topic, partition) for partition in self._places.partitions]
-        (consumer.pause if pause else consumer.resume)(partitions)
+        (self._consumer.pause if pause else self._consumer.resume)(partitions)
 
-    def _answer(self, deliveries: Sequence[Delivery]) -> None:
-        if not self._asking.answer(deliveries):
-            self._closing = True
-
-    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        if not self._asking.tell(callback, *arguments):
-            self._closing = True  # there is nobody to receive for
-
-    def _commit(self, consumer: Consumer) -> bool:
+    def _commit(self) -> bool:
         """Commit what has changed, without waiting for the answer; False if there was nothing."""
-        return self._places.commit(consumer)
+        return self._places.commit(self._consumer)
 
-    def _finish(self, consumer: Consumer, *, commits: bool) -> None:
-        """Commit for the last time, in bounded time, and leave."""
+    def _leave(self, failure: Exception | None) -> None:
+        """Commit for the last time, in bounded time."""
         ends = time.monotonic() + GOODBYE
-        try:
-            while commits and self._commit(consumer) and time.monotonic() < ends:
-                consumer.consume(
-                    1, 0.02
-                )  # only for the answer: a message that comes with it is others' again
-        except KafkaException as error:
-            log.debug("%s: the last commit failed: %s", self._topic, error)
-        try:
-            consumer.close()
-        except (KafkaException, RuntimeError) as error:
-            log.debug("%s: closing failed: %s", self._topic, error)
-        del self._consumer
+        while failure is None and not self._progress.gone and self._commit() and time.monotonic() < ends:
+            self._consumer.consume(1, 0.02)  # only for the answer: a message that comes is others' again
 
     # --- rebalances: called by librdkafka in the thread, inside of consume() and close()
 

@@ -5,11 +5,10 @@ one, and may look for a coordinator for ever, without an event and with its memb
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from confluent_kafka import KafkaError
 
 from things_kit.brokers.kafka.options import KafkaOptions
 from things_kit.engine.driver import ConnectionLost
@@ -17,50 +16,14 @@ from things_kit.engine.driver import ConnectionLost
 SILENCE: Final = 5.0
 """Seconds without an answer to what was asked after which a connection counts as silent."""
 
-ALL_DOWN: Final = KafkaError._ALL_BROKERS_DOWN  # noqa: SLF001 - the name of librdkafka's own error
-
 UNHEARD: Final = 2.0
 """Seconds without a broker that answers after which it is said so."""
 
-
-class _Connection(msgspec.Struct):
-    """One connection: its state, microseconds since it last said something, requests that wait for an answer."""
-
-    nodeid: int
-    state: str
-    rxidle: int = 0
-    waitresp_cnt: int = 0
-
-    @property
-    def silent(self) -> bool:
-        return self.waitresp_cnt > 0 and self.rxidle > 1e6 * SILENCE
-
-
-class _Group(msgspec.Struct):
-    """`state` is "up" with a coordinator that is connected, `join_state` "steady" for a member of its group."""
-
-    state: str
-    join_state: str
-
-
-class Statistics(msgspec.Struct):
-    """What we read of them (librdkafka's STATISTICS.md)."""
-
-    brokers: Mapping[str, _Connection] = {}
-    cgrp: _Group | None = None
-
-
-_DECODER: Final = msgspec.json.Decoder(Statistics)
-
-COORDINATOR: Final = "GroupCoordinator"
-"""The name of the connection over which a group is kept."""
-
-
 UNASSIGNED: Final = 10.0
-"""Seconds out of the group without a partition after which it is said so, and a client without a member's id replaced."""
+"""Seconds out of the group without a partition after which it is said so."""
 
 OUT: Final = 60.0
-"""Seconds after which any client that is out of its group without a partition is replaced."""
+"""Seconds after which a client that is out of its group without a partition is replaced."""
 
 FORSAKEN: Final = 10.0
 """Seconds without a broker after which a client is replaced that has nothing to lose; others wait for their session's end."""
@@ -72,19 +35,70 @@ NEARLY: Final = 0.8
 """The part of a session after which a member that hears nothing leaves: once it has ended it could not, and its group
 would wait for it for as long again."""
 
-NOT_LET_IN: Final = "its group is rebalancing, and a member does not let go of what it has"
-
 UNASKED: Final = frozenset({"init", "wait-metadata"})
 """What its joining is called before a member of the classic protocol asks the coordinator to be let in."""
 
+COORDINATOR: Final = "GroupCoordinator"
+"""The name of the connection over which a group is kept."""
+
+
+class _Connection(msgspec.Struct):
+    """One connection: its state, microseconds since it last said something, requests that wait for an answer."""
+
+    nodeid: int
+    state: str
+    rxidle: int = 0
+    waitresp_cnt: int = 0
+
+    @property
+    def quiet(self) -> float:
+        """Seconds for which it has left unanswered what it was asked."""
+        return self.rxidle / 1e6 if self.waitresp_cnt else 0.0
+
+
+class _Group(msgspec.Struct):
+    """`state` is "up" with a coordinator that is connected, `join_state` "steady" for a member of its group."""
+
+    state: str
+    join_state: str
+
+
+class _Statistics(msgspec.Struct):
+    """What we read of them (librdkafka's STATISTICS.md)."""
+
+    brokers: Mapping[str, _Connection] = {}
+    cgrp: _Group | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Statistics)
+
+
+class Spell:
+    """For how many seconds something has been so."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def note(self, so: bool) -> None:
+        """Whether it is so now."""
+        if not so:
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """0 while it is not so."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
 
 class Standing:
-    """Since when a consumer hears of no broker, or is out of its group. Of the receiving thread.
+    """Whether a consumer hears of its brokers, and is in its group. Of the receiving thread.
 
     Attributes:
-        away_since: Since when no broker answers, as far as its group needs one; None while one does.
-        out_since: Since when it is no member that has all that its group gave it; None while it is.
-        waiting_since: Since when it is out of its group and has not even asked to be let in; None while it need not.
+        away: No broker answers, as far as its group needs one.
+        out: It is no member that has all that its group gave it.
+        stranded: It is out of its group, and has not even asked to be let in.
         where: Its state, and that of its joining, as librdkafka names them.
         quiet: For how many seconds the coordinator has left what it was asked unanswered.
         said: What librdkafka last said of a connection that failed.
@@ -94,43 +108,34 @@ class Standing:
         self._session = options.session_timeout
         self._member = member
         self._classic = member and options.group_protocol == "classic"
-        self.away_since: float | None = None
-        self.out_since: float | None = time.monotonic()
-        self.waiting_since: float | None = None
+        self.away, self.out, self.stranded = Spell(), Spell(), Spell()
+        self.out.note(True)
         self.where = ""
         self.quiet = 0.0
         self.said = ""
 
     def heard(self, text: str) -> None:
         """The callback of librdkafka, with the statistics as JSON."""
-        now, statistics = time.monotonic(), _DECODER.decode(text)
-        group = statistics.cgrp
-        steady = group is not None and group.join_state == "steady"
+        statistics = _DECODER.decode(text)
+        group = statistics.cgrp or _Group("", "")
+        steady = group.join_state == "steady"
         coordinator = statistics.brokers.get(COORDINATOR)
         # While it joins nothing is asked but that, which takes its time
-        waits = steady and coordinator is not None and coordinator.waitresp_cnt > 0
-        self.quiet = coordinator.rxidle / 1e6 if waits and coordinator is not None else 0.0
+        self.quiet = coordinator.quiet if steady and coordinator is not None else 0.0
         answers = any(
-            each.state == "UP" and not each.silent for each in statistics.brokers.values() if each.nodeid >= 0
+            each.nodeid >= 0 and each.state == "UP" and each.quiet <= SILENCE
+            for each in statistics.brokers.values()
         )
-        coordinated = group is not None and group.state == "up" and self.quiet <= SILENCE
-        if answers and (coordinated or not self._member):
-            self.away_since = None
+        coordinated = group.state == "up" and self.quiet <= SILENCE
+        well = answers and (coordinated or not self._member)
+        if well:
             self.said = ""
-        elif self.away_since is None:
-            self.away_since = now
-        if steady and coordinated:
-            self.out_since = None
-        elif self.out_since is None:
-            self.out_since = now
-        if group is not None:
-            self.where = f"{group.state}, {group.join_state}"
-        if group is None or group.join_state not in UNASKED:
-            self.waiting_since = None
-        elif self.waiting_since is None:
-            self.waiting_since = now
+        self.away.note(not well)
+        self.out.note(not (steady and coordinated))
+        self.stranded.note(group.join_state in UNASKED)
+        self.where = f"{group.state}, {group.join_state}"
 
-    def ailment(self, *, joined: bool, has_any: bool, is_known: Callable[[], str | None]) -> str | None:
+    def ailment(self, *, joined: bool, has_any: bool) -> str | None:
         """Why nothing can arrive; None while it can, also if others of the group have all the partitions.
 
         Not from the broker's description of the group: librdkafka (2.16) may end the process while it asks for one.
@@ -138,52 +143,21 @@ class Standing:
         Args:
             joined: It was in its group before.
             has_any: It has a partition.
-            is_known: Gives the id by which the group knows it.
 
         Raises:
             ConnectionLost: The client may never find back by itself, and a new one loses nothing.
         """
+        away, because = self.away.seconds, f": {self.said}" if self.said else ""
         if self.quiet > NEARLY * self._session:
             raise ConnectionLost(f"the coordinator has not answered for {self.quiet:.0f} s")
-        if self.away > (max(self._session, FORSAKEN) if joined else FORSAKEN):
-            raise ConnectionLost(f"no broker has answered for {self.away:.0f} s{self.reason}")
-        if self._classic and self.waiting > STRANDED:
-            raise ConnectionLost(
-                f"the client has not asked for its group for {self.waiting:.0f} s ({self.where})"
-            )
-        if self.away > UNHEARD:
-            return f"the broker does not answer{self.reason}"
-        if not self._member or has_any or self.out <= UNASSIGNED:
+        if away > (max(self._session, FORSAKEN) if joined else FORSAKEN):
+            raise ConnectionLost(f"no broker has answered for {away:.0f} s{because}")
+        if self._classic and self.stranded.seconds > STRANDED:
+            raise ConnectionLost(f"the client does not ask for its group ({self.where})")
+        if away > UNHEARD:
+            return f"the broker does not answer{because}"
+        if not self._member or has_any or self.out.seconds <= UNASSIGNED:
             return None
-        if not joined:
-            return f"it is not let in: {NOT_LET_IN}"
-        if self.out > OUT or not is_known():
+        if joined and self.out.seconds > OUT:
             raise ConnectionLost(f"it is not in its group any more ({self.where})")
-        return NOT_LET_IN
-
-    def failed(self, error: KafkaError) -> None:
-        """A connection failed, or the last one did."""
-        if error.code() != ALL_DOWN:
-            self.said = error.str()
-        elif self.away_since is None:
-            self.away_since = time.monotonic()
-
-    @property
-    def reason(self) -> str:
-        """What there is to add to its being away."""
-        return f": {self.said}" if self.said else ""
-
-    @property
-    def away(self) -> float:
-        """For how many seconds no broker has answered."""
-        return 0.0 if self.away_since is None else time.monotonic() - self.away_since
-
-    @property
-    def waiting(self) -> float:
-        """For how many seconds it has not asked to be let in."""
-        return 0.0 if self.waiting_since is None else time.monotonic() - self.waiting_since
-
-    @property
-    def out(self) -> float:
-        """For how many seconds it has been out of its group."""
-        return 0.0 if self.out_since is None else time.monotonic() - self.out_since
+        return "it is not let in: its group is rebalancing, and a member does not let go of what it has"
