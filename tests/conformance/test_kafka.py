@@ -1,6 +1,7 @@
 """A real Apache Kafka keeps every promise: shared by the tests, and one of its own for those that take it away."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -9,7 +10,7 @@ import pytest
 
 pytest.importorskip("confluent_kafka")
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from things_kit.testing.conformance import ConformanceSuite, SurvivalSuite, Target
 from things_kit.testing.conformance.halfopen import HalfOpenSuite
@@ -40,6 +41,20 @@ class RelayedKafka(KafkaServer):
 
 
 own_kafka = own(RelayedKafka)
+
+
+def end_of(consumer: Consumer, partition: TopicPartition) -> int:
+    """The end of a partition: a broker says that it leads one a moment before it does."""
+    patience = time.monotonic() + 30
+    while True:
+        try:
+            end: int = consumer.get_watermark_offsets(partition, timeout=10)[1]
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > patience:
+                raise
+            time.sleep(0.1)
+        else:
+            return end
 
 
 class Foreign:
@@ -78,9 +93,7 @@ class Foreign:
         records: list[Any] = []
         try:
             partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-            ends = {
-                n: consumer.get_watermark_offsets(TopicPartition(topic, n), timeout=10)[1] for n in partitions
-            }
+            ends = {n: end_of(consumer, TopicPartition(topic, n)) for n in partitions}
             consumer.assign([TopicPartition(topic, n, 0) for n in partitions])
             while len(records) < sum(ends.values()):
                 records += consumer.consume(100, 0.1)
