@@ -12,6 +12,7 @@ from confluent_kafka import KafkaException
 from things_kit.brokers.kafka.errors import error_of, translated
 from things_kit.brokers.kafka.parting import told, within_or_not
 from things_kit.engine.driver import ConnectionLost, Delivery, Subscription
+from things_kit.messaging.errors import ConfigError
 
 log = logging.getLogger("things_kit.kafka")
 
@@ -116,8 +117,10 @@ class ReceivingThread:
                 if self._quiet:
                     self._tell(self._calm.set)
                 self._turn()
-        except ConnectionLost as error:
-            failure = error.with_traceback(None)  # whose frames would keep the client
+        except (ConnectionLost, ConfigError) as error:
+            failure = error.with_traceback(None)  # whose frames would keep the client, as those of its cause
+            if error.__cause__ is not None:
+                error.__cause__.with_traceback(None)
         except KafkaException as error:
             failure = translated(error_of(error), f"receiving from {self._topic!r}")
         except Exception as error:  # a fault of ours must reach somebody
