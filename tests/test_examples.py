@@ -19,6 +19,12 @@ SAYS = {
     "retries.py": ["first, attempt 1", "first, attempt 2", "first, attempt 3", "second, attempt 1"],
     "dead_letter.py": ["dead letter of payments: the card was refused", "replayed: 1", "paid p-1"],
     "router.py": ["order.created: o-1", "order.changed: o-1", "paid: o-1"],
+    "schema_versions.py": [
+        "o-1: Ada Lovelace pays in EUR",
+        "o-2: Grace Hopper pays in USD",
+        "o-3: Alan Turing pays in GBP",
+    ],
+    "order_service.py": ["bill of o-1: 20", "o-2 is cancelled"],
     "two_brokers.py": ["bill of o-1"],
     "database.py": ["ada owes 10", "bob owes 5"],
     "mocks.py": ["all as expected"],
@@ -27,7 +33,14 @@ SAYS = {
 ELSEWHERE = {"integration_test.py", "driver.py"}
 """Those that a test below runs, or the conformance suite."""
 
-TAKE_A_URL = ["simple_handler.py", "retries.py", "dead_letter.py", "router.py"]
+TAKE_A_URL = [
+    "simple_handler.py",
+    "retries.py",
+    "dead_letter.py",
+    "router.py",
+    "schema_versions.py",
+    "order_service.py",
+]
 
 kafka = shared(KafkaServer, "kafka")
 postgres = shared(PostgresServer, "postgres")

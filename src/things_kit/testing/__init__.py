@@ -16,6 +16,7 @@ from things_kit.testing.servers.nats import start_nats_container
 from things_kit.testing.servers.pubsub import RunningPubSub, start_pubsub_container
 from things_kit.testing.servers.rabbitmq import start_rabbitmq_container
 from things_kit.testing.servers.redis import start_redis_container
+from things_kit.testing.servers.registry import start_registry_container
 from things_kit.testing.servers.servicebus import RunningServiceBus, start_servicebus_container
 from things_kit.testing.servers.sqs import RunningSQS, start_sqs_container
 from things_kit.testing.stub import StubDriver, broker_of
@@ -40,6 +41,7 @@ __all__ = [
     "start_pubsub_container",
     "start_rabbitmq_container",
     "start_redis_container",
+    "start_registry_container",
     "start_servicebus_container",
     "start_sqs_container",
     "virtual_time",

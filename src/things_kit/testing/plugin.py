@@ -96,6 +96,7 @@ nats_container = _container("nats", "A real NATS with JetStream,")
 pubsub_container = _container("pubsub", "Google Pub/Sub, or what stands in for it, also with `.endpoint`,")
 rabbitmq_container = _container("rabbitmq", "A real RabbitMQ,")
 redis_container = _container("redis", "A real Redis,")
+registry_container = _container("registry", "A real schema registry,")
 servicebus_container = _container(
     "servicebus", "What stands in for Azure Service Bus, also with `.connection_string`,"
 )
