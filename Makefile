@@ -11,7 +11,7 @@ ROWS ?=
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
-.PHONY: demo test check bench soak sabotage matrix mutants format clean
+.PHONY: demo test check docs bench soak sabotage matrix mutants format clean
 
 demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -25,6 +25,10 @@ check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/md-dead-link-check
+	@$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.docs  ## build the documentation into site/, strictly: what is missing is an error
+	@$(BIN)/zensical build --strict --clean
 
 bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
@@ -48,7 +52,7 @@ format: $(VENV)/.dev  ## let ruff put the code into shape
 	@$(BIN)/ruff format .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -66,3 +70,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the test tools ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,cli,kafka,nats,ops,otel,pubsub,rabbitmq,redis,reload,servicebus,sqs]" --group dev
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs
+	@touch $@
