@@ -23,7 +23,7 @@ The suite against what users run today: conformance and the drivers' own tests a
 and conformance with the lowest versions of all clients that `pyproject.toml` allows. Written by `make matrix`; it needs root and a Debian, as newer
 servers and Pythons come from a newer suite of it in a folder of their own.
 
-What the suite is run with every day is in the table of [brokers](../README.md#brokers); Kafka's is 4.2.
+What the suite is run with every day is in the table of [brokers](brokers.md); Kafka's is 4.2.
 
 | what | version | passed | failed | skipped | minutes | on |
 |---|---|---|---|---|---|---|
