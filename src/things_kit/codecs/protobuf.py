@@ -83,14 +83,20 @@ class Protobuf(msgspec.Struct, frozen=True):
 
     async def prepare(self, topic: Topic[Any], /) -> None:
         """Look up the schemas, or register them, those that they import first."""
-        if self.registry is None:
-            return
-        for kind in topic.kinds.values():
+        if self.registry is not None:
+            for subject in (await self.subjects(topic)).values():
+                _subjects[self.registry, subject.name] = subject
+                await self.registry.prepare(subject)
+
+    async def subjects(self, topic: Topic[Any]) -> dict[str | None, Subject]:
+        """What a topic registers, by the header's value; what they import is registered by this."""
+        found: dict[str | None, Subject] = {}
+        for value, kind in topic.kinds.items():
             file = kind.DESCRIPTOR.file
             references = await self._references(file)
             name = subject_name(self.subject, topic, kind.DESCRIPTOR.full_name)
-            _subjects[self.registry, name] = subject = Subject(name, _source(file), "PROTOBUF", references)
-            await self.registry.prepare(subject)
+            found[value] = Subject(name, _source(file), "PROTOBUF", references)
+        return found
 
     def _prepared(self, topic: Topic[Any], kind: Any) -> Subject:
         name = subject_name(self.subject, topic, kind.DESCRIPTOR.full_name)

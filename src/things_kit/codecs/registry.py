@@ -155,6 +155,23 @@ class Schemas:
         if answer.status != 200:
             raise ConfigError(f"{self!r} refused compatibility={level!r} of {name!r}: {_said(answer)}")
 
+    # --- for people
+
+    async def compatible(self, subject: Subject) -> tuple[bool | None, str]:
+        """Whether a schema may follow the latest of its subject, and why not; None where there is none. Raises Away."""
+        where = f"compatibility/subjects/{quote(subject.name, safe='')}/versions/latest?verbose=true"
+        answer = await self.ask("POST", where, _body(subject))
+        if answer.status == 404:
+            return None, "nothing is registered"
+        if answer.status != 200 or not isinstance(answer.body, dict):
+            raise ConfigError(f"{self!r} did not compare the schema of {subject.name!r}: {_said(answer)}")
+        return bool(answer.body.get("is_compatible")), "; ".join(map(str, answer.body.get("messages") or ()))
+
+    async def latest(self, name: str) -> dict[str, Any] | None:
+        """The latest schema of a subject, as the registry tells it; None where there is none. Raises Away."""
+        answer = await self.ask("GET", f"subjects/{quote(name, safe='')}/versions/latest")
+        return answer.body if answer.status == 200 and isinstance(answer.body, dict) else None
+
     # --- fetching
 
     async def get(self, identity: int) -> None:
