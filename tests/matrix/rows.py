@@ -1,6 +1,7 @@
 """What the suite is run against: a server, a Python, or versions of client libraries."""
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -63,17 +64,17 @@ def _of_broker(name: str) -> tuple[str, str]:
 
 def _redis() -> Ready:
     command = by_loader(suite(), "usr/bin/redis-server")
-    return Ready(_said(*command.split(), "--version"), path=programs(_folder("redis"), redis_server=command))
+    return Ready(_version("Redis", command), path=programs(_folder("redis"), redis_server=command))
 
 
 def _valkey() -> Ready:
     command = by_loader(suite(), "usr/bin/valkey-server")
-    return Ready(_said(*command.split(), "--version"), path=programs(_folder("valkey"), redis_server=command))
+    return Ready(_version("Valkey", command), path=programs(_folder("valkey"), redis_server=command))
 
 
 def _nats() -> Ready:
     program = str(suite() / "usr/sbin/nats-server")
-    return Ready(_said(program, "--version"), path=programs(_folder("nats"), nats_server=program))
+    return Ready(_version("NATS", program), path=programs(_folder("nats"), nats_server=program))
 
 
 def _rabbitmq() -> Ready:
@@ -189,6 +190,11 @@ def _versions(python: Sequence[str]) -> str:
         f"from importlib.metadata import version; print(*(n + ' ' + version(n) for n in {clients}), sep=', ')"
     )
     return _said(*python, "-c", program)
+
+
+def _version(product: str, command: str) -> str:
+    found = re.search(r"v=?(\d[\d.]*)", _said(*command.split(), "--version"))
+    return f"{product} {found[1] if found else '?'}"
 
 
 def _said(*command: str) -> str:

@@ -246,6 +246,19 @@ def test_a_fault_of_that_time_and_place_explains_a_duplicate(run: Run, victim: s
     assert explained_duplicates(Story(run.entries)) == {"ordered": 1}
 
 
+def test_who_failed_while_it_was_frozen_explains_that_a_dead_letter_was_brought_back_twice(run: Run) -> None:
+    id_ = id_with("rejected")
+    run.publish(id_)
+    run.others(id_)
+    run.handle(id_, "ordered", "began", "failed", text="Reject")
+    run.fault("ordered-1", fault="freeze")
+    run.handle(id_, "ordered", "began", "failed", by="ordered-2.1", text="Reject")
+    for _ in range(2):
+        run.add("buried", by="clerk-1.1", id=id_, group="ordered", text="Reject")
+        run.handle(id_, "ordered", by="ordered-2.1")
+    assert run.broken() == {}
+
+
 def test_a_fault_of_another_process_explains_nothing(run: Run) -> None:
     id_ = id_with("well")
     run.publish(id_)

@@ -181,7 +181,12 @@ def _repeated(story: Story) -> Iterator[tuple[str, str, Handling, Handling]]:
 
 def _explained(story: Story, before: Handling, handling: Handling) -> bool:
     carriers = [life for life in story.lives if handling.group == FAR and life.startswith("carrier")]
-    if story.cause(before.began, handling.began, before.by, handling.by, *carriers) is not None:
+    since, processes = before.began, {before.by, handling.by, *carriers}
+    if story.buried[handling.group].get(handling.id):
+        # Who failed while it was frozen buries the message a second time, and both dead letters are brought back
+        everywhere = story.handlings[handling.group][handling.id]
+        since, processes = everywhere[0].began, {each.by for each in everywhere}
+    if story.cause(since, handling.began, *processes) is not None:
         return True
     confirmed = story.published.get(handling.id)
     asked = story.asked.get(handling.id, before.began)
