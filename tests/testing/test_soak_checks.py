@@ -420,6 +420,13 @@ def test_a_process_that_ends_by_itself(run: Run) -> None:
     assert run.broken() == {"no process ends by itself": ["free-1.1 ended by itself with exit code 1"]}
 
 
+def test_a_process_that_is_started_while_the_broker_is_away_may_fail_to_start(run: Run) -> None:
+    run.add("started", id="ordered-3.2")
+    run.fault(fault="broker killed")
+    run.end("ordered-3.2", code=1)
+    assert run.broken() == {}
+
+
 def test_a_value_that_has_changed(run: Run) -> None:
     run.add("spoiled", by="free-1.1", id="producer-1.1/1", group="free")
     assert list(run.broken()) == ["values arrive unchanged"]

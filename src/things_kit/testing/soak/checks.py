@@ -359,9 +359,12 @@ def late_to_end(story: Story) -> Findings:
 
 
 def ended_by_itself(story: Story) -> Findings:
-    """No process ends unless it is told to, and each ends well."""
+    """No process ends unless it is told to, and each ends well; but one may fail to start while the broker is away."""
     for life in story.lives.values():
         if life.ended is None or life.killed:
+            continue
+        in_vain = life.ready is None and life.code == 1
+        if life.told is None and in_vain and story.cause(life.started, life.ended, life.name):
             continue
         if life.told is None:
             yield f"{life.name} ended by itself with exit code {life.code}"

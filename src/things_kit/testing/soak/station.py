@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -109,6 +110,7 @@ class _ToJournal(logging.Handler):
 
 def main(work: Callable[[Station], Awaitable[None]]) -> None:
     """Do this, as the plan on the standard input says, until SIGTERM."""
+    faulthandler.enable()  # a client in C that crashes is to say where
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=Plan)
     if plan.prepare:
         module, _, function = plan.prepare.partition(":")
