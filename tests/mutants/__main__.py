@@ -22,7 +22,7 @@ ENGINE: Final = Path("src/things_kit/engine")
 NEAREST: Final[Mapping[str, Sequence[str]]] = {
     "batches": ("test_batch_consumer",),
     "delays": ("test_delays", "test_window", "test_consumer_handling"),
-    "inbox": ("test_inbox", "test_consumer_lifecycle", "test_credit"),
+    "inbox": ("test_inbox", "test_consumer_lifecycle", "test_credit", "test_delays", "test_retry_topics"),
     "lanes": ("test_lanes", "test_consumer_handling"),
     "leases": ("test_delays", "test_consumer_connection", "test_consumer_lifecycle"),
     "offsets": ("test_offsets",),

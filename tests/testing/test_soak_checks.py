@@ -259,6 +259,24 @@ def test_who_failed_while_it_was_frozen_explains_that_a_dead_letter_was_brought_
     assert run.broken() == {}
 
 
+@pytest.mark.parametrize(("seconds", "is_explained"), [(9.0, True), (7.0, False)])
+def test_a_partition_that_moves_waits_for_its_handlers_no_longer_than_they_may_drain(
+    run: Run, seconds: float, is_explained: bool
+) -> None:
+    run.add("phase", text="declared", figures={"whole group": 1.0})
+    id_ = id_with("outlasts a lease")
+    run.publish(id_)
+    run.others(id_)
+    run.handle(id_, "ordered", "began")
+    run.add("started", id="ordered-3.1")
+    run.add("ready", by="ordered-3.1")
+    run.at += seconds
+    run.handle(id_, "ordered", "began", by="ordered-3.1")
+    run.handle(id_, "ordered", "done")
+    run.handle(id_, "ordered", "done", by="ordered-3.1")
+    assert (run.broken() == {}) == is_explained
+
+
 def test_a_fault_of_another_process_explains_nothing(run: Run) -> None:
     id_ = id_with("well")
     run.publish(id_)

@@ -188,6 +188,8 @@ def _explained(story: Story, before: Handling, handling: Handling) -> bool:
         since, processes = everywhere[0].began, {each.by for each in everywhere}
     if story.cause(since, handling.began, *processes) is not None:
         return True
+    if story.whole_group and before.ended - before.began > DRAIN and story.changes(since, handling.began):
+        return True  # a partition that moves waits for its handlers no longer than `drain_timeout`
     confirmed = story.published.get(handling.id)
     asked = story.asked.get(handling.id, before.began)
     until = max(before.began, confirmed.at) if confirmed is not None else before.began

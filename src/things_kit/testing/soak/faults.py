@@ -34,7 +34,7 @@ THIEF: Final = "ordered-9"
 DELAY: Final = 0.3
 """Seconds that a slow network adds, each way."""
 
-SLICE: Final = 512
+SLICE: Final = 4096
 BROKEN_OFF: Final = 20_000
 
 ANEW: Final = 35.0
@@ -284,7 +284,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "all half-open": Fault(act=_connections("half_open"), seen=seen_trouble, shadow=NOTICED, possible=_relay),
     "one half-open": Fault(act=_connections("half_open", one=True), seen=seen_trouble, shadow=NOTICED, possible=_relay),
     "slow": Fault(act=_network("slow", DELAY, 0.0), seen=seen_slowness, lasts=lambda _: (8.0, 12.0), violent=False, possible=_relay),
-    "in slices": Fault(act=_network("sliced", SLICE, None), seen=seen_traffic, lasts=lambda _: (5.0, 8.0), violent=False, possible=_relay),
+    "in slices": Fault(act=_network("sliced", SLICE, None), seen=seen_traffic, lasts=lambda _: (5.0, 8.0), shadow=10.0, possible=_relay),
 }  # fmt: skip
 
 
