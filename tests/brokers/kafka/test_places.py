@@ -40,7 +40,7 @@ def test_a_broker_that_does_not_say_where_a_group_is_is_away(
 
     consumer.subscribe(["t"], on_assign=begin)
     with pytest.raises(ConnectionLost, match="asking where the group is"):
-        consume_for(consumer, seconds=20)
+        consume_for(consumer, seconds=90)  # to be let into a group takes long on a busy machine
     consumer.close()
 
 
