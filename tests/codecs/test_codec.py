@@ -6,7 +6,7 @@ import pydantic
 import pytest
 
 from things_kit import DecodeError, Message, Topic
-from things_kit.codecs import JSON, MessagePack
+from things_kit.codecs import JSON, CloudEvents, MessagePack
 from things_kit.codecs.registered import codec_for
 
 
@@ -32,7 +32,7 @@ class Model(pydantic.BaseModel):
         ("APPLICATION/JSON; charset=utf-8", JSON),
         (" text/json ", JSON),
         ("application/vnd.order.v2+json", JSON),
-        ("application/cloudevents+json;x=y", JSON),
+        ("application/cloudevents+json;x=y", CloudEvents),
         ("application/msgpack", MessagePack),
         ("application/x-msgpack", MessagePack),
         ("application/vnd.msgpack; v=1", MessagePack),
@@ -46,7 +46,7 @@ def test_a_content_type_has_a_codec(content_type: str | None, codec: type) -> No
     "content_type", ["", "text/plain", "application/xml", "json", "application/json+xml"]
 )
 def test_an_unknown_content_type_is_a_decode_error_that_names_what_is_known(content_type: str) -> None:
-    with pytest.raises(DecodeError, match=r"unknown content type .*; known are application/json, ") as raised:
+    with pytest.raises(DecodeError, match=r"unknown content type .*; known are application/avro, ") as raised:
         codec_for(content_type)
     assert repr(content_type) in str(raised.value)
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 
 from things_kit.codecs.avro_schema import Schema, avro_schema
-from things_kit.codecs.json_codec import json_decoder
+from things_kit.codecs.json_codec import bare, json_decoder
 from things_kit.codecs.models import converter, dumped
 from things_kit.codecs.registry import Schemas, Subject, framed, unframed
 from things_kit.codecs.subjects import (
@@ -35,6 +35,9 @@ except ImportError as error:
     raise ConfigError('Avro needs fastavro: pip install "things-kit[avro]"') from error
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_AS_THEY_ARE: Final[tuple[Any, ...]] = (str, int, float, bool, bytes, datetime, date, str | None, int | None)
+"""Types of fields that fastavro takes as they are."""
+
 _LARGEST_SCHEMA: Final = 1 << 20
 
 
@@ -73,12 +76,12 @@ class Avro(msgspec.Struct, frozen=True):
             )
         writers = {_class_of(kind): self._writer(topic, value) for value, kind in topic.kinds.items()}
         if len(writers) == 1:
-            write = next(iter(writers.values()))
-            return lambda payload: (write(payload), _NOTHING)
+            return bare(next(iter(writers.values())))
         return lambda payload: (writers[type(payload)](payload), _NOTHING)
 
     def _writer(self, topic: Topic[Any], value: str | None) -> Callable[[Any], bytes]:
-        write, registry = _writer(self.schema_of(topic.kinds[value], value)), self.registry
+        kind = topic.kinds[value]
+        write, registry = _writer(self.schema_of(kind, value), kind), self.registry
         if registry is None:
             return write
         subject = self.subjects(topic)[value]
@@ -174,14 +177,12 @@ def parsed_schema(schema: Schema | Mapping[str, Any]) -> Any:
         raise TypeError("the Avro schema is nested too deeply") from None
 
 
-def _writer(schema: Any) -> Callable[[Any], bytes]:
-    kept: tuple[type, ...] = (bytes, datetime, date, time)
-    if '"decimal"' in json.dumps(schema, default=str):
-        kept = (*kept, Decimal)
+def _writer(schema: Any, kind: Any) -> Callable[[Any], bytes]:
+    plain_of = _plain_values(schema, kind)
     write, stream_of = fastavro.schemaless_writer, io.BytesIO
 
     def encode(payload: Any) -> bytes:
-        plain = msgspec.to_builtins(payload, builtin_types=kept, str_keys=True, enc_hook=dumped)
+        plain = plain_of(payload)
         stream = stream_of()
         try:
             write(stream, schema, plain)
@@ -190,6 +191,20 @@ def _writer(schema: Any) -> Callable[[Any], bytes]:
         return stream.getvalue()
 
     return encode
+
+
+def _plain_values(schema: Any, kind: Any) -> Callable[[Any], Any]:
+    """From a payload to what fastavro takes; a flat Struct needs no more than its fields."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        config = kind.__struct_config__
+        fields = msgspec.structs.fields(kind)
+        same = all(field.name == field.encode_name and field.type in _AS_THEY_ARE for field in fields)
+        if same and config.tag is None:
+            return msgspec.structs.asdict
+    kept: tuple[type, ...] = (bytes, datetime, date, time)
+    if '"decimal"' in json.dumps(schema, default=str):
+        kept = (*kept, Decimal)
+    return lambda payload: msgspec.to_builtins(payload, builtin_types=kept, str_keys=True, enc_hook=dumped)
 
 
 def _reader(schema: Any, convert: Callable[[Any], Any] | None) -> Decode:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from things_kit.codecs.json_codec import bare
 from things_kit.codecs.known import check_known
 from things_kit.codecs.models import dumped, has_pydantic, model_decoder_of_message_pack
 from things_kit.messaging.codec import Decode, Encode
@@ -27,8 +28,7 @@ class MessagePack(msgspec.Struct, frozen=True):
         for kind in topic.kinds.values():
             if not has_pydantic(kind):
                 check_known(kind)
-        encode = msgspec.msgpack.Encoder(enc_hook=dumped).encode
-        return lambda payload: (encode(payload), _NOTHING)
+        return bare(msgspec.msgpack.Encoder(enc_hook=dumped).encode)
 
     def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
         """See `Codec.decoder`: to the same types as JSON."""

@@ -50,9 +50,9 @@ def by_content_type(make: Callable[[Codec], Decode], own: Codec, name: str) -> P
 
     def decode(message: Message) -> Any:
         headers = message.headers
-        content_type = (
-            headers.get(CONTENT_TYPE) if CONTENT_TYPE in headers else in_any_case(headers, CONTENT_TYPE)
-        )
+        content_type = headers.get(CONTENT_TYPE)
+        if content_type is None:
+            content_type = in_any_case(headers, CONTENT_TYPE)
         try:
             decoder = decoders.get(content_type)
             if decoder is None:

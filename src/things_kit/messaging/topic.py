@@ -223,6 +223,11 @@ class Topic(Generic[T]):
         if self._stamp is not None or self._typed is not None:
             return [self.message(payload) for payload in payloads]
         name, encode, key_of, base, classes = self.name, self._encode, self._key, self._headers, self._classes
+        bytes_of = getattr(encode, "bytes_of", None)
+        if bytes_of is not None and classes is not None and key_of is None:
+            payloads = list(payloads)
+            if not {*map(type, payloads)}.difference(classes):  # the usual case, with nothing done twice
+                return [Message(name, bytes_of(payload), None, {**base}) for payload in payloads]
         messages: list[Message] = []
         for payload in payloads:
             if classes is not None and not isinstance(payload, classes):
