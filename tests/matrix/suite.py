@@ -1,5 +1,6 @@
 """A newer Debian in a folder: servers and Pythons of today, beside those of the system. Needs root, and debootstrap once."""
 
+import atexit
 import shutil
 import stat
 from pathlib import Path
@@ -32,14 +33,16 @@ def _bootstrap(folder: Path) -> None:
 
 
 def mounted(folder: Path, *inside: Path) -> None:
-    """Have /proc there, and these folders of ours under the same names."""
+    """Have /proc there, and these folders of ours under the same names, until this process ends."""
     if not (folder / "proc/self").exists():
         run("mount", "-t", "proc", "proc", folder / "proc")
+        atexit.register(run, "umount", "-l", folder / "proc")
     for each in inside:
         place = folder / each.relative_to("/")
         place.mkdir(parents=True, exist_ok=True)
         if not any(line.split()[1] == str(place) for line in Path("/proc/mounts").read_text().splitlines()):
             run("mount", "--bind", each, place)
+            atexit.register(run, "umount", "-l", place)  # who deletes the suite is not to delete what is ours
 
 
 def programs(row: Path, **commands: str) -> Path:
