@@ -254,7 +254,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     "made",
     [
-        app,
+        pytest.param(app, id="app"),
         *map(topic_of, KINDS),
         Topic("events", Card, codec=CloudEvents(source="/s")),
         Topic("avro", Tree, codec=Avro()),
