@@ -57,7 +57,6 @@ BOTH = {"backward", "forward"}
         (struct(("o", struct(("n", int)))), struct(("o", struct(("n", int), ("m", int)))), {"backward"}),
         (dict[str, int], struct(("n", int)), {"backward"}),
     ],
-    ids=str,
 )
 def test_a_change_breaks_what_it_breaks(old: Any, new: Any, broken: set[str]) -> None:
     assert directions(old, new) == broken
