@@ -160,7 +160,7 @@ def test_what_is_written_is_what_fastavro_reads() -> None:
         (Tree, Tree(1, [Tree(2), Tree(3, [Tree(4)])])),
         (Created | Cancelled, Cancelled("x")),
         (list[Created | Cancelled], [Created("x"), Cancelled("y")]),
-        (Data, Data({"a", "b"}, Decimal("1.50"))),
+        pytest.param(Data, Data({"a", "b"}, Decimal("1.50")), id="Data"),
         (Typed, {"id": "x"}),
         (Zoo, Zoo(animals=[Cat(name="c"), Dog(name="d")], by_name={"c": Cat(name="c")}, ownerName="o")),
         (list[Cat], [Cat(name="c")]),
