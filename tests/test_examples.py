@@ -30,7 +30,7 @@ SAYS = {
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
-ELSEWHERE = {"integration_test.py", "driver.py"}
+ELSEWHERE = {"integration_test.py", "driver.py", "simulation.py"}
 """Those that a test below runs, or the conformance suite."""
 
 TAKE_A_URL = [
@@ -78,3 +78,11 @@ def test_every_example_is_run_and_listed() -> None:
     assert there == {*SAYS, *ELSEWHERE}
     listed = (FOLDER / "README.md").read_text()
     assert all(f"]({name})" in listed for name in there)
+
+
+def test_the_simulation_shows_the_wrong_handler_and_passes_the_right_one() -> None:
+    told = subprocess.run(
+        [sys.executable, FOLDER / "simulation.py"], capture_output=True, text=True, check=True, timeout=100
+    ).stdout
+    assert "AssertionError: an order was charged twice" in told
+    assert "200 histories on the model of kafka" in told

@@ -22,6 +22,7 @@ from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
 from things_kit.engine.retry_pump import RetryPump, sender
 from things_kit.engine.retry_topics import SHORT, retry_topics
+from things_kit.engine.surroundings import surroundings
 from things_kit.engine.suspects import Suspects
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.window import Window
@@ -59,7 +60,8 @@ class BrokerConsumer:
         self.options = options
         self.group = options.group or f"{EPHEMERAL}{uuid.uuid4().hex}"
         self._transmission = transmission
-        self._chance = chance or random.Random()  # noqa: S311 - jitter is no secret
+        other = surroundings.get()
+        self._chance = chance or (other.chance if other else random.Random())  # noqa: S311 - jitter is no secret
         self._started_hook, self._ended_hook = started, ended
         self._dead_letters = {topic: options.dead_letter_of(topic, self.group) for topic in options.topics}
         self._compile()

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
+from things_kit.engine.surroundings import surroundings
+
 _NOT_CARRIED: Final = (StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit)
 """What a future refuses to carry, or what would end the loop, though it was meant for the thread."""
 
@@ -57,6 +59,8 @@ class HandlerThreads:
 
         Cancelled, it returns at once, though the thread goes on: see `hanging`.
         """
+        if (other := surroundings.get()) is not None:
+            return other.call(function, *arguments)
         loop = asyncio.get_running_loop()
         job = _Job(function, arguments, contextvars.copy_context(), loop, loop.create_future())
         jobs = self._idle.popitem()[0] if self._idle else self._spawn()

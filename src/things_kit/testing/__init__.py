@@ -5,6 +5,7 @@
 * `StubDriver` is a broker whose abilities a test chooses and whose calls it lets fail; `broker_of` makes a `Broker` of it.
 * The pytest fixtures `memory_broker`, `kafka_container`, `rabbitmq_container` and so on come by themselves with the package.
 * `start_kafka_container`, `start_rabbitmq_container` and so on start a real broker, in a container or as a local process.
+* `simulate` runs a `World` of your handlers through thousands of histories of a broker that crashes, repeats and reorders.
 * `things_kit.testing.conformance` is what every driver passes.
 """
 
@@ -19,23 +20,39 @@ from things_kit.testing.servers.redis import start_redis_container
 from things_kit.testing.servers.registry import start_registry_container
 from things_kit.testing.servers.servicebus import RunningServiceBus, start_servicebus_container
 from things_kit.testing.servers.sqs import RunningSQS, start_sqs_container
+from things_kit.testing.simulation import (
+    Fault,
+    Faults,
+    Report,
+    SimulationFailed,
+    World,
+    reached,
+    simulate,
+)
 from things_kit.testing.stub import StubDriver, broker_of
 
 __all__ = [
     "ANYTHING",
+    "Fault",
+    "Faults",
     "MockConsumer",
     "MockHandler",
     "MockProducer",
     "NothingCanHappen",
+    "Report",
     "RunningKafka",
     "RunningPubSub",
     "RunningSQS",
     "RunningServer",
     "RunningServiceBus",
+    "SimulationFailed",
     "StubDriver",
     "VirtualTimeLoop",
+    "World",
     "broker_of",
+    "reached",
     "run_virtual",
+    "simulate",
     "start_kafka_container",
     "start_nats_container",
     "start_pubsub_container",

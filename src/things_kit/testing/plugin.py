@@ -103,3 +103,23 @@ servicebus_container = _container(
 sqs_container = _container("sqs", "An emulator of SQS and SNS, also with `.endpoint`,")
 
 pytest.register_assert_rewrite("things_kit.testing.conformance")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --things-kit-seed."""
+    group = parser.getgroup("things-kit")
+    group.addoption(
+        "--things-kit-seed",
+        type=int,
+        metavar="SEED",
+        help="let simulate() run the history of this seed alone",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell simulations, also those in other processes, which seed is to run."""
+    seed = config.getoption("--things-kit-seed", default=None)
+    if seed is not None:
+        from things_kit.testing.simulation.selection import choose  # noqa: PLC0415 - every pytest run would pay for it
+
+        choose(seed)

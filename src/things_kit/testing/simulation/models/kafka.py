@@ -1,0 +1,25 @@
+"""The model of Apache Kafka.
+
+What the real one may do, and where that is written:
+
+* A group's position is a committed offset for each partition; whatever comes after it is delivered again to the next
+  owner (Kafka documentation, "Consumer Position"). Our driver commits a little later than it acknowledges.
+* A member that dies keeps its partitions until `session.timeout.ms`; one that lives hands them over in a cooperative
+  rebalance (KIP-429).
+* Order holds within a partition, not beyond. A broker that was lost while it answered may have the message or not.
+* It counts no deliveries, knows no delay, and keeps what was acknowledged.
+"""
+
+from typing import Final
+
+from things_kit.engine.driver import Capabilities
+from things_kit.testing.simulation.models.log import LogGroup
+from things_kit.testing.simulation.models.server import Traits
+
+TRAITS: Final = Traits(
+    name="kafka",
+    capabilities=Capabilities(retained=True, partitions=True, max_message_bytes=1024 * 1024),
+    impossible=frozenset({"lease_expiry"}),
+    partitions=4,
+)
+GROUP: Final = LogGroup

@@ -1,0 +1,24 @@
+"""The model of NATS JetStream with a durable pull consumer.
+
+What the real one may do, and where that is written:
+
+* A message that is not acknowledged within `ack_wait` is delivered again to anybody, and so is one whose
+  acknowledgement was lost; the server counts deliveries (NATS documentation, "Consumers", "AckWait", "MaxDeliver").
+* `nak` with a delay puts one message off; those behind it go on. There is no order across the processes of a group.
+* A stream keeps its messages whatever was acknowledged.
+"""
+
+from typing import Final
+
+from things_kit.engine.driver import Capabilities
+from things_kit.testing.simulation.models.queue import QueueGroup
+from things_kit.testing.simulation.models.server import Traits
+
+TRAITS: Final = Traits(
+    name="nats",
+    capabilities=Capabilities(
+        delay=True, lease=30.0, retained=True, attempts=True, suspects=True, max_message_bytes=1024 * 1024
+    ),
+    counts=True,
+)
+GROUP: Final = QueueGroup

@@ -1,0 +1,396 @@
+"""Brokers that hand out each message of a group to one receiver at a time, and take it back if it is not settled."""
+
+import asyncio
+from bisect import insort
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.testing.simulation.models.server import ModelDriver, Server, Topic
+
+FROZEN: Final = (0.02, 2.0)
+"""Seconds after which a lease ends under its owner, from and to, where that is the fault."""
+
+
+class Entry(msgspec.Struct, eq=False):
+    """One message of one group, and how it stands with it.
+
+    Attributes:
+        place: Where it stands among the others.
+        due: From when it may be handed out, in the loop's time.
+        aside: It left its place in its key's order.
+        ends: When the lease ends; None while nobody has it, or for as long as the connection holds.
+        holder: Who has it.
+        frozen: Its holder cannot renew the lease.
+    """
+
+    message: Message
+    place: float
+    attempt: int = 1
+    due: float = 0.0
+    suspect: int = 0
+    aside: bool = False
+    ends: float | None = None
+    holder: "QueueReceiver | None" = None
+    frozen: bool = False
+
+
+class QueueGroup:
+    """The messages of one group that it has not acknowledged."""
+
+    def __init__(self, server: Server, topic: Topic, name: str, earliest: bool) -> None:
+        self.name = name
+        self.server = server
+        self.topic = topic
+        self.lost = False
+        self._waiting: list[Entry] = []
+        self._out: dict[int, Entry] = {}
+        self._receivers: list[QueueReceiver] = []
+        self._tokens = 0
+        if earliest:
+            for message in topic.log:
+                if message.headers.get(REPLAY_GROUP, name) == name or not server.traits.capabilities.targeted:
+                    self.arrived(message)
+
+    # --- see Group
+
+    def arrived(self, message: Message) -> None:
+        """It is to be handed out."""
+        self._put(Entry(message, place=len(self.topic.log)))
+
+    def join(self, driver: ModelDriver, subscription: Subscription) -> "QueueReceiver":
+        """Another receiver."""
+        marks = driver.capabilities.suspects and not driver.server.traits.later
+        kinds = (
+            (PushedReceiver, PushedReceiver) if driver.server.traits.pushed else (FetchingReceiver, Marking)
+        )
+        receiver: QueueReceiver = kinds[marks](self, driver, subscription)
+        self._receivers.append(receiver)
+        return receiver
+
+    def lag(self) -> int:
+        """What waits, and what is handed out."""
+        return len(self._waiting) + len(self._out)
+
+    def cut(self, driver: ModelDriver, *, dead: bool) -> None:
+        """Its receivers lose what they hold: at once, or when the leases end."""
+        for receiver in [each for each in self._receivers if each.driver is driver]:
+            receiver.break_off(dead=dead)
+
+    def lose(self) -> None:
+        """Its receivers are told."""
+        self.lost = True
+        for receiver in list(self._receivers):
+            receiver.break_off(dead=False)
+
+    def add_later(self, copy: Later, delay: float) -> None:
+        """A copy is a message of its own, at the end of the queue."""
+        message = copy.message.replace(attempt=copy.attempt)
+        due = self._now() + delay
+        self._put(Entry(message, due, copy.attempt, due, copy.suspect, aside=True), places=False)
+
+    # --- handing out
+
+    def take(self, receiver: "QueueReceiver", limit: int) -> list[Delivery]:
+        """What this receiver may have now."""
+        self._expire()
+        now = self._now()
+        taken: list[Delivery] = []
+        shut: set[object] = set()
+        for entry in self._in_order():
+            if len(taken) >= limit:
+                break
+            lane = self._lane(receiver, entry)
+            if lane is not None and (
+                lane in shut or entry.due > now or self._elsewhere(receiver, lane, entry)
+            ):
+                shut.add(lane)
+            elif entry.due <= now:
+                taken.append(self._hand(receiver, entry))
+        return taken
+
+    def available(self, receiver: "QueueReceiver") -> int:
+        """How many messages this receiver could have."""
+        now = self._now()
+        return sum(entry.due <= now and self._lane(receiver, entry) is None for entry in self._waiting)
+
+    def held_by(self, receiver: "QueueReceiver") -> int:
+        """How many this receiver has."""
+        return sum(entry.holder is receiver for entry in self._out.values())
+
+    def _in_order(self) -> list[Entry]:
+        entries, chance = list(self._waiting), self.server.chance
+        if self.server.traits.unordered and len(entries) > 1 and chance.strikes("redelivery"):
+            entries.insert(0, entries.pop(chance.below(len(entries))))
+        return entries
+
+    def _hand(self, receiver: "QueueReceiver", entry: Entry) -> Delivery:
+        chance, lease = self.server.chance, self.server.traits.capabilities.lease
+        self._waiting.remove(entry)
+        if self.server.traits.duplicates and chance.strikes("redelivery"):
+            again = Entry(entry.message, entry.place, entry.attempt, self._now() + chance.between(0.0, 1.0))
+            self._put(again, places=False)
+        self._tokens += 1
+        self._out[self._tokens] = entry
+        entry.holder, entry.frozen, entry.ends = receiver, False, None
+        if lease is not None:
+            entry.ends = self._now() + lease
+            if chance.strikes("lease_expiry"):
+                entry.ends, entry.frozen = self._now() + chance.between(*FROZEN), True
+            self._look_at(entry.ends)
+        self.server.note(f"delivered to {receiver.driver.process}", entry.message)
+        return Delivery(entry.message.replace(attempt=entry.attempt), self._tokens, entry.suspect)
+
+    def _lane(self, receiver: "QueueReceiver", entry: Entry) -> object:
+        traits, ordering = self.server.traits, receiver.subscription.ordering
+        if not (traits.capabilities.lanes or traits.keyed) or ordering == "none" or entry.aside:
+            return None
+        return entry.message.key if ordering == "key" or traits.keyed else (None,)
+
+    def _elsewhere(self, receiver: "QueueReceiver", lane: object, entry: Entry) -> bool:
+        return any(
+            self._lane(receiver, other) == lane
+            and (other.holder is not receiver or other.place > entry.place or self.server.traits.waits)
+            for other in self._out.values()
+        )
+
+    # --- taking back
+
+    def settle(
+        self, receiver: "QueueReceiver", acknowledged: Sequence[Any], released: Sequence[tuple[Any, Release]]
+    ) -> None:
+        """These are done, and those come again."""
+        traits = self.server.traits
+        for token in acknowledged:
+            if (entry := self._out.get(token)) is not None and entry.holder is receiver:
+                del self._out[token]
+                self.server.note("acknowledged", entry.message)
+        for token, release in released:
+            entry = self._out.get(token)
+            if entry is None or entry.holder is not receiver:
+                continue
+            del self._out[token]
+            if traits.capabilities.attempts:
+                entry.attempt = release.attempt
+            entry.due = self._now() + release.delay if traits.capabilities.delay else 0.0
+            entry.aside = entry.aside or release.aside
+            entry.suspect = 0  # whoever gives it back has survived it
+            self._put(entry, places=False)
+        self.wake()
+
+    def extend(self, receiver: "QueueReceiver", tokens: Sequence[Any]) -> None:
+        """Begin these leases anew."""
+        lease = self.server.traits.capabilities.lease or 0.0
+        for token in tokens:
+            entry = self._out.get(token)
+            if entry is not None and entry.holder is receiver and not entry.frozen:
+                entry.ends = self._now() + lease
+                self._look_at(entry.ends)
+
+    def mark(self, receiver: "QueueReceiver", token: Any, suspect: int) -> None:
+        """Keep a mark beside a message."""
+        entry = self._out.get(token)
+        if entry is not None and entry.holder is receiver:
+            entry.suspect = suspect
+
+    def leave(self, receiver: "QueueReceiver", *, leased: bool = False, counted: bool = False) -> None:
+        """A receiver is no more: what it held comes at once, or when the lease ends."""
+        if receiver in self._receivers:
+            self._receivers.remove(receiver)
+        if receiver.subscription.ephemeral:
+            self.topic.groups.pop(self.name, None)
+        if not leased:
+            held = [token for token, entry in self._out.items() if entry.holder is receiver]
+            self._take_back(held, counted=counted)
+
+    def _expire(self) -> None:
+        now = self._now()
+        ended = [t for t, entry in self._out.items() if entry.ends is not None and entry.ends <= now]
+        self._take_back(ended, counted=True)
+
+    def _take_back(self, tokens: Sequence[int], *, counted: bool) -> None:
+        """Without a verdict: some brokers count that, but for what a living receiver has given back."""
+        for token in tokens:
+            entry = self._out.pop(token)
+            if counted and self.server.traits.counts:
+                entry.attempt += 1
+            self.server.note("comes again", entry.message)
+            entry.due = 0.0
+            self._put(entry, places=False)
+
+    def _put(self, entry: Entry, *, places: bool = True) -> None:
+        entry.holder = entry.ends = None
+        insort(self._waiting, entry, key=lambda each: each.place)
+        self._look_at(entry.due)
+        if places:
+            self.wake()
+
+    # --- waking
+
+    def _look_at(self, when: float) -> None:
+        """Something may be had at this time."""
+        loop = asyncio.get_running_loop()
+        loop.call_at(max(when, loop.time()), self._look, context=self.server.context)
+
+    def _look(self) -> None:
+        self._expire()
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be something to be had."""
+        for receiver in self._receivers:
+            receiver.wake()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+class QueueReceiver:
+    """One receiver of a group."""
+
+    def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
+        self.group = group
+        self.driver = driver
+        self.subscription = subscription
+        self.broken = False
+        self.quiet = False
+        self.context = driver.own_context()
+
+    def wake(self) -> None:
+        """There may be something for it."""
+
+    def break_off(self, *, dead: bool) -> None:
+        """Its connection is gone."""
+        self.broken = True
+        leased = self.group.server.traits.capabilities.lease is not None and not self.group.lost
+        self.group.leave(self, leased=leased, counted=True)
+        if not dead:
+            self.wake()
+
+    def check(self) -> None:
+        """Raise ConnectionLost if the connection is gone."""
+        if self.broken:
+            raise ConnectionLost("the connection to the simulated broker broke")
+
+    async def quiesce(self) -> None:
+        """Nothing more is put into the inbox."""
+        self.quiet = True
+
+    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
+        """Tell the group; the answer may be lost, with or without an effect."""
+        self.check()
+        done = [delivery.token for delivery in acknowledged]
+        back = [(release.delivery.token, release) for release in released]
+        await self.driver.call()
+        self.check()
+        chance = self.group.server.chance
+        if chance.strikes("lost_acknowledgement"):
+            if chance.below(2):
+                self.group.settle(self, done, back)
+            self.break_off(dead=False)
+            self.group.server.note("settles, and its connection breaks", None)
+        self.check()
+        self.group.settle(self, done, back)
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """Renew the leases."""
+        tokens = [delivery.token for delivery in deliveries]
+        await self.driver.call()
+        self.check()
+        self.group.extend(self, tokens)
+
+    async def overdue(self) -> int | None:
+        """What waits for anybody."""
+        await self.driver.call()
+        self.check()
+        return self.group.available(self)
+
+    async def close(self) -> None:
+        """Leave the group."""
+        if not self.broken:
+            self.broken = True
+            self.group.leave(self)
+
+
+class FetchingReceiver(QueueReceiver):
+    """One that asks."""
+
+    def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
+        super().__init__(group, driver, subscription)
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look again."""
+        self._woken.set()
+
+    async def fetch(self, limit: int, wait: float) -> None:
+        """Up to `limit` messages, within `wait` seconds."""
+        self.check()
+        await self.driver.call()
+        deadline = asyncio.get_running_loop().time() + wait
+        while True:
+            self.check()
+            if self.group.held_by(self) and self.group.server.chance.strikes("redelivery"):
+                self.group.server.note("its connection breaks", None)
+                self.break_off(dead=False)
+                self.check()
+            taken = self.group.take(self, limit)
+            if taken or asyncio.get_running_loop().time() >= deadline:
+                self.subscription.inbox.put(taken)
+                return
+            self._woken.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._woken.wait()
+
+
+class Marking(FetchingReceiver):
+    """One whose broker keeps marks."""
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """Keep it beside the message."""
+        token = delivery.token
+        await self.driver.call()
+        self.check()
+        self.group.mark(self, token, suspect)
+
+
+class PushedReceiver(QueueReceiver):
+    """One to which the broker pushes, for credit."""
+
+    def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
+        super().__init__(group, driver, subscription)
+        self._credit = 0
+        self._coming = False
+
+    def credit(self, window: int) -> None:
+        """It may have so many."""
+        self._credit = window
+        self.wake()
+
+    def wake(self) -> None:
+        """Push what it may have, in its own time."""
+        if not self._coming:
+            self._coming = True
+            asyncio.get_running_loop().call_soon(self._push, context=self.context)
+
+    def _push(self) -> None:
+        self._coming = False
+        if self.broken:
+            self.subscription.inbox.fail(ConnectionLost("the connection to the simulated broker broke"))
+        elif not self.quiet and (room := self._credit - self.group.held_by(self)) > 0:
+            if self.group.held_by(self) and self.group.server.chance.strikes("redelivery"):
+                self.group.server.note("its connection breaks", None)
+                self.break_off(dead=False)
+                return
+            taken = self.group.take(self, room)
+            refused = self.subscription.inbox.put(taken)
+            if refused:
+                self.quiet = True  # it takes nothing more
+                back = [(each.token, Release(each, attempt=each.message.attempt)) for each in refused]
+                self.group.settle(self, (), back)

@@ -1,0 +1,358 @@
+"""What the models of brokers have in common: topics, connections, and what may go wrong on the way to a broker.
+
+A model is the contract of a broker, not its implementation: what its documentation lets it do, it does under the fault
+that stands for it. It lives outside of all simulated processes, and forgets nothing when one of them dies.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+import msgspec
+
+from things_kit.engine.driver import (
+    Capabilities,
+    ConnectionLost,
+    Later,
+    Subscription,
+    UnknownTopic,
+)
+from things_kit.engine.listeners import nobody_listens
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError, MessageTooLarge
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
+
+if TYPE_CHECKING:
+    from things_kit.testing.simulation.plan import Chance
+
+NEAR: Final = (0.0002, 0.004)
+"""Seconds that a call of the broker takes, from and to."""
+
+AWAY: Final = (0.5, 8.0)
+"""The same of an outage: below the 30 s of `publish_timeout`."""
+
+BY_DEFAULT: Final = Capabilities()
+
+
+class Traits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the contract of one broker is, where models differ.
+
+    Attributes:
+        name: As `simulate(broker=...)` has it.
+        capabilities: Those of its driver.
+        impossible: The faults that it cannot have.
+        pushed: It pushes messages for credit, instead of being asked.
+        counts: It counts deliveries, also those to processes that died.
+        listened: What is published to a topic without a group is dropped, and so refused.
+        keyed: It hands out the messages of one key in order, to one receiver at a time.
+        waits: It hands out no more of a key while any of it is not settled.
+        duplicates: It may hand out a message twice though nothing is wrong.
+        unordered: It keeps no order at all.
+        later: It keeps copies until they are due.
+        partitions: How many a topic has; 0 where there are none.
+    """
+
+    name: str
+    capabilities: Capabilities = BY_DEFAULT
+    impossible: frozenset[str] = frozenset({"rebalance"})
+    pushed: bool = False
+    counts: bool = False
+    listened: bool = False
+    keyed: bool = False
+    waits: bool = False
+    duplicates: bool = False
+    unordered: bool = False
+    later: bool = False
+    partitions: int = 0
+
+
+class Group(Protocol):
+    """What a group of a topic must be able to do, whatever the broker."""
+
+    def arrived(self, message: Message) -> None:
+        """A message was published to its topic."""
+
+    def join(self, driver: "ModelDriver", subscription: Subscription) -> Any:
+        """A receiver of it."""
+
+    def lag(self) -> int:
+        """Messages that it has not acknowledged."""
+
+    def cut(self, driver: "ModelDriver", *, dead: bool) -> None:
+        """The connection of these receivers is gone; `dead` if their process is."""
+
+    def lose(self) -> None:
+        """It was removed."""
+
+    def add_later(self, copy: Later, delay: float) -> None:
+        """Keep this for so many seconds."""
+
+
+class Topic:
+    """A topic's log and its groups."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.log: list[Message] = []
+        self.groups: dict[str, Group] = {}
+
+
+class Server:
+    """One simulated broker.
+
+    Attributes:
+        traits: Which broker it is.
+        chance: What goes wrong.
+        topics: All there is.
+        note: Told of everything that happens, for the trace and the history.
+        context: In which what the broker does by itself runs: no process's.
+        joined: Which groups of which topics have had consumers.
+        clock: The wall clock of who runs, in seconds since 1970.
+        workload: The messages of the workload by id, numbered in their order.
+    """
+
+    def __init__(
+        self,
+        traits: Traits,
+        group: "Callable[[Server, Topic, str, bool], Group]",
+        chance: "Chance",
+        note: Callable[[str, Message | None], None],
+    ) -> None:
+        self.traits = traits
+        self.chance = chance
+        self.topics: dict[str, Topic] = {}
+        self.note = note
+        self.context = Context()
+        self.joined: set[tuple[str, str]] = set()
+        self.workload: dict[str | None, int] = {}
+        self.clock: Callable[[], float] = simulated_now
+        self._group = group
+        self._connections: list[ModelDriver] = []
+        self._away_until = 0.0
+
+    def driver(self, process: SimulatedProcess) -> "ModelDriver":
+        """A connection of this process's."""
+        kind = LaterModelDriver if self.traits.later else ModelDriver
+        driver = (ListenedDriver if self.traits.listened and not self.traits.later else kind)(self, process)
+        self._connections.append(driver)
+        return driver
+
+    # --- what happens to it
+
+    def crashed(self, process: SimulatedProcess) -> None:
+        """All connections of this process are gone with it."""
+        for driver in [each for each in self._connections if each.process is process]:
+            self.disconnect(driver, dead=True)
+
+    def disconnect(self, driver: "ModelDriver", *, dead: bool) -> None:
+        """Its connection is no more; what its receivers held comes again as the broker has it."""
+        for group in self.groups():
+            group.cut(driver, dead=dead)
+        if dead:
+            self._connections.remove(driver)
+
+    def go_away(self) -> None:
+        """An outage: every connection breaks, and new ones are refused for a while."""
+        self.note("the broker goes away", None)
+        now = asyncio.get_running_loop().time()
+        self._away_until = now + self.chance.between(*AWAY)
+        for driver in list(self._connections):
+            self.disconnect(driver, dead=False)
+
+    @property
+    def away(self) -> bool:
+        """Whether nobody can reach it."""
+        return asyncio.get_running_loop().time() < self._away_until
+
+    def heal(self) -> None:
+        """Nothing goes wrong from now on."""
+        self._away_until = 0.0
+
+    # --- what there is
+
+    def groups(self) -> list[Group]:
+        """All groups of all topics."""
+        return [group for topic in self.topics.values() for group in topic.groups.values()]
+
+    def topic(self, name: str) -> Topic:
+        """The topic of this name, which is made if it is missing."""
+        return self.topics.setdefault(name, Topic(name))
+
+    def group(self, topic: Topic, name: str, *, earliest: bool) -> Group:
+        """The group of this name; a new one begins at the earliest, or now."""
+        if name not in topic.groups:
+            topic.groups[name] = self._group(
+                self, topic, name, earliest and self.traits.capabilities.retained
+            )
+        return topic.groups[name]
+
+    def append(self, message: Message) -> Exception | None:
+        """Take a message for good, or say why not."""
+        topic = self.topics.get(message.topic)
+        if topic is None:
+            return UnknownTopic(message.topic)
+        if self.traits.listened and not topic.groups:
+            return nobody_listens(message.topic)
+        most = self.traits.capabilities.dead_letter_bytes
+        if most is not None and len(message.value) + len(message.key or b"") > most:
+            return MessageTooLarge(f"a message has at most {most} bytes here")
+        partition = self._partition(message, len(topic.log))
+        stored = message.replace(offset=len(topic.log), partition=partition, attempt=1)
+        topic.log.append(stored)
+        self.note("published", stored)
+        target = message.headers.get(REPLAY_GROUP)
+        for name, group in topic.groups.items():
+            if not self.traits.capabilities.targeted or target in {None, name}:
+                group.arrived(stored)
+        return None
+
+    def _partition(self, message: Message, number: int) -> int | None:
+        count = self.traits.partitions
+        if not count:
+            return None
+        return number % count if message.key is None else sum(message.key) % count
+
+
+class ModelDriver:
+    """One connection to a simulated broker: a driver like any other."""
+
+    def __init__(self, server: Server, process: SimulatedProcess) -> None:
+        self.server = server
+        self.process = process
+        self.capabilities = server.traits.capabilities
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """It cannot be had by URL: a simulated broker lives in its simulation."""
+        raise ConfigError(f"{url.display}: a simulated broker is made by simulate()")
+
+    async def call(self) -> None:
+        """Say something to the broker. Raises ConnectionLost if it is away, now or by the time of its answer."""
+        self._check()
+        await asyncio.sleep(self.server.chance.between(*NEAR))
+        if self.server.chance.strikes("outage"):
+            self.server.go_away()
+        self._check()
+
+    def _check(self) -> None:
+        if self.server.away:
+            raise ConnectionLost("the simulated broker is away")
+
+    async def open(self) -> None:
+        """Connect."""
+        await self.call()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self.server.disconnect(self, dead=False)
+
+    async def ping(self) -> None:
+        """Ask whether it is there."""
+        await self.call()
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Make what is missing."""
+        await self.call()
+        for group in groups:
+            self.server.group(self.server.topic(topic), group, earliest=True)
+        self.server.topic(topic)
+
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete the topic, or one group."""
+        await self.call()
+        if group is None:
+            found = self.server.topics.pop(topic, None)
+            gone = list(found.groups.values()) if found else []
+        else:
+            lost = self.server.topics[topic].groups.pop(group, None) if topic in self.server.topics else None
+            gone = [] if lost is None else [lost]
+        for each in gone:
+            each.lose()
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Append them; the answer may be lost, and then it is not known how many were taken."""
+        await self.call()
+        chance = self.server.chance
+        if chance.strikes("unknown_publish"):
+            for message in messages[: chance.below(len(messages) + 1)]:
+                if self._wanted(message):
+                    self.server.append(message)
+            self.server.note("publishes, and its connection breaks", None)
+            raise ConnectionLost("the connection broke before the broker had answered")
+        return [self.server.append(message) if self._wanted(message) else None for message in messages]
+
+    def _wanted(self, message: Message) -> bool:
+        """Whether this message of the workload is in this history: shrinking leaves some out."""
+        wanted = self.server.chance.plan.messages
+        if self.process.number:
+            return True
+        number = self.server.workload.setdefault(message.id, len(self.server.workload))
+        return wanted is None or number in wanted
+
+    async def subscribe(self, subscription: Subscription) -> Any:
+        """Join the group."""
+        await self.call()
+        topic = self.server.topics.get(subscription.topic)
+        known = topic is not None and (subscription.ephemeral or subscription.group in topic.groups)
+        if not known and not subscription.create:
+            raise ConfigError(f"there is no group {subscription.group!r} of {subscription.topic!r}")
+        earliest = subscription.start == "earliest"
+        group = self.server.group(
+            self.server.topic(subscription.topic), subscription.group, earliest=earliest
+        )
+        self.server.note(f"joins {subscription.group}: {self.process}", None)
+        return group.join(self, subscription)
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """What a group has not acknowledged."""
+        await self.call()
+        if not self.capabilities.lag:
+            return None
+        found = self.server.topics.get(topic)
+        if found is None:
+            return 0
+        if group in found.groups:
+            return found.groups[group].lag()
+        return len(found.log) if self.capabilities.retained else 0
+
+    def own_context(self) -> Context:
+        """The context of whoever runs now, to run in it again."""
+        return copy_context()
+
+
+class ListenedDriver(ModelDriver):
+    """One whose broker drops what nobody has subscribed to, but can be asked."""
+
+    async def has_listeners(self, topic: str) -> bool | None:
+        """Whether a group has the topic."""
+        await self.call()
+        return bool(topic in self.server.topics and self.server.topics[topic].groups)
+
+
+class LaterModelDriver(ListenedDriver):
+    """One whose broker keeps copies until they are due."""
+
+    async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
+        """Keep each for its group."""
+        await self.call()
+        if self.server.chance.strikes("unknown_publish"):
+            raise ConnectionLost("the connection broke before the broker had the copies")
+        now = self.server.clock()
+        for copy in copies:
+            topic = self.server.topic(copy.message.topic)
+            group = self.server.group(topic, copy.group, earliest=False)
+            group.add_later(copy, max(0.0, copy.due.timestamp() - now))
+        return [None] * len(copies)
+
+
+EPOCH: Final = 1_800_000_000.0
+"""The wall clock's time when a history begins, in seconds since 1970."""
+
+
+def simulated_now() -> float:
+    """The wall clock of the process that asks, in seconds since 1970."""
+    process = PROCESS.get()
+    return EPOCH + asyncio.get_running_loop().time() + (0.0 if process is None else process.skew)

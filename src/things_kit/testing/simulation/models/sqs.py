@@ -1,0 +1,37 @@
+"""The model of Amazon SQS behind SNS, with standard queues.
+
+What the real one may do, and where that is written:
+
+* Delivery is at least once and in any order: a message may come twice although it was deleted in time (Amazon SQS
+  Developer Guide, "Standard queues", "At-least-once delivery").
+* What is not deleted within the visibility timeout comes again, and ApproximateReceiveCount grows.
+* A topic without subscriptions drops what is published to it.
+* A delay is kept in whole seconds, and here for as long as one likes; our driver renews longer ones.
+"""
+
+from typing import Final
+
+from things_kit.engine.driver import Capabilities
+from things_kit.testing.simulation.models.queue import QueueGroup
+from things_kit.testing.simulation.models.server import Traits
+
+CAPABILITIES: Final = Capabilities(
+    delay=True,
+    delay_from=1.0,
+    lease=30.0,
+    attempts=True,
+    targeted=True,
+    suspects=True,
+    max_batch=10,
+    max_message_bytes=240 * 1024,
+)
+TRAITS: Final = Traits(
+    name="sqs",
+    capabilities=CAPABILITIES,
+    counts=True,
+    listened=True,
+    duplicates=True,
+    unordered=True,
+    later=True,
+)
+GROUP: Final = QueueGroup

@@ -1,0 +1,455 @@
+"""One history: processes that start, crash, stop and start again, until all is handled and checked."""
+
+import asyncio
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from contextvars import Context, copy_context
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from things_kit.codecs.contract import contract_decoder
+from things_kit.engine.broker import Broker
+from things_kit.engine.surroundings import surroundings
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ClosedError
+from things_kit.messaging.handler import Handle, HandleBatch, Middleware
+from things_kit.messaging.instrument import Endpoint, Send
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import DEAD_LETTER_GROUP
+from things_kit.messaging.outcomes import BatchError
+from things_kit.testing.simulation import marks
+from things_kit.testing.simulation.faults import Fault
+from things_kit.testing.simulation.fences import WallClock, fenced
+from things_kit.testing.simulation.history import Handling, History, Row
+from things_kit.testing.simulation.loop import NothingLeft, SimulationLoop
+from things_kit.testing.simulation.models import model
+from things_kit.testing.simulation.models.server import EPOCH, Server
+from things_kit.testing.simulation.plan import Chance, Plan
+from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
+from things_kit.testing.simulation.world import World
+
+AT_WILL: Final = 60.0
+"""Seconds after the workload during which things go wrong still, unless all is handled before."""
+
+REST: Final = 7200.0
+"""Seconds without any event after which a history that was healed, and is not at rest, never will be."""
+
+STEPS: Final = 400_000
+"""The most steps of a history."""
+
+RESTART: Final = (0.1, 5.0)
+"""Seconds until a process that died is started again, from and to."""
+
+SKEW: Final = 5.0
+"""Seconds by which a wall clock may be wrong."""
+
+SLOW: Final = (0.1, 40.0)
+"""Seconds that a slow handler takes longer, from and to."""
+
+FAR: Final = 40
+"""The most steps from the moment that condemns a process to its end."""
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What came out of one history.
+
+    Attributes:
+        check: Which check failed, or which part of the world raised; None where all held.
+        text: How, as it is shown.
+        error: The exception's type and text, by which two failures are told to be the same.
+    """
+
+    plan: Plan
+    check: str | None = None
+    error: str = ""
+    text: str = ""
+    hash: str = ""
+    rows: list[Row] = []
+    happened: list[tuple[str, int]] = []
+    reached: set[str] = set()
+    turns: int = 0
+    steps: int = 0
+    messages: int = 0
+    seconds: float = 0.0
+
+    def same_failure(self, other: "Outcome") -> bool:
+        """Whether the same check failed in both."""
+        return self.check is not None and (self.check, self.error) == (other.check, other.error)
+
+
+class CheckFailed(Exception):
+    """Which check it was; the cause is what it raised."""
+
+    def __init__(self, check: str, cause: BaseException) -> None:
+        super().__init__(check)
+        self.check = check
+        self.cause = cause
+
+
+class Run:
+    """One history of a plan."""
+
+    def __init__(
+        self, make: Callable[[], World], broker: str, plan: Plan, faults: Mapping[str, Fault]
+    ) -> None:
+        self.plan = plan
+        self.chance = Chance(plan, faults)
+        self.loop = SimulationLoop(self.chance.turn)  # type: ignore[abstract] # the rest is not to be had
+        self.history = History()
+        traits, group = model(broker)
+        self.server = Server(traits, group, self.chance, self._note)
+        self._make = make
+        self._url = BrokerURL.parse(f"{broker}://simulated")
+        self._clock: WallClock
+        self._world: World
+        self._checks_always = False
+        self._running: dict[int, SimulatedProcess] = {}
+        self._brokers: dict[SimulatedProcess, Broker] = {}
+        self._condemned: dict[SimulatedProcess, tuple[str, int]] = {}
+        self._main: asyncio.Task[None]
+        self._all_run = asyncio.Event()
+        self._worked_at: float | None = None
+        self._healed_at: float | None = None
+        self._noted_at = 0.0
+        self._looked = 0
+        self._kept: list[object] = []
+
+    def execute(self) -> Outcome:
+        """Run it to its end, whatever that is."""
+        outcome = Outcome(plan=self.plan)
+        try:
+            with (
+                fenced(self.loop, self.chance.stream("outside")) as self._clock,
+                marks.noted_in(self.history),
+            ):
+                self._run()
+        except CheckFailed as failed:
+            outcome.check, outcome.error, outcome.text = (
+                failed.check,
+                _name(failed.cause),
+                _text(failed.cause),
+            )
+        except Exception as error:  # noqa: BLE001 - such as what reached outside of the simulation
+            outcome.check, outcome.error, outcome.text = "simulation", _name(error), _text(error)
+        outcome.hash, outcome.rows = self.history.hash, self.history.rows
+        outcome.happened, outcome.turns = self.chance.happened, self.chance.turns
+        outcome.reached, outcome.seconds = self.history.reached, self.loop.time()
+        outcome.steps = self.loop.steps
+        outcome.messages = len(self.server.workload)
+        return outcome
+
+    def _run(self) -> None:
+        self.loop.after_step = self._after_step
+        self.loop.before = self._before
+        self._main = self._in(None, self._work)
+        try:
+            self.loop.run(self._at_rest)
+        except NothingLeft:
+            if not self._at_rest(look=True):
+                raise CheckFailed(
+                    "rest", AssertionError("everything waits, and nothing could ever wake it")
+                ) from None
+        self._check("eventually")
+
+    def _at_rest(self, *, look: bool = False) -> bool:
+        if self._main.done() and not self._main.cancelled() and (error := self._main.exception()) is not None:
+            raise error
+        if self._worked_at is None:
+            return False
+        self._looked += 1
+        if self._looked % 16 and not look:
+            return False
+        now = self.loop.time()
+        drained = self._drained()
+        if self._healed_at is None:
+            if drained or now > self._worked_at + AT_WILL:
+                self._heal(now)
+            return False
+        if not drained and (now > max(self._healed_at, self._noted_at) + REST or self.loop.steps > STEPS):
+            waiting = ", ".join(f"{lag} of {name}" for name, lag in self._lags().items() if lag)
+            raise CheckFailed(
+                "rest", AssertionError(f"it does not come to rest: {waiting or 'a process is missing'}")
+            )
+        return drained
+
+    def _lags(self) -> dict[str, int]:
+        return {
+            f"{topic.name} for {name}": group.lag()
+            for topic in self.server.topics.values()
+            for name, group in topic.groups.items()
+            if name != DEAD_LETTER_GROUP or (topic.name, name) in self.server.joined
+        }
+
+    def _drained(self) -> bool:
+        return len(self._running) == self.plan.processes and not any(self._lags().values())
+
+    def _heal(self, now: float) -> None:
+        self._healed_at = now
+        self.chance.healed = True
+        self.server.heal()
+        self._note("all is healed", None)
+
+    # --- the world
+
+    async def _work(self) -> None:
+        """Set up, start every process, then do the work."""
+        self._world = self._make()
+        self._world.history = self.history
+        await _attempt("setup", self._world.setup)
+        self._checks_always = type(self._world).always is not World.always
+        for number in range(1, self.plan.processes + 1):
+            self._start(number, 0)
+        await self._all_run.wait()
+        workload = SimulatedProcess(0, 0, 0.0, self.chance.stream("workload process"))
+        await self._in(workload, lambda: self._publish(workload))
+        self._worked_at = self.loop.time()
+
+    async def _publish(self, process: SimulatedProcess) -> None:
+        async with self._connect(process) as broker:
+            producer = broker.producer()
+            await _attempt("workload", lambda: self._world.workload(producer))
+
+    def _connect(self, process: SimulatedProcess) -> Broker:
+        broker = Broker(self.server.driver(process), self._url)
+        broker.instrument(Watching(self, process))
+        return broker
+
+    def _check(self, name: str) -> None:
+        try:
+            result = getattr(self._world, name)()
+        except Exception as error:
+            raise CheckFailed(name, error) from error
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise CheckFailed(name, TypeError(f"{name} must be a plain function, not async"))
+
+    # --- processes
+
+    def _in(
+        self, process: SimulatedProcess | None, function: Callable[[], Awaitable[Any]]
+    ) -> asyncio.Task[Any]:
+        """Run this in a process, or outside of all."""
+        context = Context()
+        context.run(PROCESS.set, process)
+        if process is not None:
+            context.run(surroundings.set, Inside(self, process))
+
+        async def run() -> Any:
+            return await function()
+
+        return self.loop.create_task(run(), context=context)
+
+    def _start(self, number: int, generation: int) -> asyncio.Task[Any]:
+        skew = self.chance.between(-SKEW, SKEW) if self.chance.strikes("clock_skew") else 0.0
+        process = SimulatedProcess(
+            number, generation, skew, self.chance.stream(f"engine {number} {generation}")
+        )
+        return self._in(process, lambda: self._live(process))
+
+    async def _live(self, process: SimulatedProcess) -> None:
+        try:
+            broker = self._brokers[process] = self._connect(process)
+            await broker.open()
+            made = self._world.consumers(broker)
+            consumers = list(await made if inspect.isawaitable(made) else made)
+            for consumer in consumers:
+                self._expect(consumer)
+                await consumer.start()
+        except ClosedError:
+            return  # it was told to stop while it started
+        except Exception as error:  # noqa: BLE001 - the world's own fault
+            self.loop.fail(CheckFailed("consumers", error))
+            return
+        self._running[process.number] = process
+        if len(self._running) == self.plan.processes:
+            self._all_run.set()
+
+    def _expect(self, consumer: Any) -> None:
+        for contract in consumer.options.contracts.values():
+            self.history.decoders[contract.name] = contract_decoder(contract, object, "the history")
+        for topic in consumer.options.topics:
+            self.history.joined(topic, consumer.group)
+            self.server.joined.add((topic, consumer.group))
+
+    def _before(self, owner: SimulatedProcess | None) -> None:
+        self._clock.show(0.0 if owner is None else owner.skew)
+
+    def _after_step(self, owner: SimulatedProcess | None) -> None:
+        if self._checks_always:
+            self._check("always")
+        if owner in self._condemned:
+            fate, left = self._condemned[owner]
+            if left:
+                self._condemned[owner] = fate, left - 1
+            else:
+                del self._condemned[owner]
+                (self._crash if fate == "crash" else self._stop)(owner)
+
+    def condemn(self, process: SimulatedProcess, fate: str) -> None:
+        """It crashes, or is told to stop, a few steps from now."""
+        if process not in self._condemned and process.number:
+            self._condemned[process] = fate, self.chance.below(FAR)
+
+    def _crash(self, process: SimulatedProcess) -> None:
+        self._note(f"{process} crashes", None)
+        process.gone = True
+        self.loop.abandon(process)
+        self._kept.append(self._brokers.pop(process, None))
+        self._running.pop(process.number, None)
+        self._in(None, lambda: self._bury(process))
+
+    async def _bury(self, process: SimulatedProcess) -> None:
+        self.server.crashed(process)
+        try:
+            self._world.crashed(process.number)
+        except Exception as error:  # noqa: BLE001 - the world's own fault
+            self.loop.fail(CheckFailed("crashed", error))
+        await self._again(process)
+
+    def _stop(self, process: SimulatedProcess) -> None:
+        self._note(f"{process} is told to stop", None)
+        broker = self._brokers.pop(process, None)
+        self._running.pop(process.number, None)
+        if broker is not None:
+            self._in(process, lambda: self._end(process, broker))
+
+    async def _end(self, process: SimulatedProcess, broker: Broker) -> None:
+        try:
+            await broker.close()
+        except Exception as error:  # noqa: BLE001 - the engine's fault
+            self.loop.fail(CheckFailed("stop", error))
+            return
+        self._note(f"{process} has stopped", None)
+        self._in(None, lambda: self._again(process))
+
+    async def _again(self, process: SimulatedProcess) -> None:
+        await asyncio.sleep(self.chance.between(*RESTART))
+        self._start(process.number, process.generation + 1)
+
+    # --- notes
+
+    def _note(self, what: str, message: Message | None) -> None:
+        process, self._noted_at = PROCESS.get(), self.loop.time()
+        self.history.note("broker" if process is None else repr(process), self.loop.time(), what, message)
+
+
+class Inside:
+    """The surroundings of a simulated process."""
+
+    def __init__(self, run: Run, process: SimulatedProcess) -> None:
+        self.chance = process.chance
+        self._loop = run.loop
+        self._process = process
+
+    def now(self) -> float:
+        """Its wall clock."""
+        return EPOCH + self._loop.time() + self._process.skew
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A plain function is one step."""
+        return copy_context().run(function, *arguments)
+
+
+class Watching:
+    """Notes what handlers do, and lets them be slow, crash and stop."""
+
+    def __init__(self, run: Run, process: SimulatedProcess) -> None:
+        self._run = run
+        self._process = process
+
+    def sending(self, endpoint: Endpoint) -> Callable[[Send], Send]:
+        """The broker's side notes what was published."""
+        return lambda send: send
+
+    def handling(self, endpoint: Endpoint, group: str | None) -> Middleware:
+        """Around each message."""
+
+        def around(handle: Handle) -> Handle:
+            async def handled(message: Message) -> Any:
+                (handling,) = self._begin(group, [message])
+                await self._trouble()
+                try:
+                    answer: Any = await handle(message)  # type: ignore[func-returns-value] # what it is for
+                except BaseException:
+                    self._ended([handling], failed=True)
+                    raise
+                self._ended([handling], failed=False)
+                return answer
+
+            return handled
+
+        return around
+
+    def handling_batches(self, endpoint: Endpoint, group: str | None) -> Callable[[HandleBatch], HandleBatch]:
+        """Around each batch."""
+
+        def around(handle: HandleBatch) -> HandleBatch:
+            async def handled(messages: list[Message]) -> None:
+                handlings = self._begin(group, messages)
+                await self._trouble()
+                try:
+                    await handle(messages)
+                except BatchError as error:
+                    for number, handling in enumerate(handlings):
+                        self._ended([handling], failed=number in error.errors)
+                    raise
+                except BaseException:
+                    self._ended(handlings, failed=True)
+                    raise
+                self._ended(handlings, failed=False)
+
+            return handled
+
+        return around
+
+    def _begin(self, group: str | None, messages: list[Message]) -> list[Handling]:
+        run, number = self._run, self._process.number
+        found = [Handling(message, group, number, run.loop.time()) for message in messages]
+        run.history.handlings += found
+        for message in messages:
+            run._note(f"{group} begins", message)  # noqa: SLF001
+        return found
+
+    async def _trouble(self) -> None:
+        chance = self._run.chance
+        if chance.strikes("crash"):
+            self._run.condemn(self._process, "crash")
+        elif chance.strikes("stop"):
+            self._run.condemn(self._process, "stop")
+        if chance.strikes("slow_handler"):
+            await asyncio.sleep(chance.between(*SLOW))
+
+    def _ended(self, handlings: list[Handling], *, failed: bool) -> None:
+        for handling in handlings:
+            handling.ended, handling.failed = self._run.loop.time(), failed
+            self._run._note("failed" if failed else "handled", handling.message)  # noqa: SLF001
+
+
+async def _attempt(name: str, function: Callable[[], Any]) -> None:
+    try:
+        result = function()
+        if inspect.isawaitable(result):
+            await result
+    except Exception as error:
+        raise CheckFailed(name, error) from error
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}"
+
+
+def _text(error: BaseException) -> str:
+    """The traceback, from the user's code on."""
+    own, trace = str(Path(__file__).parent), error.__traceback__
+    while (
+        trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(own)
+    ):
+        trace = trace.tb_next
+    with suppress(Exception):
+        return "".join(traceback.format_exception(type(error), error, trace)).strip()
+    return repr(error)
