@@ -134,7 +134,8 @@ class StoneDriver:
             )
         if topic is None:
             topic = self._topics.setdefault(subscription.topic, Topic())
-        beginning = len(topic.log) if subscription.ephemeral or subscription.start == "latest" else 0
+        latest = subscription.start == "latest" and not subscription.past
+        beginning = len(topic.log) if latest else 0
         topic.groups.setdefault(subscription.group, Group(topic, beginning))
         return StoneReceiver(topic, subscription)
 

@@ -200,11 +200,14 @@ App(hooks(Hook(on_start=lambda: say("up"), on_stop=lambda: say("down")))).run()
 
 
 def test_without_the_extra_it_says_what_to_install(program: Program) -> None:
-    program.start("""
+    program.start(
+        """
 import sys
 sys.modules["pydantic"] = None
 from things_kit.modules import config
-""")
+""",
+        prologue="",
+    )
     code, _, err = program.ended()
     assert code == 1
     assert 'pip install "things-kit[app]"' in err

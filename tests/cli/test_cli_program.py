@@ -125,5 +125,6 @@ def test_the_extra_all_has_every_other_extra() -> None:
     ]
     (everything,) = extras.pop("all")
     assert set(everything.removeprefix("things-kit[").removesuffix("]").split(",")) == extras.keys() - {
-        "testing"
+        "simulation",
+        "testing",
     }

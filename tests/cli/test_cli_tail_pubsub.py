@@ -14,6 +14,8 @@ pubsub = shared(PubSubServer, "pubsub")
 
 
 async def test_what_is_published_is_shown_as_it_comes(pubsub: PubSubServer, program: Any) -> None:
+    async with connect(pubsub.url) as broker:
+        await broker.declare("orders")
     running = program("tail", pubsub.url, "orders", "--limit", "3")
     assert "listening to orders" in running.line("stderr")
     async with connect(pubsub.url) as broker:

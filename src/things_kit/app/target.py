@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from inspect import isfunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,10 +14,10 @@ class TargetError(Exception):
     """There is no app under this name: a sentence."""
 
 
-def load_app(target: str, *, factory: bool = False, folder: Path | None = None) -> App:
+def load_app(target: str, *, factory: bool | None = False, folder: Path | None = None) -> App:
     """The app that `module:name` names, or with `factory` the one that the function of this name returns.
 
-    The module is looked for in `folder` as well, which is the current one where none is given.
+    With None it is whichever of both is there. The module is looked for in `folder` as well, which is the current one where none is given.
 
     Raises:
         TargetError: There is none. What the module itself raises is not caught.
@@ -37,6 +38,8 @@ def load_app(target: str, *, factory: bool = False, folder: Path | None = None) 
     if found is None:
         raise TargetError(f"{module_name} has no App named {name!r}{_meant(module)}")
     made = found
+    if factory is None:
+        factory = isfunction(found)
     if factory:
         if not callable(found):
             raise TargetError(f"{target} is no function that makes an App: leave --factory out")

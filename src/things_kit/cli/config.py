@@ -63,7 +63,7 @@ def _sections(target: str) -> dict[str, type]:
     from things_kit.modules.config import sections_of  # noqa: PLC0415
 
     try:
-        return sections_of(load_app(target))
+        return sections_of(load_app(target, factory=None))
     except TargetError as error:
         raise CommandFailed(str(error), WRONG_USE) from error
 

@@ -2,19 +2,19 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.testing.simulation import selection
 from things_kit.testing.simulation.children import in_child, in_children
 from things_kit.testing.simulation.faults import Fault, Faults
-from things_kit.testing.simulation.fences import check_installed
 from things_kit.testing.simulation.models import model
 from things_kit.testing.simulation.plan import Plan
 from things_kit.testing.simulation.report import Report, SimulationFailed
-from things_kit.testing.simulation.run import Outcome, Run
-from things_kit.testing.simulation.shrink import Shrinker
 from things_kit.testing.simulation.world import World
+
+if TYPE_CHECKING:  # pytest's plugin lives beside this, and is to be light
+    from things_kit.testing.simulation.run import Outcome, Run
 
 BATCH: Final = 25
 """Histories that one child process runs: what a crash left behind is kept until it ends."""
@@ -46,6 +46,8 @@ def simulate(
         SimulationFailed: A check failed, or a point of `sometimes` was never reached. It has the report.
         ConfigError: An argument is wrong, or a named fault is none that this broker can have.
     """
+    from things_kit.testing.simulation.fences import check_installed  # noqa: PLC0415
+
     check_installed()
     for name, value in {"seeds": seeds, "processes": processes, "workers": workers}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -74,8 +76,10 @@ class Simulation:
         self._faults = faults
         self._kept: list[Run] = []
 
-    def run(self, plan: Plan) -> Outcome:
+    def run(self, plan: Plan) -> "Outcome":
         """One history, in this process."""
+        from things_kit.testing.simulation.run import Run  # noqa: PLC0415
+
         run = Run(self._world, self._broker, plan, self._faults)
         self._kept.append(run)  # with all that its crashes have abandoned: it must not be closed
         return run.execute()
@@ -106,7 +110,7 @@ class Simulation:
             )
         return report
 
-    def _run_batch(self, plans: Sequence[Plan]) -> list[Outcome]:
+    def _run_batch(self, plans: Sequence[Plan]) -> "list[Outcome]":
         """Up to the first that fails; only that one and the last have their rows, which are long."""
         outcomes: list[Outcome] = []
         for plan in plans:
@@ -118,7 +122,9 @@ class Simulation:
                 break
         return outcomes
 
-    def _failure(self, failing: Outcome, count: int, happened: Counter[str]) -> Report:
+    def _failure(self, failing: "Outcome", count: int, happened: Counter[str]) -> Report:
+        from things_kit.testing.simulation.shrink import Shrinker  # noqa: PLC0415
+
         again = in_child(lambda: self.run(failing.plan))
         if again.hash != failing.hash or not again.same_failure(failing):
             failing.check = "repeating"
@@ -131,7 +137,7 @@ class Simulation:
         shortest = in_child(lambda: Shrinker(self.run, failing).shrink())
         return self._report(shortest, count, happened)
 
-    def _report(self, outcome: Outcome, count: int, happened: Counter[str]) -> Report:
+    def _report(self, outcome: "Outcome", count: int, happened: Counter[str]) -> Report:
         seed = outcome.plan.seed
         return Report(
             broker=self._broker,

@@ -299,7 +299,7 @@ class ModelDriver:
         known = topic is not None and (subscription.ephemeral or subscription.group in topic.groups)
         if not known and not subscription.create:
             raise ConfigError(f"there is no group {subscription.group!r} of {subscription.topic!r}")
-        earliest = subscription.start == "earliest"
+        earliest = subscription.start == "earliest" or subscription.past
         group = self.server.group(
             self.server.topic(subscription.topic), subscription.group, earliest=earliest
         )
