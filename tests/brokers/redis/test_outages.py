@@ -12,6 +12,8 @@ pytest.importorskip("redis")
 from redis.asyncio import Redis
 
 from things_kit import Message, connect
+from things_kit.brokers.redis.driver import RedisDriver
+from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -156,3 +158,20 @@ async def test_an_entry_that_nobody_can_read_does_not_stop_its_group(
             await seen.until_done(2, 10)
         await broker.remove(topic)
     assert seen.values[1] == b"after"
+
+
+async def test_what_the_server_has_closed_while_nobody_used_it_is_not_used_again(
+    own_redis: RedisServer, topic: str
+) -> None:
+    """As Redis does by its `timeout`, and balancers do; whoever got such a connection lost what it was about to settle."""
+    driver = RedisDriver.from_url(BrokerURL.parse(own_redis.url))
+    await driver.open()
+    await driver.declare(topic, ["g"])
+
+    async def used() -> list[int | None]:
+        return await asyncio.gather(*(driver.lag(topic, "g") for _ in range(8)))
+
+    await used()
+    await asyncio.to_thread(own_redis.ask, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert await used() == [0] * 8
+    await driver.close()

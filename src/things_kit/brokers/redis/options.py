@@ -1,5 +1,6 @@
 """What a URL of Redis says: options, and the client made by them."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Final, Self, TypeAlias
 
@@ -18,6 +19,22 @@ from things_kit.messaging.errors import ConfigError
 
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
+
+
+def _unnotified() -> dict[str, Any]:
+    """Turns off notifications of maintenance, where redis-py has them.
+
+    With them on, as they are by its default, its pools hand out connections that the server has closed meanwhile
+    (`ConnectionPool.ensure_connection`, redis-py 8.1), and whoever gets one loses what it was about to settle.
+    """
+    if "maint_notifications_config" not in inspect.signature(Redis.__init__).parameters:
+        return {}
+    from redis.maint_notifications import MaintNotificationsConfig  # noqa: PLC0415 - older ones have none
+
+    return {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
+
+
+UNNOTIFIED: Final = _unnotified()
 
 CONNECTIONS: Final = 10_000
 """More than anybody needs: one for each receiver, and one for each call at a time."""
@@ -110,7 +127,8 @@ class Settings(msgspec.Struct, frozen=True):
 
     def connection(self) -> dict[str, Any]:
         """What a connection to a server of Redis itself is made of."""
-        arguments = {
+        arguments: dict[str, Any] = {
+            **UNNOTIFIED,
             "username": self.url.username,
             "password": self.url.password,
             "protocol": 3,
