@@ -31,6 +31,8 @@ def report(results: list[Result]) -> str:
         "Every figure comes from one run of `make bench`; a ratio compares two things measured in that run.\n"
         "It is the median of the ratios of single rounds, in which both ran side by side; the two absolute figures beside it are medians over all\n"
         "rounds, each for itself, so that their quotient may be another.\n"
+        "What is consumed is counted from the start of a consumer, on both sides: the time to join a group, about a second on Kafka, is in it, and brings the\n"
+        "ratios nearer to 1 than they are from the first message on.\n"
         "Messages have 200 bytes, one header and one of 1,000 keys. SQS, Pub/Sub and Service Bus are measured against emulators,\n"
         "which bound their absolute figures, and those of the raw clients.\n\n"
         f"{table(results)}\n\n{machine}, {datetime.now(UTC):%Y-%m-%d}.\n"
