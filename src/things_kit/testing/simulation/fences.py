@@ -17,7 +17,6 @@ from unittest import mock
 from things_kit.messaging.errors import ConfigError
 from things_kit.testing.simulation.loop import SimulationLoop
 from things_kit.testing.simulation.models.server import EPOCH
-from things_kit.testing.simulation.process import PROCESS
 
 try:
     import time_machine
@@ -119,9 +118,3 @@ def _line() -> str:
         if not inside and f"{os.sep}concurrent{os.sep}futures{os.sep}" not in frame.filename:
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return "somewhere"
-
-
-def skew_of_running() -> float:
-    """By how much the running process's wall clock is wrong."""
-    process = PROCESS.get()
-    return 0.0 if process is None else process.skew

@@ -5,7 +5,7 @@ import inspect
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from contextvars import Context, copy_context
+from contextvars import Context
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +16,16 @@ from things_kit.engine.broker import Broker
 from things_kit.engine.surroundings import surroundings
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError
-from things_kit.messaging.handler import Handle, HandleBatch, Middleware
-from things_kit.messaging.instrument import Endpoint, Send
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP
-from things_kit.messaging.outcomes import BatchError
 from things_kit.testing.simulation import marks
 from things_kit.testing.simulation.faults import Fault
 from things_kit.testing.simulation.fences import WallClock, fenced
-from things_kit.testing.simulation.history import Handling, History, Row
+from things_kit.testing.simulation.history import History, Row
+from things_kit.testing.simulation.inside import Inside, Watching
 from things_kit.testing.simulation.loop import NothingLeft, SimulationLoop
 from things_kit.testing.simulation.models import model
-from things_kit.testing.simulation.models.server import EPOCH, Server
+from things_kit.testing.simulation.models.server import Server
 from things_kit.testing.simulation.plan import Chance, Plan
 from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
 from things_kit.testing.simulation.world import World
@@ -46,9 +44,6 @@ RESTART: Final = (0.1, 5.0)
 
 SKEW: Final = 5.0
 """Seconds by which a wall clock may be wrong."""
-
-SLOW: Final = (0.1, 40.0)
-"""Seconds that a slow handler takes longer, from and to."""
 
 FAR: Final = 40
 """The most steps from the moment that condemns a process to its end."""
@@ -101,7 +96,7 @@ class Run:
         self.loop = SimulationLoop(self.chance.turn)  # type: ignore[abstract] # the rest is not to be had
         self.history = History()
         traits, group = model(broker)
-        self.server = Server(traits, group, self.chance, self._note)
+        self.server = Server(traits, group, self.chance, self.note)
         self._make = make
         self._url = BrokerURL.parse(f"{broker}://simulated")
         self._clock: WallClock
@@ -191,7 +186,7 @@ class Run:
         self._healed_at = now
         self.chance.healed = True
         self.server.heal()
-        self._note("all is healed", None)
+        self.note("all is healed", None)
 
     # --- the world
 
@@ -296,7 +291,7 @@ class Run:
             self._condemned[process] = fate, self.chance.below(FAR)
 
     def _crash(self, process: SimulatedProcess) -> None:
-        self._note(f"{process} crashes", None)
+        self.note(f"{process} crashes", None)
         process.gone = True
         self.loop.abandon(process)
         self._kept.append(self._brokers.pop(process, None))
@@ -312,7 +307,7 @@ class Run:
         await self._again(process)
 
     def _stop(self, process: SimulatedProcess) -> None:
-        self._note(f"{process} is told to stop", None)
+        self.note(f"{process} is told to stop", None)
         broker = self._brokers.pop(process, None)
         self._running.pop(process.number, None)
         if broker is not None:
@@ -324,7 +319,7 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the engine's fault
             self.loop.fail(CheckFailed("stop", error))
             return
-        self._note(f"{process} has stopped", None)
+        self.note(f"{process} has stopped", None)
         self._in(None, lambda: self._again(process))
 
     async def _again(self, process: SimulatedProcess) -> None:
@@ -333,101 +328,10 @@ class Run:
 
     # --- notes
 
-    def _note(self, what: str, message: Message | None) -> None:
+    def note(self, what: str, message: Message | None) -> None:
+        """Something has happened, in the process whose code runs now."""
         process, self._noted_at = PROCESS.get(), self.loop.time()
         self.history.note("broker" if process is None else repr(process), self.loop.time(), what, message)
-
-
-class Inside:
-    """The surroundings of a simulated process."""
-
-    def __init__(self, run: Run, process: SimulatedProcess) -> None:
-        self.chance = process.chance
-        self._loop = run.loop
-        self._process = process
-
-    def now(self) -> float:
-        """Its wall clock."""
-        return EPOCH + self._loop.time() + self._process.skew
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A plain function is one step."""
-        return copy_context().run(function, *arguments)
-
-
-class Watching:
-    """Notes what handlers do, and lets them be slow, crash and stop."""
-
-    def __init__(self, run: Run, process: SimulatedProcess) -> None:
-        self._run = run
-        self._process = process
-
-    def sending(self, endpoint: Endpoint) -> Callable[[Send], Send]:
-        """The broker's side notes what was published."""
-        return lambda send: send
-
-    def handling(self, endpoint: Endpoint, group: str | None) -> Middleware:
-        """Around each message."""
-
-        def around(handle: Handle) -> Handle:
-            async def handled(message: Message) -> Any:
-                (handling,) = self._begin(group, [message])
-                await self._trouble()
-                try:
-                    answer: Any = await handle(message)  # type: ignore[func-returns-value] # what it is for
-                except BaseException:
-                    self._ended([handling], failed=True)
-                    raise
-                self._ended([handling], failed=False)
-                return answer
-
-            return handled
-
-        return around
-
-    def handling_batches(self, endpoint: Endpoint, group: str | None) -> Callable[[HandleBatch], HandleBatch]:
-        """Around each batch."""
-
-        def around(handle: HandleBatch) -> HandleBatch:
-            async def handled(messages: list[Message]) -> None:
-                handlings = self._begin(group, messages)
-                await self._trouble()
-                try:
-                    await handle(messages)
-                except BatchError as error:
-                    for number, handling in enumerate(handlings):
-                        self._ended([handling], failed=number in error.errors)
-                    raise
-                except BaseException:
-                    self._ended(handlings, failed=True)
-                    raise
-                self._ended(handlings, failed=False)
-
-            return handled
-
-        return around
-
-    def _begin(self, group: str | None, messages: list[Message]) -> list[Handling]:
-        run, number = self._run, self._process.number
-        found = [Handling(message, group, number, run.loop.time()) for message in messages]
-        run.history.handlings += found
-        for message in messages:
-            run._note(f"{group} begins", message)  # noqa: SLF001
-        return found
-
-    async def _trouble(self) -> None:
-        chance = self._run.chance
-        if chance.strikes("crash"):
-            self._run.condemn(self._process, "crash")
-        elif chance.strikes("stop"):
-            self._run.condemn(self._process, "stop")
-        if chance.strikes("slow_handler"):
-            await asyncio.sleep(chance.between(*SLOW))
-
-    def _ended(self, handlings: list[Handling], *, failed: bool) -> None:
-        for handling in handlings:
-            handling.ended, handling.failed = self._run.loop.time(), failed
-            self._run._note("failed" if failed else "handled", handling.message)  # noqa: SLF001
 
 
 async def _attempt(name: str, function: Callable[[], Any]) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
+from contextvars import copy_context
 from typing import Final
 
 from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.engine.offsets import Offsets
 from things_kit.messaging.message import Message
 from things_kit.testing.simulation.models.server import ModelDriver, Server, Topic
+from things_kit.testing.simulation.models.waiting import Waiting
 
 SESSION: Final = 10.0
 """Seconds until the group notices that a member has died."""
@@ -139,8 +140,8 @@ class LogReceiver:
         self.subscription = subscription
         self.broken = False
         self.quiet = False
-        self._context = driver.own_context()
-        self._woken = asyncio.Event()
+        self._context = copy_context()
+        self._waiting = Waiting(subscription)
         self._places: dict[int, Offsets] = {}
         self._leaving: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,7 +149,7 @@ class LogReceiver:
 
     def wake(self) -> None:
         """Look again."""
-        self._woken.set()
+        self._waiting.wake()
 
     def begin(self, partition: int) -> None:
         """This partition is ours, from where it was committed."""
@@ -189,25 +190,19 @@ class LogReceiver:
         """What comes next in its partitions."""
         self._check()
         await self.driver.call()
-        deadline = asyncio.get_running_loop().time() + wait
-        while True:
+        await self._waiting.bring(lambda: self._look(limit), wait)
+
+    def _look(self, limit: int) -> Sequence[Delivery]:
+        self._check()
+        server = self.group.server
+        if self.group.owners and server.chance.strikes("rebalance"):
+            server.note("partitions move", None)
+            self.group.shuffle()
+        if any(place.unfinished for place in self._places.values()) and server.chance.strikes("redelivery"):
+            server.note("its session ends", None)
+            self.group.cut(self.driver, dead=False)
             self._check()
-            chance = self.group.server.chance
-            if len(self.group.owners) and chance.strikes("rebalance"):
-                self.group.server.note("partitions move", None)
-                self.group.shuffle()
-            if any(place.unfinished for place in self._places.values()) and chance.strikes("redelivery"):
-                self.group.server.note("its session ends", None)
-                self.group.cut(self.driver, dead=False)
-                self._check()
-            taken = self._take(limit)
-            if taken or asyncio.get_running_loop().time() >= deadline:
-                self.subscription.inbox.put(taken)
-                return
-            self._woken.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._woken.wait()
+        return self._take(limit)
 
     def _take(self, limit: int) -> list[Delivery]:
         taken: list[Delivery] = []

@@ -5,9 +5,10 @@ What the real one may do: as the model of SQLite; and a commit whose answer is l
 
 from typing import Final
 
-from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.server import Traits
-from things_kit.testing.simulation.models.sqlite import CAPABILITIES
+import msgspec
 
-TRAITS: Final = Traits(name="postgres", capabilities=CAPABILITIES, counts=True)
+from things_kit.testing.simulation.models import sqlite
+from things_kit.testing.simulation.models.queue import QueueGroup
+
+TRAITS: Final = msgspec.structs.replace(sqlite.TRAITS, name="postgres")
 GROUP: Final = QueueGroup

@@ -3,7 +3,7 @@
 import asyncio
 from bisect import insort
 from collections.abc import Sequence
-from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +12,7 @@ from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, S
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.testing.simulation.models.server import ModelDriver, Server, Topic
+from things_kit.testing.simulation.models.waiting import Waiting
 
 FROZEN: Final = (0.02, 2.0)
 """Seconds after which a lease ends under its owner, from and to, where that is the fault."""
@@ -259,7 +260,7 @@ class QueueReceiver:
         self.subscription = subscription
         self.broken = False
         self.quiet = False
-        self.context = driver.own_context()
+        self.context = copy_context()
 
     def wake(self) -> None:
         """There may be something for it."""
@@ -322,31 +323,26 @@ class FetchingReceiver(QueueReceiver):
 
     def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
         super().__init__(group, driver, subscription)
-        self._woken = asyncio.Event()
+        self._waiting = Waiting(subscription)
 
     def wake(self) -> None:
         """Look again."""
-        self._woken.set()
+        self._waiting.wake()
 
     async def fetch(self, limit: int, wait: float) -> None:
         """Up to `limit` messages, within `wait` seconds."""
         self.check()
         await self.driver.call()
-        deadline = asyncio.get_running_loop().time() + wait
-        while True:
+        await self._waiting.bring(lambda: self._take(limit), wait)
+
+    def _take(self, limit: int) -> Sequence[Delivery]:
+        self.check()
+        server = self.group.server
+        if self.group.held_by(self) and server.chance.strikes("redelivery"):
+            server.note("its connection breaks", None)
+            self.break_off(dead=False)
             self.check()
-            if self.group.held_by(self) and self.group.server.chance.strikes("redelivery"):
-                self.group.server.note("its connection breaks", None)
-                self.break_off(dead=False)
-                self.check()
-            taken = self.group.take(self, limit)
-            if taken or asyncio.get_running_loop().time() >= deadline:
-                self.subscription.inbox.put(taken)
-                return
-            self._woken.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._woken.wait()
+        return self.group.take(self, limit)
 
 
 class Marking(FetchingReceiver):

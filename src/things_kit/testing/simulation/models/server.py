@@ -6,7 +6,7 @@ that stands for it. It lives outside of all simulated processes, and forgets not
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import msgspec
@@ -135,8 +135,8 @@ class Server:
 
     def driver(self, process: SimulatedProcess) -> "ModelDriver":
         """A connection of this process's."""
-        kind = LaterModelDriver if self.traits.later else ModelDriver
-        driver = (ListenedDriver if self.traits.listened and not self.traits.later else kind)(self, process)
+        plain = ListenedDriver if self.traits.listened else ModelDriver
+        driver = (LaterModelDriver if self.traits.later else plain)(self, process)
         self._connections.append(driver)
         return driver
 
@@ -317,10 +317,6 @@ class ModelDriver:
         if group in found.groups:
             return found.groups[group].lag()
         return len(found.log) if self.capabilities.retained else 0
-
-    def own_context(self) -> Context:
-        """The context of whoever runs now, to run in it again."""
-        return copy_context()
 
 
 class ListenedDriver(ModelDriver):

@@ -13,15 +13,18 @@ from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
 from things_kit.testing.simulation.models.server import Traits
 
-CAPABILITIES: Final = Capabilities(
-    delay=True,
-    lanes=True,
-    lease=30.0,
-    retained=True,
-    attempts=True,
-    targeted=True,
-    suspects=True,
-    max_message_bytes=16 * 1024 * 1024,
+TRAITS: Final = Traits(
+    name="sqlite",
+    capabilities=Capabilities(
+        delay=True,
+        lanes=True,
+        lease=30.0,
+        retained=True,
+        attempts=True,
+        targeted=True,
+        suspects=True,
+        max_message_bytes=16 * 1024 * 1024,
+    ),
+    counts=True,
 )
-TRAITS: Final = Traits(name="sqlite", capabilities=CAPABILITIES, counts=True)
 GROUP: Final = QueueGroup

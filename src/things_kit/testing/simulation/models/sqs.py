@@ -15,19 +15,18 @@ from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
 from things_kit.testing.simulation.models.server import Traits
 
-CAPABILITIES: Final = Capabilities(
-    delay=True,
-    delay_from=1.0,
-    lease=30.0,
-    attempts=True,
-    targeted=True,
-    suspects=True,
-    max_batch=10,
-    max_message_bytes=240 * 1024,
-)
 TRAITS: Final = Traits(
     name="sqs",
-    capabilities=CAPABILITIES,
+    capabilities=Capabilities(
+        delay=True,
+        delay_from=1.0,
+        lease=30.0,
+        attempts=True,
+        targeted=True,
+        suspects=True,
+        max_batch=10,
+        max_message_bytes=240 * 1024,
+    ),
     counts=True,
     listened=True,
     duplicates=True,

@@ -10,17 +10,12 @@ What the real one may do, and where that is written:
 
 from typing import Final
 
-from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.server import Traits
-from things_kit.testing.simulation.models.sqs import CAPABILITIES
+import msgspec
 
-TRAITS: Final = Traits(
-    name="sqs-fifo",
-    capabilities=CAPABILITIES,
-    counts=True,
-    listened=True,
-    keyed=True,
-    waits=True,
-    later=True,
+from things_kit.testing.simulation.models import sqs
+from things_kit.testing.simulation.models.queue import QueueGroup
+
+TRAITS: Final = msgspec.structs.replace(
+    sqs.TRAITS, name="sqs-fifo", keyed=True, waits=True, duplicates=False, unordered=False
 )
 GROUP: Final = QueueGroup
