@@ -68,7 +68,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the test tools ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,cli,kafka,nats,ops,otel,pubsub,rabbitmq,redis,reload,servicebus,sqs]" --group dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,cli,kafka,nats,ops,otel,postgres,pubsub,rabbitmq,redis,reload,s3,servicebus,sqs]" --group dev
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.dev
