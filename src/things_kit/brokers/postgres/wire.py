@@ -1,0 +1,88 @@
+"""Messages as rows, and pages of columns as messages.
+
+`INSERT` and `SCHEDULE` are all that a foreign transaction needs, an outbox above all: see `schema`. Their parameters are
+the fields of a `Row`, with `due` and `schedule_id` behind them for `SCHEDULE`. The order in which one transaction
+inserts is the order in which its messages come; the topic need not exist yet.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from things_kit.engine.driver import Delivery
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLAY_GROUP
+
+COLUMNS: Final = ("topic", "key", "value", "headers", "id", "time", "target")
+"""The columns of `message` and `scheduled` that a publisher fills in; `scheduled` has `due` and `schedule_id` as well."""
+
+TYPES: Final = ("text", "bytea", "bytea", "text", "text", "timestamptz", "text")
+
+INSERT: Final = "INSERT INTO {s}.message (topic, key, value, headers, id, time, target)"
+SCHEDULE: Final = (
+    "INSERT INTO {s}.scheduled AS s (topic, key, value, headers, id, time, target, due, schedule_id)"
+)
+REPLACE: Final = (
+    "ON CONFLICT (topic, schedule_id) DO UPDATE SET seq = excluded.seq, due = excluded.due, time = excluded.time, "
+    "id = excluded.id, key = excluded.key, value = excluded.value, headers = excluded.headers, target = excluded.target"
+)
+"""How `SCHEDULE` ends: INSERT … VALUES (…) ON CONFLICT …; without a `schedule_id`, NULL, nothing conflicts."""
+
+_to_json: Final = msgspec.json.encode
+_headers: Final = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class Row(NamedTuple):
+    """What one message is in `message`: a value for each of `COLUMNS`. `headers` is a JSON object of strings."""
+
+    topic: str
+    key: bytes | None
+    value: bytes
+    headers: str | None
+    id: str | None
+    time: datetime | None
+    target: str | None
+
+
+def pack(message: Message) -> Row:
+    """A row for a message that has an id and a timestamp."""
+    headers = message.headers
+    packed = _to_json(headers).decode() if headers else None
+    target = headers.get(REPLAY_GROUP) if headers else None
+    return Row(message.topic, message.key, message.value, packed, message.id, message.timestamp, target)
+
+
+class Page(NamedTuple):
+    """Messages as columns; `attempts` and `suspects` are None where all are at their first."""
+
+    offsets: Sequence[int]
+    keys: Sequence[bytes | None]
+    values: Sequence[bytes]
+    headers: Sequence[str | None]
+    ids: Sequence[str]
+    times: Sequence[datetime]
+    attempts: Sequence[int] | None
+    suspects: Sequence[int] | None
+
+
+def unpack(topic: str, page: Page) -> list[Delivery]:
+    """The deliveries of a page, in its order; a delivery's token is its offset."""
+    attempts: Sequence[int] = page.attempts or [1] * len(page.offsets)
+    columns: Any = zip(
+        page.offsets, page.keys, page.values, page.headers, page.times, page.ids, attempts, strict=True
+    )
+    deliveries = [
+        Delivery(
+            Message(
+                topic, value, key, _headers(headers) if headers else {}, None, offset, time, number, attempt
+            ),
+            offset,
+        )
+        for offset, key, value, headers, time, number, attempt in columns
+    ]
+    if page.suspects is not None:
+        for delivery, suspect in zip(deliveries, page.suspects, strict=True):
+            delivery.suspect = suspect
+    return deliveries
