@@ -34,7 +34,7 @@ def test_its_topic_is_gone_afterwards(cli: Cli, tmp_path: Path) -> None:
     result = cli("bench", f"sqlite:///{tmp_path}/b.db", "--messages", "20")
     assert result.exit_code == 0, result.output
     with sqlite3.connect(tmp_path / "b.db") as file:
-        assert file.execute("SELECT count(*) FROM topic").fetchone() == (0,)
+        assert file.execute("SELECT count(*) FROM things_kit_topic").fetchone() == (0,)
     file.close()
 
 
@@ -53,7 +53,7 @@ async def test_interrupted_it_leaves_no_topic(program: Callable[..., Program], t
 
 def _topics(file: sqlite3.Connection) -> int:
     try:
-        found: int = file.execute("SELECT count(*) FROM topic").fetchone()[0]
+        found: int = file.execute("SELECT count(*) FROM things_kit_topic").fetchone()[0]
     except sqlite3.OperationalError:  # not made yet
         return 0
     return found

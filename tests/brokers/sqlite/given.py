@@ -70,11 +70,14 @@ def select(path: Path, statement: str) -> Any:
 def consistent(path: Path) -> None:
     """What must hold between the rows whatever was done."""
     assert select(path, "PRAGMA integrity_check") == [("ok",)]
-    stuck = """SELECT grp, lane FROM queued WHERE lane IS NOT NULL GROUP BY grp, lane HAVING count(due) = 0
-        EXCEPT SELECT grp, lane FROM loan"""
+    stuck = """SELECT grp, lane FROM things_kit_queued WHERE lane IS NOT NULL GROUP BY grp, lane HAVING count(due) = 0
+        EXCEPT SELECT grp, lane FROM things_kit_loan"""
     assert select(path, stuck) == [], "a lane waits for nobody"
-    overtaken = """SELECT 1 FROM queued a JOIN queued b USING (grp, lane) WHERE a.due IS NULL AND b.due > 0 AND b.off > a.off"""
+    overtaken = """SELECT 1 FROM things_kit_queued a JOIN things_kit_queued b USING (grp, lane) WHERE a.due IS NULL AND b.due > 0 AND b.off > a.off"""
     assert select(path, overtaken) == [], "a free message is behind a waiting one of its lane"
-    shared = "SELECT 1 FROM loan WHERE lane IS NOT NULL GROUP BY grp, lane HAVING count(DISTINCT owner) > 1"
+    shared = "SELECT 1 FROM things_kit_loan WHERE lane IS NOT NULL GROUP BY grp, lane HAVING count(DISTINCT owner) > 1"
     assert select(path, shared) == [], "a lane has two owners"
-    assert select(path, "SELECT 1 FROM loan WHERE owner NOT IN (SELECT id FROM receiver)") == []
+    assert (
+        select(path, "SELECT 1 FROM things_kit_loan WHERE owner NOT IN (SELECT id FROM things_kit_receiver)")
+        == []
+    )

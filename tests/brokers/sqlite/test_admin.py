@@ -64,7 +64,13 @@ async def test_an_ephemeral_group_ends_with_its_receiver(connect: Open, file: Pa
     await take(receiver, 1)
     await receiver.close()
     await receiver.close()
-    assert select(file, "SELECT * FROM consumer_group, loan, queued, receiver") == []
+    assert (
+        select(
+            file,
+            "SELECT * FROM things_kit_consumer_group, things_kit_loan, things_kit_queued, things_kit_receiver",
+        )
+        == []
+    )
 
 
 async def test_an_idle_ephemeral_group_outlives_its_lease(connect: Open) -> None:
@@ -87,7 +93,10 @@ async def test_a_removed_topic_ends_its_subscriptions_and_begins_anew(connect: O
         await waiting
     await receiver.close()
     await broker.remove("t")
-    assert select(file, "SELECT * FROM message, consumer_group, loan, queued, receiver, topic") == []
+    tables = [
+        f"things_kit_{name}" for name in ("message", "consumer_group", "loan", "queued", "receiver", "topic")
+    ]
+    assert select(file, f"SELECT * FROM {', '.join(tables)}") == []
     assert isinstance((await broker.send([message()]))[0], UnknownTopic)
     await publish_after_declaring(broker)
     assert (await take(await join(broker)))[0].message.offset == 0
@@ -138,7 +147,7 @@ async def test_retention_removes_what_all_groups_have_settled(connect: Open, fil
     assert await broker.lag("t", "new") == 3
     await two.settle(await take(two), [])
     await sweep(broker)
-    assert select(file, "SELECT value FROM message") == [(b"a1",)], "it is still owed to a group"
+    assert select(file, "SELECT value FROM things_kit_message") == [(b"a1",)], "it is still owed to a group"
     assert (await broker.lag("t", "new"), await broker.lag("t", "g"), await broker.lag("t", "h")) == (1, 1, 0)
     late = await join(broker, "late")
     await publish(broker, "a3")
@@ -168,8 +177,10 @@ async def test_old_messages_are_removed_at_open(file: Path, connect: Open) -> No
     receiver = await join(first)
     await publish(first, "a1")
     await receiver.settle(await take(receiver), [])
-    await run_in_thread(first, lambda store: store.connection.execute("UPDATE message SET stored = 0"))
+    await run_in_thread(
+        first, lambda store: store.connection.execute("UPDATE things_kit_message SET stored = 0")
+    )
     await first.close()
     await (await connect()).ping()
     await (await connect()).ping()
-    assert select(file, "SELECT * FROM message") == []
+    assert select(file, "SELECT * FROM things_kit_message") == []

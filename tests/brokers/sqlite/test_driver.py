@@ -25,6 +25,7 @@ from tests.brokers.sqlite.given import (
 )
 from things_kit.brokers.sqlite import admin
 from things_kit.brokers.sqlite import worker as sqlite_worker
+from things_kit.brokers.sqlite.schema import APPLICATION_ID
 from things_kit.brokers.sqlite.store import Store
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.messaging.errors import (
@@ -129,28 +130,46 @@ async def test_what_is_no_database_is_left_alone(file: Path, content: bytes) -> 
 
 
 @pytest.mark.parametrize(
-    "statement",
-    [
-        "CREATE TABLE theirs (a)",
-        "PRAGMA application_id = 7",
-        "PRAGMA user_version = 3",
-        "PRAGMA journal_mode = WAL",
-    ],
+    "statement", ["PRAGMA application_id = 7", "PRAGMA user_version = 3", "PRAGMA journal_mode = WAL"]
 )
-async def test_a_database_of_something_else_is_left_alone(file: Path, statement: str) -> None:
+async def test_it_lives_in_the_file_of_an_application(connect: Open, file: Path, statement: str) -> None:
     with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE topic (theirs)")
+        connection.execute("INSERT INTO topic VALUES ('left alone')")
         connection.execute(statement)
-        content = file.read_bytes()
-        with pytest.raises(ConfigError, match="something else"):
-            await driver(file).open()
-        assert file.read_bytes() == content
-    assert {path.name for path in file.parent.iterdir()} == {"events.db"}
+        connection.commit()
+    (numbers,) = select(file, "SELECT * FROM pragma_application_id(), pragma_user_version()")
+    broker = await connect()
+    await broker.declare("t", ["g"])
+    await publish(broker, "a1")
+    assert names(await take(await join(broker))) == ["a1"]
+    assert select(file, "SELECT theirs FROM topic") == [("left alone",)]
+    assert select(file, "SELECT * FROM pragma_application_id(), pragma_user_version()") == [numbers]
+
+
+async def test_two_schemas_of_a_file_are_two_brokers(connect: Open) -> None:
+    one, other = await connect(), await connect("?schema=other")
+    await one.declare("t", ["g"])
+    await publish(one, "a1")
+    assert await other.topics() == []
+    await other.declare("t", ["g"])
+    assert await other.lag("t", "g") == 0
+    assert await one.lag("t", "g") == 1
+
+
+async def test_where_nothing_is_to_be_created_the_tables_must_be_there(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE theirs (a)")
+    with pytest.raises(ConfigError, match="no tables of the schema 'things_kit'"):
+        await driver(file, "?declare=false").open()
+    assert select(file, "SELECT name FROM sqlite_master") == [("theirs",)]
 
 
 async def test_a_file_of_a_newer_version_is_refused(file: Path, connect: Open) -> None:
     await (await connect()).close()
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute("UPDATE things_kit_installation SET version = 99")
+        connection.commit()
     with pytest.raises(ConfigError, match="schema 99"):
         await driver(file).open()
 
@@ -183,18 +202,33 @@ async def test_a_full_disk_is_said_to_publishers_while_a_consumer_waits(connect:
         assert names(await waiting) == ["a1"]
 
 
-async def test_a_file_of_the_first_schema_goes_on(connect: Open, file: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_file_of_0_1_goes_on(connect: Open, file: Path, version: int) -> None:
     broker = await connect()
     await broker.declare("t", ["g"])
     await publish(broker, "a1")
     await broker.close()
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as old:
-        for table in ("loan", "queued"):
+        old.execute("DROP TABLE things_kit_installation")
+        for (name,) in old.execute(
+            "SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE INDEX%'"
+        ).fetchall():
+            old.execute(f"DROP INDEX {name}")
+        for table in ("topic", "message", "consumer_group", "receiver", "loan", "queued"):
+            old.execute(f"ALTER TABLE things_kit_{table} RENAME TO {table}")
+        old.execute("CREATE INDEX message_targeted ON message (seq, target) WHERE target IS NOT NULL")
+        old.execute("CREATE INDEX loan_lane ON loan (grp, lane, owner) WHERE lane IS NOT NULL")
+        old.execute("CREATE INDEX queued_due ON queued (grp, due, off) WHERE due IS NOT NULL")
+        old.execute("CREATE INDEX queued_lane ON queued (grp, lane, due, off) WHERE lane IS NOT NULL")
+        for table in ("loan", "queued") if version == 1 else ():
             old.execute(f"ALTER TABLE {table} DROP COLUMN suspect")
-        old.execute("PRAGMA user_version = 1")
+        old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        old.execute(f"PRAGMA user_version = {version}")
     again = await connect()
     assert names(await take(await join(again))) == ["a1"]
     consistent(file)
+    made = {name for (name,) in select(file, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")}
+    assert {name for name in made if not name.startswith("things_kit_")} == set()
 
 
 async def test_a_full_disk_refuses_sends_and_lets_settling_go_on(connect: Open) -> None:
@@ -288,7 +322,7 @@ async def test_closing_leaves_nothing_behind(file: Path) -> None:
     await last
     assert threading.active_count() == before
     assert [path.name for path in file.parent.iterdir()] == ["events.db"]
-    assert select(file, "SELECT count(*) FROM message") == [(2,)]
+    assert select(file, "SELECT count(*) FROM things_kit_message") == [(2,)]
     await receiver.close()
     for call in (broker.ping(), broker.send([message()]), receiver.receive(1, 1), broker.lag("t", "g")):
         with pytest.raises(ClosedError):

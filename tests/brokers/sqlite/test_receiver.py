@@ -266,7 +266,7 @@ async def test_a_killed_process_loses_its_lease_and_no_message(connect: Open, fi
     assert {each.message.attempt for each in again} == {2}
     await receiver.settle(again, [])
     assert names(await take(receiver, wait=5)) == ["a2"]
-    assert select(file, "SELECT name FROM consumer_group") == [("g",)]
+    assert select(file, "SELECT name FROM things_kit_consumer_group") == [("g",)]
     consistent(file)
 
 
@@ -382,7 +382,7 @@ async def test_a_cancelled_subscribe_leaves_no_receiver(connect: Open, file: Pat
         await joining
     await broker.ping()
     await broker.close()
-    assert select(file, "SELECT * FROM receiver") == []
+    assert select(file, "SELECT * FROM things_kit_receiver") == []
 
 
 async def test_a_due_retry_comes_in_time_though_the_clock_was_set_back(

@@ -22,21 +22,23 @@ def declare(store: Store, topic: str, groups: Iterable[str]) -> None:
 
 def remove(store: Store, topic: str, group_name: str | None = None) -> None:
     """Delete a topic and all that belongs to it, or one group."""
-    row = store.row("SELECT id FROM topic WHERE name = ?", (topic,))
+    row = store.row("SELECT id FROM {s}_topic WHERE name = ?", (topic,))
     if row is None:
         return
     number: int = row[0]
     if group_name is not None:
-        one = store.row("SELECT id FROM consumer_group WHERE topic = ? AND name = ?", (number, group_name))
+        one = store.row(
+            "SELECT id FROM {s}_consumer_group WHERE topic = ? AND name = ?", (number, group_name)
+        )
         if one is not None:
             _drop_group(store, one[0])
             store.touched.add(number)
         return
-    groups = store.row("SELECT json_group_array(id) FROM consumer_group WHERE topic = ?", (number,))[0]
+    groups = store.row("SELECT json_group_array(id) FROM {s}_consumer_group WHERE topic = ?", (number,))[0]
     for group in from_json(groups):
         _drop_group(store, group)
-    store.run("DELETE FROM message WHERE seq >= ? AND seq < ?", span(number))
-    store.run("DELETE FROM topic WHERE id = ?", (number,))
+    store.run("DELETE FROM {s}_message WHERE seq >= ? AND seq < ?", span(number))
+    store.run("DELETE FROM {s}_topic WHERE id = ?", (number,))
     store.swept_to.pop(number, None)
     store.touched.add(number)
 
@@ -53,8 +55,8 @@ def subscribe(store: Store, subscription: Subscription) -> Member:
         create=subscription.create or subscription.ephemeral,
     )
     expires = steady() + store.lease
-    number = store.connection.execute(
-        "INSERT INTO receiver (grp, expires) VALUES (?, ?)", (group, expires)
+    number = store.execute(
+        "INSERT INTO {s}_receiver (grp, expires) VALUES (?, ?)", (group, expires)
     ).lastrowid
     assert number is not None  # noqa: S101 - an INSERT has a row id
     return Member(number, group, topic, subscription)
@@ -66,24 +68,24 @@ def leave(store: Store, member: Member) -> None:
         _drop_group(store, member.group)
     else:
         return_all(store, member.id, member.group, 0)
-        store.run("DELETE FROM receiver WHERE id = ?", (member.id,))
+        store.run("DELETE FROM {s}_receiver WHERE id = ?", (member.id,))
     store.touched.add(member.topic)
 
 
 def _topic(store: Store, name: str, *, create: bool) -> int:
-    row = store.row("SELECT id FROM topic WHERE name = ?", (name,))
+    row = store.row("SELECT id FROM {s}_topic WHERE name = ?", (name,))
     if row is not None:
         return int(row[0])
     if not create:
         raise ConfigError(f"the topic {name!r} does not exist")
-    number = store.connection.execute("INSERT INTO topic (name) VALUES (?)", (name,)).lastrowid
+    number = store.execute("INSERT INTO {s}_topic (name) VALUES (?)", (name,)).lastrowid
     if number is None or number >= 1 << (63 - OFFSET_BITS):
         raise ConfigError("the file has had too many topics; begin a new one")
     return number
 
 
 def _group(store: Store, topic: int, name: str, start: str, *, ephemeral: bool, create: bool = True) -> int:
-    row = store.row("SELECT id FROM consumer_group WHERE topic = ? AND name = ?", (topic, name))
+    row = store.row("SELECT id FROM {s}_consumer_group WHERE topic = ? AND name = ?", (topic, name))
     if row is not None:
         return int(row[0])
     if not create:
@@ -92,31 +94,31 @@ def _group(store: Store, topic: int, name: str, start: str, *, ephemeral: bool, 
     cursor = (
         "next"
         if start == "latest"
-        else "coalesce((SELECT min(seq) FROM message WHERE seq >= ? AND seq < ?) - ?, next)"
+        else "coalesce((SELECT min(seq) FROM {s}_message WHERE seq >= ? AND seq < ?) - ?, next)"
     )
-    made = store.connection.execute(
-        f"INSERT INTO consumer_group (topic, name, cursor, ephemeral) SELECT id, ?, {cursor}, ? FROM topic WHERE id = ?",  # noqa: S608
+    made = store.execute(
+        f"INSERT INTO {{s}}_consumer_group (topic, name, cursor, ephemeral) SELECT id, ?, {cursor}, ? FROM {{s}}_topic WHERE id = ?",  # noqa: S608
         (name, *(() if start == "latest" else (first, beyond, first)), ephemeral, topic),
     )
     return int(made.lastrowid or 0)
 
 
 def _drop_group(store: Store, group: int) -> None:
-    store.run("DELETE FROM loan WHERE owner IN (SELECT id FROM receiver WHERE grp = ?)", (group,))
-    store.run("DELETE FROM receiver WHERE grp = ?", (group,))
-    store.run("DELETE FROM queued WHERE grp = ?", (group,))
-    store.run("DELETE FROM consumer_group WHERE id = ?", (group,))
+    store.run("DELETE FROM {s}_loan WHERE owner IN (SELECT id FROM {s}_receiver WHERE grp = ?)", (group,))
+    store.run("DELETE FROM {s}_receiver WHERE grp = ?", (group,))
+    store.run("DELETE FROM {s}_queued WHERE grp = ?", (group,))
+    store.run("DELETE FROM {s}_consumer_group WHERE id = ?", (group,))
 
 
 def topics(store: Store) -> list[str]:
     """The names of all topics."""
-    return [name for (name,) in store.connection.execute("SELECT name FROM topic ORDER BY name")]
+    return [name for (name,) in store.execute("SELECT name FROM {s}_topic ORDER BY name")]
 
 
 def groups(store: Store) -> dict[str, list[str]]:
     """The groups of each topic that has any."""
-    rows = store.connection.execute(
-        """SELECT t.name, g.name FROM consumer_group g JOIN topic t ON t.id = g.topic
+    rows = store.execute(
+        """SELECT t.name, g.name FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic
         WHERE NOT g.ephemeral ORDER BY t.name, g.name"""
     )
     found: dict[str, list[str]] = {}
@@ -128,8 +130,8 @@ def groups(store: Store) -> dict[str, list[str]]:
 def lag(store: Store, topic: str, group: str) -> int:
     """How many messages a group has not settled; a group that is missing would begin at the earliest."""
     row = store.row(
-        """SELECT t.id, t.next, t.swept, g.id, g.cursor FROM topic t
-        LEFT JOIN consumer_group g ON g.topic = t.id AND g.name = ? WHERE t.name = ?""",
+        """SELECT t.id, t.next, t.swept, g.id, g.cursor FROM {s}_topic t
+        LEFT JOIN {s}_consumer_group g ON g.topic = t.id AND g.name = ? WHERE t.name = ?""",
         (group, topic),
     )
     if row is None:
@@ -139,11 +141,11 @@ def lag(store: Store, topic: str, group: str) -> int:
     # Above `swept` no message was ever deleted, so that offsets can be subtracted instead of rows counted.
     return int(
         store.row(
-            """SELECT :whole + (SELECT count(*) FROM message WHERE seq >= :first AND seq < :swept)
-            - (SELECT count(*) FROM message INDEXED BY message_targeted
+            """SELECT :whole + (SELECT count(*) FROM {s}_message WHERE seq >= :first AND seq < :swept)
+            - (SELECT count(*) FROM {s}_message INDEXED BY {s}_message_targeted
                 WHERE target IS NOT NULL AND target <> :name AND seq >= :first AND seq < :beyond)
-            + (SELECT count(*) FROM queued WHERE grp = :group)
-            + (SELECT count(*) FROM receiver r JOIN loan l ON l.owner = r.id WHERE r.grp = :group)""",
+            + (SELECT count(*) FROM {s}_queued WHERE grp = :group)
+            + (SELECT count(*) FROM {s}_receiver r JOIN {s}_loan l ON l.owner = r.id WHERE r.grp = :group)""",
             {
                 "whole": beyond - max(start, swept),
                 "first": base + start,
@@ -158,7 +160,7 @@ def lag(store: Store, topic: str, group: str) -> int:
 
 def sweep(store: Store, now: float) -> bool:
     """Delete some of what is old and settled by all groups of its topic; tells whether there is more to do."""
-    known = store.row("SELECT json_group_array(id) FROM topic")[0]
+    known = store.row("SELECT json_group_array(id) FROM {s}_topic")[0]
     more = [_sweep_topic(store, topic, now - store.retain) for topic in from_json(known)]
     return any(more)
 
@@ -168,8 +170,8 @@ def _sweep_topic(store: Store, topic: int, cutoff: float) -> bool:
     parameters: dict[str, Any] = {"topic": topic, "base": base, "cutoff": cutoff, "most": SWEPT}
     parameters["first"] = base + store.swept_to.get(topic, 0)
     row = store.row(
-        """SELECT max(seq), count(*) FROM (SELECT seq, stored FROM message WHERE seq >= :first
-            AND seq < :base + (SELECT min(cursor) FROM consumer_group WHERE topic = :topic)
+        """SELECT max(seq), count(*) FROM (SELECT seq, stored FROM {s}_message WHERE seq >= :first
+            AND seq < :base + (SELECT min(cursor) FROM {s}_consumer_group WHERE topic = :topic)
             ORDER BY seq LIMIT :most) WHERE stored < :cutoff""",
         parameters,
     )
@@ -179,15 +181,15 @@ def _sweep_topic(store: Store, topic: int, cutoff: float) -> bool:
         return False
     parameters["last"] = last
     deleted = store.run(
-        """DELETE FROM message AS m WHERE seq BETWEEN :first AND :last AND stored < :cutoff
-        AND NOT EXISTS (SELECT 1 FROM consumer_group g CROSS JOIN queued q
+        """DELETE FROM {s}_message AS m WHERE seq BETWEEN :first AND :last AND stored < :cutoff
+        AND NOT EXISTS (SELECT 1 FROM {s}_consumer_group g CROSS JOIN {s}_queued q
             ON q.grp = g.id AND q.off = m.seq - :base WHERE g.topic = :topic)
-        AND NOT EXISTS (SELECT 1 FROM consumer_group g CROSS JOIN receiver r ON r.grp = g.id
-            CROSS JOIN loan l ON l.owner = r.id AND l.off = m.seq - :base WHERE g.topic = :topic)""",
+        AND NOT EXISTS (SELECT 1 FROM {s}_consumer_group g CROSS JOIN {s}_receiver r ON r.grp = g.id
+            CROSS JOIN {s}_loan l ON l.owner = r.id AND l.off = m.seq - :base WHERE g.topic = :topic)""",
         parameters,
     )
     if deleted:
-        store.run("UPDATE topic SET swept = max(swept, :last - :base + 1) WHERE id = :topic", parameters)
+        store.run("UPDATE {s}_topic SET swept = max(swept, :last - :base + 1) WHERE id = :topic", parameters)
     return bool(count == SWEPT)
 
 
@@ -197,14 +199,16 @@ def _sweep_topic(store: Store, topic: int, cutoff: float) -> bool:
 def renew(store: Store, member: Member, now: float) -> None:
     """Renew a receiver's lease, which may have run out unnoticed while it held nothing."""
     expires = now + store.lease
-    if store.run("UPDATE receiver SET expires = ? WHERE id = ?", (expires, member.id)):
+    if store.run("UPDATE {s}_receiver SET expires = ? WHERE id = ?", (expires, member.id)):
         return
-    exists = store.row("SELECT 1 FROM consumer_group WHERE id = ?", (member.group,))
+    exists = store.row("SELECT 1 FROM {s}_consumer_group WHERE id = ?", (member.group,))
     if member.held or exists is None:
         raise ConnectionLost(
             f"the receiver of group {member.subscription.group!r} on {member.subscription.topic!r} did not renew its lease in time"
         )
-    store.run("INSERT INTO receiver (id, grp, expires) VALUES (?, ?, ?)", (member.id, member.group, expires))
+    store.run(
+        "INSERT INTO {s}_receiver (id, grp, expires) VALUES (?, ?, ?)", (member.id, member.group, expires)
+    )
 
 
 def keep_alive(store: Store, members: Iterable[Member]) -> None:
@@ -212,17 +216,17 @@ def keep_alive(store: Store, members: Iterable[Member]) -> None:
     numbers = to_json([member.id for member in members]).decode()
     expires = steady() + store.lease
     store.run(
-        "UPDATE receiver SET expires = ? WHERE id IN (SELECT value FROM json_each(?))", (expires, numbers)
+        "UPDATE {s}_receiver SET expires = ? WHERE id IN (SELECT value FROM json_each(?))", (expires, numbers)
     )
 
 
 def reap(store: Store, now: float, but: int = 0) -> None:
     """Take from receivers whose lease has run out what they hold; their ephemeral groups go."""
-    first = store.row("SELECT min(expires) FROM receiver WHERE id <> ?", (but,))[0]
+    first = store.row("SELECT min(expires) FROM {s}_receiver WHERE id <> ?", (but,))[0]
     if first is None or first > now:
         return
-    dead = store.connection.execute(
-        """SELECT r.id, g.id, g.topic, g.ephemeral FROM receiver r JOIN consumer_group g ON g.id = r.grp
+    dead = store.execute(
+        """SELECT r.id, g.id, g.topic, g.ephemeral FROM {s}_receiver r JOIN {s}_consumer_group g ON g.id = r.grp
         WHERE r.expires <= ? AND r.id <> ?""",
         (now, but),
     ).fetchall()
@@ -231,5 +235,5 @@ def reap(store: Store, now: float, but: int = 0) -> None:
             _drop_group(store, group)
         else:
             return_all(store, receiver, group, 1)
-            store.run("DELETE FROM receiver WHERE id = ?", (receiver,))
+            store.run("DELETE FROM {s}_receiver WHERE id = ?", (receiver,))
         store.touched.add(topic)

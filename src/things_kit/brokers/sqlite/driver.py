@@ -60,7 +60,14 @@ class SQLiteDriver:
         if not self._creates and not self._path.exists():
             raise ConfigError(f"the file {str(self._path)!r} does not exist")
         durable = options.synchronous == "full"
-        worker = Worker(self._path, lease=options.lease, retain=options.retain, durable=durable)
+        worker = Worker(
+            self._path,
+            schema=options.schema,
+            lease=options.lease,
+            retain=options.retain,
+            durable=durable,
+            creates=self._creates,
+        )
         await worker.start()
         self._worker = worker
 
@@ -148,7 +155,7 @@ class SQLiteDriver:
 
 
 def _nothing(store: Store) -> None:
-    store.connection.execute("SELECT count(*) FROM topic").fetchone()
+    store.execute("SELECT count(*) FROM {s}_topic").fetchone()
 
 
 def _refusal(error: Exception) -> Exception:

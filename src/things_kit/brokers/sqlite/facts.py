@@ -70,12 +70,12 @@ def _groups(store: Store, topic: str | None) -> list[GroupFacts]:
     Something is ready if it could be received now, and does not all wait for its next attempt. Receivers that have nothing
     to hold renew no lease, so that only what is ready shows whether there are any.
     """
-    rows = store.connection.execute(
+    rows = store.execute(
         """SELECT t.name, g.name,
-            g.cursor < t.next OR EXISTS (SELECT 1 FROM queued q WHERE q.grp = g.id AND q.due <= :now)
-                OR EXISTS (SELECT 1 FROM receiver r JOIN loan l ON l.owner = r.id WHERE r.grp = g.id),
-            (SELECT count(*) FROM receiver r WHERE r.grp = g.id AND r.expires > :now)
-        FROM consumer_group g JOIN topic t ON t.id = g.topic
+            g.cursor < t.next OR EXISTS (SELECT 1 FROM {s}_queued q WHERE q.grp = g.id AND q.due <= :now)
+                OR EXISTS (SELECT 1 FROM {s}_receiver r JOIN {s}_loan l ON l.owner = r.id WHERE r.grp = g.id),
+            (SELECT count(*) FROM {s}_receiver r WHERE r.grp = g.id AND r.expires > :now)
+        FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic
         WHERE NOT g.ephemeral AND (:topic IS NULL OR t.name = :topic) ORDER BY t.name, g.name""",
         {"now": time.time(), "topic": topic},
     ).fetchall()

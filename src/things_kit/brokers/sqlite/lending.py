@@ -11,30 +11,30 @@ SCAN: Final = 5_000
 PAGE_BYTES: Final = 32 * 1024 * 1024
 
 LANE_FLOWS: Final = """key IS NULL OR (
-    NOT EXISTS (SELECT 1 FROM queued q WHERE q.grp = :group AND q.lane = key)
-    AND coalesce((SELECT owner FROM loan l WHERE l.grp = :group AND l.lane = key LIMIT 1), :me) = :me)"""
+    NOT EXISTS (SELECT 1 FROM {s}_queued q WHERE q.grp = :group AND q.lane = key)
+    AND coalesce((SELECT owner FROM {s}_loan l WHERE l.grp = :group AND l.lane = key LIMIT 1), :me) = :me)"""
 """Whether a message that nobody has seen may be handed out: its lane is nobody's, or this receiver's own."""
 
 _MINE: Final = "seq BETWEEN :first AND :last AND (target IS NULL OR target = :name)"
 
 _LEND: Final = {
-    ordering: f"""INSERT INTO loan (owner, off, grp, lane, attempt) SELECT :me, o.value, :group, {lane}, 1
-    FROM json_each(:offsets) o{" CROSS JOIN message m ON m.seq = :base + o.value" if ordering == "key" else ""}"""  # noqa: S608
+    ordering: f"""INSERT INTO {{s}}_loan (owner, off, grp, lane, attempt) SELECT :me, o.value, :group, {lane}, 1
+    FROM json_each(:offsets) o{" CROSS JOIN {s}_message m ON m.seq = :base + o.value" if ordering == "key" else ""}"""  # noqa: S608
     for ordering, lane in LANE.items()
 }
 
-_HOLD_BACK: Final = f"""INSERT INTO queued (grp, off, lane, due, attempt)
-    SELECT :group, seq - :base, key, NULL, 1 FROM message
+_HOLD_BACK: Final = f"""INSERT INTO {{s}}_queued (grp, off, lane, due, attempt)
+    SELECT :group, seq - :base, key, NULL, 1 FROM {{s}}_message
     WHERE {_MINE} AND seq - :base NOT IN (SELECT value FROM json_each(:offsets))"""  # noqa: S608
 
 _PAGE: Final = """SELECT :offsets, json_group_array(length(key)), CAST(group_concat(key, '') AS BLOB),
         json_group_array(length(value)), CAST(group_concat(value, '') AS BLOB),
         '[' || group_concat(coalesce(headers, '{}')) || ']', json_group_array(id), json_group_array(time)
     FROM (SELECT m.key, m.value, m.headers, m.id, m.time FROM json_each(:offsets) o
-        CROSS JOIN message m ON m.seq = :base + o.value)"""
+        CROSS JOIN {s}_message m ON m.seq = :base + o.value)"""
 
 _ATTEMPTS: Final = """SELECT json_group_array(attempt), json_group_array(suspect) FROM (
-    SELECT l.attempt, l.suspect FROM json_each(:offsets) o CROSS JOIN loan l ON l.owner = :me AND l.off = o.value)"""
+    SELECT l.attempt, l.suspect FROM json_each(:offsets) o CROSS JOIN {s}_loan l ON l.owner = :me AND l.off = o.value)"""
 
 
 class Page(NamedTuple):
@@ -62,10 +62,10 @@ class Prospect(NamedTuple):
 def prospect(store: Store, member: Member, now: float) -> Prospect:
     """Look, without writing, whether handing out is worth a transaction."""
     row = store.row(
-        """SELECT g.cursor < t.next OR EXISTS (SELECT 1 FROM queued WHERE grp = g.id AND due <= :now),
-            (SELECT min(due) FROM queued WHERE grp = g.id AND due > :now),
-            (SELECT min(expires) FROM receiver WHERE id <> :me)
-        FROM consumer_group g JOIN topic t ON t.id = g.topic WHERE g.id = :group""",
+        """SELECT g.cursor < t.next OR EXISTS (SELECT 1 FROM {s}_queued WHERE grp = g.id AND due <= :now),
+            (SELECT min(due) FROM {s}_queued WHERE grp = g.id AND due > :now),
+            (SELECT min(expires) FROM {s}_receiver WHERE id <> :me)
+        FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic WHERE g.id = :group""",
         {"now": now, "me": member.id, "group": member.group},
     )
     if row is None:
@@ -78,10 +78,10 @@ def prospect(store: Store, member: Member, now: float) -> Prospect:
 def waiting(store: Store, member: Member, now: float) -> int:
     """How many messages this receiver could be handed now."""
     row = store.row(
-        """SELECT t.next - g.cursor, (SELECT count(*) FROM queued q WHERE q.grp = g.id AND q.due <= :now
+        """SELECT t.next - g.cursor, (SELECT count(*) FROM {s}_queued q WHERE q.grp = g.id AND q.due <= :now
             AND (q.lane IS NULL OR coalesce(
-                (SELECT owner FROM loan WHERE grp = g.id AND lane = q.lane LIMIT 1), :me) = :me))
-        FROM consumer_group g JOIN topic t ON t.id = g.topic WHERE g.id = :group""",
+                (SELECT owner FROM {s}_loan WHERE grp = g.id AND lane = q.lane LIMIT 1), :me) = :me))
+        FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic WHERE g.id = :group""",
         {"now": now, "me": member.id, "group": member.group},
     )
     if row is None:
@@ -96,9 +96,9 @@ def hand_out(store: Store, member: Member, limit: int, now: float) -> tuple[Page
     """Lend up to `limit` messages, in order; also tells whether looking on at once may find more."""
     reap(store, now, member.id)
     row = store.row(
-        """SELECT g.cursor, t.next, t.largest, EXISTS (SELECT 1 FROM queued WHERE grp = g.id),
-            EXISTS (SELECT 1 FROM receiver WHERE grp = g.id AND id <> ?), g.unnoted
-        FROM consumer_group g JOIN topic t ON t.id = g.topic WHERE g.id = ?""",
+        """SELECT g.cursor, t.next, t.largest, EXISTS (SELECT 1 FROM {s}_queued WHERE grp = g.id),
+            EXISTS (SELECT 1 FROM {s}_receiver WHERE grp = g.id AND id <> ?), g.unnoted
+        FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic WHERE g.id = ?""",
         (member.id, member.group),
     )
     if row is None:
@@ -127,8 +127,8 @@ def _lend_due(store: Store, member: Member, limit: int, now: float, heavy: bool)
     parameters: dict[str, Any] = {"me": member.id, "group": member.group, "now": now, "limit": limit}
     picked = store.row(
         """SELECT json_group_array(off) FROM (
-            SELECT q.off FROM queued q WHERE q.grp = :group AND q.due <= :now AND (q.lane IS NULL
-                OR coalesce((SELECT owner FROM loan WHERE grp = :group AND lane = q.lane LIMIT 1), :me) = :me)
+            SELECT q.off FROM {s}_queued q WHERE q.grp = :group AND q.due <= :now AND (q.lane IS NULL
+                OR coalesce((SELECT owner FROM {s}_loan WHERE grp = :group AND lane = q.lane LIMIT 1), :me) = :me)
             ORDER BY q.due, q.off LIMIT :limit)""",
         parameters,
     )[0]
@@ -138,13 +138,13 @@ def _lend_due(store: Store, member: Member, limit: int, now: float, heavy: bool)
     if offsets:
         parameters["offsets"] = to_json(offsets).decode()
         store.run(
-            """INSERT INTO loan (owner, off, grp, lane, attempt, suspect)
-            SELECT :me, off, grp, lane, attempt, suspect FROM queued
+            """INSERT INTO {s}_loan (owner, off, grp, lane, attempt, suspect)
+            SELECT :me, off, grp, lane, attempt, suspect FROM {s}_queued
             WHERE grp = :group AND off IN (SELECT value FROM json_each(:offsets))""",
             parameters,
         )
         store.run(
-            "DELETE FROM queued WHERE grp = :group AND off IN (SELECT value FROM json_each(:offsets))",
+            "DELETE FROM {s}_queued WHERE grp = :group AND off IN (SELECT value FROM json_each(:offsets))",
             parameters,
         )
     return offsets
@@ -174,7 +174,7 @@ def _lend_fresh(
     if by_key:
         fresh["last"] = min(fresh["last"], fresh["first"] + SCAN - 1)
     picked = store.row(
-        "SELECT json_group_array(off) FROM (SELECT seq - :base AS off FROM message "  # noqa: S608
+        "SELECT json_group_array(off) FROM (SELECT seq - :base AS off FROM {s}_message "  # noqa: S608
         f"WHERE {_MINE} AND ({LANE_FLOWS if by_key else 1}) ORDER BY seq LIMIT :limit)",
         fresh,
     )[0]
@@ -193,14 +193,14 @@ def _lend_fresh(
     if by_key and len(offsets) < end - cursor:
         store.run(_HOLD_BACK, fresh)
     fresh["end"] = end
-    store.run("UPDATE consumer_group SET cursor = :end, unnoted = :unnoted WHERE id = :group", fresh)
+    store.run("UPDATE {s}_consumer_group SET cursor = :end, unnoted = :unnoted WHERE id = :group", fresh)
     return offsets, end
 
 
 def _partition_is_taken(store: Store, member: Member) -> bool:
     row = store.row(
-        """SELECT EXISTS (SELECT 1 FROM queued WHERE grp = :group AND lane = 1)
-            OR coalesce((SELECT owner FROM loan WHERE grp = :group AND lane = 1 LIMIT 1), :me) <> :me""",
+        """SELECT EXISTS (SELECT 1 FROM {s}_queued WHERE grp = :group AND lane = 1)
+            OR coalesce((SELECT owner FROM {s}_loan WHERE grp = :group AND lane = 1 LIMIT 1), :me) <> :me""",
         {"group": member.group, "me": member.id},
     )
     return bool(row[0])
@@ -212,7 +212,7 @@ def _affordable(store: Store, member: Member, offsets: list[int]) -> list[int]:
         """SELECT count(*) FROM (
             SELECT sum(length(m.value) + ifnull(length(m.key), 0) + ifnull(length(m.headers), 0))
                 OVER (ORDER BY o.key) AS total
-            FROM json_each(?) o CROSS JOIN message m ON m.seq = ? + o.value) WHERE total <= ?""",
+            FROM json_each(?) o CROSS JOIN {s}_message m ON m.seq = ? + o.value) WHERE total <= ?""",
         (to_json(offsets).decode(), member.base, PAGE_BYTES),
     )[0]
     return offsets[: max(1, count)]

@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from things_kit.brokers.sqlite.schema import check_schema
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
@@ -13,6 +14,7 @@ class SQLiteOptions(msgspec.Struct, frozen=True):
     """The options of a `sqlite://` URL.
 
     Attributes:
+        schema: What the names of its tables begin with, so that they can live in an application's own file.
         synchronous: "full": a power failure loses nothing that was confirmed. "normal": it may lose the last moments;
             the death of a process still loses nothing.
         retain: Seconds for which a message stays after all groups of its topic have settled it.
@@ -20,12 +22,14 @@ class SQLiteOptions(msgspec.Struct, frozen=True):
         max_message_bytes: The largest value, key and headers together.
     """
 
+    schema: str = "things_kit"
     synchronous: Literal["full", "normal"] = "full"
     retain: float = 604_800.0
     lease: float = 5.0
     max_message_bytes: int = 16 * 1024 * 1024
 
     def __post_init__(self) -> None:
+        check_schema(self.schema)
         if not self.retain >= 0:
             raise ValueError("retain must be at least 0 seconds")
         if not 0 < self.lease < float("inf"):

@@ -1,18 +1,18 @@
-"""The file of the embedded broker: its tables, how it is opened, and what SQLite's errors mean."""
+"""The tables of the embedded broker, in a file of their own or an application's: how they are made and opened."""
 
-import contextlib
+import re
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
 from things_kit.brokers.sqlite.errors import primary_code
 from things_kit.messaging.errors import ConfigError
 
 APPLICATION_ID: Final = 0x544B4954
-SCHEMA_VERSION: Final = 2
-MAGIC: Final = b"SQLite format 3\x00"
+SCHEMA_VERSION: Final = 3
 
 OFFSET_BITS: Final = 40
 """A message's `seq` is its topic's id and its offset: one B-tree that every topic appends to, and no index."""
@@ -25,14 +25,17 @@ BUSY_SLICE: Final = 0.1
 # it is behind another message of its lane. Messages that are in neither and below the group's cursor are settled.
 # In each lane of `queued` the free rows come first, and one lane's loans have one owner. A group whose `unnoted` names
 # an ordering has one receiver and nothing queued: its loans need not say in which lane of that ordering they are.
-SCHEMA: Final = (
-    """CREATE TABLE topic (
+TABLES: Final = (
+    """CREATE TABLE IF NOT EXISTS {s}_installation (
+        version INTEGER NOT NULL,
+        source TEXT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS {s}_topic (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT NOT NULL UNIQUE,
         next INTEGER NOT NULL DEFAULT 0,
         swept INTEGER NOT NULL DEFAULT 0,
         largest INTEGER NOT NULL DEFAULT 0)""",
-    """CREATE TABLE message (
+    """CREATE TABLE IF NOT EXISTS {s}_message (
         seq INTEGER PRIMARY KEY,
         key BLOB,
         value BLOB NOT NULL,
@@ -41,8 +44,8 @@ SCHEMA: Final = (
         time TEXT,
         stored INTEGER NOT NULL,
         target TEXT)""",
-    "CREATE INDEX message_targeted ON message (seq, target) WHERE target IS NOT NULL",
-    """CREATE TABLE consumer_group (
+    "CREATE INDEX IF NOT EXISTS {s}_message_targeted ON {s}_message (seq, target) WHERE target IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS {s}_consumer_group (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         topic INTEGER NOT NULL,
         name TEXT NOT NULL,
@@ -50,11 +53,11 @@ SCHEMA: Final = (
         ephemeral INTEGER NOT NULL,
         unnoted TEXT,
         UNIQUE (topic, name))""",
-    """CREATE TABLE receiver (
+    """CREATE TABLE IF NOT EXISTS {s}_receiver (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         grp INTEGER NOT NULL,
         expires REAL NOT NULL)""",
-    """CREATE TABLE loan (
+    """CREATE TABLE IF NOT EXISTS {s}_loan (
         owner INTEGER NOT NULL,
         off INTEGER NOT NULL,
         grp INTEGER NOT NULL,
@@ -62,8 +65,8 @@ SCHEMA: Final = (
         attempt INTEGER NOT NULL,
         suspect INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (owner, off)) WITHOUT ROWID""",
-    "CREATE INDEX loan_lane ON loan (grp, lane, owner) WHERE lane IS NOT NULL",
-    """CREATE TABLE queued (
+    "CREATE INDEX IF NOT EXISTS {s}_loan_lane ON {s}_loan (grp, lane, owner) WHERE lane IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS {s}_queued (
         grp INTEGER NOT NULL,
         off INTEGER NOT NULL,
         lane BLOB,
@@ -71,68 +74,72 @@ SCHEMA: Final = (
         attempt INTEGER NOT NULL,
         suspect INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (grp, off)) WITHOUT ROWID""",
-    "CREATE INDEX queued_due ON queued (grp, due, off) WHERE due IS NOT NULL",
-    "CREATE INDEX queued_lane ON queued (grp, lane, due, off) WHERE lane IS NOT NULL",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
+    "CREATE INDEX IF NOT EXISTS {s}_queued_due ON {s}_queued (grp, due, off) WHERE due IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS {s}_queued_lane ON {s}_queued (grp, lane, due, off) WHERE lane IS NOT NULL",
 )
+"""What Alembic or an outbox may make just as well: the first connect adds the version, and the name of the source."""
 
-MIGRATIONS: Final = {
+_RENAMED: Final = ("topic", "message", "consumer_group", "receiver", "loan", "queued")
+_INDEXES: Final = ("message_targeted", "loan_lane", "queued_due", "queued_lane")
+
+UNPREFIXED: Final = {
     1: (
         "ALTER TABLE loan ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE queued ADD COLUMN suspect INTEGER NOT NULL DEFAULT 0",
-        "PRAGMA user_version = 2",
-    )
+    ),
+    2: (
+        *(f"DROP INDEX {name}" for name in _INDEXES),
+        *(f"ALTER TABLE {name} RENAME TO {{s}}_{name}" for name in _RENAMED),
+    ),
 }
-"""What makes the next version of each. Processes that have the older version's code open go on working beside."""
+"""What brings a file of 0.1 to the present, by its `user_version`: it had the file to itself, and no prefix."""
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """A connection to the broker's file, which is created if it is missing; a file of something else stays untouched.
+def check_schema(name: str) -> None:
+    """Raise ValueError for what cannot begin the names of tables."""
+    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,47}", name) or name.lower().startswith("sqlite_"):
+        raise ValueError(f"schema must be a name of letters, digits and underscores; it is {name!r}")
+
+
+def filled(statement: str, schema: str) -> str:
+    """A statement with the schema's name in it: where it says `{s}`."""
+    return statement.replace("{s}", schema)
+
+
+def ddl(schema: str) -> list[str]:
+    """The statements that make the tables with this prefix, where they are missing."""
+    return [filled(statement, schema) for statement in TABLES]
+
+
+def open_database(path: Path, schema: str, *, creates: bool = True) -> sqlite3.Connection:
+    """A connection to a file with the broker's tables, which are made where they are missing, if `creates`.
 
     Raises:
-        ConfigError: The file cannot be ours, or this process may not write it.
+        ConfigError: The file is no database, its tables are of another version, or this process may not write it.
         sqlite3.Error: See `explain`.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name a file in it")
-    _refuse_foreign(path)
     connection = sqlite3.connect(path, timeout=BUSY_SLICE, isolation_level=None, cached_statements=256)
     try:
-        _prepare(connection, path)
+        _prepare(connection, path, schema, creates=creates)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, schema: str, *, creates: bool) -> None:
     begin(connection, OPEN_PATIENCE)  # also finds out whether this process may write
     try:
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            for statement in SCHEMA:
-                connection.execute(statement)
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if application != APPLICATION_ID:
-            raise _foreign(path)
-        while version in MIGRATIONS:
-            for statement in MIGRATIONS[version]:
-                connection.execute(statement)
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{path} was written by another version of this library (schema {version}; known is {SCHEMA_VERSION})"
-            )
+        _install(connection, path, schema, creates=creates)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    # Only now: as long as the tables were created in a rollback journal, the header of the file tells whose it is,
-    # and `_refuse_foreign` need not ask SQLite, which would tidy up another program's log.
     if _write_ahead(connection) != "wal":
         raise ConfigError(
             f"{path}: its file system has no shared memory for SQLite's write-ahead log; use a local disk"
@@ -142,6 +149,49 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA wal_autocheckpoint = 2000")
     connection.execute("PRAGMA journal_size_limit = 67108864")
     connection.execute("CREATE TEMP TABLE lanes (lane BLOB PRIMARY KEY, lowest INTEGER) WITHOUT ROWID")
+
+
+def _install(connection: sqlite3.Connection, path: Path, schema: str, *, creates: bool) -> None:
+    """Make, or bring to the present, the tables of this schema."""
+    there = _has_table(connection, f"{schema}_topic")
+    if not there and not creates:
+        raise ConfigError(f"{path} has no tables of the schema {schema!r}, and nothing is to be created")
+    if not there:
+        _adopt(connection, path, schema)
+    for statement in ddl(schema):
+        connection.execute(statement)
+    row = connection.execute(f"SELECT version FROM {schema}_installation").fetchone()  # noqa: S608
+    if row is None:
+        connection.execute(
+            f"INSERT INTO {schema}_installation (version, source) VALUES (?, ?)",  # noqa: S608
+            (SCHEMA_VERSION, uuid4().hex),
+        )
+    elif row[0] != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path} was written by another version of this library (schema {row[0]}; known is {SCHEMA_VERSION})"
+        )
+
+
+def _adopt(connection: sqlite3.Connection, path: Path, schema: str) -> None:
+    """Give the tables of a file of 0.1 their prefix. A process that has it open still needs the new version then."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        return
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in UNPREFIXED:
+        if _has_table(connection, "consumer_group"):
+            raise ConfigError(f"{path} was written by another version of this library (schema {version})")
+        return
+    for number in range(version, max(UNPREFIXED) + 1):
+        for statement in UNPREFIXED[number]:
+            connection.execute(filled(statement, schema))
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # 0.1 says that it is of another version
+
+
+def _has_table(connection: sqlite3.Connection, name: str) -> bool:
+    found = connection.execute(
+        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE", (name,)
+    )
+    return found.fetchone() is not None
 
 
 def _write_ahead(connection: sqlite3.Connection) -> str:
@@ -167,33 +217,3 @@ def begin(connection: sqlite3.Connection, patience: float, hurry: Callable[[], b
                 raise
         else:
             return
-
-
-def _refuse_foreign(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            header = file.read(100)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if not header or Path(f"{path}-journal").exists():
-        return  # new, or being created: SQLite knows
-    if not header.startswith(MAGIC):
-        raise ConfigError(f"{path} is not a SQLite database; it was left as it is")
-    application = int.from_bytes(header[68:72], "big")
-    if application == APPLICATION_ID:
-        return
-    write_ahead = header[18] == 2  # ours has its application id before it gets there
-    if application or write_ahead or int.from_bytes(header[60:64], "big") or _has_tables(path):
-        raise _foreign(path)
-
-
-def _has_tables(path: Path) -> bool:
-    uri = f"{path.absolute().as_uri()}?immutable=1"  # takes no lock and tidies nothing up
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-
-
-def _foreign(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is a database of something else; it was left as it is")

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from things_kit.brokers.sqlite.schema import OFFSET_BITS
+from things_kit.brokers.sqlite.schema import OFFSET_BITS, filled
 from things_kit.engine.driver import ConnectionLost, Subscription
 from things_kit.messaging.policy import Ordering
 
@@ -46,29 +46,41 @@ class Member(msgspec.Struct, eq=False):
 
 
 class Store:
-    """The connection, inside the caller's transaction. `touched` collects the topics where something new is to be had."""
+    """The connection, inside the caller's transaction. `touched` collects the topics where something new is to be had.
 
-    def __init__(self, connection: sqlite3.Connection, *, lease: float, retain: float) -> None:
+    Statements say `{s}_message` and so on: the tables of all schemas are alike but for that prefix.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, *, schema: str, lease: float, retain: float) -> None:
         self.connection = connection
+        self.schema = schema
+        self._filled: dict[str, str] = {}
         self.touched: set[int] = set()
         self.lease = lease
         self.retain = retain
         self.swept_to: dict[int, int] = {}
 
+    def execute(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:
+        """Run a statement about this schema's tables."""
+        text = self._filled.get(statement)
+        if text is None:
+            text = self._filled[statement] = filled(statement, self.schema)
+        return self.connection.execute(text, parameters)
+
     def run(self, statement: str, parameters: Any = ()) -> int:
         """Returns how many rows were changed."""
-        return self.connection.execute(statement, parameters).rowcount
+        return self.execute(statement, parameters).rowcount
 
     def row(self, statement: str, parameters: Any = ()) -> Any:
         """The first row."""
-        return self.connection.execute(statement, parameters).fetchone()
+        return self.execute(statement, parameters).fetchone()
 
 
 def append(store: Store, batches: Mapping[str, Sequence[Row]]) -> set[str]:
     """Append messages to their topics; returns the topics that do not exist, whose messages were left out."""
     unknown = set()
     for name, rows in batches.items():
-        topic = store.row("SELECT id, next FROM topic WHERE name = ?", (name,))
+        topic = store.row("SELECT id, next FROM {s}_topic WHERE name = ?", (name,))
         if topic is None:
             unknown.add(name)
             continue
@@ -76,7 +88,7 @@ def append(store: Store, batches: Mapping[str, Sequence[Row]]) -> set[str]:
         _append(store, (number << OFFSET_BITS) + offset, rows)
         largest = max(len(row[1]) + len(row[0] or b"") + len(row[2] or "") for row in rows)
         store.run(
-            "UPDATE topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?",
+            "UPDATE {s}_topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?",
             (len(rows), largest, number),
         )
         store.touched.add(number)
@@ -91,7 +103,7 @@ def _append(store: Store, seq: int, rows: Sequence[Row]) -> None:
         part = rows[done : done + size]
         places = ",".join(("(?,?,?,?,?,?,?,?)",) * size)
         values = chain.from_iterable((number, *row) for number, row in enumerate(part, seq + done))
-        store.run(f"INSERT INTO message VALUES {places}", list(values))  # noqa: S608
+        store.run(f"INSERT INTO {{s}}_message VALUES {places}", list(values))  # noqa: S608
         done += size
 
 

@@ -65,9 +65,13 @@ class Worker:
     It takes all that waits and commits it as one: however many publish and settle at a time, they share one fsync.
     """
 
-    def __init__(self, path: Path, *, lease: float, retain: float, durable: bool) -> None:
+    def __init__(
+        self, path: Path, *, schema: str, lease: float, retain: float, durable: bool, creates: bool
+    ) -> None:
         self.stopping = False
         self._path = path.absolute()
+        self._schema = schema
+        self._creates = creates
         self._lease = lease
         self._retain = retain
         self._fsync = durable
@@ -157,9 +161,9 @@ class Worker:
         connection: sqlite3.Connection | None = None
         working = False
         try:
-            connection = open_database(self._path)
+            connection = open_database(self._path, self._schema, creates=self._creates)
             self._identity = self._path.stat().st_ino
-            self._store = Store(connection, lease=self._lease, retain=self._retain)
+            self._store = Store(connection, schema=self._schema, lease=self._lease, retain=self._retain)
             self._post([(self._opened, None, None)])
             working = True
             self._work()
