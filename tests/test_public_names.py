@@ -77,6 +77,7 @@ CLIENTS = {
     "google",
     "azure",
     "sqlite3",
+    "asyncpg",
 }
 
 APP = {"pydantic_settings", "structlog", "uvloop", "yaml"}

@@ -31,6 +31,7 @@ from things_kit.modules import (
     kafka,
     memory,
     nats,
+    postgres,
     pubsub,
     rabbitmq,
     redis,
@@ -316,6 +317,13 @@ async def test_all_mistakes_of_all_sections_come_at_once(write: Write) -> None:
         (nats.NATSSettings(servers=("a", "b")), "nats://a,b"),
         (nats.NATSSettings(servers=("a",), tls=True), "tls://a"),
         (redis.RedisSettings(hosts=("a",), db=3, password=SecretStr("p")), "redis://:p@a/3"),
+        (postgres.PostgresSettings(hosts=("a", "b:1"), database="d/e"), "postgres://a,b:1/d%2Fe"),
+        (
+            postgres.PostgresSettings(
+                hosts=("a",), username="u", password=SecretStr("p@"), options={"poll": 2}
+            ),
+            "postgres://u:p%40@a?poll=2",
+        ),
         (sqs.SQSSettings(region="eu-west-1"), "sqs://eu-west-1"),
         (sqs.SQSSettings(region="r", endpoint="http://h:1"), "sqs://r?endpoint=http%3A%2F%2Fh%3A1"),
         (pubsub.PubSubSettings(project="p"), "pubsub://p"),

@@ -19,6 +19,7 @@ from things_kit import Message, connect
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.postgres import PostgresServer
 from things_kit.testing.servers.pubsub import PubSubServer
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.redis import RedisServer
@@ -28,7 +29,7 @@ from things_kit.testing.servers.sqs import SQSServer
 if sys.platform == "win32":
     pytest.skip("signals of another kind", allow_module_level=True)
 
-BROKERS = ["sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub", "servicebus"]
+BROKERS = ["sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub", "servicebus", "postgres"]
 
 COUNT = 1000
 DRAIN = 20.0
@@ -36,6 +37,7 @@ PATIENCE = 60
 
 kafka = shared(KafkaServer, "kafka")
 nats = shared(NATSServer, "nats")
+postgres = shared(PostgresServer, "postgres")
 rabbitmq = shared(RabbitMQServer, "rabbitmq")
 redis = shared(RedisServer, "redis")
 sqs = shared(SQSServer, "sqs")

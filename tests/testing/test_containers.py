@@ -12,11 +12,12 @@ from things_kit.testing import (
     RunningServer,
     start_kafka_container,
     start_nats_container,
+    start_postgres_container,
     start_pubsub_container,
     start_rabbitmq_container,
     start_redis_container,
 )
-from things_kit.testing.servers import kafka, nats, pubsub, rabbitmq, redis
+from things_kit.testing.servers import kafka, nats, postgres, pubsub, rabbitmq, redis
 from things_kit.testing.servers.containers import ROOMS
 
 
@@ -62,6 +63,12 @@ STARTS: Mapping[str, tuple[Start, str, str, list[str]]] = {
         "pubsub://things-kit?endpoint=localhost:49092",
         ["google", "project things-kit"],
     ),
+    "postgres": (
+        start_postgres_container,
+        "PostgresContainer",
+        "postgresql://postgres:postgres@localhost:45432/postgres",
+        [postgres.IMAGE, "username postgres", "password postgres", "dbname postgres"],
+    ),
     "rabbitmq": (
         start_rabbitmq_container,
         "RabbitMqContainer",
@@ -90,7 +97,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
 @pytest.fixture(autouse=True)
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for server in (
-        kafka.KafkaServer, nats.NATSServer, pubsub.PubSubServer, rabbitmq.RabbitMQServer, redis.RedisServer,
+        kafka.KafkaServer, nats.NATSServer, postgres.PostgresServer, pubsub.PubSubServer, rabbitmq.RabbitMQServer, redis.RedisServer,
     ):  # fmt: skip
         monkeypatch.setattr(server, "__enter__", lambda _: "a local process")
 

@@ -25,6 +25,7 @@ class BuiltIn(msgspec.Struct, frozen=True):
 RABBITMQ: Final = BuiltIn("things_kit.brokers.rabbitmq.driver", "RabbitMQDriver", "rabbitmq")
 NATS: Final = BuiltIn("things_kit.brokers.nats.driver", "NATSDriver", "nats")
 REDIS: Final = BuiltIn("things_kit.brokers.redis.driver", "RedisDriver", "redis")
+POSTGRES: Final = BuiltIn("things_kit.brokers.postgres.driver", "PostgresDriver", "postgres")
 
 BUILT_IN: Final = {
     "amqp": RABBITMQ,
@@ -32,6 +33,8 @@ BUILT_IN: Final = {
     "kafka": BuiltIn("things_kit.brokers.kafka.driver", "KafkaDriver", "kafka"),
     "memory": BuiltIn("things_kit.brokers.memory", "MemoryDriver"),
     "nats": NATS,
+    "postgres": POSTGRES,
+    "postgresql": POSTGRES,
     "pubsub": BuiltIn("things_kit.brokers.pubsub.driver", "PubSubDriver", "pubsub"),
     "redis": REDIS,
     "rediss": REDIS,

@@ -9,7 +9,7 @@ from things_kit.app.settings import Section, Settings, SettingsError, section
 from things_kit.messaging.errors import ConfigError
 
 BUILT_IN: Final = (
-    "logging", "kafka", "memory", "nats", "ops", "pubsub", "rabbitmq", "redis", "servicebus", "sqlite", "sqs",
+    "logging", "kafka", "memory", "nats", "ops", "postgres", "pubsub", "rabbitmq", "redis", "servicebus", "sqlite", "sqs",
     "telemetry",
 )  # fmt: skip
 """Sections that a file may have though an app does without their module: one file may serve several apps."""

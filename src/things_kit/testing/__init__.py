@@ -14,6 +14,7 @@ from things_kit.testing.mocks import ANYTHING, MockConsumer, MockHandler, MockPr
 from things_kit.testing.servers.containers import RunningServer
 from things_kit.testing.servers.kafka import RunningKafka, start_kafka_container
 from things_kit.testing.servers.nats import start_nats_container
+from things_kit.testing.servers.postgres import start_postgres_container
 from things_kit.testing.servers.pubsub import RunningPubSub, start_pubsub_container
 from things_kit.testing.servers.rabbitmq import start_rabbitmq_container
 from things_kit.testing.servers.redis import start_redis_container
@@ -55,6 +56,7 @@ __all__ = [
     "simulate",
     "start_kafka_container",
     "start_nats_container",
+    "start_postgres_container",
     "start_pubsub_container",
     "start_rabbitmq_container",
     "start_redis_container",

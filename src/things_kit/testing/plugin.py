@@ -93,6 +93,7 @@ def _container(broker: str, name: str) -> Any:
 
 kafka_container = _container("kafka", "A real Apache Kafka, also with `.brokers`,")
 nats_container = _container("nats", "A real NATS with JetStream,")
+postgres_container = _container("postgres", "A real PostgreSQL,")
 pubsub_container = _container("pubsub", "Google Pub/Sub, or what stands in for it, also with `.endpoint`,")
 rabbitmq_container = _container("rabbitmq", "A real RabbitMQ,")
 redis_container = _container("redis", "A real Redis,")

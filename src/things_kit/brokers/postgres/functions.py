@@ -19,6 +19,10 @@ GONE: Final = "TK404"
 EXPIRED: Final = "TK410"
 """SQLSTATE: the receiver has lost its lease, and what it held."""
 
+NO_TOPIC: Final = "TK405"
+NO_GROUP: Final = "TK406"
+"""SQLSTATE: what is missing was not to be made."""
+
 _PLPGSQL: Final = """LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off AS $body$
 #variable_conflict use_column
@@ -42,13 +46,14 @@ FUNCTIONS: Final = (
     DECLARE
         t record;
         placed bigint;
+        moment timestamptz := clock_timestamp();
     BEGIN
         SELECT name, seen INTO t FROM {s}.topic WHERE id = p_topic;
         IF NOT FOUND OR NOT (
             EXISTS (SELECT FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen))
             OR EXISTS (SELECT FROM {s}.message
                 WHERE topic = t.name AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen))))
-            OR EXISTS (SELECT FROM {s}.scheduled WHERE topic = t.name AND due <= clock_timestamp()))
+            OR EXISTS (SELECT FROM {s}.scheduled WHERE topic = t.name AND due <= moment))
         THEN
             RETURN 0;
         END IF;
@@ -58,7 +63,7 @@ FUNCTIONS: Final = (
         END IF;
         WITH due AS (
             DELETE FROM {s}.scheduled WHERE seq = ANY (ARRAY(SELECT seq FROM {s}.scheduled
-                WHERE topic = t.name AND due <= clock_timestamp() ORDER BY due, seq LIMIT 1000
+                WHERE topic = t.name AND due <= moment ORDER BY due, seq LIMIT 1000
                 FOR UPDATE SKIP LOCKED))
             RETURNING *),
         let_in AS (
@@ -73,7 +78,7 @@ FUNCTIONS: Final = (
         numbered AS (SELECT seq, bucket, row_number() OVER (ORDER BY seq) - 1 AS n FROM fresh),
         cut AS (
             INSERT INTO {s}.segment (topic, first, low, high, stored, seqs)
-            SELECT p_topic, t.next + min(n), min(bucket), max(bucket), clock_timestamp(), array_agg(seq ORDER BY n)
+            SELECT p_topic, t.next + min(n), min(bucket), max(bucket), moment, array_agg(seq ORDER BY n)
             FROM numbered GROUP BY n / {segment})
         UPDATE {s}.topic SET next = next + (SELECT count(*) FROM numbered), seen = pg_current_snapshot()
         WHERE id = p_topic RETURNING next - t.next INTO placed;
@@ -111,8 +116,10 @@ FUNCTIONS: Final = (
     END $body$""",
     # In the lanes given, where nothing is free or handed out, the next ones become free.
     """CREATE OR REPLACE FUNCTION {s}.promote(p_group integer, p_lanes bigint[]) RETURNS boolean {plpgsql}
+    DECLARE
+        moment timestamptz := clock_timestamp();
     BEGIN
-        UPDATE {s}.queued q SET due = clock_timestamp() WHERE q.grp = p_group AND q.off = ANY (ARRAY(
+        UPDATE {s}.queued q SET due = moment WHERE q.grp = p_group AND q.off = ANY (ARRAY(
             SELECT n.off FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
                 SELECT b.off FROM {s}.queued b WHERE b.grp = p_group AND b.lane = l.lane
                 ORDER BY b.off LIMIT {promoted}) n
@@ -143,12 +150,13 @@ FUNCTIONS: Final = (
     DECLARE
         lanes bigint[];
         moved boolean;
+        moment timestamptz := clock_timestamp();
     BEGIN
         PERFORM {s}.note_lanes(p_group);
         lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan WHERE owner = p_receiver AND lane IS NOT NULL);
         WITH back AS (DELETE FROM {s}.loan WHERE owner = p_receiver RETURNING *)
         INSERT INTO {s}.queued (grp, off, lane, due, attempt, suspect)
-        SELECT grp, off, lane, clock_timestamp(), attempt + p_attempts, suspect FROM back;
+        SELECT grp, off, lane, moment, attempt + p_attempts, suspect FROM back;
         moved := FOUND;
         DELETE FROM {s}.receiver WHERE id = p_receiver;
         PERFORM {s}.step_back(p_group, lanes);
@@ -244,11 +252,12 @@ FUNCTIONS: Final = (
     RETURNS bigint[] {plpgsql}
     DECLARE
         picked bigint[];
+        moment timestamptz := clock_timestamp();
     BEGIN
         SELECT array_agg(off) INTO picked FROM (
             SELECT d.off, sum(octet_length(m.value)) OVER (ORDER BY d.due, d.off) - octet_length(m.value) AS before
             FROM (SELECT q.off, q.due FROM {s}.queued q
-                WHERE q.grp = p_group AND q.due <= clock_timestamp() AND (q.lane IS NULL OR NOT EXISTS (
+                WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
                     SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver))
                 ORDER BY q.due, q.off LIMIT p_limit) d
             CROSS JOIN LATERAL (SELECT seqs[d.off - first + 1] AS seq, low, high FROM {s}.segment
@@ -315,11 +324,13 @@ FUNCTIONS: Final = (
     """CREATE OR REPLACE FUNCTION {s}.settle(p_group integer, p_receiver bigint, p_acknowledged bigint[],
         p_released bigint[], p_delays double precision[], p_attempts integer[], p_aside boolean[]) RETURNS boolean {plpgsql}
     DECLARE
+        moment timestamptz;
         done_lanes bigint[] := '{}';
         back_lanes bigint[];
         has_queued boolean;
     BEGIN
         PERFORM FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        moment := clock_timestamp();
         has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group);
         IF cardinality(p_released) > 0 THEN
             PERFORM {s}.note_lanes(p_group);
@@ -339,11 +350,162 @@ FUNCTIONS: Final = (
         WITH back AS (DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_released) RETURNING *)
         INSERT INTO {s}.queued (grp, off, lane, due, attempt)
         SELECT b.grp, b.off, CASE WHEN r.aside THEN NULL ELSE b.lane END,
-            clock_timestamp() + make_interval(secs => r.delay), r.attempt
+            moment + make_interval(secs => r.delay), r.attempt
         FROM unnest(p_released, p_delays, p_attempts, p_aside) r(off, delay, attempt, aside) JOIN back b ON b.off = r.off;
         PERFORM {s}.step_back(p_group, back_lanes);
         PERFORM {s}.promote(p_group, back_lanes);
         RETURN true;
+    END $body$""",
+    # What this receiver could be handed now; NULL where its group is gone.
+    """CREATE OR REPLACE FUNCTION {s}.waiting(p_group integer, p_receiver bigint, p_ordering text) RETURNS bigint {plpgsql}
+    DECLARE
+        fresh bigint;
+        moment timestamptz := clock_timestamp();
+    BEGIN
+        PERFORM {s}.place(topic) FROM {s}.consumer_group WHERE id = p_group;
+        SELECT t.next - g.cursor INTO fresh
+        FROM {s}.consumer_group g JOIN {s}.topic t ON t.id = g.topic WHERE g.id = p_group;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the group was removed' USING ERRCODE = '{gone}';
+        END IF;
+        IF p_ordering = 'partition' AND (
+            EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND lane = 1)
+            OR EXISTS (SELECT FROM {s}.loan WHERE grp = p_group AND lane = 1 AND owner <> p_receiver))
+        THEN
+            fresh := 0;
+        END IF;
+        RETURN fresh + (SELECT count(*) FROM {s}.queued q
+            WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
+                SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver)));
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.mark(p_receiver bigint, p_offset bigint, p_suspect integer) RETURNS void {plpgsql}
+    BEGIN
+        UPDATE {s}.loan SET suspect = p_suspect WHERE owner = p_receiver AND off = p_offset;
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.join_group(p_topic integer, p_group text, p_latest boolean, p_ephemeral boolean)
+    RETURNS integer {plpgsql}
+    DECLARE
+        made integer;
+    BEGIN
+        SELECT id INTO made FROM {s}.consumer_group WHERE topic = p_topic AND name = p_group;
+        IF FOUND THEN
+            RETURN made;
+        END IF;
+        PERFORM {s}.place(p_topic);
+        PERFORM FROM {s}.topic WHERE id = p_topic FOR UPDATE;
+        INSERT INTO {s}.consumer_group (topic, name, cursor, ephemeral)
+        SELECT id, p_group, CASE WHEN p_latest THEN next ELSE coalesce(
+            (SELECT min(first) FROM {s}.segment WHERE topic = p_topic), next) END, p_ephemeral
+        FROM {s}.topic WHERE id = p_topic ON CONFLICT DO NOTHING;
+        SELECT id INTO made FROM {s}.consumer_group WHERE topic = p_topic AND name = p_group;
+        RETURN made;
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.declare_topic(p_topic text) RETURNS integer {plpgsql}
+    DECLARE
+        made integer;
+    BEGIN
+        SELECT id INTO made FROM {s}.topic WHERE name = p_topic;
+        IF NOT FOUND THEN
+            INSERT INTO {s}.topic (name) VALUES (p_topic) ON CONFLICT DO NOTHING;
+            SELECT id INTO made FROM {s}.topic WHERE name = p_topic;
+        END IF;
+        RETURN made;
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.declare_groups(p_topic text, p_groups text[]) RETURNS void {plpgsql}
+    DECLARE
+        number integer := {s}.declare_topic(p_topic);
+        name text;
+    BEGIN
+        FOREACH name IN ARRAY p_groups LOOP
+            PERFORM {s}.join_group(number, name, false, false);
+        END LOOP;
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.subscribe(p_topic text, p_group text, p_latest boolean, p_ephemeral boolean,
+        p_create boolean, p_lease double precision, OUT receiver bigint, OUT grp integer) {plpgsql}
+    DECLARE
+        number integer;
+    BEGIN
+        SELECT id INTO number FROM {s}.topic WHERE name = p_topic;
+        IF NOT FOUND AND NOT p_create THEN
+            RAISE EXCEPTION 'the topic % does not exist', quote_literal(p_topic) USING ERRCODE = '{no_topic}';
+        END IF;
+        number := {s}.declare_topic(p_topic);
+        IF NOT p_create AND NOT p_ephemeral THEN
+            PERFORM FROM {s}.consumer_group WHERE topic = number AND name = p_group;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'the consumer group % does not exist', quote_literal(p_group)
+                USING ERRCODE = '{no_group}';
+            END IF;
+        END IF;
+        grp := {s}.join_group(number, p_group, p_latest, p_ephemeral);
+        INSERT INTO {s}.receiver (grp, expires) VALUES (grp, clock_timestamp() + make_interval(secs => p_lease))
+        RETURNING id INTO receiver;
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.remove(p_topic text, p_group text) RETURNS void {plpgsql}
+    DECLARE
+        number integer;
+    BEGIN
+        SELECT id INTO number FROM {s}.topic WHERE name = p_topic FOR UPDATE;
+        PERFORM {s}.drop_group(id) FROM {s}.consumer_group
+            WHERE topic = number AND (p_group IS NULL OR name = p_group);
+        IF p_group IS NULL THEN
+            DELETE FROM {s}.segment WHERE topic = number;
+            DELETE FROM {s}.scheduled WHERE topic = p_topic;
+            DELETE FROM {s}.message WHERE topic = p_topic;
+            DELETE FROM {s}.topic WHERE id = number;
+        END IF;
+    END $body$""",
+    # A group that is missing would begin at the earliest. What is another group's alone does not count.
+    """CREATE OR REPLACE FUNCTION {s}.lag(p_topic text, p_group text) RETURNS bigint LANGUAGE plpgsql AS $body$
+    #variable_conflict use_column
+    DECLARE
+        t record;
+        g record;
+        waits bigint;
+    BEGIN
+        PERFORM {s}.place(id) FROM {s}.topic WHERE name = p_topic;
+        SELECT id, next INTO t FROM {s}.topic WHERE name = p_topic;
+        IF NOT FOUND THEN
+            RETURN 0;
+        END IF;
+        SELECT id, cursor INTO g FROM {s}.consumer_group WHERE topic = t.id AND name = p_group;
+        IF FOUND THEN
+            waits := t.next - g.cursor + (SELECT count(*) FROM {s}.queued WHERE grp = g.id)
+                + (SELECT count(*) FROM {s}.receiver r JOIN {s}.loan l ON l.owner = r.id WHERE r.grp = g.id);
+        ELSE
+            waits := (SELECT coalesce(sum(cardinality(seqs)), 0) FROM {s}.segment WHERE topic = t.id);
+        END IF;
+        IF EXISTS (SELECT FROM {s}.message WHERE topic = p_topic AND target IS NOT NULL AND target <> p_group) THEN
+            waits := waits - (SELECT count(*) FROM {s}.message m
+                JOIN {s}.placed(t.id, coalesce(g.cursor, 0), t.next - 1) e ON e.seq = m.seq
+                WHERE m.topic = p_topic AND m.target IS NOT NULL AND m.target <> p_group);
+        END IF;
+        RETURN waits;
+    END $body$""",
+    # Forgets what is old and settled by all groups of its topic, and the ephemeral groups of processes that died.
+    """CREATE OR REPLACE FUNCTION {s}.sweep(p_retain double precision) RETURNS void {plpgsql}
+    DECLARE
+        t record;
+        settled bigint;
+    BEGIN
+        PERFORM {s}.drop_group(g.id) FROM {s}.receiver r JOIN {s}.consumer_group g ON g.id = r.grp
+            WHERE g.ephemeral AND r.expires < clock_timestamp();
+        FOR t IN SELECT id FROM {s}.topic ORDER BY id LOOP
+            settled := (SELECT min(cursor) FROM {s}.consumer_group WHERE topic = t.id);
+            WITH gone AS (
+                DELETE FROM {s}.segment WHERE topic = t.id AND first = ANY (ARRAY(
+                    SELECT s.first FROM {s}.segment s WHERE s.topic = t.id
+                        AND s.stored < clock_timestamp() - make_interval(secs => p_retain)
+                        AND s.first + cardinality(s.seqs) <= settled
+                        AND NOT EXISTS (SELECT FROM {s}.consumer_group g JOIN {s}.queued q ON q.grp = g.id
+                            AND q.off >= s.first AND q.off < s.first + cardinality(s.seqs) WHERE g.topic = t.id)
+                        AND NOT EXISTS (SELECT FROM {s}.consumer_group g JOIN {s}.receiver r ON r.grp = g.id
+                            JOIN {s}.loan l ON l.owner = r.id
+                            AND l.off >= s.first AND l.off < s.first + cardinality(s.seqs) WHERE g.topic = t.id)
+                    ORDER BY s.first LIMIT 10000)) RETURNING seqs)
+            DELETE FROM {s}.message_default
+            WHERE seq = ANY (ARRAY(SELECT unnest(seqs) FROM gone)) AND EXISTS (SELECT FROM {s}.message_default);
+        END LOOP;
     END $body$""",
 )
 
@@ -353,7 +515,13 @@ def functions(schema: str) -> list[str]:
     from things_kit.brokers.postgres.schema import filled  # noqa: PLC0415
 
     numbers = {"segment": SEGMENT, "scan": SCAN, "promoted": PROMOTED, "page_bytes": PAGE_BYTES}
-    words = {"plpgsql": _PLPGSQL, "gone": GONE, "expired": EXPIRED} | {k: str(v) for k, v in numbers.items()}
+    words = {
+        "plpgsql": _PLPGSQL,
+        "gone": GONE,
+        "expired": EXPIRED,
+        "no_topic": NO_TOPIC,
+        "no_group": NO_GROUP,
+    } | {k: str(v) for k, v in numbers.items()}
     made = []
     for text in FUNCTIONS:
         for word, meaning in words.items():

@@ -40,6 +40,7 @@ TABLES: Final = (
         headers text,
         target text) PARTITION BY RANGE (bucket)""",
     "CREATE INDEX IF NOT EXISTS message_new ON {s}.message (topic, xid)",
+    "CREATE INDEX IF NOT EXISTS message_targeted ON {s}.message (topic) WHERE target IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS message_placed ON {s}.message (seq)",
     "CREATE TABLE IF NOT EXISTS {s}.message_default PARTITION OF {s}.message DEFAULT",
     """CREATE TABLE IF NOT EXISTS {s}.scheduled (

@@ -30,6 +30,15 @@ REPLACE: Final = (
 )
 """How `SCHEDULE` ends: INSERT … VALUES (…) ON CONFLICT …; without a `schedule_id`, NULL, nothing conflicts."""
 
+INSERT_MANY: Final = f"""WITH known AS MATERIALIZED (SELECT name FROM {{s}}.topic WHERE name = ANY ($1::text[])),
+    sent AS ({INSERT}
+        SELECT m.topic, m.key, m.value, m.headers, m.id, m.time, m.target
+        FROM unnest({", ".join(f"${n}::{kind}[]" for n, kind in enumerate(TYPES, 2))})
+            WITH ORDINALITY m(topic, key, value, headers, id, time, target, n)
+        WHERE m.topic IN (SELECT name FROM known) ORDER BY m.n)
+    SELECT name FROM known"""  # noqa: S608 - our own texts; values are parameters
+"""Columns of many messages, in their order; answers which of the topics exist, whose messages alone are stored."""
+
 _to_json: Final = msgspec.json.encode
 _headers: Final = msgspec.json.Decoder(dict[str, str]).decode
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL, for handlers that write to a database."""
+"""A real PostgreSQL: a broker, and for handlers that write to a database."""
 
 import os
 import pwd
@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from things_kit.testing.servers import debian
+from things_kit.testing.servers.containers import InContainer, RunningServer, address, container_or_process
 from things_kit.testing.servers.process import ServerProcess, ServerUnavailable, run
+
+IMAGE: Final = "postgres:17"
 
 USER: Final = "postgres"
 """Who logs in; and as whom it runs where root starts it, which it refuses to be. The package makes this user."""
@@ -100,3 +103,18 @@ def _user() -> pwd.struct_passwd:
         return pwd.getpwnam(USER)
     except KeyError:
         raise ServerUnavailable(f"PostgreSQL does not run as root, and there is no user {USER!r}") from None
+
+
+def start_postgres_container() -> RunningServer:
+    """A PostgreSQL of the caller's own: in a container where Docker and testcontainers are, else as a local process.
+
+    Raises:
+        ServerUnavailable: There is neither Docker nor PostgreSQL.
+    """
+    return container_or_process(
+        "postgres",
+        lambda module: module.PostgresContainer(IMAGE, username=USER, password=USER, dbname=USER),
+        lambda container: f"postgresql://{USER}:{USER}@{address(container, 5432)}/{USER}",
+        PostgresServer,
+        InContainer,
+    )

@@ -1,0 +1,129 @@
+"""Connections to the server: a few, each in use by one call at a time, and thrown away when in doubt."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import asyncpg
+
+from things_kit.brokers.postgres.errors import ERRORS, OPENING, READ_ONLY, code_of
+from things_kit.brokers.postgres.options import Settings
+from things_kit.engine.driver import ConnectionLost
+from things_kit.messaging.errors import ClosedError, ConfigError
+
+OLDEST: Final = 13
+"""Versions of PostgreSQL before have no snapshots as values."""
+
+
+class Connections:
+    """The pool of one driver. A connection that a call has left in an unknown state is closed, not handed on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.pooled = False
+        """Whether a pooler such as PgBouncer stands before the server."""
+        self._settings = settings
+        self._idle: list[Any] = []
+        self._busy: set[Any] = set()
+        self._places = asyncio.Semaphore(settings.options.pool)
+        self._closed = False
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether statements have no names, and so need a transaction to be told and run on one server."""
+        chosen = self._settings.options.prepared
+        return chosen == "false" or (chosen == "auto" and self.pooled)
+
+    async def connect(self) -> Any:
+        """A new connection, the caller's own. Raises ConnectionLost, or ConfigError for a wrong login or database."""
+        display = self._settings.url.display
+        size = 0 if self.unprepared else 100
+        with OPENING.during(f"connecting to {display}"):
+            return await asyncpg.connect(**self._settings.connection(), statement_cache_size=size)
+
+    async def open(self) -> None:
+        """Connect, and find out whom we speak to."""
+        self._closed = False
+        connection = await self.connect()
+        try:
+            async with asyncio.timeout(self._settings.options.timeout):
+                with ERRORS.during("asking the server who it is"):
+                    async with connection.transaction():
+                        row = await connection.fetchrow(
+                            "SELECT pg_backend_pid(), current_setting('server_version_num')::int / 10000, "
+                            "current_setting('transaction_read_only') = 'on'"
+                        )
+        except BaseException:
+            connection.terminate()
+            raise
+        pid, version, read_only = row
+        self.pooled = pid != connection.get_server_pid()
+        if self.unprepared or version < OLDEST or read_only:
+            connection.terminate()  # made before this was known
+        else:
+            self._idle.append(connection)
+        if version < OLDEST:
+            raise ConfigError(
+                f"{self._settings.url.display} is PostgreSQL {version}; {OLDEST} or newer is needed"
+            )
+        if read_only:
+            raise ConnectionLost(
+                f"{self._settings.url.display} is read-only, as a replica is; name the primary, or all hosts"
+            )
+
+    async def close(self) -> None:
+        """Close all, without waiting for a server that does not answer."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for connection in self._busy:
+            connection.terminate()
+        for connection in idle:
+            with contextlib.suppress(Exception):
+                await connection.close(timeout=1)
+
+    @contextlib.asynccontextmanager
+    async def use(self, doing: str, within: float | None = None) -> AsyncIterator[Any]:
+        """A connection, for `within` seconds at most; in a transaction where statements have no names."""
+        limit = self._settings.options.timeout if within is None else within
+        async with self._places:
+            connection = await self._take()
+            healthy = False
+            self._busy.add(connection)
+            try:
+                with ERRORS.during(doing):
+                    async with asyncio.timeout(limit), contextlib.AsyncExitStack() as stack:
+                        if self.unprepared:
+                            await stack.enter_async_context(connection.transaction())
+                        yield connection
+                healthy = True
+            except Exception as error:
+                cause = error.__cause__ or error
+                healthy = isinstance(cause, asyncpg.PostgresError) and code_of(cause) != READ_ONLY
+                raise
+            finally:
+                self._busy.discard(connection)
+                if healthy and not self._closed and not connection.is_closed():
+                    self._idle.append(connection)
+                else:
+                    connection.terminate()
+
+    async def _take(self) -> Any:
+        if self._closed:
+            raise ClosedError("the PostgreSQL broker was closed")
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return await self.connect()
+
+    async def rows(
+        self, doing: str, statement: str, *arguments: Any, within: float | None = None
+    ) -> list[Any]:
+        """The rows of one statement, which is a transaction of its own."""
+        async with self.use(doing, within) as connection:
+            found: list[Any] = await connection.fetch(statement, *arguments)
+            return found
+
+    async def row(self, doing: str, statement: str, *arguments: Any) -> Any:
+        """The one row of a statement."""
+        return (await self.rows(doing, statement, *arguments))[0]

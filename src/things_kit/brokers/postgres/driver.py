@@ -1,0 +1,279 @@
+"""`postgres://` and `postgresql://`: topics in the tables of one schema, through asyncpg.
+
+    postgres://user:password@db.example:5432/shop
+    postgres://a,b/shop?sslmode=verify-full          of several hosts the one that can be written to
+
+The options are those of `PostgresOptions`. What is confirmed is committed, as durably as the server's
+`synchronous_commit` says. All that concerns a group is done in the server, by `functions`; see `schema` for the tables.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from things_kit.brokers.postgres.connections import Connections
+from things_kit.brokers.postgres.errors import ERRORS
+from things_kit.brokers.postgres.options import PostgresOptions, Settings
+from things_kit.brokers.postgres.receiver import PostgresReceiver
+from things_kit.brokers.postgres.schema import filled, quoted
+from things_kit.brokers.postgres.upkeep import Upkeep
+from things_kit.brokers.postgres.watch import Bell, Member, Watch
+from things_kit.brokers.postgres.wire import INSERT_MANY, pack
+from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
+from things_kit.messaging.message import Message
+
+if TYPE_CHECKING:
+    from things_kit.engine.facts import Facts, Question
+
+SWEEP_EVERY: Final = 30.0
+
+MEGABYTE: Final = 2**20
+SLOW: Final = 4.0
+"""MiB a second that a batch gets through at least, before its time is over."""
+
+
+class PostgresDriver:
+    """Topics, groups and leases as rows."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.options: PostgresOptions = settings.options
+        self.capabilities = Capabilities(
+            delay=True,
+            lanes=True,
+            lease=self.options.lease,
+            retained=True,
+            attempts=True,
+            targeted=True,
+            suspects=True,
+            lag=True,
+            max_message_bytes=self.options.max_message_bytes,
+        )
+        schema = self.options.schema
+        self.connections = Connections(settings)
+        self.watch = Watch(self.connections, schema, self.options.poll)
+        self.bell = Bell(self.connections, schema, self.watch)
+        self.upkeep = Upkeep(self.connections, schema, self.options.retain)
+        self.settings = settings
+        self._s = quoted(schema)
+        self._insert = filled(INSERT_MANY, schema)
+        self._ephemeral: set[Member] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._undoing: set[asyncio.Task[Any]] = set()
+        self._open = False
+
+    @classmethod
+    def from_url(cls, url: BrokerURL) -> Self:
+        """A driver, not yet connected."""
+        return cls(Settings.from_url(url))
+
+    async def open(self) -> None:
+        """Connect, and have the tables there."""
+        await self.connections.open()
+        try:
+            await self.upkeep.prepare(creates=self.settings.url.engine.declare)
+        except BaseException:
+            await self.connections.close()
+            raise
+        self._open = True
+        self._tasks = [
+            asyncio.create_task(self._sweep(), name="things-kit-postgres-sweep"),
+            asyncio.create_task(self._keep_alive(), name="things-kit-postgres-leases"),
+        ]
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._open = False
+        if self._undoing:
+            await asyncio.wait(self._undoing, timeout=2.0)
+        tasks = [*self._tasks, *self._undoing]
+        self._tasks = []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self.bell.close()
+        await self.watch.close()
+        await self.connections.close()
+
+    async def ask(self, doing: str, call: str, *arguments: Any, within: float | None = None) -> Any:
+        """The first row of what a function of the schema answers."""
+        if not self._open:
+            raise ClosedError("the PostgreSQL broker is not open")
+        statement = f"SELECT * FROM {self._s}.{call}"  # noqa: S608 - an identifier, and our own text
+        rows = await self.connections.rows(doing, statement, *arguments, within=within)
+        return rows[0] if rows else None
+
+    def say(self, topics: Sequence[str]) -> None:
+        """There is something new in these topics: tell our own receivers, and those of other processes."""
+        self.watch.nudge(topics)
+        if self.options.notify:
+            self.bell.ring(topics)
+
+    async def ping(self) -> None:
+        """Ask whether it can be written to."""
+        statement = "SELECT current_setting('transaction_read_only') = 'on'"
+        if not self._open:
+            raise ClosedError("the PostgreSQL broker is not open")
+        if (await self.connections.row("asking the server for an answer", statement))[0]:
+            raise ConnectionLost("the server is read-only, as a replica is")
+
+    # --- topics
+
+    async def declare(self, topic: str, groups: Sequence[str]) -> None:
+        """Create what is missing."""
+        for name in (topic, *groups):
+            check_name(name)
+        await self.ask(f"declaring {topic!r}", "declare_groups($1, $2)", topic, list(groups))
+
+    async def remove(self, topic: str, group: str | None = None) -> None:
+        """Delete a topic, or one group; waiting receivers of it lose their subscription."""
+        for name in (topic, group or ""):
+            check_name(name)
+        await self.ask(f"removing {topic!r}", "remove($1, $2)", topic, group, within=60.0)
+        self.say([topic])
+
+    async def lag(self, topic: str, group: str) -> int | None:
+        """How many messages the group has not settled."""
+        row = await self.ask(f"asking for the lag of {topic!r}", "lag($1, $2)", topic, group, within=60.0)
+        return int(row[0])
+
+    async def topics(self) -> Sequence[str]:
+        """All topics of the schema."""
+        statement = f"SELECT name FROM {self._s}.topic ORDER BY name"  # noqa: S608 - an identifier
+        rows = await self.connections.rows("listing topics", statement)
+        return [row[0] for row in rows]
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Of each topic its groups, but those that vanish with their consumers."""
+        rows = await self.connections.rows(
+            "listing groups",
+            f"SELECT t.name, g.name FROM {self._s}.consumer_group g JOIN {self._s}.topic t ON t.id = g.topic "  # noqa: S608
+            "WHERE NOT g.ephemeral AND t.name = ANY ($1) ORDER BY 1, 2",
+            list(topics),
+        )
+        found: dict[str, list[str]] = {topic: [] for topic in topics}
+        for topic, group in rows:
+            found[topic].append(group)
+        return found
+
+    async def facts(self, question: "Question") -> "Facts":
+        """How things are in the database."""
+        from things_kit.brokers.postgres.facts import facts_of  # noqa: PLC0415 - nobody else needs it
+
+        return await facts_of(self, question)
+
+    # --- sending
+
+    async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
+        """Append messages to their topics, in one statement."""
+        results: list[Exception | None] = [_refusal(message) for message in messages]
+        good = [message for message, refused in zip(messages, results, strict=True) if refused is None]
+        if not good:
+            return results
+        topics = list({message.topic for message in good})
+        columns = [list(column) for column in zip(*map(pack, good), strict=True)]
+        within = self.options.timeout + sum(len(message.value) for message in good) / (SLOW * MEGABYTE)
+        if not self._open:
+            raise ClosedError("the PostgreSQL broker is not open")
+        try:
+            rows = await self.connections.rows("publishing", self._insert, topics, *columns, within=within)
+        except (ConfigError, PublishError) as error:
+            failure = error.__cause__ or error
+            return [
+                refused or ERRORS.refusal(failure, m.topic)
+                for m, refused in zip(messages, results, strict=True)
+            ]
+        known = {row[0] for row in rows}
+        self.say(list(known))
+        return [
+            refused or (None if message.topic in known else UnknownTopic(message.topic))
+            for message, refused in zip(messages, results, strict=True)
+        ]
+
+    # --- receiving
+
+    async def subscribe(self, subscription: Subscription) -> PostgresReceiver:
+        """Join a group."""
+        for name in (subscription.topic, subscription.group):
+            check_name(name)
+        if self.options.notify:
+            self.bell.listen()
+        joining = asyncio.create_task(self._join(subscription))
+        try:
+            member = await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            undoing = asyncio.create_task(self._leave_again(joining))
+            self._undoing.add(undoing)
+            undoing.add_done_callback(self._undoing.discard)
+            raise
+        if subscription.ephemeral:
+            self._ephemeral.add(member)
+        return PostgresReceiver(self, member, subscription.inbox)
+
+    async def _join(self, subscription: Subscription) -> Member:
+        latest = not subscription.past if subscription.ephemeral else subscription.start == "latest"
+        row = await self.ask(
+            f"subscribing to {subscription.topic!r}",
+            "subscribe($1, $2, $3, $4, $5, $6)",
+            subscription.topic,
+            subscription.group,
+            latest,
+            subscription.ephemeral,
+            subscription.create,
+            self.options.lease,
+        )
+        return Member(row[0], row[1], subscription)
+
+    async def _leave_again(self, joining: asyncio.Task[Member]) -> None:
+        """Undo a subscription whose caller was cancelled; where that cannot be, the lease does it."""
+        with contextlib.suppress(Exception):
+            member = await joining
+            await PostgresReceiver(self, member, member.subscription.inbox).close()
+
+    async def renew(self, member: Member) -> None:
+        """Renew the lease of a receiver."""
+        await self.ask(
+            "extending leases",
+            "renew($1, $2, $3, $4, true)",
+            member.id,
+            member.group,
+            self.options.lease,
+            member.held > 0,
+        )
+
+    def forget(self, member: Member) -> None:
+        """A receiver is being closed."""
+        self._ephemeral.discard(member)
+
+    # --- housekeeping
+
+    async def _sweep(self) -> None:
+        while True:
+            with contextlib.suppress(ConnectionLost, ConfigError):  # whose time comes again
+                await self.upkeep.sweep()
+            await asyncio.sleep(SWEEP_EVERY)
+
+    async def _keep_alive(self) -> None:
+        """Renew the leases of ephemeral groups, which would vanish although their process is well."""
+        while True:
+            await asyncio.sleep(self.options.lease / 3)
+            for member in list(self._ephemeral):
+                with contextlib.suppress(ConnectionLost):  # its own calls tell
+                    await self.renew(member)
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for what cannot be text in PostgreSQL."""
+    if "\0" in name:
+        raise ConfigError(f"PostgreSQL cannot have the name {name!r}: it takes no null character in a text")
+
+
+def _refusal(message: Message) -> Exception | None:
+    if "\0" in message.topic or "\0" in (message.id or ""):
+        return PublishError(
+            f"publishing to {message.topic!r}: PostgreSQL takes no null character in a topic or id"
+        )
+    return None

@@ -1,0 +1,151 @@
+"""The tables are made, brought to this version and kept tidy by whoever may; all others use what is there."""
+
+import contextlib
+import time
+from typing import Any, Final
+
+import asyncpg
+
+from things_kit.brokers.postgres.connections import Connections
+from things_kit.brokers.postgres.functions import functions
+from things_kit.brokers.postgres.schema import SCHEMA_VERSION, ddl, quoted
+from things_kit.engine.driver import ConnectionLost
+from things_kit.messaging.errors import ConfigError
+
+DAY: Final = 24
+"""The width of a partition in hours; what is kept for less than two days has partitions of an hour."""
+
+AHEAD: Final = 2
+"""How many partitions wait for their time to come, so that a role that may make none can go on for so long."""
+
+PATIENCE: Final = "SET LOCAL lock_timeout = '200ms'"
+"""For locks on whole tables: behind whoever waits for one everybody else waits too."""
+
+
+class Upkeep:
+    """One schema."""
+
+    def __init__(self, connections: Connections, schema: str, retain: float) -> None:
+        self._connections = connections
+        self._schema = schema
+        self._s = quoted(schema)
+        self._retain = retain
+        self._width = DAY if retain >= 2 * DAY * 3600 else 1
+        self.may_create = True
+
+    async def prepare(self, *, creates: bool) -> None:
+        """Have the tables there. Raises ConfigError where they are another version's, or missing and not to be made."""
+        version = await self._version()
+        if version is None and not creates:
+            raise ConfigError(f"the schema {self._schema!r} has no tables of the broker, and declare is off")
+        if version is None or version < SCHEMA_VERSION:
+            await self._make()
+            version = await self._version()
+        if version is None or version > SCHEMA_VERSION:
+            raise ConfigError(
+                f"the tables in the schema {self._schema!r} are of a newer version of this library "
+                f"(version {version}; known is {SCHEMA_VERSION})"
+            )
+
+    async def _version(self) -> int | None:
+        doing = f"looking for the tables in the schema {self._schema!r}"
+        name = f"{self._s}.installation"
+        if (await self._connections.row(doing, "SELECT to_regclass($1) IS NULL", name))[0]:
+            return None
+        rows = await self._connections.rows(doing, f"SELECT version FROM {name}")  # noqa: S608 - an identifier
+        return int(rows[0][0]) if rows else None
+
+    async def _make(self) -> None:
+        """All that is missing, in one transaction, while nobody else does; starting at once is fine."""
+        doing = f"making the tables in the schema {self._schema!r}"
+        async with self._connections.use(doing, within=60.0) as connection, connection.transaction():
+            await connection.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended('things_kit.' || $1, 0))", self._schema
+            )
+            if not await connection.fetchval(
+                "SELECT count(*) FROM pg_namespace WHERE nspname = $1", self._schema
+            ):
+                await connection.execute(f"CREATE SCHEMA {self._s}")
+            for statement in (*ddl(self._schema), *functions(self._schema)):
+                await connection.execute(statement)
+            await self._add_partitions(connection)
+            await connection.execute(
+                f"INSERT INTO {self._s}.installation (version) VALUES ($1) "  # noqa: S608
+                "ON CONFLICT (one) DO UPDATE SET version = greatest(installation.version, excluded.version)",
+                SCHEMA_VERSION,
+            )
+
+    async def sweep(self) -> None:
+        """Forget what is old and settled, and see to the partitions; what is locked or not allowed waits for another time."""
+        await self._connections.rows("sweeping", f"SELECT {self._s}.sweep($1)", self._retain, within=60.0)
+        if not self.may_create:
+            return
+        try:
+            await self._tend_partitions()
+        except ConfigError:
+            self.may_create = False
+        except ConnectionLost as lost:
+            if not isinstance(lost.__cause__, asyncpg.LockNotAvailableError):
+                raise
+
+    async def _tend_partitions(self) -> None:
+        async with self._connections.use("keeping the partitions") as connection:
+            known = await self._partitions(connection)
+            now = int(time.time() // 3600)
+            old = [name for name, (low, high) in known.items() if high <= now and low < high]
+        if max((high for _, high in known.values()), default=0) <= now + self._width:
+            async with self._connections.use("making partitions") as connection, connection.transaction():
+                await connection.execute(PATIENCE)
+                await self._add_partitions(connection)
+        for name in old:
+            low, high = known[name]
+            async with self._connections.use("dropping a partition") as connection, connection.transaction():
+                await connection.execute(PATIENCE)
+                await self._drop_if_settled(connection, name, low, high)
+
+    async def _partitions(self, connection: Any) -> dict[str, tuple[int, int]]:
+        """Each partition of the messages, with its first hour and the one after its last."""
+        rows = await connection.fetch(
+            """SELECT c.relname, (regexp_match(pg_get_expr(c.relpartbound, c.oid),
+                'FROM \\(''?(-?\\d+)''?\\) TO \\(''?(-?\\d+)''?\\)'))::int[] AS bounds
+            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = to_regclass($1)""",
+            f"{self._s}.message",
+        )
+        return {row[0]: (row[1][0], row[1][1]) for row in rows if row[1]}
+
+    async def _add_partitions(self, connection: Any) -> None:
+        """Those of now and of what comes next. Made apart and attached: that does not wait for those who publish."""
+        known = await self._partitions(connection)
+        now = int(time.time() // 3600)
+        low = max([high for _, high in known.values()] or [now - 1])
+        low = max(low, now - 1)
+        while low <= now + AHEAD * self._width:
+            high = (low // self._width + 1) * self._width
+            name = f"{self._s}.{quoted(f'message_{low}_{high}')}"
+            await connection.execute(
+                f"CREATE TABLE {name} (LIKE {self._s}.message INCLUDING DEFAULTS) "
+                "WITH (autovacuum_vacuum_insert_scale_factor = 0.05)"
+            )
+            await connection.execute(
+                f"ALTER TABLE {self._s}.message ATTACH PARTITION {name} FOR VALUES FROM ({low}) TO ({high})"
+            )
+            low = high
+
+    async def _drop_if_settled(self, connection: Any, name: str, low: int, high: int) -> None:
+        """Nobody may be writing into it: an open transaction keeps its partition, and no other."""
+        partition = f"{self._s}.{quoted(name)}"
+        needed = f"SELECT count(*) FROM {self._s}.segment WHERE low < $2 AND high >= $1"  # noqa: S608
+        if await connection.fetchval(needed, low, high):
+            return
+        await connection.execute(f"LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE")
+        unplaced = f"""SELECT EXISTS (SELECT FROM {partition} m JOIN {self._s}.topic t ON t.name = m.topic
+            WHERE m.xid >= pg_snapshot_xmax(t.seen) OR m.xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen))))
+            OR EXISTS (SELECT FROM {partition} m LEFT JOIN {self._s}.topic t ON t.name = m.topic WHERE t.id IS NULL)"""  # noqa: S608
+        if await connection.fetchval(unplaced) or await connection.fetchval(needed, low, high):
+            return
+        await connection.execute(
+            f"TRUNCATE {partition}"
+        )  # gives the space back even where the drop has to wait
+        with contextlib.suppress(asyncpg.LockNotAvailableError):
+            async with connection.transaction():
+                await connection.execute(f"DROP TABLE {partition}")
