@@ -1,7 +1,6 @@
 """The tables are made, brought to this version and kept tidy by whoever may; all others use what is there."""
 
 import contextlib
-import time
 from typing import Any, Final
 
 import asyncpg
@@ -20,6 +19,9 @@ AHEAD: Final = 2
 
 PATIENCE: Final = "SET LOCAL lock_timeout = '200ms'"
 """For locks on whole tables: behind whoever waits for one everybody else waits too."""
+
+LATER: Final = (asyncpg.LockNotAvailableError, asyncpg.CheckViolationError)
+"""What may go well another time: somebody has the lock, or has just published into what is to be a partition."""
 
 
 class Upkeep:
@@ -59,24 +61,30 @@ class Upkeep:
         """All that is missing, in one transaction, while nobody else does; starting at once is fine."""
         doing = f"making the tables in the schema {self._schema!r}"
         async with self._connections.use(doing, within=60.0) as connection, connection.transaction():
-            await connection.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended('things_kit.' || $1, 0))", self._schema
-            )
+            await self._lock(connection)
             if not await connection.fetchval(
                 "SELECT count(*) FROM pg_namespace WHERE nspname = $1", self._schema
             ):
                 await connection.execute(f"CREATE SCHEMA {self._s}")
             for statement in (*ddl(self._schema), *functions(self._schema)):
                 await connection.execute(statement)
-            await self._add_partitions(connection)
+            with contextlib.suppress(*LATER):
+                async with connection.transaction():
+                    await self._add_partitions(connection)
             await connection.execute(
                 f"INSERT INTO {self._s}.installation (version) VALUES ($1) "  # noqa: S608
                 "ON CONFLICT (one) DO UPDATE SET version = greatest(installation.version, excluded.version)",
                 SCHEMA_VERSION,
             )
 
+    async def _lock(self, connection: Any) -> None:
+        """Be the only one that makes tables, until the end of the transaction."""
+        await connection.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended('things_kit.' || $1, 0))", self._schema
+        )
+
     async def sweep(self) -> None:
-        """Forget what is old and settled, and see to the partitions; what is locked or not allowed waits for another time."""
+        """Forget what is old and settled, and see to the partitions, where we may; what is locked waits for another time."""
         await self._connections.rows("sweeping", f"SELECT {self._s}.sweep($1)", self._retain, within=60.0)
         if not self.may_create:
             return
@@ -85,26 +93,25 @@ class Upkeep:
         except ConfigError:
             self.may_create = False
         except ConnectionLost as lost:
-            if not isinstance(lost.__cause__, asyncpg.LockNotAvailableError):
+            if not isinstance(lost.__cause__, LATER):
                 raise
 
     async def _tend_partitions(self) -> None:
         async with self._connections.use("keeping the partitions") as connection:
-            known = await self._partitions(connection)
-            now = int(time.time() // 3600)
-            old = [name for name, (low, high) in known.items() if high <= now and low < high]
+            now, known = await self._hour(connection), await self._partitions(connection)
         if max((high for _, high in known.values()), default=0) <= now + self._width:
             async with self._connections.use("making partitions") as connection, connection.transaction():
-                await connection.execute(PATIENCE)
+                await self._lock(connection)
                 await self._add_partitions(connection)
-        for name in old:
-            low, high = known[name]
+        for name in [name for name, (_, high) in known.items() if high <= now]:
             async with self._connections.use("dropping a partition") as connection, connection.transaction():
-                await connection.execute(PATIENCE)
-                await self._drop_if_settled(connection, name, low, high)
+                await self._drop_if_settled(connection, name, *known[name])
+
+    async def _hour(self, connection: Any) -> int:
+        return int(await connection.fetchval("SELECT floor(extract(epoch FROM now()) / 3600)::int"))
 
     async def _partitions(self, connection: Any) -> dict[str, tuple[int, int]]:
-        """Each partition of the messages, with its first hour and the one after its last."""
+        """Each partition of the messages but the default one, with its first hour and the one after its last."""
         rows = await connection.fetch(
             """SELECT c.relname, (regexp_match(pg_get_expr(c.relpartbound, c.oid),
                 'FROM \\(''?(-?\\d+)''?\\) TO \\(''?(-?\\d+)''?\\)'))::int[] AS bounds
@@ -114,11 +121,16 @@ class Upkeep:
         return {row[0]: (row[1][0], row[1][1]) for row in rows if row[1]}
 
     async def _add_partitions(self, connection: Any) -> None:
-        """Those of now and of what comes next. Made apart and attached: that does not wait for those who publish."""
-        known = await self._partitions(connection)
-        now = int(time.time() // 3600)
-        low = max([high for _, high in known.values()] or [now - 1])
-        low = max(low, now - 1)
+        """Those of now and of what comes next. Made apart and attached: that waits for nobody who publishes elsewhere.
+
+        Of an hour that has messages in the default partition there can be none.
+        """
+        await connection.execute(PATIENCE)
+        known, now = await self._partitions(connection), await self._hour(connection)
+        low = max([now - 1, *(high for _, high in known.values())])
+        last = await connection.fetchval(f"SELECT max(bucket) FROM {self._s}.message_default")  # noqa: S608
+        if last is not None:
+            low = max(low, now + 1, last + 1)
         while low <= now + AHEAD * self._width:
             high = (low // self._width + 1) * self._width
             name = f"{self._s}.{quoted(f'message_{low}_{high}')}"
@@ -134,18 +146,24 @@ class Upkeep:
     async def _drop_if_settled(self, connection: Any, name: str, low: int, high: int) -> None:
         """Nobody may be writing into it: an open transaction keeps its partition, and no other."""
         partition = f"{self._s}.{quoted(name)}"
-        needed = f"SELECT count(*) FROM {self._s}.segment WHERE low < $2 AND high >= $1"  # noqa: S608
+        needed = f"SELECT EXISTS (SELECT FROM {self._s}.segment WHERE low < $2 AND high >= $1)"  # noqa: S608
         if await connection.fetchval(needed, low, high):
             return
+        await connection.execute(PATIENCE)
         await connection.execute(f"LOCK TABLE {partition} IN ACCESS EXCLUSIVE MODE")
-        unplaced = f"""SELECT EXISTS (SELECT FROM {partition} m JOIN {self._s}.topic t ON t.name = m.topic
-            WHERE m.xid >= pg_snapshot_xmax(t.seen) OR m.xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen))))
-            OR EXISTS (SELECT FROM {partition} m LEFT JOIN {self._s}.topic t ON t.name = m.topic WHERE t.id IS NULL)"""  # noqa: S608
+        # Topic by topic, each found by the index: reading the whole partition would keep everybody waiting.
+        unplaced = f"""WITH RECURSIVE topics AS (
+                SELECT min(topic) AS name FROM {partition} UNION ALL
+                SELECT (SELECT min(topic) FROM {partition} WHERE topic > topics.name) FROM topics WHERE name IS NOT NULL)
+            SELECT EXISTS (SELECT FROM topics LEFT JOIN {self._s}.topic t USING (name) WHERE name IS NOT NULL AND (
+                t.id IS NULL
+                OR EXISTS (SELECT FROM {partition} WHERE topic = name AND xid >= pg_snapshot_xmax(t.seen))
+                OR EXISTS (SELECT FROM {partition}
+                    WHERE topic = name AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen))))))"""  # noqa: S608
         if await connection.fetchval(unplaced) or await connection.fetchval(needed, low, high):
             return
-        await connection.execute(
-            f"TRUNCATE {partition}"
-        )  # gives the space back even where the drop has to wait
-        with contextlib.suppress(asyncpg.LockNotAvailableError):
+        # The space is given back though the drop, which needs the whole table for a moment, may have to wait
+        await connection.execute(f"TRUNCATE {partition}")
+        with contextlib.suppress(*LATER):
             async with connection.transaction():
                 await connection.execute(f"DROP TABLE {partition}")
