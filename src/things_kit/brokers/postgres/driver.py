@@ -19,7 +19,7 @@ from things_kit.brokers.postgres.receiver import PostgresReceiver
 from things_kit.brokers.postgres.schema import filled, quoted
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.brokers.postgres.watch import Bell, Member, Watch
-from things_kit.brokers.postgres.wire import INSERT_MANY, pack
+from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, Row, pack
 from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from things_kit.engine.facts import Facts, Question
 
 SWEEP_EVERY: Final = 30.0
+
+MANY: Final = 50
+"""So many messages are worth a second round trip."""
 
 MEGABYTE: Final = 2**20
 SLOW: Final = 4.0
@@ -168,30 +171,46 @@ class PostgresDriver:
     # --- sending
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        """Append messages to their topics, in one statement."""
+        """Append messages to their topics, all or none."""
         results: list[Exception | None] = [_refusal(message) for message in messages]
         good = [message for message, refused in zip(messages, results, strict=True) if refused is None]
         if not good:
             return results
-        topics = list({message.topic for message in good})
-        columns = [list(column) for column in zip(*map(pack, good), strict=True)]
-        within = self.options.timeout + sum(len(message.value) for message in good) / (SLOW * MEGABYTE)
+        rows = [pack(message) for message in good]
+        within = self.options.timeout + sum(len(row.value) for row in rows) / (SLOW * MEGABYTE)
         if not self._open:
             raise ClosedError("the PostgreSQL broker is not open")
         try:
-            rows = await self.connections.rows("publishing", self._insert, topics, *columns, within=within)
+            async with self.connections.use("publishing", within) as connection:
+                known = await self._store(connection, rows)
         except (ConfigError, PublishError) as error:
             failure = error.__cause__ or error
             return [
                 refused or ERRORS.refusal(failure, m.topic)
                 for m, refused in zip(messages, results, strict=True)
             ]
-        known = {row[0] for row in rows}
         self.say(list(known))
         return [
             refused or (None if message.topic in known else UnknownTopic(message.topic))
             for message, refused in zip(messages, results, strict=True)
         ]
+
+    async def _store(self, connection: Any, rows: Sequence[Row]) -> set[str]:
+        """In one statement, few by INSERT, which needs one round trip, many by COPY, which is twice as fast.
+
+        Returns the topics that are there; only their messages were stored.
+        """
+        topics = list({row.topic for row in rows})
+        if len(rows) < MANY:
+            found = await connection.fetch(self._insert, topics, *map(list, zip(*rows, strict=True)))
+            return {row[0] for row in found}
+        statement = f"SELECT name FROM {self._s}.topic WHERE name = ANY ($1)"  # noqa: S608 - an identifier
+        known = {row[0] for row in await connection.fetch(statement, topics)}
+        records = rows if len(known) == len(topics) else [row for row in rows if row.topic in known]
+        await connection.copy_records_to_table(
+            "message", schema_name=self.options.schema, records=records, columns=COLUMNS
+        )
+        return known
 
     # --- receiving
 

@@ -23,6 +23,9 @@ NO_TOPIC: Final = "TK405"
 NO_GROUP: Final = "TK406"
 """SQLSTATE: what is missing was not to be made."""
 
+_PAGE: Final = """OUT offsets bigint[], OUT keys bytea[], OUT payloads bytea[], OUT headers text[], OUT ids text[],
+        OUT times timestamptz[]"""
+
 _PLPGSQL: Final = """LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
     SET jit = off AS $body$
 #variable_conflict use_column
@@ -32,13 +35,15 @@ FUNCTIONS: Final = (
     """CREATE OR REPLACE FUNCTION {s}.lane_of(p_ordering text, p_key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS
     $body$ SELECT CASE p_ordering WHEN 'key' THEN hashtextextended(encode(p_key, 'hex'), 0) WHEN 'partition' THEN 1 END
     $body$""",
-    """CREATE OR REPLACE FUNCTION {s}.placed(p_topic integer, p_first bigint, p_last bigint)
-    RETURNS TABLE (off bigint, seq bigint, low integer, high integer) LANGUAGE sql STABLE AS $body$
-        SELECT g.first + u.n - 1, u.seq, g.low, g.high
-        FROM {s}.segment g CROSS JOIN LATERAL unnest(g.seqs) WITH ORDINALITY u(seq, n)
+    # A segment's ids ascend, so that the place of each is found by halving.
+    """CREATE OR REPLACE FUNCTION {s}.messages_at(p_topic integer, p_first bigint, p_last bigint) RETURNS TABLE (off bigint,
+        key bytea, value bytea, headers text, id text, stamp timestamptz, target text) LANGUAGE sql STABLE AS $body$
+        SELECT g.first + width_bucket(m.seq, g.seqs) - 1, m.key, m.value, m.headers, m.id, m.time, m.target
+        FROM {s}.segment g CROSS JOIN LATERAL (
+            SELECT * FROM {s}.message WHERE bucket BETWEEN g.low AND g.high
+            AND seq = ANY (g.seqs[greatest(p_first - g.first + 1, 1) : least(p_last - g.first + 1, cardinality(g.seqs))])) m
         WHERE g.topic = p_topic AND g.first <= p_last AND g.first >= coalesce(
             (SELECT max(b.first) FROM {s}.segment b WHERE b.topic = p_topic AND b.first <= p_first), p_first)
-        AND g.first + u.n - 1 BETWEEN p_first AND p_last
     $body$""",
     # Gives places to what has become visible since `seen`; and lets in what was scheduled, with an xid that no snapshot
     # will ever find again. The snapshot noted is that of the statement that looked.
@@ -119,13 +124,14 @@ FUNCTIONS: Final = (
     DECLARE
         moment timestamptz := clock_timestamp();
     BEGIN
-        UPDATE {s}.queued q SET due = moment WHERE q.grp = p_group AND q.off = ANY (ARRAY(
+        UPDATE {s}.queued q SET due = moment FROM (
             SELECT n.off FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
                 SELECT b.off FROM {s}.queued b WHERE b.grp = p_group AND b.lane = l.lane
                 ORDER BY b.off LIMIT {promoted}) n
             WHERE NOT EXISTS (SELECT FROM {s}.queued f
                 WHERE f.grp = p_group AND f.lane = l.lane AND f.due IS NOT NULL)
-            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.grp = p_group AND o.lane = l.lane)));
+            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.grp = p_group AND o.lane = l.lane)) next
+        WHERE q.grp = p_group AND q.off = next.off;
         RETURN FOUND;
     END $body$""",
     # Writes into a group's loans in which lanes they are, which was left out while nobody had to know.
@@ -201,90 +207,96 @@ FUNCTIONS: Final = (
     END $body$""",
     # Messages of which nobody has the lane, up to p_limit and a page, from `cursor` on; the others of them are queued.
     """CREATE OR REPLACE FUNCTION {s}.lend_fresh(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
-        p_contended boolean) RETURNS bigint[] {plpgsql}
+        p_contended boolean, {page}) {plpgsql}
     DECLARE
         g record;
         last bigint;
-        stop bigint;
-        found_ bigint[];
+        start bigint;
         lanes text := CASE WHEN p_contended THEN p_ordering ELSE 'none' END;
     BEGIN
         SELECT c.cursor, c.topic, c.name, t.next INTO g
         FROM {s}.consumer_group c JOIN {s}.topic t ON t.id = c.topic WHERE c.id = p_group;
-        IF lanes = 'partition' AND (
+        IF g.cursor = g.next OR (lanes = 'partition' AND (
             EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND lane = 1)
-            OR EXISTS (SELECT FROM {s}.loan WHERE grp = p_group AND lane = 1 AND owner <> p_receiver))
+            OR EXISTS (SELECT FROM {s}.loan WHERE grp = p_group AND lane = 1 AND owner <> p_receiver)))
         THEN
-            RETURN '{}';
+            RETURN;
         END IF;
         last := g.cursor - 1;
-        WHILE found_ IS NULL AND last < g.next - 1 LOOP
-            stop := last;
-            last := least(g.next - 1, last + CASE WHEN lanes = 'key' THEN {scan} ELSE p_limit END);
+        WHILE offsets IS NULL AND last < g.next - 1 LOOP
+            start := last + 1;
+            last := least(g.next - 1, last + CASE WHEN lanes = 'key' THEN least(4 * p_limit + 100, {scan}) ELSE p_limit END);
             WITH seen AS MATERIALIZED (
-                SELECT e.off, {s}.lane_of(lanes, m.key) AS lane,
-                    octet_length(m.value) + coalesce(octet_length(m.headers), 0) AS size
-                FROM {s}.placed(g.topic, stop + 1, last) e
-                JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high
-                WHERE m.target IS NULL OR m.target = g.name),
-            flowing AS MATERIALIZED (
-                SELECT off, lane, sum(size) OVER (ORDER BY off) - size AS before FROM seen
-                WHERE lane IS NULL OR lanes = 'partition' OR (
-                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.grp = p_group AND q.lane = seen.lane)
+                SELECT *, lane IS NULL OR lanes = 'partition' OR (
+                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.grp = p_group AND q.lane = m.lane)
                     AND NOT EXISTS (SELECT FROM {s}.loan l
-                        WHERE l.grp = p_group AND l.lane = seen.lane AND l.owner <> p_receiver))),
-            chosen AS MATERIALIZED (SELECT off, lane FROM flowing WHERE before < {page_bytes} ORDER BY off LIMIT p_limit),
+                        WHERE l.grp = p_group AND l.lane = m.lane AND l.owner <> p_receiver)) AS flows
+                FROM (SELECT *, {s}.lane_of(lanes, key) AS lane FROM {s}.messages_at(g.topic, start, last)) m
+                WHERE target IS NULL OR target = g.name),
+            fitting AS MATERIALIZED (
+                SELECT off FROM (
+                    SELECT off, sum(octet_length(value)) OVER (ORDER BY off) - octet_length(value) AS before
+                    FROM seen WHERE flows) s
+                WHERE before < {page_bytes} ORDER BY off LIMIT p_limit),
             border AS MATERIALIZED (
-                SELECT CASE WHEN (SELECT count(*) FROM chosen) < (SELECT count(*) FROM flowing)
-                    THEN (SELECT max(off) FROM chosen) ELSE last END AS last),
+                SELECT CASE WHEN (SELECT count(*) FROM fitting) < (SELECT count(*) FROM seen WHERE flows)
+                    THEN (SELECT max(off) FROM fitting) ELSE last END AS off),
+            chosen AS MATERIALIZED (SELECT s.* FROM seen s, border b WHERE s.flows AND s.off <= b.off ORDER BY s.off),
             lent AS (
                 INSERT INTO {s}.loan (owner, off, grp, lane, attempt) SELECT p_receiver, off, p_group, lane, 1 FROM chosen),
             held_back AS (
                 INSERT INTO {s}.queued (grp, off, lane, attempt) SELECT p_group, s.off, s.lane, 1
-                FROM seen s, border WHERE s.off <= border.last AND s.off <> ALL (ARRAY(SELECT off FROM chosen)))
-            SELECT (SELECT array_agg(off ORDER BY off) FROM chosen), border.last INTO found_, last FROM border;
+                FROM seen s, border b WHERE NOT s.flows AND s.off <= b.off)
+            SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
+                array_agg(c.stamp), (SELECT off FROM border)
+            INTO offsets, keys, payloads, headers, ids, times, last FROM chosen c;
         END LOOP;
         UPDATE {s}.consumer_group SET cursor = last + 1,
             unnoted = CASE WHEN p_contended OR p_ordering = 'none' THEN NULL ELSE p_ordering END WHERE id = p_group;
-        RETURN coalesce(found_, '{}');
     END $body$""",
-    """CREATE OR REPLACE FUNCTION {s}.lend_due(p_group integer, p_receiver bigint, p_topic integer, p_limit integer)
-    RETURNS bigint[] {plpgsql}
+    # Messages of `queued` that are due, in lanes that nobody else has.
+    """CREATE OR REPLACE FUNCTION {s}.lend_due(p_group integer, p_receiver bigint, p_topic integer, p_limit integer,
+        {page}, OUT attempts integer[], OUT suspects integer[]) {plpgsql}
     DECLARE
-        picked bigint[];
         moment timestamptz := clock_timestamp();
     BEGIN
-        SELECT array_agg(off) INTO picked FROM (
-            SELECT d.off, sum(octet_length(m.value)) OVER (ORDER BY d.due, d.off) - octet_length(m.value) AS before
-            FROM (SELECT q.off, q.due FROM {s}.queued q
+        WITH found AS (
+            SELECT d.*, m.key, m.value, m.headers, m.id, m.time,
+                sum(octet_length(m.value)) OVER (ORDER BY d.due, d.off) - octet_length(m.value) AS before
+            FROM (SELECT q.* FROM {s}.queued q
                 WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
                     SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver))
                 ORDER BY q.due, q.off LIMIT p_limit) d
             CROSS JOIN LATERAL (SELECT seqs[d.off - first + 1] AS seq, low, high FROM {s}.segment
                 WHERE topic = p_topic AND first <= d.off ORDER BY first DESC LIMIT 1) e
-            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high) x
-        WHERE before < {page_bytes};
-        WITH moved AS (DELETE FROM {s}.queued WHERE grp = p_group AND off = ANY (picked) RETURNING *)
-        INSERT INTO {s}.loan (owner, off, grp, lane, attempt, suspect)
-        SELECT p_receiver, off, grp, lane, attempt, suspect FROM moved;
-        RETURN coalesce(picked, '{}');
+            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high),
+        chosen AS MATERIALIZED (SELECT * FROM found WHERE before < {page_bytes} ORDER BY off),
+        lent AS (
+            INSERT INTO {s}.loan (owner, off, grp, lane, attempt, suspect)
+            SELECT p_receiver, off, p_group, lane, attempt, suspect FROM chosen)
+        SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
+            array_agg(c.time), array_agg(c.attempt), array_agg(c.suspect)
+        INTO offsets, keys, payloads, headers, ids, times, attempts, suspects FROM chosen c;
+        DELETE FROM {s}.queued q USING unnest(offsets) o(off) WHERE q.grp = p_group AND q.off = o.off;
     END $body$""",
+    # What is due comes first: it is older than whatever nobody has seen.
     """CREATE OR REPLACE FUNCTION {s}.hand_out(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
-        p_lease double precision, p_held boolean, OUT offsets bigint[], OUT keys bytea[], OUT payloads bytea[],
-        OUT headers text[], OUT ids text[], OUT times timestamptz[], OUT attempts integer[], OUT suspects integer[])
-    {plpgsql}
+        p_lease double precision, p_held boolean, {page}, OUT attempts integer[], OUT suspects integer[]) {plpgsql}
     DECLARE
         g record;
         others boolean := false;
         has_queued boolean;
         contended boolean;
         dead record;
-        again bigint[] := '{}';
+        fresh record;
+        count_ integer := 0;
     BEGIN
-        SELECT id, topic, unnoted INTO g FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        SELECT topic, unnoted INTO g FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'the group was removed' USING ERRCODE = '{gone}';
         END IF;
+        -- A loan that a power failure undoes is one that nobody holds any more: what settles it is on disk only after it.
+        PERFORM set_config('synchronous_commit', 'off', true);
         PERFORM {s}.renew(p_receiver, p_group, p_lease, p_held, false);
         FOR dead IN SELECT id, expires <= clock_timestamp() AS expired FROM {s}.receiver
             WHERE grp = p_group AND id <> p_receiver
@@ -301,24 +313,23 @@ FUNCTIONS: Final = (
             PERFORM {s}.note_lanes(p_group);
         END IF;
         IF has_queued THEN
-            again := {s}.lend_due(p_group, p_receiver, g.topic, p_limit);
+            SELECT * INTO offsets, keys, payloads, headers, ids, times, attempts, suspects
+            FROM {s}.lend_due(p_group, p_receiver, g.topic, p_limit);
+            count_ := coalesce(cardinality(offsets), 0);
         END IF;
-        offsets := again;
-        IF cardinality(again) < p_limit THEN
-            offsets := again || {s}.lend_fresh(p_group, p_receiver, p_limit - cardinality(again), p_ordering, contended);
+        IF count_ < p_limit THEN
+            SELECT * INTO fresh FROM {s}.lend_fresh(p_group, p_receiver, p_limit - count_, p_ordering, contended);
+            offsets := offsets || fresh.offsets;
+            keys := keys || fresh.keys;
+            payloads := payloads || fresh.payloads;
+            headers := headers || fresh.headers;
+            ids := ids || fresh.ids;
+            times := times || fresh.times;
+            IF count_ > 0 THEN
+                attempts := attempts || array_fill(1, ARRAY[coalesce(cardinality(fresh.offsets), 0)]);
+                suspects := suspects || array_fill(0, ARRAY[coalesce(cardinality(fresh.offsets), 0)]);
+            END IF;
         END IF;
-        IF cardinality(again) > 0 THEN
-            offsets := ARRAY(SELECT unnest(offsets) ORDER BY 1);
-            SELECT array_agg(l.attempt ORDER BY l.off), array_agg(l.suspect ORDER BY l.off) INTO attempts, suspects
-            FROM {s}.loan l WHERE l.owner = p_receiver AND l.off = ANY (offsets);
-        END IF;
-        SELECT array_agg(x.key), array_agg(x.value), array_agg(x.headers), array_agg(x.id), array_agg(x.time)
-        INTO keys, payloads, headers, ids, times FROM (
-            SELECT m.key, m.value, m.headers, m.id, m.time FROM unnest(offsets) WITH ORDINALITY o(off, n)
-            CROSS JOIN LATERAL (SELECT seqs[o.off - first + 1] AS seq, low, high FROM {s}.segment
-                WHERE topic = g.topic AND first <= o.off ORDER BY first DESC LIMIT 1) e
-            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high
-            ORDER BY o.n) x;
     END $body$""",
     # Tells whether others may have something now.
     """CREATE OR REPLACE FUNCTION {s}.settle(p_group integer, p_receiver bigint, p_acknowledged bigint[],
@@ -336,18 +347,20 @@ FUNCTIONS: Final = (
             PERFORM {s}.note_lanes(p_group);
         END IF;
         IF has_queued OR cardinality(p_released) > 0 THEN
-            done_lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan
-                WHERE owner = p_receiver AND off = ANY (p_acknowledged) AND lane IS NOT NULL);
+            done_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(p_acknowledged) a(off)
+                JOIN {s}.loan l ON l.owner = p_receiver AND l.off = a.off WHERE lane IS NOT NULL);
         END IF;
-        DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_acknowledged);
+        DELETE FROM {s}.loan l USING unnest(p_acknowledged) a(off) WHERE l.owner = p_receiver AND l.off = a.off;
         IF cardinality(p_released) = 0 THEN
             RETURN has_queued AND {s}.promote(p_group, done_lanes);
         END IF;
         -- First those alone that were acknowledged: only a lane where something is released may have to step back.
         PERFORM {s}.promote(p_group, done_lanes);
-        back_lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan
-            WHERE owner = p_receiver AND off = ANY (p_released) AND lane IS NOT NULL);
-        WITH back AS (DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_released) RETURNING *)
+        back_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(p_released) r(off)
+            JOIN {s}.loan l ON l.owner = p_receiver AND l.off = r.off WHERE lane IS NOT NULL);
+        WITH back AS (
+            DELETE FROM {s}.loan l USING unnest(p_released) r(off)
+            WHERE l.owner = p_receiver AND l.off = r.off RETURNING l.*)
         INSERT INTO {s}.queued (grp, off, lane, due, attempt)
         SELECT b.grp, b.off, CASE WHEN r.aside THEN NULL ELSE b.lane END,
             moment + make_interval(secs => r.delay), r.attempt
@@ -475,12 +488,10 @@ FUNCTIONS: Final = (
         ELSE
             waits := (SELECT coalesce(sum(cardinality(seqs)), 0) FROM {s}.segment WHERE topic = t.id);
         END IF;
-        IF EXISTS (SELECT FROM {s}.message WHERE topic = p_topic AND target IS NOT NULL AND target <> p_group) THEN
-            waits := waits - (SELECT count(*) FROM {s}.message m
-                JOIN {s}.placed(t.id, coalesce(g.cursor, 0), t.next - 1) e ON e.seq = m.seq
-                WHERE m.topic = p_topic AND m.target IS NOT NULL AND m.target <> p_group);
-        END IF;
-        RETURN waits;
+        RETURN waits - (SELECT count(*) FROM {s}.message m JOIN {s}.segment s ON s.topic = t.id
+                AND m.seq BETWEEN s.seqs[1] AND s.seqs[cardinality(s.seqs)] AND m.seq = ANY (s.seqs)
+                AND s.first + width_bucket(m.seq, s.seqs) > coalesce(g.cursor, 0)
+            WHERE m.topic = p_topic AND m.target IS NOT NULL AND m.target <> p_group);
     END $body$""",
     # Forgets what is old and settled by all groups of its topic, and the ephemeral groups of processes that died.
     """CREATE OR REPLACE FUNCTION {s}.sweep(p_retain double precision) RETURNS void {plpgsql}
@@ -517,6 +528,7 @@ def functions(schema: str) -> list[str]:
     numbers = {"segment": SEGMENT, "scan": SCAN, "promoted": PROMOTED, "page_bytes": PAGE_BYTES}
     words = {
         "plpgsql": _PLPGSQL,
+        "page": _PAGE,
         "gone": GONE,
         "expired": EXPIRED,
         "no_topic": NO_TOPIC,
