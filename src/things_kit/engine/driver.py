@@ -72,6 +72,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         fixed_credit: What `credit` says costs a new subscription at the broker, so it is said seldom.
         partitions: Messages have a partition, and order is kept within one.
         lag: The broker can say how many messages a group has not acknowledged.
+        schedule_ids: A driver that is `Scheduling` knows a scheduled message by its `schedule_id`: the same again replaces
+            it, and it can be cancelled.
+        schedules: It can also list what is to come.
         max_batch: The most messages one `send` takes.
         max_message_bytes: The largest value, key and headers together that a user may send; None where the broker sets no
             bound. The broker must take `RESERVE` bytes more, for the headers of a dead letter.
@@ -88,6 +91,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     fixed_credit: bool = False
     partitions: bool = False
     lag: bool = True
+    schedule_ids: bool = False
+    schedules: bool = False
     max_batch: int = 10_000
     max_message_bytes: int | None = None
 
@@ -312,6 +317,50 @@ class SendsLater(Protocol):
         """Publish copies, each for one group alone; returns when all are confirmed or refused, as `send` does.
 
         The engine acknowledges the originals afterwards. Raises ConnectionLost.
+        """
+
+
+class Scheduled(msgspec.Struct, eq=False):
+    """A message for all groups of its topic, to be published when it is due.
+
+    Attributes:
+        message: As `Driver.send` gets it, with its id and the time at which its user published it.
+        due: When, in UTC. The past is now.
+        schedule_id: Its name among what its topic has scheduled, or None; only where `Capabilities.schedule_ids` is set.
+    """
+
+    message: Message
+    due: datetime
+    schedule_id: str | None = None
+
+
+@runtime_checkable
+class Scheduling(Protocol):
+    """What a driver has whose broker keeps a message until it is due, whatever happens to the process that published it."""
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Keep these until they are due; returns when all are confirmed or refused, with results as of `Driver.send`.
+
+        When it is due, and never before, a message takes its place in its topic, and with it in its key's order and in the
+        lag of the groups that there are then. Of two with one time the first to be scheduled comes first. One with the
+        `schedule_id` of another that still waits in the same topic takes its place; the later of two in one call stays.
+        `UnsupportedError` is the result of a time that is too far ahead for the broker.
+
+        Raises:
+            ConnectionLost: Nothing is known of any; the engine schedules all again, so one without a `schedule_id` may
+                come twice.
+        """
+
+    async def cancel(self, topic: str, schedule_id: str) -> bool:
+        """Have a scheduled message never come: True if that is sure, False if it is due already, or unknown.
+
+        Asked only where `Capabilities.schedule_ids` is set. Raises ConnectionLost.
+        """
+
+    async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
+        """What waits for its time in a topic, soonest first, `limit` of it at the most; nothing where there is no topic.
+
+        Asked only where `Capabilities.schedules` is set. Raises ConnectionLost.
         """
 
 
