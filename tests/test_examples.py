@@ -18,6 +18,12 @@ SAYS = {
     "simple_handler.py": ['sending {"to": "ada@example.com", "text": "hello"}', "to ada@example.com: hello"],
     "retries.py": ["first, attempt 1", "first, attempt 2", "first, attempt 3", "second, attempt 1"],
     "dead_letter.py": ["dead letter of payments: the card was refused", "replayed: 1", "paid p-1"],
+    "request_reply.py": [
+        "o-1 costs 1190 cents",
+        "100 at once: 589050 cents",
+        "refused: o-2 asks for less than nothing",
+        "no reply from 'returns' within 0.2 s",
+    ],
     "router.py": ["order.created: o-1", "order.changed: o-1", "paid: o-1"],
     "schema_versions.py": [
         "o-1: Ada Lovelace pays in EUR",
@@ -37,6 +43,7 @@ TAKE_A_URL = [
     "simple_handler.py",
     "retries.py",
     "dead_letter.py",
+    "request_reply.py",
     "router.py",
     "schema_versions.py",
     "order_service.py",

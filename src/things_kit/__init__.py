@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from things_kit.messaging.errors import MessageTooLarge as MessageTooLarge
     from things_kit.messaging.errors import NobodyListens as NobodyListens
     from things_kit.messaging.errors import PublishError as PublishError
+    from things_kit.messaging.errors import RemoteError as RemoteError
     from things_kit.messaging.errors import ThingsKitError as ThingsKitError
     from things_kit.messaging.errors import UnroutableError as UnroutableError
     from things_kit.messaging.errors import UnsupportedError as UnsupportedError
@@ -51,7 +52,7 @@ _HOMES = {
     "things_kit.messaging.consumer": ("Consumer",),
     "things_kit.messaging.errors": (
         "BrokerUnavailable", "ClosedError", "ConfigError", "DecodeError", "MessageTooLarge", "NobodyListens",
-        "PublishError", "ThingsKitError", "UnroutableError", "UnsupportedError",
+        "PublishError", "RemoteError", "ThingsKitError", "UnroutableError", "UnsupportedError",
     ),
     "things_kit.messaging.handler": ("Handle", "Handler", "Middleware"),
     "things_kit.messaging.health": ("ConsumerHealth", "Health"),

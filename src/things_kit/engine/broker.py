@@ -16,6 +16,7 @@ from things_kit.engine.naming import check_name
 from things_kit.engine.options import ConsumerArguments, ContractArguments, options_of, takes_arguments
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
+from things_kit.engine.requests import Requests, decode_reply, reply_decoder
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
@@ -24,10 +25,12 @@ from things_kit.messaging.handler import AnyHandler, TopicBatchHandler, TopicHan
 from things_kit.messaging.health import Health
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
-from things_kit.messaging.policy import Batch
-from things_kit.messaging.topic import Topic, topic_name
+from things_kit.messaging.policy import Batch, Seconds
+from things_kit.messaging.producer import Fields, message_to_publish
+from things_kit.messaging.topic import UNSET, Topic, topic_name
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 log = logging.getLogger("things_kit.broker")
 
@@ -55,6 +58,7 @@ class Broker:
         self._closing: asyncio.Task[None] | None = None
         self._consumers: dict[BrokerConsumer, None] = {}
         self._producers: WeakSet[BrokerProducer] = WeakSet()
+        self._requests = Requests(self.transmission)
 
     def __repr__(self) -> str:
         return f"<Broker {self.url.display}>"
@@ -118,6 +122,7 @@ class Broker:
             errors += await _failures(consumer.stop() for consumer in list(self._consumers))
         finally:
             ends = loop.time() + CLOSE
+            errors += await _failures([self._requests.close()])
             try:
                 errors += await _failures(producer.close(CLOSE - LEAVE) for producer in list(self._producers))
             finally:
@@ -285,6 +290,65 @@ class Broker:
         self._producers.add(producer)
         return producer
 
+    @overload
+    async def request(self, message: Message, *, timeout: Seconds = ...) -> Message: ...
+
+    @overload
+    async def request(self, message: Message, *, reply: type[R], timeout: Seconds = ...) -> R: ...
+
+    @overload
+    async def request(
+        self,
+        topic: Topic[T],
+        payload: T,
+        /,
+        *,
+        reply: type[R],
+        timeout: Seconds = ...,
+        **fields: Unpack[Fields],
+    ) -> R: ...
+
+    @overload
+    async def request(
+        self, topic: Topic[T], payload: T, /, *, timeout: Seconds = ..., **fields: Unpack[Fields]
+    ) -> Any: ...
+
+    async def request(
+        self,
+        message: Message | Topic[Any],
+        payload: Any = UNSET,
+        *,
+        reply: Any = UNSET,
+        timeout: Seconds = 30.0,
+        **fields: Any,
+    ) -> Any:
+        """Publish a message, and return what its handler returns.
+
+        Args:
+            message: The message, or a Topic.
+            payload: What the topic's message carries.
+            reply: The type of the reply; by the topic's contract where that says one, else the reply's Message.
+            timeout: Seconds until there must be a reply, once the inbox for replies is there. It is the deadline
+                too, after which no handler begins with it.
+            fields: With a Topic, as `Topic.message` takes them: key, headers, id, timestamp.
+
+        Raises:
+            RemoteError: Its handler has failed for good.
+            TimeoutError: There was no reply in time. The request may still be handled.
+            DecodeError: The reply is not of that type.
+            PublishError, BrokerUnavailable: As for a producer's publish.
+            ClosedError: The broker was closed meanwhile.
+        """
+        self.transmission.check_loop()
+        if not self._open or self._requests.closed:
+            self._check_state()
+        if isinstance(message, Topic):
+            reply = message.reply if reply is UNSET and message.reply is not None else reply
+            await self.transmission.prepare(message)
+        decode = reply_decoder(Message if reply is UNSET else reply)
+        answer = await self._requests.ask(message_to_publish(message, payload, fields), timeout)
+        return await decode_reply(decode, answer)
+
     def blocking(self) -> BlockingProducer:
         """A producer for code that is not async, such as Django's or Flask's: `with connect(url).blocking() as producer:`.
 
@@ -361,7 +425,11 @@ class Broker:
             raise ClosedError(f"{self!r} is closed")
         options = options_of(topic, handler, cast("ConsumerArguments", arguments))
         return BrokerConsumer(
-            self.transmission, options, started=self._consumer_started, ended=self._consumer_ended
+            self.transmission,
+            options,
+            instruments=self.transmission.instruments,
+            started=self._consumer_started,
+            ended=self._consumer_ended,
         )
 
     def _consumer_started(self, consumer: BrokerConsumer) -> None:

@@ -17,9 +17,10 @@ from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes
-from things_kit.engine.pipeline import Publishing, compile_batch_handler, compile_handler
+from things_kit.engine.pipeline import compile_batch_handler, compile_handler
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
+from things_kit.engine.results import Publishing
 from things_kit.engine.retry_pump import RetryPump, sender
 from things_kit.engine.retry_topics import SHORT, retry_topics
 from things_kit.engine.surroundings import surroundings
@@ -30,6 +31,7 @@ from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import ChecksTopics
 from things_kit.messaging.health import ConsumerHealth
+from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.messaging.policy import seconds
 
@@ -54,6 +56,7 @@ class BrokerConsumer:
         options: ConsumerOptions,
         *,
         chance: random.Random | None = None,
+        instruments: Sequence[Instrument] = (),
         ended: Callable[["BrokerConsumer"], None] = lambda _: None,
         started: Callable[["BrokerConsumer"], None] = lambda _: None,
     ) -> None:
@@ -63,6 +66,7 @@ class BrokerConsumer:
         other = surroundings.get()
         self._chance = chance or (other.chance if other else random.Random())  # noqa: S311 - jitter is no secret
         self._started_hook, self._ended_hook = started, ended
+        self._instruments = instruments
         self._dead_letters = {topic: options.dead_letter_of(topic, self.group) for topic in options.topics}
         self._compile()
         self._state: Literal["new", "running", "stopping", "stopped"] = "new"
@@ -70,6 +74,7 @@ class BrokerConsumer:
         self._runs: list[asyncio.Task[None]] = []
         self._producer = BrokerProducer(transmission, insist=True, any_size=True)
         self._results = BrokerProducer(transmission, insist=True)
+        self._answers = BrokerProducer(transmission, answers=True)
         self._workers = self._make_workers()
         width = options.concurrency * (1 if options.batch is None else options.batch.size)
         self._window = Window(width, lambda: self._workers.active)
@@ -80,7 +85,7 @@ class BrokerConsumer:
 
     def _compile(self) -> None:
         options, endpoint = self.options, self._transmission.url.endpoint
-        instruments = self._transmission.instruments
+        instruments = self._instruments
         topics = [options.contracts.get(name, name) for name in options.topics]
         if isinstance(options.handler, ChecksTopics):
             options.handler.check_topics(topics)
@@ -88,8 +93,9 @@ class BrokerConsumer:
             outside = [each.handling(endpoint, options.group) for each in instruments]
             publish = None if options.publish is None else Publishing(options.publish, self.group)
             self._handle = compile_handler(
-                options.handler, [*outside, *options.middleware], watched=True, topics=topics, publish=publish
-            )
+                options.handler, [*outside, *options.middleware], watched=True, topics=topics, publish=publish,
+                answers=True,
+            )  # fmt: skip
         else:
             wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
             self._handle_batch = compile_batch_handler(options.handler, wraps, topics=topics)
@@ -231,6 +237,11 @@ class BrokerConsumer:
         return sum(each.discarded for each in self._outcomes)
 
     @property
+    def expired(self) -> int:
+        """How many requests were not handled, as their deadline had passed."""
+        return sum(each.expired for each in self._outcomes)
+
+    @property
     def address(self) -> str:
         """The URL of its broker, without login and options."""
         return self._transmission.url.display
@@ -318,7 +329,7 @@ class BrokerConsumer:
         lanes, copies = Lanes(options.ordering, workers.ready), self._copies()
         outcomes = Outcomes(
             name, self.group, options, self._dead_letters[topic], self._chance,
-            native, lanes, workers, self._producer, copies, self._results,
+            native, lanes, workers, self._producer, copies, self._results, self._answers,
         )  # fmt: skip
         suspects = None
         if native.suspects and not outcomes.keeps:
@@ -420,6 +431,7 @@ class BrokerConsumer:
             await self._end(self._runs, ends + LAST - loop.time())
             await self._producer.close(within=max(0.0, ends - loop.time()))
             await self._results.close(within=max(0.0, ends - loop.time()))
+            await self._answers.close(within=max(0.0, ends - loop.time()))
         finally:
             self._state = "stopped"
             self._stopped.set()

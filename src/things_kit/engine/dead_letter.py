@@ -68,10 +68,13 @@ def make_dead_letter(
     Of its own headers it goes without as many as would make it larger than `limit`; the log has them.
     """
     again = _says_whence(message)
+    dropped = {names.REPLAY_GROUP, names.DEAD_LETTER_MARK}
+    if names.is_request(message.headers):  # its replay must not answer who has long gone
+        dropped |= names.OF_A_REQUEST
     headers = {
         name if again or not _clashes(name) else names.ORIGINAL_HEADER + name: value
         for name, value in message.headers.items()
-        if name not in {names.REPLAY_GROUP, names.DEAD_LETTER_MARK}
+        if name not in dropped
     }
     if again:
         headers.setdefault(names.ORIGINAL_GROUP, headers[names.CONSUMER_GROUP])

@@ -71,6 +71,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
             it can be told.
         fixed_credit: What `credit` says costs a new subscription at the broker, so it is said seldom.
         partitions: Messages have a partition, and order is kept within one.
+        lasting_inbox: The inbox for replies has a group whose place the broker keeps over a lost connection. Otherwise
+            it is read without one, where a group is slow to join, or would outlive its process.
         lag: The broker can say how many messages a group has not acknowledged.
         schedule_ids: A driver that is `Scheduling` knows a scheduled message by its `schedule_id`: the same again replaces
             it, and it can be cancelled.
@@ -90,6 +92,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     suspects: bool = False
     fixed_credit: bool = False
     partitions: bool = False
+    lasting_inbox: bool = True
     lag: bool = True
     schedule_ids: bool = False
     schedules: bool = False

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from things_kit.engine.driver import Listing
-from things_kit.engine.naming import EPHEMERAL
+from things_kit.engine.naming import EPHEMERAL, REPLIES
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.messaging.errors import ThingsKitError, UnsupportedError
 
@@ -30,7 +30,7 @@ class GroupRow(msgspec.Struct, frozen=True):
 
 
 async def topics_of(broker: "Broker") -> list[str]:
-    """The names of all topics, but for those that the engine keeps for retries.
+    """The names of all topics, but for those that the engine keeps for retries and replies.
 
     Raises:
         UnsupportedError: The broker does not tell names.
@@ -42,7 +42,9 @@ async def topics_of(broker: "Broker") -> list[str]:
             f"{broker.url.display} does not tell which topics there are: ask its own tools"
         )
     return sorted(
-        name for name in set(await transmission.patiently(driver.topics)) if not is_retry_topic(name)
+        name
+        for name in set(await transmission.patiently(driver.topics))
+        if not is_retry_topic(name) and not name.startswith(REPLIES)
     )
 
 

@@ -8,6 +8,17 @@ from things_kit.messaging.errors import ConfigError
 EPHEMERAL: Final = "ephemeral-"
 """How the engine's names of groups begin that vanish with their consumer."""
 
+REPLIES: Final = "things-kit-replies-"
+"""How the names of inboxes for replies begin; then comes until when they may be used, in hexadecimal seconds since 1970."""
+
+
+def inbox_expired(topic: str, now: float) -> bool:
+    """Whether this is the inbox of a process that cannot use it any more."""
+    if not topic.startswith(REPLIES):
+        return False
+    ends = topic.removeprefix(REPLIES).partition("-")[0]
+    return all(digit in "0123456789abcdef" for digit in ends) and int(ends or "0", 16) < now
+
 
 def check_name(what: str, name: object) -> None:
     """Raise ConfigError unless this is text, not empty, that UTF-8 can carry."""

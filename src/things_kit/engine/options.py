@@ -113,6 +113,11 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     "middleware wraps the handling of one message; it cannot be used with batch"
                 )
+            asked = next((topic for topic in self.contracts.values() if topic.reply is not None), None)
+            if asked is not None:
+                raise ConfigError(
+                    f"the contract of {asked.name!r} says reply=; a handler of batches answers nobody"
+                )
         if self.publish is not None:
             _instance("publish", self.publish, Topic)
             if self.batch is not None:

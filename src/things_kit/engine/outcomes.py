@@ -6,6 +6,7 @@ import random
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
+from things_kit.engine.answers import Expired, failure_of, misses_deadline
 from things_kit.engine.copies import Copies
 from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
@@ -15,13 +16,14 @@ from things_kit.engine.lanes import Lanes
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outages import Outages
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.results import Results, publish_results
+from things_kit.engine.results import Results, publish_results, send_answer
 from things_kit.engine.state import State
 from things_kit.engine.verdict import judge, longest_wait
 from things_kit.engine.workers import Workers
 from things_kit.messaging.codec import Unprepared
-from things_kit.messaging.errors import ClosedError, DecodeError, ThingsKitError
+from things_kit.messaging.errors import ClosedError, DecodeError, NobodyListens, ThingsKitError
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import is_request
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -36,8 +38,9 @@ class Outcomes:
     """Decides what becomes of one topic's failures, and sees to it.
 
     `copies` sends what is put aside to where it waits, on brokers without delays; None: it waits in memory. `results`
-    publishes what handlers return.
-    `handled` counts what was acknowledged, dead letters among it, and `given_back` what went back as it had come.
+    publishes what handlers return, and `answers` what is sent to who has asked.
+    `handled` counts what was acknowledged, dead letters among it, and `given_back` what went back as it had come;
+    `expired` the requests that came too late to be handled.
     """
 
     def __init__(
@@ -53,10 +56,11 @@ class Outcomes:
         producer: BrokerProducer,
         copies: Copies | None,
         results: BrokerProducer,
+        answers: BrokerProducer,
     ) -> None:
         self.keeps = options.dead_letter is None  # nothing is ever given up
         self.discarded = 0
-        self.handled = self.given_back = 0
+        self.handled = self.given_back = self.expired = 0
         self.stopping = False
         self._name = name
         self._capabilities = capabilities
@@ -69,10 +73,12 @@ class Outcomes:
         self._producer = producer
         self._copies = copies
         self._results = results
+        self._answers = answers
         self._outages = Outages(name, "what decodes its messages")
         self._failures = Failures(name, options.retry.permanent)
         self._delays = Delays(self._due)
         self._leaving: dict[asyncio.Task[None], Delivery] = {}
+        self._answering: set[asyncio.Task[None]] = set()
 
     @property
     def longest_wait(self) -> float:
@@ -93,7 +99,12 @@ class Outcomes:
             self._fetch(delivery, error)
             return
         message = delivery.message
+        if isinstance(error, Expired):
+            self._expire(delivery)
+            return
         wait = judge(error, message.attempt, self._retry, keep=self.keeps, chance=self._chance)
+        if wait is not None and not self.keeps and self._is_too_late(message, wait):
+            wait = None
         if wait is not None:
             self._failures.again(message.id, message.attempt, error, wait)
             self._try_again(delivery, wait)
@@ -215,6 +226,8 @@ class Outcomes:
         self._failures.for_good(message.id, message.attempt, error)
         if self._dead_letter is None:
             self.discarded += 1
+            if is_request(message.headers):
+                self._answer(failure_of(message, error), message)
             if delivery.state is State.ASIDE:
                 delivery.inbox.acknowledge(delivery)
             else:
@@ -222,6 +235,7 @@ class Outcomes:
             self._workers.wake()
             return
         delivery.state = State.LEAVING_ASIDE if delivery.state is State.ASIDE else State.LEAVING
+        answer = failure_of(message, error) if is_request(message.headers) else None
         dead = make_dead_letter(
             message,
             topic=self._dead_letter,
@@ -229,9 +243,9 @@ class Outcomes:
             error=error,
             limit=self._capabilities.dead_letter_bytes,
         )
-        self._in_background(self._bury(delivery, dead), delivery)
+        self._in_background(self._bury(delivery, dead, answer), delivery)
 
-    async def _bury(self, delivery: Delivery, dead: Message) -> None:
+    async def _bury(self, delivery: Delivery, dead: Message, answer: Message | None) -> None:
         """Acknowledge a message only after its dead letter is confirmed; without one it is tried again."""
         try:
             await self._producer.publish(dead)
@@ -243,6 +257,8 @@ class Outcomes:
             )  # fmt: skip
             self._try_again(delivery, self.longest_wait)
         else:
+            if answer is not None:
+                self._answer(answer, delivery.message)
             delivery.inbox.left(delivery)
             self._workers.wake()
 
@@ -256,11 +272,16 @@ class Outcomes:
     def _publish(self, delivery: Delivery, results: Results) -> None:
         """Its lane waits for what it returned to be confirmed; the worker goes on."""
         delivery.state = State.LEAVING
-        self._in_background(self._acknowledge_after(delivery, results.messages), delivery)
+        self._in_background(self._acknowledge_after(delivery, results.messages, results.answer), delivery)
 
-    async def _acknowledge_after(self, delivery: Delivery, messages: Sequence[Message]) -> None:
+    async def _acknowledge_after(
+        self, delivery: Delivery, messages: Sequence[Message], answer: Message | None
+    ) -> None:
         try:
-            await publish_results(self._results, messages)
+            if messages:
+                await publish_results(self._results, messages)
+            if answer is not None:
+                await self._send_answer(answer, delivery.message)
         except ClosedError:
             # A stop that did not wait: it comes again, and returns the same
             delivery.inbox.release(Release(delivery, attempt=delivery.message.attempt))
@@ -274,6 +295,41 @@ class Outcomes:
         else:
             delivery.inbox.left(delivery)
         self._workers.wake()
+
+    # --- requests
+
+    def _is_too_late(self, message: Message, wait: float) -> bool:
+        return is_request(message.headers) and misses_deadline(message, wait)
+
+    def _expire(self, delivery: Delivery) -> None:
+        """Nobody waits for its reply any more: it is acknowledged without having been handled."""
+        self.expired += 1
+        message = delivery.message
+        log.info("%s: the deadline of request %r has passed; it is not handled", self._name, message.id)
+        delivery.inbox.done(delivery)
+        self._workers.wake()
+
+    async def _send_answer(self, answer: Message, request: Message) -> None:
+        """Returns when it is confirmed, or nobody may wait for it any more; no lane waits for an inbox to come back."""
+        try:
+            await send_answer(self._answers, answer, request, patient=False)
+        except NobodyListens:
+            self._answer(answer, request)
+
+    def _answer(self, answer: Message, request: Message) -> None:
+        """Send it in the background: its message has been seen to, so nothing waits for this."""
+
+        async def answering() -> None:
+            try:
+                await send_answer(self._answers, answer, request, patient=True)
+            except (NobodyListens, ClosedError):
+                log.info("%s: who asked for %r is not there any more", self._name, request.id)
+            except Exception as error:  # noqa: BLE001 - the message itself is safe
+                log.warning("%s: who asked for %r was not answered: %s", self._name, request.id, error)
+
+        task = asyncio.create_task(answering(), name=f"{self._name} answer")
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     def _fetch(self, delivery: Delivery, error: Unprepared) -> None:
         """Its lane waits until what decodes it was fetched. No attempt is counted."""
@@ -317,4 +373,4 @@ class Outcomes:
     @property
     def leaving(self) -> list[asyncio.Task[None]]:
         """The dead letters and copies that are on their way."""
-        return [*self._leaving, *(() if self._copies is None else self._copies.tasks)]
+        return [*self._leaving, *self._answering, *(() if self._copies is None else self._copies.tasks)]

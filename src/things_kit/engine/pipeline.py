@@ -8,11 +8,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, MutableSe
 from types import MethodType, SimpleNamespace
 from typing import Annotated, Any, Final, TypeAlias
 
-import msgspec
-
 from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder
-from things_kit.engine.results import carries_lists, collecting, raising
+from things_kit.engine.results import Publishing, carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
 from things_kit.engine.unrun import discard, ran, yields
 from things_kit.messaging.codec import Opening, Unprepared
@@ -37,13 +35,6 @@ _LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
 """What the parameter of a batch handler may be."""
 
 
-class Publishing(msgspec.Struct, frozen=True):
-    """Where what a handler returns is published, and for which group it handles."""
-
-    topic: Topic[Any]
-    group: str
-
-
 def compile_handler(
     handler: AnyHandler,
     middleware: Sequence[Middleware] = (),
@@ -51,6 +42,7 @@ def compile_handler(
     watched: bool = False,
     topics: Topics = (),
     publish: Publishing | None = None,
+    answers: bool = False,
 ) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
 
@@ -60,12 +52,14 @@ def compile_handler(
         watched: Whoever calls the function passes what it returns to `refuse_unrun`: one step less for each message.
         topics: What it is for, by name or contract; nothing where it is not known.
         publish: Where its results go. The function raises `Results` then.
+        answers: For requests too it raises `Results`, with the reply.
 
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
     target, call, name = _callable(handler)
-    if publish is None and (middleware or not watched):
+    collects, bare = answers or publish is not None, watched and not middleware
+    if not (collects or bare):
         call = ran(call, name)
     kind, wants_message = _parameters(target, Message)
     if not _carry_lists(topics) and _element(kind) is not None:
@@ -85,11 +79,11 @@ def compile_handler(
         handle = decoded
     if openers := _openers(topics):
         handle = _opening(handle, openers)
-    if publish is not None:
-        handle = collecting(handle, name, publish.topic, publish.group)
+    if collects:
+        handle = collecting(handle, name, publish, watched=bare)
     for wrap in reversed(middleware):
         handle = _wrapped(wrap, handle)
-    return handle if publish is None else raising(handle)
+    return raising(handle, always=publish is not None) if collects else handle
 
 
 def check_middleware(wrap: Any) -> None:

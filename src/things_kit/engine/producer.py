@@ -39,19 +39,29 @@ class BrokerProducer:
     One send is under way at a time; all that is published meanwhile goes with the next one.
     With `insist`, for what must not get lost, a topic to which nobody listens is an outage instead of an error, and a
     dead letter may have the bytes that are kept for its headers. With `any_size` the broker alone says what is too large.
+    With `answers` its topics are others' inboxes: what is not there is not made, and telemetry does not see their names,
+    of which each requester has another.
     """
 
-    def __init__(self, transmission: Transmission, *, insist: bool = False, any_size: bool = False) -> None:
+    def __init__(
+        self,
+        transmission: Transmission,
+        *,
+        insist: bool = False,
+        any_size: bool = False,
+        answers: bool = False,
+    ) -> None:
         self._transmission = transmission
         self._insist = insist
         self._any_size = any_size
+        self._send_chunk = transmission.answer if answers else transmission.send
         self._timeout = transmission.url.engine.publish_timeout
         self._queue: deque[_Waiting] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._sending: list[_Waiting] = []
         self._closed = False
         self._send_in: Send = self._enqueue
-        for instrument in reversed(transmission.instruments):
+        for instrument in () if answers else reversed(transmission.instruments):
             self._send_in = instrument.sending(transmission.url.endpoint)(self._send_in)
 
     @overload
@@ -176,7 +186,7 @@ class BrokerProducer:
             for start in range(0, len(ready), capabilities.max_batch):
                 chunk = ready[start : start + capabilities.max_batch]
                 deadline = self._deadline(gathered)
-                results = await self._transmission.send(
+                results = await self._send_chunk(
                     chunk, deadline, until=max(until, deadline), insist=self._insist
                 )
                 if any(results):

@@ -1,66 +1,124 @@
 """What a handler returns, published before its message is acknowledged."""
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, get_origin
 
+import msgspec
+
+from things_kit.engine.answers import Expired, answer_to, misses_deadline
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.unrun import refuse_unrun
-from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError
+from things_kit.engine.unrun import ran, refuse_unrun
+from things_kit.messaging.errors import BrokerUnavailable, ConfigError, NobodyListens, PublishError
 from things_kit.messaging.handler import Handle
 from things_kit.messaging.kinds import unwrapped
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import DEADLINE, is_request
 from things_kit.messaging.outcomes import Reject
 from things_kit.messaging.topic import Topic
 
-_collected: Final[ContextVar[list[Message]]] = ContextVar("things_kit_results")
+
+class Publishing(msgspec.Struct, frozen=True):
+    """Where what a handler returns is published, and for which group it handles."""
+
+    topic: Topic[Any]
+    group: str
+
+
+class Collected(msgspec.Struct):
+    """What a handler returned, as messages: those to publish, and the reply to a request."""
+
+    messages: Sequence[Message] = ()
+    answer: Message | None = None
+
+
+LINGER: Final = 5.0
+"""Seconds for which a reply is kept for an inbox that is not there."""
+
+_collected: Final[ContextVar[Collected]] = ContextVar("things_kit_results")
 
 
 class Results(Exception):
     """How a handler that returned something leaves the worker: with the messages to publish. Never seen by users."""
 
-    def __init__(self, messages: Sequence[Message]) -> None:
+    def __init__(self, collected: Collected) -> None:
         super().__init__("the results of a handler")
-        self.messages = messages
+        self.messages = collected.messages
+        self.answer = collected.answer
 
 
-def collecting(call: Callable[[Message], Awaitable[Any]], name: str, topic: Topic[Any], group: str) -> Handle:
-    """The handler as the innermost step: what it returns is kept for `raising`, whatever middleware returns."""
-    several = not carries_lists(topic)
+def collecting(
+    call: Callable[[Message], Awaitable[Any]], name: str, publish: Publishing | None, *, watched: bool
+) -> Handle:
+    """The handler as the innermost step: what it returns is kept for `raising`, whatever middleware returns.
+
+    Without `publish` that is done for requests alone, and whoever calls looks at what else it returns if `watched`.
+    """
+    plain = call if watched else ran(call, name)
 
     async def collected(message: Message) -> None:
-        result = await call(message)
-        if result is None:
-            return
+        result: Any = await call(message)
         refuse_unrun(result, name)
-        payloads = result if several and isinstance(result, list) else [result]
-        try:
-            messages = [
-                _result(topic, payload, message, group, index) for index, payload in enumerate(payloads)
-            ]
-        except (TypeError, ConfigError) as error:
-            raise Reject(f"{name} returned what the topic {topic.name!r} cannot carry: {error}") from error
-        _collected.get()[:] = messages
+        kept = _collected.get()
+        if publish is not None and result is not None:
+            kept.messages = _results(publish, result, message, name)
+        if is_request(message.headers):
+            kept.answer = _answer(result, message, name)
 
-    return collected
+    def asked(message: Message) -> Awaitable[None]:
+        return collected(message) if is_request(message.headers) else plain(message)
+
+    return asked if publish is None else collected
 
 
-def raising(handle: Handle) -> Handle:
-    """The whole pipeline, as the outermost step: raises Results where the handler returned something."""
+def raising(handle: Handle, *, always: bool) -> Handle:
+    """The whole pipeline, as the outermost step: raises Results where the handler returned something.
+
+    It does so for requests alone unless `always`. It raises Expired for those whose deadline has passed.
+    """
 
     async def publishing(message: Message) -> None:
-        messages: list[Message] = []
-        token = _collected.set(messages)
+        request = is_request(message.headers)
+        if request and misses_deadline(message):
+            raise Expired
+        kept = Collected()
+        token = _collected.set(kept)
         try:
             await handle(message)
         finally:
             _collected.reset(token)
-        if messages:
-            raise Results(messages)
+        if request and kept.answer is None:  # middleware has answered in its place
+            kept.answer = answer_to(message, None)
+        if kept.messages or kept.answer is not None:
+            raise Results(kept)
 
-    return publishing
+    def asked(message: Message) -> Awaitable[None]:
+        return publishing(message) if is_request(message.headers) else handle(message)
+
+    return publishing if always else asked
+
+
+def _results(publish: Publishing, result: Any, message: Message, name: str) -> list[Message]:
+    several = isinstance(result, list) and not carries_lists(publish.topic)
+    try:
+        return [
+            _result(publish.topic, payload, message, publish.group, index)
+            for index, payload in enumerate(result if several else [result])
+        ]
+    except (TypeError, ConfigError) as error:
+        raise Reject(
+            f"{name} returned what the topic {publish.topic.name!r} cannot carry: {error}"
+        ) from error
+
+
+def _answer(result: Any, request: Message, name: str) -> Message:
+    try:
+        return answer_to(request, result)
+    except (TypeError, ValueError, RecursionError) as error:  # such as text that UTF-8 cannot carry
+        raise Reject(f"{name} returned what no reply can carry: {error}") from error
 
 
 async def publish_results(producer: BrokerProducer, messages: Sequence[Message]) -> None:
@@ -76,6 +134,33 @@ async def publish_results(producer: BrokerProducer, messages: Sequence[Message])
             if refused or not error.failures:
                 raise Reject(f"its result was refused: {refused[0] if refused else error}") from error
             messages = [messages[index] for index in sorted(error.failures)]
+        else:
+            return
+        await backoff.wait()
+
+
+async def send_answer(producer: BrokerProducer, answer: Message, request: Message, *, patient: bool) -> None:
+    """Send a reply, as long as somebody may wait for it.
+
+    An inbox that is not there may be about to come back after a lost connection: who is `patient` waits for that.
+
+    Raises:
+        NobodyListens: It is not there, or did not come back.
+        Reject: The reply is refused for good.
+    """
+    loop, backoff = asyncio.get_running_loop(), Backoff()
+    ends = loop.time() + (LINGER if patient else 0.0)
+    while not misses_deadline(request):
+        try:
+            await producer.publish(answer)
+        except NobodyListens:
+            if loop.time() >= ends:
+                raise
+        except BrokerUnavailable:
+            if DEADLINE not in request.headers:
+                return
+        except PublishError as error:
+            raise Reject(f"its reply was refused: {error}") from error
         else:
             return
         await backoff.wait()

@@ -219,6 +219,22 @@ class Transmission:
             return await self._insist(messages, results, deadline)
         return [None if drop and isinstance(result, NobodyListens) else result for result in results]
 
+    async def answer(
+        self, messages: Sequence[Message], deadline: float, *, until: float = 0.0, insist: bool = False
+    ) -> list[Exception | None]:
+        """The same for what goes to the inboxes of others: they are as they are, and nothing is declared or asked."""
+        del insist
+        try:
+            results = await self.patiently(lambda: self.driver.send(messages), deadline, until)
+        except (BrokerUnavailable, PublishError) as error:
+            return [error] * len(messages)
+        return [
+            NobodyListens(f"there is no topic {message.topic!r}")
+            if isinstance(result, UnknownTopic)
+            else result
+            for message, result in zip(messages, results, strict=True)
+        ]
+
     async def _try(
         self, messages: Sequence[Message], deadline: float, until: float = 0.0, *, ask: bool
     ) -> list[Exception | None]:

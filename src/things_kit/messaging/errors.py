@@ -43,6 +43,23 @@ class DecodeError(ThingsKitError):
     """A value is not what the handler's type says. Trying again cannot help: it goes to the dead letter."""
 
 
+class RemoteError(ThingsKitError):
+    """The handler of a request failed for good: its message went to the dead letter, or was discarded.
+
+    Attributes:
+        error_type: The qualified name of what the handler raised.
+        error: Its text.
+    """
+
+    def __init__(self, error_type: str, error: str) -> None:
+        super().__init__(f"{error_type}: {error}" if error else error_type)
+        self.error_type = error_type
+        self.error = error
+
+    def __reduce__(self) -> tuple[type["RemoteError"], tuple[str, str]]:
+        return RemoteError, (self.error_type, self.error)
+
+
 class UnroutableError(ThingsKitError):
     """A router has no handler for the type of a message. Trying again cannot help: it goes to the dead letter."""
 

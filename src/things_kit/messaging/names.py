@@ -23,6 +23,18 @@ ERROR_TYPE: Final = "error-type"
 ERROR: Final = "error"
 TIMESTAMP: Final = "timestamp"
 
+REPLY_TO: Final = "reply-to"
+"""The topic that waits for the reply to a request; with `correlation-id` it makes a message a request."""
+
+CORRELATION_ID: Final = "correlation-id"
+"""Which request a reply belongs to."""
+
+DEADLINE: Final = "deadline"
+"""Until when a request is worth answering, in RFC 3339."""
+
+OF_A_REQUEST: Final = frozenset({REPLY_TO, CORRELATION_ID, DEADLINE})
+"""What makes a message a request."""
+
 ORIGINAL_HEADER: Final = "original-header-"
 """Prefix under which a dead letter keeps a user's header whose name it needs itself."""
 
@@ -44,3 +56,8 @@ def in_any_case(headers: Mapping[str, str], name: str) -> str | None:
             if len(other) == length and other.lower() == wanted:
                 return found
     return text
+
+
+def is_request(headers: Mapping[str, str]) -> bool:
+    """Whether somebody waits for what the handler of a message with these headers returns."""
+    return REPLY_TO in headers and CORRELATION_ID in headers

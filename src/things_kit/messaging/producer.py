@@ -2,13 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, Protocol, TypedDict, TypeVar, overload, runtime_checkable
 
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.topic import UNSET, Topic, Unset
 
 T = TypeVar("T")
+
+
+class Fields(TypedDict, total=False):
+    """What may be said of a Topic's message beside its payload, as `Topic.message` takes it."""
+
+    key: Key | Unset
+    headers: Mapping[str, str] | None
+    id: str | None
+    timestamp: datetime | None
 
 
 @runtime_checkable

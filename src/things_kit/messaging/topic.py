@@ -48,11 +48,12 @@ class Topic(Generic[T]):
         version: The version that its messages are written by; None where nothing is written or read.
         upcasters: By the value in `kinds`, the functions from one version to the next.
         accept_newer: Whether messages of a newer version are decoded as if they were of this one.
+        reply: The type of what answers a request, where the contract says so.
     """
 
     __slots__ = (
         "_classes", "_encode", "_headers", "_key", "_stamp", "_typed", "accept_newer", "by", "codec", "headers", "key",
-        "kinds", "name", "upcasters", "version",
+        "kinds", "name", "reply", "upcasters", "version",
     )  # fmt: skip
 
     name: str
@@ -64,6 +65,7 @@ class Topic(Generic[T]):
     version: int | None
     upcasters: Mapping[str | None, Mapping[int, Upcaster]]
     accept_newer: bool
+    reply: Any
 
     _encode: Encode
     _stamp: (
@@ -86,6 +88,7 @@ class Topic(Generic[T]):
         version: int | None = None,
         upcast: Mapping[int, Upcaster] = ...,
         accept_newer: bool = False,
+        reply: Any = None,
     ) -> None: ...
 
     @overload
@@ -101,6 +104,7 @@ class Topic(Generic[T]):
         version: int | None = None,
         upcast: Mapping[str, Mapping[int, Upcaster]] = ...,
         accept_newer: bool = False,
+        reply: Any = None,
     ) -> None: ...
 
     def __init__(
@@ -115,6 +119,7 @@ class Topic(Generic[T]):
         version: int | None = None,
         upcast: Mapping[Any, Any] = _NOTHING,
         accept_newer: bool = False,
+        reply: Any = None,
     ) -> None:
         """Make the contract.
 
@@ -129,6 +134,7 @@ class Topic(Generic[T]):
             upcast: By version, a function from its plain values (a dict) to those of the next; with a mapping, by the
                 header's value first.
             accept_newer: Decode messages of newer versions too, as if they were of this one.
+            reply: The type of what answers a request; None where nothing is said of it.
 
         Raises:
             ConfigError: Any of it cannot be, such as a type that the codec cannot write.
@@ -148,6 +154,7 @@ class Topic(Generic[T]):
             "version": version,
             "upcasters": MappingProxyType(check_versions(name, kinds, version, upcast)),
             "accept_newer": accept_newer,
+            "reply": reply,
             "_key": None if key is None else key_function(key, kinds, name),
             "_classes": outer_classes(kinds),
             "_typed": {kind: value for value, kind in kinds.items()} if by is not None else None,
@@ -273,7 +280,7 @@ class Topic(Generic[T]):
         make: Any = Topic
         renamed: Topic[T] = make(
             name, kinds, by=self.by, key=self.key, headers=self.headers, codec=self.codec, version=self.version,
-            upcast=upcast, accept_newer=self.accept_newer,
+            upcast=upcast, accept_newer=self.accept_newer, reply=self.reply,
         )  # fmt: skip
         return renamed
 
@@ -290,7 +297,7 @@ class Topic(Generic[T]):
     def _identity(self) -> tuple[Any, ...]:
         return (
             self.name, dict(self.kinds), self.by, self.key, dict(self.headers), self.codec, self.version,
-            dict(self.upcasters), self.accept_newer,
+            dict(self.upcasters), self.accept_newer, self.reply,
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:

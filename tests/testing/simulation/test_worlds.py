@@ -129,7 +129,40 @@ class Forwarding(Engine):
         assert {int(message.value) for message in self.history.published("bills")} == set(range(20))
 
 
-WORLDS = (InPlace, PutAside, Buried, Batched, Forwarding)
+class Asking(Engine):
+    """A handler asks another group, which may be slow, crash or answer twice; no answer goes to another request."""
+
+    async def setup(self) -> None:
+        self.answered: set[int] = set()
+        self.wrong: list[tuple[int, int]] = []
+
+    def consumers(self, broker: Broker) -> list[Any]:
+        async def price(message: Message) -> int:
+            await asyncio.sleep(0.02)
+            return 2 * int(message.value)
+
+        async def order(message: Message) -> None:
+            number = int(message.value)
+            answer = await broker.request(Message("prices", message.value), reply=int, timeout=10)
+            if answer != 2 * number:
+                self.wrong.append((number, answer))
+            self.answered.add(number)
+            reached("failed")
+
+        common: dict[str, Any] = {"concurrency": 4, "retry": self.retry}
+        return [
+            broker.consumer("prices", group="pricing", handler=price, **common),
+            broker.consumer("orders", group="g", handler=order, **common),
+        ]
+
+    def always(self) -> None:
+        assert self.wrong == []
+
+    def eventually(self) -> None:
+        assert self.answered == set(range(20))
+
+
+WORLDS = (InPlace, PutAside, Buried, Batched, Forwarding, Asking)
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -53,6 +53,7 @@ class KafkaDriver:
         self.capabilities = Capabilities(
             retained=True,
             partitions=not self._share,
+            lasting_inbox=False,
             attempts=self._share,
             lag=not self._share,
             max_message_bytes=settings.options.max_message_bytes,

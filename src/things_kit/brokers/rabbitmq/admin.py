@@ -24,6 +24,7 @@ from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.receiver import RECEIVERS, RabbitMQReceiver
 from things_kit.brokers.rabbitmq.wire import Place, pack
 from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.naming import REPLIES
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 
@@ -97,7 +98,13 @@ class Admin:
         exchange = self._names.exchange(topic)
         queues = [self._names.queue(topic, group) for group in groups]
         theirs = not self._names.own_exchanges
-        make = Exchange.Declare(exchange=exchange, type="fanout", durable=True, passive=theirs)
+        make = Exchange.Declare(
+            exchange=exchange,
+            type="fanout",
+            durable=True,
+            passive=theirs,
+            auto_delete=topic.startswith(REPLIES),  # it goes with the process that reads it
+        )
         await self.ask(f"declaring {topic!r}", make)
         self._exchanges.add(exchange)
         for queue in queues:

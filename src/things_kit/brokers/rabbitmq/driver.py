@@ -45,6 +45,7 @@ class RabbitMQDriver:
         self.capabilities = Capabilities(
             attempts=True,
             targeted=True,
+            lasting_inbox=False,
             fixed_credit=True,
             suspects=self._kind == "quorum",  # the others count no deliveries
             max_message_bytes=settings.options.max_message_bytes,

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.operations import OperationsSuite
 from things_kit.testing.conformance.progress import FreezeSuite
+from things_kit.testing.conformance.requests import RequestSuite
 from things_kit.testing.conformance.stopping import StoppingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.target import Hook, Target
@@ -26,6 +27,7 @@ class OutageSuite(Suite):
     test_all_ends_in_time = (
         StoppingSuite.test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers
     )
+    test_a_request_is_answered = RequestSuite.test_a_request_survives_an_outage
     test_members_go_on = FreezeSuite.test_every_member_goes_on_after_freezes
     test_publish_waits = OperationsSuite.test_publish_waits_out_an_outage
     test_publish_fails_in_time = OperationsSuite.test_publish_fails_in_time_when_the_outage_lasts

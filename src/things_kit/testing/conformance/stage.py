@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from things_kit import Broker, Message, RetryPolicy, connect
+from things_kit import Broker, Message, RetryPolicy, Topic, connect
 from things_kit.engine.driver import Capabilities
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.testing.conformance.processes import WorkerProcess
@@ -91,7 +91,7 @@ class Stage:
 
     async def consume(
         self,
-        topics: str | list[str],
+        topics: str | list[str] | Topic[Any],
         group: str | None,
         handler: Any = None,
         *,

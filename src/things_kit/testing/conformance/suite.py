@@ -16,6 +16,7 @@ from things_kit.testing.conformance.operations import OperationsSuite
 from things_kit.testing.conformance.order import OrderSuite
 from things_kit.testing.conformance.outcomes import OutcomeSuite
 from things_kit.testing.conformance.progress import ProgressSuite
+from things_kit.testing.conformance.requests import RequestSuite
 from things_kit.testing.conformance.sharing import SharingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.suspects import SuspectSuite
@@ -30,6 +31,7 @@ class ConformanceSuite(
     ConnectionSuite,
     ProgressSuite,
     OutcomeSuite,
+    RequestSuite,
     HandlerSuite,
     DeadLetterSuite,
     LimitSuite,
