@@ -10,7 +10,19 @@ from pathlib import Path
 
 from benchmarks.result import Result
 
-NAMES = ("memory", "sqlite", "kafka", "rabbitmq", "nats", "redis", "sqs", "pubsub", "servicebus", "process")
+NAMES = (
+    "memory",
+    "contracts",
+    "sqlite",
+    "kafka",
+    "rabbitmq",
+    "nats",
+    "redis",
+    "sqs",
+    "pubsub",
+    "servicebus",
+    "process",
+)
 REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
