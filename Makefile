@@ -11,7 +11,7 @@ ROWS ?=
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
-.PHONY: demo test check docs bench soak sabotage matrix mutants format clean
+.PHONY: demo test check docs reference bench soak sabotage matrix mutants format clean
 
 demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -29,6 +29,9 @@ check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 
 docs: $(VENV)/.docs  ## build the documentation into site/, strictly: what is missing is an error
 	@$(BIN)/zensical build --strict --clean
+
+reference: $(VENV)/.dev  ## write docs/reference from the code: arguments, commands, configuration
+	@$(BIN)/python -m tests.reference
 
 bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench

@@ -1,0 +1,17 @@
+"""Tables of Markdown."""
+
+from collections.abc import Iterable, Sequence
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([cell(each) for each in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(text: str) -> str:
+    """A text that stays within its cell."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
