@@ -1,0 +1,200 @@
+"""The outbox: what is published with a session is there if its transaction commits, and gone if it does not."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar, overload
+
+from things_kit.engine.broker import Broker
+from things_kit.engine.outbound import checked_batch, prepare
+from things_kit.engine.url import BrokerURL
+from things_kit.messaging.errors import ConfigError, PublishError
+from things_kit.messaging.keys import Key
+from things_kit.messaging.message import Message
+from things_kit.messaging.producer import message_to_publish
+from things_kit.messaging.topic import UNSET, Topic, Unset
+from things_kit.patterns.bridge import GROUP
+from things_kit.patterns.outbox.creating import create
+from things_kit.patterns.outbox.relay import Relay
+from things_kit.patterns.outbox.sessions import opened, opened_async, run, run_async
+from things_kit.patterns.outbox.writing import Dialect, Steps, ddl, write
+
+T = TypeVar("T")
+
+LARGEST: Final = 16 * 1024 * 1024
+"""Bytes: the largest message of the two brokers, unless their URLs say something else."""
+
+
+class Outbox:
+    """Publishes in the caller's transaction, into the tables of the `postgres://` or `sqlite://` broker.
+
+    What is published so is a message of that broker when the transaction commits: consume it there, or let a bridge carry
+    it on. A session is SQLAlchemy's `AsyncSession`, `AsyncConnection`, `Session` or `Connection`, a connection of asyncpg,
+    psycopg, sqlite3 or aiosqlite, or Django's `connection`. The tables are made by connecting to the broker, by `create`,
+    or from `ddl`; never by publishing.
+
+    In PostgreSQL publishing waits for no other transaction. A SQLite file has one writer: there it waits for whoever writes.
+
+    Args:
+        schema: The schema of the broker's tables; in SQLite what their names begin with.
+        max_message_bytes: The largest message; the broker's own by default.
+        lock_keys: In PostgreSQL, lock (topic, key) until the commit: of transactions that are open at once, the messages of
+            one key then come in the order of the commits.
+    """
+
+    def __init__(
+        self, schema: str = "things_kit", *, max_message_bytes: int = LARGEST, lock_keys: bool = False
+    ) -> None:
+        if not schema:
+            raise ConfigError("an outbox needs the schema of the broker's tables")
+        self.schema = schema
+        self._largest = max_message_bytes
+        self._lock_keys = lock_keys
+
+    # --- publishing
+
+    @overload
+    async def publish(self, session: Any, message: Message, /) -> None: ...
+
+    @overload
+    async def publish(
+        self,
+        session: Any,
+        topic: Topic[T],
+        payload: T,
+        /,
+        *,
+        key: Key | Unset = UNSET,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> None: ...
+
+    async def publish(
+        self, session: Any, message: Message | Topic[Any], payload: Any = UNSET, /, **fields: Any
+    ) -> None:
+        """Publish one message, or the payload of one by its topic's contract, in the session's transaction.
+
+        Raises:
+            PublishError: The message was refused; `MessageTooLarge` where it is too large. The transaction stays usable.
+            ConfigError: The session cannot be used so, or the tables are missing.
+            TypeError: The payload is not of the topic's type, or the arguments do not go together.
+        """
+        if isinstance(message, Topic):
+            await message.prepare()
+        transaction = await opened_async(session)
+        steps = self._one(message_to_publish(message, payload, fields))
+        await run_async(steps(transaction.dialect), transaction)
+
+    async def publish_batch(self, session: Any, messages: Sequence[Message]) -> None:
+        """Publish many in the session's transaction: all, or with one refused none.
+
+        Raises:
+            PublishError: `failures` maps the index of each refused message to its error; the transaction stays usable.
+            ConfigError: The session cannot be used so, or the tables are missing.
+        """
+        transaction = await opened_async(session)
+        steps = self._many(messages)
+        await run_async(steps(transaction.dialect), transaction)
+
+    @overload
+    def publish_sync(self, session: Any, message: Message, /) -> None: ...
+
+    @overload
+    def publish_sync(
+        self,
+        session: Any,
+        topic: Topic[T],
+        payload: T,
+        /,
+        *,
+        key: Key | Unset = UNSET,
+        headers: Mapping[str, str] | None = None,
+        id: str | None = None,
+        timestamp: datetime | None = None,
+    ) -> None: ...
+
+    def publish_sync(
+        self, session: Any, message: Message | Topic[Any], payload: Any = UNSET, /, **fields: Any
+    ) -> None:
+        """`publish`, for synchronous sessions."""
+        transaction = opened(session)
+        steps = self._one(message_to_publish(message, payload, fields))
+        run(steps(transaction.dialect), transaction)
+
+    def publish_batch_sync(self, session: Any, messages: Sequence[Message]) -> None:
+        """`publish_batch`, for synchronous sessions."""
+        transaction = opened(session)
+        steps = self._many(messages)
+        run(steps(transaction.dialect), transaction)
+
+    # --- tables
+
+    def ddl(self, dialect: str) -> list[str]:
+        """The statements that make the tables, where they are missing; of "sqlite" or "postgresql"."""
+        return ddl(dialect, self.schema)
+
+    def create(self, engine: Any) -> Any:
+        """Make the tables where they are missing; awaited with an `AsyncEngine`, plain with an `Engine`."""
+        return create(engine, self.ddl)
+
+    # --- carrying on
+
+    def relay(
+        self,
+        source: Broker | str,
+        target: Broker | str,
+        topics: Sequence[str],
+        *,
+        group: str = GROUP,
+        rename: Mapping[str, str] | None = None,
+        target_groups: Sequence[str] = (),
+        dead_letter: str | None = None,
+    ) -> Relay:
+        """What carries the messages of some topics to another broker, while it is entered with `async with`.
+
+        `things-kit bridge` does the same, and may take over: all of one group share the work, and keep the order of each
+        key. `source` is the broker of the outbox's tables, `target` where messages go: brokers, which are opened if they are
+        not, or their URLs. The other arguments are those of `things_kit.patterns.bridge.Bridge`.
+        """
+        if isinstance(source, str):
+            source = self._checked_source(source)
+        return Relay(
+            source,
+            target,
+            topics,
+            group=group,
+            rename=rename,
+            target_groups=target_groups,
+            dead_letter=dead_letter,
+        )
+
+    # --- parts
+
+    def _checked_source(self, url: str) -> str:
+        """A relay that reads another schema than the outbox writes would carry nothing, and say nothing."""
+        parsed = BrokerURL.parse(url)
+        if parsed.scheme in {"sqlite", "postgres", "postgresql"}:
+            there = parsed.query.get("schema", "things_kit")
+            if there != self.schema:
+                raise ConfigError(
+                    f"the relay reads the schema {there!r}, and the outbox writes {self.schema!r}: say ?schema= in the URL"
+                )
+        return url
+
+    def _one(self, message: Message) -> Callable[[Dialect], Steps]:
+        ready, refused = prepare([message], self._largest)
+        if refused:
+            raise refused[0]
+        return functools.partial(write, schema=self.schema, messages=ready, lock_keys=self._lock_keys)
+
+    def _many(self, messages: Sequence[Message]) -> Callable[[Dialect], Steps]:
+        messages = checked_batch(messages)
+        ready, refused = prepare(messages, self._largest)
+        if refused:
+            index, first = next(iter(refused.items()))
+            raise PublishError(
+                f"{len(refused)} of {len(messages)} messages were refused, so that none was published; message {index}: {first}",
+                refused,
+            ) from first
+        return functools.partial(write, schema=self.schema, messages=ready, lock_keys=self._lock_keys)
