@@ -14,6 +14,7 @@ NAMES = (
     "memory",
     "contracts",
     "sqlite",
+    "postgres",
     "kafka",
     "rabbitmq",
     "nats",

@@ -122,12 +122,10 @@ async def test_what_is_scheduled_by_a_transaction_comes_when_it_is_due(
     async with sql.transaction():
         await sql.execute(later, b"in an hour", 3600, "one")
         await sql.execute(later, b"second", 0.2, None)
-        await sql.execute(later, b"replaced", 0.1, "two")
+        await sql.execute(later, b"replaced", 3600, "two")
         await sql.execute(later, b"first", 0.1, "two")
-    await publish(broker, "a1")
-    assert names(await take(receiver)) == ["a1"]
     got: list[str] = []
     while len(got) < 2:
         got += names(await take(receiver, wait=10))
     assert got == ["first", "second"]
-    assert await broker.lag("t", "g") == 3
+    assert await broker.lag("t", "g") == 2

@@ -9,9 +9,10 @@ The options are those of `PostgresOptions`. What is confirmed is committed, as d
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from things_kit.brokers.postgres import schedule
 from things_kit.brokers.postgres.connections import Connections
 from things_kit.brokers.postgres.errors import ERRORS
 from things_kit.brokers.postgres.options import PostgresOptions, Settings
@@ -19,14 +20,16 @@ from things_kit.brokers.postgres.receiver import PostgresReceiver
 from things_kit.brokers.postgres.schema import filled, quoted
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.brokers.postgres.watch import Bell, Member, Watch
-from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, Row, pack
-from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack
+from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
     from things_kit.engine.facts import Facts, Question
+
+ThingT = TypeVar("ThingT")
 
 SWEEP_EVERY: Final = 30.0
 
@@ -52,6 +55,8 @@ class PostgresDriver:
             targeted=True,
             suspects=True,
             lag=True,
+            schedule_ids=True,
+            schedules=True,
             max_message_bytes=self.options.max_message_bytes,
         )
         schema = self.options.schema
@@ -172,22 +177,45 @@ class PostgresDriver:
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Append messages to their topics, all or none."""
-        results: list[Exception | None] = [_refusal(message) for message in messages]
-        good = [message for message, refused in zip(messages, results, strict=True) if refused is None]
+        return await self._publish(messages, messages, self._store)
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Keep messages until they are due, all or none."""
+        messages = [entry.message for entry in entries]
+        return await self._publish(
+            messages, entries, lambda connection, good: schedule.store(self, connection, good)
+        )
+
+    async def cancel(self, topic: str, schedule_id: str) -> bool:
+        """Have a scheduled message never come, unless it is due."""
+        return await schedule.cancel(self, topic, schedule_id)
+
+    async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
+        """What waits for its time."""
+        return await schedule.upcoming(self, topic, limit)
+
+    async def _publish(
+        self,
+        messages: Sequence[Message],
+        things: Sequence[ThingT],
+        store: Callable[[Any, Sequence[ThingT]], Awaitable[set[str]]],
+    ) -> Sequence[Exception | None]:
+        """Store what can be stored, in one transaction; `store` answers which topics are there."""
+        results = [_refusal(message) for message in messages]
+        good = [thing for thing, refused in zip(things, results, strict=True) if refused is None]
         if not good:
             return results
-        rows = [pack(message) for message in good]
-        within = self.options.timeout + sum(len(row.value) for row in rows) / (SLOW * MEGABYTE)
+        within = self.options.timeout + sum(len(message.value) for message in messages) / (SLOW * MEGABYTE)
         if not self._open:
             raise ClosedError("the PostgreSQL broker is not open")
         try:
             async with self.connections.use("publishing", within) as connection:
-                known = await self._store(connection, rows)
+                known = await store(connection, good)
         except (ConfigError, PublishError) as error:
             failure = error.__cause__ or error
             return [
-                refused or ERRORS.refusal(failure, m.topic)
-                for m, refused in zip(messages, results, strict=True)
+                refused or ERRORS.refusal(failure, message.topic)
+                for message, refused in zip(messages, results, strict=True)
             ]
         self.say(list(known))
         return [
@@ -195,11 +223,12 @@ class PostgresDriver:
             for message, refused in zip(messages, results, strict=True)
         ]
 
-    async def _store(self, connection: Any, rows: Sequence[Row]) -> set[str]:
+    async def _store(self, connection: Any, messages: Sequence[Message]) -> set[str]:
         """In one statement, few by INSERT, which needs one round trip, many by COPY, which is twice as fast.
 
         Returns the topics that are there; only their messages were stored.
         """
+        rows = [pack(message) for message in messages]
         topics = list({row.topic for row in rows})
         if len(rows) < MANY:
             found = await connection.fetch(self._insert, topics, *map(list, zip(*rows, strict=True)))

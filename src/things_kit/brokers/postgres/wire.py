@@ -39,6 +39,15 @@ INSERT_MANY: Final = f"""WITH known AS MATERIALIZED (SELECT name FROM {{s}}.topi
     SELECT name FROM known"""  # noqa: S608 - our own texts; values are parameters
 """Columns of many messages, in their order; answers which of the topics exist, whose messages alone are stored."""
 
+SCHEDULE_MANY: Final = f"""WITH known AS MATERIALIZED (SELECT name FROM {{s}}.topic WHERE name = ANY ($1::text[])),
+    sent AS ({SCHEDULE}
+        SELECT m.topic, m.key, m.value, m.headers, m.id, m.time, m.target, m.due, m.schedule_id
+        FROM unnest({", ".join(f"${n}::{kind}[]" for n, kind in enumerate((*TYPES, "timestamptz", "text"), 2))})
+            WITH ORDINALITY m(topic, key, value, headers, id, time, target, due, schedule_id, n)
+        WHERE m.topic IN (SELECT name FROM known) ORDER BY m.n {REPLACE})
+    SELECT name FROM known"""  # noqa: S608 - our own texts; values are parameters
+"""The same for messages that are to come later."""
+
 _to_json: Final = msgspec.json.encode
 _headers: Final = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -61,6 +70,12 @@ def pack(message: Message) -> Row:
     packed = _to_json(headers).decode() if headers else None
     target = headers.get(REPLAY_GROUP) if headers else None
     return Row(message.topic, message.key, message.value, packed, message.id, message.timestamp, target)
+
+
+def message_of(row: Row) -> Message:
+    """The message of a row that has no place yet."""
+    headers = _headers(row.headers) if row.headers else {}
+    return Message(row.topic, row.value, row.key, headers, timestamp=row.time, id=row.id)
 
 
 class Page(NamedTuple):
