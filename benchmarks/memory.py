@@ -77,7 +77,7 @@ async def consumed() -> float:
     """Messages a second through the memory broker."""
     async with connect("memory://") as broker:
         await broker.producer().publish_batch(messages(COUNT))
-        return await rate(COUNT, lambda: consume(broker, COUNT))
+        return (await consume(broker, COUNT)).rate
 
 
 async def run() -> list[Result]:

@@ -5,29 +5,33 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.nats import NATSServer
 
-COUNT = 30_000
+COUNT = 80_000
 BATCH = 500
 RUNS = 5
 
 
-async def consume_raw(stream: Any, topic: str) -> None:
-    """Read every field of every message, and acknowledge each."""
+async def consume_raw(client: Any, stream: Any, topic: str) -> Consumed:
+    """Read every field of every message, and acknowledge each; at the end the server has heard all of it."""
+    watch = Stopwatch()
     reader = await stream.pull_subscribe(topic, durable=name("raw"))
     seen = 0
     while seen < COUNT:
         for msg in await reader.fetch(BATCH, timeout=5):
+            watch.first()
             at = msg.metadata
             read = (msg.subject, msg.data, msg.headers, at.sequence.stream, at.timestamp, at.num_delivered)
             assert all(field is not None for field in read)
             await msg.ack()
             seen += 1
+    await client.flush()
     await reader.unsubscribe()
+    return watch.consumed(seen)
 
 
 async def publish_raw(stream: Any, topic: str, rows: list[Message]) -> None:
@@ -49,7 +53,7 @@ async def publish(broker: Broker, rows: list[Message]) -> None:
         await producer.publish_batch(rows[start : start + 10_000])
 
 
-async def measure(stream: Any, broker: Broker, rates: Rates) -> None:
+async def measure(client: Any, stream: Any, broker: Broker, rates: Rates) -> None:
     """One round: what is compared runs next to each other, as the machine may do other work meanwhile."""
     topic, raw_topic = name("bench"), name("raw")
     rows = messages(COUNT, topic)
@@ -57,8 +61,10 @@ async def measure(stream: Any, broker: Broker, rates: Rates) -> None:
     await broker.declare(raw_topic)
     rates.published.append(await rate(COUNT, lambda: publish(broker, rows)))
     rates.raw_published.append(await rate(COUNT, lambda: publish_raw(stream, raw_topic, rows)))
-    rates.raw_consumed.append(await rate(COUNT, lambda: consume_raw(stream, topic)))
-    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group=name("bench"))))
+    rates.add(
+        await consume_raw(client, stream, topic),
+        await consume(broker, COUNT, topic=topic, group=name("bench")),
+    )
     await broker.remove(topic)
     await broker.remove(raw_topic)
 
@@ -72,7 +78,7 @@ async def run() -> list[Result]:
             client = await nats.connect(server.url)
             stream = client.jetstream(publish_async_max_pending=BATCH)
             for _ in range(RUNS):
-                await measure(stream, broker, rates)
+                await measure(client, stream, broker, rates)
             await client.close()
     except (ModuleNotFoundError, ServerUnavailable) as reason:
         return not_measured("nats", reason)

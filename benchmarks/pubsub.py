@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Message, connect
 from things_kit.engine.broker import Broker
@@ -62,8 +62,9 @@ class Raw:
             ]
             await self._publisher.publish(topic=f"{PROJECT}/topics/{topic}", messages=packed)
 
-    async def consume(self, subscription: str, count: int) -> None:
+    async def consume(self, subscription: str, count: int) -> Consumed:
         """One acknowledgement for each response of the stream; every field is read."""
+        watch = Stopwatch()
         path, ended = f"{PROJECT}/subscriptions/{subscription}", asyncio.Event()
 
         async def requests() -> AsyncIterator[Any]:
@@ -74,6 +75,7 @@ class Raw:
 
         seen = 0
         async for response in await self._subscriber.streaming_pull(requests=requests()):
+            watch.first()
             ack_ids = []
             for each in response.received_messages:
                 message = each.message
@@ -83,6 +85,7 @@ class Raw:
             seen += len(ack_ids)
             if seen == count:
                 ended.set()
+        return watch.consumed(seen)
 
 
 async def measure(broker: Broker, raw: Raw, rates: Rates) -> None:
@@ -93,8 +96,10 @@ async def measure(broker: Broker, raw: Raw, rates: Rates) -> None:
     await broker.declare(raw_topic, groups=["bench"])
     rates.raw_published.append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
     rates.published.append(await rate(COUNT, lambda: producer.publish_batch(rows)))
-    rates.raw_consumed.append(await rate(COUNT, lambda: raw.consume(f"{raw_topic}+bench", COUNT)))
-    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
+    rates.add(
+        await raw.consume(f"{raw_topic}+bench", COUNT),
+        await consume(broker, COUNT, topic=topic, group="bench"),
+    )
     await broker.remove(topic)
     await broker.remove(raw_topic)
 

@@ -1,17 +1,18 @@
 """The driver for RabbitMQ against pika alone, on one real broker: the same queues, properties, confirms and prefetch."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
-COUNT = 40_000
+COUNT = 120_000
 CHUNK = 5_000
 PREFETCH = 1_000
 ACK_EVERY = 100
@@ -73,14 +74,17 @@ async def publish_raw(channel: Any, topic: str, rows: list[Message]) -> None:
         await confirmed.wait()
 
 
-async def consume_raw(channel: Any, queue: str) -> None:
-    """Read what a message is made of, and acknowledge a hundred at a time."""
+async def consume_raw(channel: Any, queue: str) -> Consumed:
+    """Read what a message is made of, and acknowledge a hundred at a time; the server has seen all of it once it cancels."""
+    watch = Stopwatch()
     done = asyncio.Event()
     seen = 0
 
     def on_message(_: Any, method: Any, properties: Any, body: bytes) -> None:
         nonlocal seen
         seen += 1
+        if seen == 1:
+            watch.first()
         method.routing_key, properties.headers, properties.message_id, properties.timestamp, len(body)
         if seen % ACK_EVERY == 0:
             channel.basic_ack(method.delivery_tag, multiple=True)
@@ -88,8 +92,12 @@ async def consume_raw(channel: Any, queue: str) -> None:
             done.set()
 
     channel.basic_qos(prefetch_count=PREFETCH)
-    channel.basic_consume(queue, on_message)
+    tag = channel.basic_consume(queue, on_message)
     await done.wait()
+    cancelled = asyncio.get_running_loop().create_future()
+    channel.basic_cancel(tag, callback=cancelled.set_result)
+    await cancelled
+    return watch.consumed(seen)
 
 
 async def publish(broker: Broker, rows: list[Message]) -> None:
@@ -112,12 +120,15 @@ async def measure(server: RabbitMQServer, broker: Broker, rates: Rates, ours_fir
         (rates.published, lambda: publish(broker, rows)),
     )[::order]:
         rated.append(await rate(COUNT, action))
-    for rated, action in (
-        (rates.raw_consumed, lambda: consume_raw(channel, f"bench.{raw_topic}")),
-        (rates.consumed, lambda: consume(broker, COUNT, topic=topic)),
-    )[::order]:
+    consumed: list[Consumed] = []
+    sides: tuple[Callable[[], Awaitable[Consumed]], ...] = (
+        lambda: consume_raw(channel, f"bench.{raw_topic}"),
+        lambda: consume(broker, COUNT, topic=topic),
+    )
+    for consuming in sides[::order]:
         await asyncio.sleep(SETTLE)
-        rated.append(await rate(COUNT, action))
+        consumed.append(await consuming())
+    rates.add(*consumed[::order])
     await leave(connection)
     for each in (topic, raw_topic):
         await broker.remove(each)

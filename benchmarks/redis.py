@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.redis import RedisServer
 
-COUNT = 100_000
+COUNT = 400_000
 CHUNK = 10_000
 PAGE = 1000
 RUNS = 5
@@ -25,20 +25,23 @@ async def publish_raw(client: Any, topic: str, rows: list[Message]) -> None:
             await pipeline.execute()
 
 
-async def consume_raw(client: Any, topic: str, group: str) -> None:
+async def consume_raw(client: Any, topic: str, group: str) -> Consumed:
     """Read every field of every message, and acknowledge each page in one command."""
+    watch = Stopwatch()
     await client.xgroup_create(topic, group, "0")
     seen = 0
     while seen < COUNT:
         answer = await client.xreadgroup(group, "raw", {topic: ">"}, count=PAGE, block=1000)
         pages = answer.values() if isinstance(answer, dict) else (page for _, page in answer)
         for page in pages:
+            watch.first()
             entries = page[0] if isinstance(answer, dict) else page
             for entry, fields in entries:
                 assert entry
                 fields[b"value"], fields[b"key"], fields[b"type"]
             await client.xack(topic, group, *(entry for entry, _ in entries))
             seen += len(entries)
+    return watch.consumed(seen)
 
 
 async def publish(broker: Broker, rows: list[Message]) -> None:
@@ -54,8 +57,10 @@ async def measure(client: Any, broker: Broker, rates: Rates) -> None:
     rows = messages(COUNT, topic)
     rates.raw_published.append(await rate(COUNT, lambda: publish_raw(client, raw_topic, rows)))
     rates.published.append(await rate(COUNT, lambda: publish(broker, rows)))
-    rates.raw_consumed.append(await rate(COUNT, lambda: consume_raw(client, topic, name("raw"))))
-    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group=name("bench"))))
+    rates.add(
+        await consume_raw(client, topic, name("raw")),
+        await consume(broker, COUNT, topic=topic, group=name("bench")),
+    )
     await broker.remove(topic)
     await broker.remove(raw_topic)
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 from typing import TypeVar
 
-from benchmarks.result import Result
+from benchmarks.result import Consumed, Result
 from things_kit.testing.servers.process import ServerProcess
 
 ServerT = TypeVar("ServerT", bound=ServerProcess)
@@ -39,16 +39,34 @@ class Rates:
         self.published: list[float] = []
         self.raw_consumed: list[float] = []
         self.consumed: list[float] = []
+        self.raw_runs: list[Consumed] = []
+        self.runs: list[Consumed] = []
+
+    def add(self, raw: Consumed, ours: Consumed) -> None:
+        """What a round of consuming came to, on both sides."""
+        self.raw_consumed.append(raw.rate)
+        self.consumed.append(ours.rate)
+        self.raw_runs.append(raw)
+        self.runs.append(ours)
 
     def rows(
         self, broker: str, consumed: str, published: str, bounds: tuple[float, float], notes: str = ""
     ) -> list[Result]:
         """Both against the client alone. The texts say what was compared, the bounds what the ratios are to be."""
         of_consumed, of_published = bounds
+        worked = [statistics.median(run.worked for run in runs) for runs in (self.runs, self.raw_runs)]
+        started = [statistics.median(run.started for run in runs) for runs in (self.runs, self.raw_runs)]
+        lasted = f" of {worked[0]:.1f} and {worked[1]:.1f} s"
         return [
-            compared(f"{broker}: {consumed}", self.consumed, self.raw_consumed, of_consumed, notes),
+            compared(
+                f"{broker}: {consumed}", self.consumed, self.raw_consumed, of_consumed, f"{lasted}{notes}"
+            ),
+            Result(
+                f"{broker}: from the start of a consumer to its first message",
+                f"{started[0]:.2f} s", "", True, f"raw {started[1]:.2f} s; not in any other figure",
+            ),
             compared(f"{broker}: {published}", self.published, self.raw_published, of_published, notes),
-        ]
+        ]  # fmt: skip
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Message, connect
 from things_kit.engine.broker import Broker
@@ -46,12 +46,15 @@ class Raw:
         }
         return self._message(row.value, application_properties=properties, message_id=uuid4().hex)
 
-    async def consume(self, topic: str, group: str, count: int) -> None:
+    async def consume(self, topic: str, group: str, count: int) -> Consumed:
         """Batches of messages, every field read, each batch completed before the next."""
+        watch = Stopwatch()
         seen = 0
         async with self.client.get_subscription_receiver(topic, group, **LINK) as receiver:
             while seen < count:
                 batch = await receiver.receive_messages(BATCH, max_wait_time=5)
+                if batch:
+                    watch.first()
                 for each in batch:
                     _ = (
                         b"".join(each.body),
@@ -62,6 +65,7 @@ class Raw:
                 for start in range(0, len(batch), AT_ONCE):
                     await asyncio.gather(*map(receiver.complete_message, batch[start : start + AT_ONCE]))
                 seen += len(batch)
+        return watch.consumed(seen)
 
 
 async def measure(broker: Broker, raw: Raw, rates: Rates) -> None:
@@ -72,8 +76,10 @@ async def measure(broker: Broker, raw: Raw, rates: Rates) -> None:
     await broker.declare(raw_topic, groups=["bench"])
     rates.raw_published.append(await rate(COUNT, lambda: raw.publish(raw_topic, rows)))
     rates.published.append(await rate(COUNT, lambda: producer.publish_batch(rows)))
-    rates.raw_consumed.append(await rate(COUNT, lambda: raw.consume(raw_topic, "bench", COUNT)))
-    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic, group="bench")))
+    rates.add(
+        await raw.consume(raw_topic, "bench", COUNT),
+        await consume(broker, COUNT, topic=topic, group="bench"),
+    )
     await broker.remove(topic)
     await broker.remove(raw_topic)
 

@@ -10,13 +10,13 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.sqs import REGION, SQSServer
 
-COUNT = 3_000
+COUNT = 10_000
 AT_ONCE = 8
 TEN = 10
 RUNS = 3
@@ -67,8 +67,9 @@ class Raw:
 
         await asyncio.gather(*(publisher() for _ in range(AT_ONCE)))
 
-    async def consume(self) -> None:
+    async def consume(self) -> Consumed:
         """Eight pollers, each of which receives ten, reads them and deletes them."""
+        watch = Stopwatch()
         seen = 0
 
         async def poller() -> None:
@@ -82,6 +83,8 @@ class Raw:
                 )
                 found = answer.get("Messages", [])
                 seen += len(found)
+                if found:
+                    watch.first()
                 receipts = [
                     {"Id": str(number), "ReceiptHandle": entry["ReceiptHandle"]}
                     for number, entry in enumerate(found)
@@ -91,6 +94,7 @@ class Raw:
                     await self._sqs.delete_message_batch(QueueUrl=self._queue, Entries=receipts)
 
         await asyncio.gather(*(poller() for _ in range(AT_ONCE)))
+        return watch.consumed(seen)
 
 
 def _entry(number: int, message: Message) -> dict[str, Any]:
@@ -118,8 +122,7 @@ async def measure(raw: Raw, broker: Broker, rates: Rates) -> None:
     producer = broker.producer()
     rates.raw_published.append(await rate(COUNT, lambda: raw.publish(rows)))
     rates.published.append(await rate(COUNT, lambda: producer.publish_batch(rows)))
-    rates.raw_consumed.append(await rate(COUNT, raw.consume))
-    rates.consumed.append(await rate(COUNT, lambda: consume(broker, COUNT, topic=topic)))
+    rates.add(await raw.consume(), await consume(broker, COUNT, topic=topic))
     await broker.remove(topic)
     await broker.remove(f"{topic}-dlq")
     await raw.remove()
