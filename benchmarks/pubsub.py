@@ -16,7 +16,7 @@ from things_kit.engine.broker import Broker
 from things_kit.testing.servers.process import ServerUnavailable
 from things_kit.testing.servers.pubsub import PubSubServer
 
-COUNT = 30_000
+COUNT = 150_000
 BATCH = 1000
 CHUNK = 10_000
 RUNS = 5
