@@ -83,7 +83,7 @@ def test_a_url_that_cannot_be_understood_is_refused_with_a_sentence(url: str, se
     [
         (
             "sise=5",
-            "kafka://host: unknown option 'sise'; known are declare, fast, key, mode, publish_timeout, size, unrouted",
+            "kafka://host: unknown option 'sise'; known are declare, fast, key, mode, publish_timeout, size, topic_prefix, unrouted",
         ),
         ("size=five", "kafka://host: option 'size': Expected `int`, got `str`; it is 'five'"),
         ("size=" + "x" * 900, "got `str`; it is '" + "x" * 200 + "...'"),
@@ -159,7 +159,7 @@ def test_options_of_a_prefix_are_handed_on_as_they_are() -> None:
 
 def test_an_unknown_option_is_told_of_the_prefixes_too() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown option 'config.x'; known are .*size, unrouted, conf\.NAME"
+        ConfigError, match=r"unknown option 'config.x'; known are .*size, topic_prefix, unrouted, conf\.NAME"
     ):
         BrokerURL.parse("kafka://host?config.x=1").options(Options, besides=("conf.",))
 

@@ -14,6 +14,7 @@ from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import Capabilities, Driver
 from things_kit.engine.naming import check_name
 from things_kit.engine.options import ConsumerArguments, ContractArguments, options_of, takes_arguments
+from things_kit.engine.prefixed import PrefixedDriver
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
 from things_kit.engine.requests import Requests, decode_reply, reply_decoder
@@ -49,8 +50,9 @@ class Broker:
 
     def __init__(self, driver: Driver, url: BrokerURL) -> None:
         self.url = url
-        self._driver = driver
-        self.transmission = Transmission(driver, url)
+        self._kind = type(driver)
+        self._driver = PrefixedDriver(driver, url.engine.topic_prefix) if url.engine.topic_prefix else driver
+        self.transmission = Transmission(self._driver, url)
         self._turn = asyncio.Lock()
         self._opening: asyncio.Task[None] | None = None
         self._open = False
@@ -354,7 +356,7 @@ class Broker:
 
         It has a thread, an event loop and a connection of its own, which are there once it is used or entered.
         """
-        url, kind, instruments = self.url, type(self._driver), self.transmission.instruments
+        url, kind, instruments = self.url, self._kind, self.transmission.instruments
 
         def make() -> Broker:
             broker = Broker(kind.from_url(url), url)

@@ -47,12 +47,14 @@ class Question(msgspec.Struct, frozen=True):
         group: The group that consumes it.
         concurrency: Handler calls at once, over all its processes.
         retry_span: Seconds from the first to the last attempt at a message; for so long it must not be deleted.
+        dead_letter_group: The group that keeps dead letters.
     """
 
     topic: str | None = None
     group: str | None = None
     concurrency: int | None = None
     retry_span: float | None = None
+    dead_letter_group: str = DEAD_LETTER_GROUP
 
     def check(self) -> None:
         """Raises ConfigError for what cannot be the name of a topic or group."""
@@ -70,7 +72,7 @@ class Question(msgspec.Struct, frozen=True):
     @property
     def wanted(self) -> Sequence[tuple[str, str | None]]:
         """The topics to look at, each with its group: the topic itself, and its dead letter."""
-        pairs = ((self.topic, self.group), (self.dead_letter, DEAD_LETTER_GROUP))
+        pairs = ((self.topic, self.group), (self.dead_letter, self.dead_letter_group))
         return [(topic, group) for topic, group in pairs if topic is not None]
 
 

@@ -4,6 +4,7 @@ import re
 from typing import Final
 
 from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.names import DEAD_LETTER_GROUP
 
 EPHEMERAL: Final = "ephemeral-"
 """How the engine's names of groups begin that vanish with their consumer."""
@@ -29,6 +30,11 @@ def check_name(what: str, name: object) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"{what} is not text that UTF-8 can carry: {name!r}") from error
+
+
+def is_dead_letter_group(name: str) -> bool:
+    """Whether a group is the one that keeps dead letters, by its name, which may have a prefix: `?topic_prefix=`."""
+    return name.endswith(DEAD_LETTER_GROUP)
 
 
 def looks_like_pattern(name: str) -> bool:

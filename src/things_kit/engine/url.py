@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
+from things_kit.engine.naming import looks_like_pattern
 from things_kit.engine.secrets import is_secret, secrets_of
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.instrument import Endpoint
@@ -31,17 +32,21 @@ class EngineOptions(msgspec.Struct, frozen=True):
         declare: Whether publish and start create what is missing.
         unrouted: What becomes of a message to a topic that no group has, on a broker that would drop it: "refuse" is
             `NobodyListens`, "drop" takes it for published.
+        topic_prefix: What the names of all topics and groups begin with at the broker, for environments that share one.
     """
 
     publish_timeout: float = 30.0
     declare: bool = True
     unrouted: Literal["refuse", "drop"] = "refuse"
+    topic_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.publish_timeout <= LONGEST:
             raise ValueError(
                 f"publish_timeout must be more than 0 seconds, and at most {LONGEST:.0f}, a year"
             )
+        if looks_like_pattern(f"{self.topic_prefix}orders"):
+            raise ValueError("topic_prefix must not look like a pattern")
 
 
 class BrokerURL(msgspec.Struct, frozen=True):

@@ -275,3 +275,8 @@ async def test_a_relay_carries_on_what_was_committed(
 def test_a_relay_of_another_schema_is_refused(file: str) -> None:
     with pytest.raises(ConfigError, match="say \\?schema="):
         Outbox("shop").relay(file, "memory://", ["orders"])
+
+
+def test_a_relay_that_would_read_topics_of_another_name_is_refused(file: str) -> None:
+    with pytest.raises(ConfigError, match=r"topic_prefix= is for the target's URL"):
+        Outbox().relay(f"{file}?topic_prefix=test-", "memory://", ["orders"])

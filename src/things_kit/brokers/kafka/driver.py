@@ -31,11 +31,11 @@ from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
 from things_kit.engine.driver import Capabilities, Pushed, Subscription
+from things_kit.engine.naming import is_dead_letter_group
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
 from things_kit.messaging.message import Message
-from things_kit.messaging.names import DEAD_LETTER_GROUP
 
 if TYPE_CHECKING:
     from things_kit.brokers.kafka.share import ShareReceiver
@@ -104,7 +104,8 @@ class KafkaDriver:
             if self._share:
                 await self._admin.begin_share(group, "earliest")
         self._sizes.forget(topic)
-        await self._admin.declare(topic, kept=DEAD_LETTER_GROUP in groups or is_retry_topic(topic))
+        kept = is_retry_topic(topic) or any(is_dead_letter_group(group) for group in groups)
+        await self._admin.declare(topic, kept=kept)
 
     async def remove(self, topic: str, group: str | None = None) -> None:
         """Delete the topic; Kafka forgets the offsets that groups have committed for it. With a group, its offsets alone."""

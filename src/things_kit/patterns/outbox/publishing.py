@@ -157,6 +157,12 @@ class Outbox:
         key. `source` is the broker of the outbox's tables, `target` where messages go: brokers, which are opened if they are
         not, or their URLs. The other arguments are those of `things_kit.patterns.bridge.Bridge`.
         """
+        prefix = (BrokerURL.parse(source) if isinstance(source, str) else source.url).engine.topic_prefix
+        if prefix:
+            raise ConfigError(
+                f"the outbox writes topics without a prefix, so its relay cannot read those of {prefix!r}: "
+                "?topic_prefix= is for the target's URL"
+            )
         if isinstance(source, str):
             source = self._checked_source(source)
         return Relay(

@@ -15,6 +15,7 @@ from things_kit.testing.conformance.mistakes import MistakeSuite
 from things_kit.testing.conformance.operations import OperationsSuite
 from things_kit.testing.conformance.order import OrderSuite
 from things_kit.testing.conformance.outcomes import OutcomeSuite
+from things_kit.testing.conformance.prefixes import PrefixSuite
 from things_kit.testing.conformance.progress import ProgressSuite
 from things_kit.testing.conformance.requests import RequestSuite
 from things_kit.testing.conformance.sharing import SharingSuite
@@ -29,6 +30,7 @@ class ConformanceSuite(
     SurvivalSuite,
     SuspectSuite,
     ConnectionSuite,
+    PrefixSuite,
     ProgressSuite,
     OutcomeSuite,
     RequestSuite,
