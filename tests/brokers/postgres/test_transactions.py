@@ -129,3 +129,21 @@ async def test_what_is_scheduled_by_a_transaction_comes_when_it_is_due(
         got += names(await take(receiver, wait=10))
     assert got == ["first", "second"]
     assert await broker.lag("t", "g") == 2
+
+
+async def test_tables_restored_from_a_server_with_higher_transaction_ids_go_on(
+    connect: Open, schema: str, sql: asyncpg.Connection
+) -> None:
+    """What has a place is not handed out again, what has none is, and what comes now is."""
+    broker = await connect()
+    await broker.declare("t", ["g"])
+    receiver = await join(broker)
+    await publish(broker, "a1", "a2")
+    assert names(await take(receiver)) == ["a1", "a2"]
+    await publish(broker, "a3")
+    await sql.execute(f"UPDATE {schema}.topic SET seen = '4000000000:4000000000:'")
+    await sql.execute(f"UPDATE {schema}.message SET xid = '4000000001' WHERE value = 'a3'")
+    await publish(broker, "a4")
+    assert names([*await take(receiver), *await take(receiver)]) == ["a3", "a4"]
+    await publish(broker, "a5")
+    assert names(await take(receiver)) == ["a5"]

@@ -1,0 +1,361 @@
+"""SQL: places, looks, leases, and what is handed out and settled. The words in braces are filled in by `functions`."""
+
+from typing import Final
+
+LENDING: Final = (
+    """CREATE OR REPLACE FUNCTION {s}.lane_of(p_ordering text, p_key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS
+    $body$ SELECT CASE p_ordering WHEN 'key' THEN hashtextextended(encode(p_key, 'hex'), 0) WHEN 'partition' THEN 1 END
+    $body$""",
+    # A segment's ids ascend, so that the place of each is found by halving.
+    """CREATE OR REPLACE FUNCTION {s}.messages_at(p_topic integer, p_first bigint, p_last bigint) RETURNS TABLE (off bigint,
+        key bytea, value bytea, headers text, id text, stamp timestamptz, target text) LANGUAGE sql STABLE AS $body$
+        SELECT g.first + width_bucket(m.seq, g.seqs) - 1, m.key, m.value, m.headers, m.id, m.time, m.target
+        FROM {s}.segment g CROSS JOIN LATERAL (
+            SELECT * FROM {s}.message WHERE bucket BETWEEN g.low AND g.high
+            AND seq = ANY (g.seqs[greatest(p_first - g.first + 1, 1) : least(p_last - g.first + 1, cardinality(g.seqs))])) m
+        WHERE g.topic = p_topic AND g.first <= p_last AND g.first >= coalesce(
+            (SELECT max(b.first) FROM {s}.segment b WHERE b.topic = p_topic AND b.first <= p_first), p_first)
+    $body$""",
+    # The tables were restored from another server, whose transactions had other numbers: what has a place is found again by
+    # none, and all else by the next look.
+    """CREATE OR REPLACE FUNCTION {s}.count_anew(p_topic integer) RETURNS void {plpgsql}
+    DECLARE
+        t record;
+    BEGIN
+        SELECT name, seen INTO t FROM {s}.topic WHERE id = p_topic FOR UPDATE;
+        IF FOUND AND pg_snapshot_xmax(t.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+            UPDATE {s}.message SET xid = pg_current_xact_id() WHERE topic = t.name;
+            UPDATE {s}.message m SET xid = '0' FROM {s}.segment g WHERE g.topic = p_topic AND m.topic = t.name
+                AND m.seq = ANY (g.seqs);
+            UPDATE {s}.topic SET seen = '1:1:' WHERE id = p_topic;
+        END IF;
+    END $body$""",
+    # Gives places to what has become visible since `seen`; and lets in what was scheduled, with an xid that no snapshot
+    # will ever find again. The snapshot noted is that of the statement that looked.
+    """CREATE OR REPLACE FUNCTION {s}.place(p_topic integer) RETURNS bigint {plpgsql}
+    DECLARE
+        t record;
+        placed bigint;
+        moment timestamptz := clock_timestamp();
+    BEGIN
+        SELECT name, seen INTO t FROM {s}.topic WHERE id = p_topic;
+        IF FOUND AND pg_snapshot_xmax(t.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+            PERFORM {s}.count_anew(p_topic);
+            RETURN 0;
+        END IF;
+        IF NOT FOUND OR NOT (
+            EXISTS (SELECT FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen))
+            OR EXISTS (SELECT FROM {s}.message
+                WHERE topic = t.name AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen))))
+            OR EXISTS (SELECT FROM {s}.scheduled WHERE topic = t.name AND due <= moment))
+        THEN
+            RETURN 0;
+        END IF;
+        SELECT name, seen, next INTO t FROM {s}.topic WHERE id = p_topic FOR UPDATE;
+        IF NOT FOUND THEN
+            RETURN 0;
+        END IF;
+        WITH due AS (
+            DELETE FROM {s}.scheduled WHERE seq = ANY (ARRAY(SELECT seq FROM {s}.scheduled
+                WHERE topic = t.name AND due <= moment ORDER BY due, seq LIMIT 1000
+                FOR UPDATE SKIP LOCKED))
+            RETURNING *),
+        let_in AS (
+            INSERT INTO {s}.message (xid, topic, key, value, headers, id, time, target)
+            SELECT '0', topic, key, value, headers, id, time, target FROM due ORDER BY due.due, due.seq
+            RETURNING seq, bucket),
+        fresh AS (
+            SELECT seq, bucket FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen)
+            UNION ALL SELECT seq, bucket FROM {s}.message
+                WHERE topic = t.name AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen)))
+            UNION ALL SELECT seq, bucket FROM let_in),
+        numbered AS (SELECT seq, bucket, row_number() OVER (ORDER BY seq) - 1 AS n FROM fresh),
+        cut AS (
+            INSERT INTO {s}.segment (topic, first, low, high, stored, seqs)
+            SELECT p_topic, t.next + min(n), min(bucket), max(bucket), moment, array_agg(seq ORDER BY n)
+            FROM numbered GROUP BY n / {segment})
+        UPDATE {s}.topic SET next = next + (SELECT count(*) FROM numbered), seen = pg_current_snapshot()
+        WHERE id = p_topic RETURNING next - t.next INTO placed;
+        RETURN placed;
+    END $body$""",
+    # Groups that are missing have no row in the answer. `later`: in so many seconds there may be something untold.
+    """CREATE OR REPLACE FUNCTION {s}.look(p_groups integer[], p_receivers bigint[])
+    RETURNS TABLE (grp integer, ready boolean, later double precision) {plpgsql}
+    DECLARE
+        moment timestamptz;
+        number integer;
+    BEGIN
+        FOR number IN SELECT DISTINCT topic FROM {s}.consumer_group WHERE id = ANY (p_groups) ORDER BY 1 LOOP
+            PERFORM {s}.place(number);
+        END LOOP;
+        moment := clock_timestamp();
+        RETURN QUERY
+            SELECT g.id, g.cursor < t.next OR coalesce(q.due <= moment, false) OR coalesce(r.expires <= moment, false),
+                extract(epoch FROM least(q.due, r.expires, s.due) - moment)::double precision
+            FROM {s}.consumer_group g JOIN {s}.topic t ON t.id = g.topic
+            LEFT JOIN LATERAL (SELECT min(due) AS due FROM {s}.queued
+                WHERE grp = g.id AND due IS NOT NULL) q ON true
+            LEFT JOIN LATERAL (SELECT min(due) AS due FROM {s}.scheduled WHERE topic = t.name) s ON true
+            LEFT JOIN LATERAL (SELECT min(expires) AS expires FROM {s}.receiver m
+                WHERE m.grp = g.id AND m.id <> ALL (p_receivers)) r ON true
+            WHERE g.id = ANY (p_groups);
+    END $body$""",
+    # In the lanes given only the first queued message stays free: the others wait for it, and for its back-off.
+    """CREATE OR REPLACE FUNCTION {s}.step_back(p_group integer, p_lanes bigint[]) RETURNS void {plpgsql}
+    BEGIN
+        UPDATE {s}.queued q SET due = NULL
+        FROM (SELECT l.lane, (SELECT min(f.off) FROM {s}.queued f WHERE f.grp = p_group AND f.lane = l.lane) AS lowest
+            FROM unnest(p_lanes) l(lane)) lowest
+        WHERE q.grp = p_group AND q.lane = lowest.lane AND q.due IS NOT NULL AND q.off > lowest.lowest;
+    END $body$""",
+    # In the lanes given, where nothing is free or handed out, the next ones become free.
+    """CREATE OR REPLACE FUNCTION {s}.promote(p_group integer, p_lanes bigint[]) RETURNS boolean {plpgsql}
+    DECLARE
+        moment timestamptz := clock_timestamp();
+    BEGIN
+        UPDATE {s}.queued q SET due = moment FROM (
+            SELECT n.off FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
+                SELECT b.off FROM {s}.queued b WHERE b.grp = p_group AND b.lane = l.lane
+                ORDER BY b.off LIMIT {promoted}) n
+            WHERE NOT EXISTS (SELECT FROM {s}.queued f
+                WHERE f.grp = p_group AND f.lane = l.lane AND f.due IS NOT NULL)
+            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.grp = p_group AND o.lane = l.lane)) next
+        WHERE q.grp = p_group AND q.off = next.off;
+        RETURN FOUND;
+    END $body$""",
+    # Writes into a group's loans in which lanes they are, which was left out while nobody had to know.
+    """CREATE OR REPLACE FUNCTION {s}.note_lanes(p_group integer) RETURNS void {plpgsql}
+    DECLARE
+        g record;
+    BEGIN
+        SELECT topic, unnoted INTO g FROM {s}.consumer_group WHERE id = p_group;
+        IF g.unnoted IS NULL THEN
+            RETURN;
+        END IF;
+        UPDATE {s}.loan o SET lane = {s}.lane_of(g.unnoted, (
+            SELECT m.key FROM (SELECT seqs[o.off - first + 1] AS seq, low, high FROM {s}.segment
+                WHERE topic = g.topic AND first <= o.off ORDER BY first DESC LIMIT 1) e
+            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high))
+        WHERE o.lane IS NULL AND o.owner = ANY (ARRAY(SELECT id FROM {s}.receiver WHERE grp = p_group));
+        UPDATE {s}.consumer_group SET unnoted = NULL WHERE id = p_group;
+    END $body$""",
+    # Queues all that a receiver holds, due now, and forgets the receiver. Under the lock of the group.
+    """CREATE OR REPLACE FUNCTION {s}.return_all(p_receiver bigint, p_group integer, p_attempts integer)
+    RETURNS boolean {plpgsql}
+    DECLARE
+        lanes bigint[];
+        moved boolean;
+        moment timestamptz := clock_timestamp();
+    BEGIN
+        PERFORM {s}.note_lanes(p_group);
+        lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan WHERE owner = p_receiver AND lane IS NOT NULL);
+        WITH back AS (DELETE FROM {s}.loan WHERE owner = p_receiver RETURNING *)
+        INSERT INTO {s}.queued (grp, off, lane, due, attempt, suspect)
+        SELECT grp, off, lane, moment, attempt + p_attempts, suspect FROM back;
+        moved := FOUND;
+        DELETE FROM {s}.receiver WHERE id = p_receiver;
+        PERFORM {s}.step_back(p_group, lanes);
+        PERFORM {s}.promote(p_group, lanes);
+        RETURN moved;
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.leave(p_receiver bigint, p_group integer) RETURNS boolean {plpgsql}
+    BEGIN
+        PERFORM FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        RETURN FOUND AND {s}.return_all(p_receiver, p_group, 0);
+    END $body$""",
+    """CREATE OR REPLACE FUNCTION {s}.drop_group(p_group integer) RETURNS void {plpgsql}
+    BEGIN
+        PERFORM FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        DELETE FROM {s}.loan WHERE owner = ANY (ARRAY(SELECT id FROM {s}.receiver WHERE grp = p_group));
+        DELETE FROM {s}.receiver WHERE grp = p_group;
+        DELETE FROM {s}.queued WHERE grp = p_group;
+        DELETE FROM {s}.consumer_group WHERE id = p_group;
+    END $body$""",
+    # Renews a lease, which may have run out unnoticed while nothing was held. Writes only when it is time to.
+    """CREATE OR REPLACE FUNCTION {s}.renew(p_receiver bigint, p_group integer, p_lease double precision,
+        p_held boolean, p_always boolean) RETURNS void {plpgsql}
+    DECLARE
+        until timestamptz;
+    BEGIN
+        SELECT expires INTO until FROM {s}.receiver WHERE id = p_receiver;
+        IF FOUND AND NOT p_always AND until > clock_timestamp() + make_interval(secs => p_lease * 0.75) THEN
+            RETURN;
+        END IF;
+        UPDATE {s}.receiver SET expires = clock_timestamp() + make_interval(secs => p_lease) WHERE id = p_receiver;
+        IF FOUND THEN
+            RETURN;
+        END IF;
+        PERFORM FROM {s}.consumer_group WHERE id = p_group;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the group was removed' USING ERRCODE = '{gone}';
+        ELSIF p_held THEN
+            RAISE EXCEPTION 'the lease has run out' USING ERRCODE = '{expired}';
+        END IF;
+        INSERT INTO {s}.receiver (id, grp, expires)
+        VALUES (p_receiver, p_group, clock_timestamp() + make_interval(secs => p_lease));
+    END $body$""",
+    # Messages of which nobody has the lane, up to p_limit and a page, from `cursor` on; the others of them are queued.
+    """CREATE OR REPLACE FUNCTION {s}.lend_fresh(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
+        p_contended boolean, {page}) {plpgsql}
+    DECLARE
+        g record;
+        last bigint;
+        start bigint;
+        lanes text := CASE WHEN p_contended THEN p_ordering ELSE 'none' END;
+    BEGIN
+        SELECT c.cursor, c.topic, c.name, t.next INTO g
+        FROM {s}.consumer_group c JOIN {s}.topic t ON t.id = c.topic WHERE c.id = p_group;
+        IF g.cursor = g.next OR (lanes = 'partition' AND (
+            EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND lane = 1)
+            OR EXISTS (SELECT FROM {s}.loan WHERE grp = p_group AND lane = 1 AND owner <> p_receiver)))
+        THEN
+            RETURN;
+        END IF;
+        last := g.cursor - 1;
+        WHILE offsets IS NULL AND last < g.next - 1 LOOP
+            start := last + 1;
+            last := least(g.next - 1, last + CASE WHEN lanes = 'key' THEN least(4 * p_limit + 100, {scan}) ELSE p_limit END);
+            WITH seen AS MATERIALIZED (
+                SELECT *, lane IS NULL OR lanes = 'partition' OR (
+                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.grp = p_group AND q.lane = m.lane)
+                    AND NOT EXISTS (SELECT FROM {s}.loan l
+                        WHERE l.grp = p_group AND l.lane = m.lane AND l.owner <> p_receiver)) AS flows
+                FROM (SELECT *, {s}.lane_of(lanes, key) AS lane FROM {s}.messages_at(g.topic, start, last)) m
+                WHERE target IS NULL OR target = g.name),
+            fitting AS MATERIALIZED (
+                SELECT off FROM (
+                    SELECT off, sum(octet_length(value)) OVER (ORDER BY off) - octet_length(value) AS before
+                    FROM seen WHERE flows) s
+                WHERE before < {page_bytes} ORDER BY off LIMIT p_limit),
+            border AS MATERIALIZED (
+                SELECT CASE WHEN (SELECT count(*) FROM fitting) < (SELECT count(*) FROM seen WHERE flows)
+                    THEN (SELECT max(off) FROM fitting) ELSE last END AS off),
+            chosen AS MATERIALIZED (SELECT s.* FROM seen s, border b WHERE s.flows AND s.off <= b.off ORDER BY s.off),
+            lent AS (
+                INSERT INTO {s}.loan (owner, off, grp, lane, attempt) SELECT p_receiver, off, p_group, lane, 1 FROM chosen),
+            held_back AS (
+                INSERT INTO {s}.queued (grp, off, lane, attempt) SELECT p_group, s.off, s.lane, 1
+                FROM seen s, border b WHERE NOT s.flows AND s.off <= b.off)
+            SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
+                array_agg(c.stamp), (SELECT off FROM border)
+            INTO offsets, keys, payloads, headers, ids, times, last FROM chosen c;
+        END LOOP;
+        UPDATE {s}.consumer_group SET cursor = last + 1,
+            unnoted = CASE WHEN p_contended OR p_ordering = 'none' THEN NULL ELSE p_ordering END WHERE id = p_group;
+    END $body$""",
+    # Messages of `queued` that are due, in lanes that nobody else has.
+    """CREATE OR REPLACE FUNCTION {s}.lend_due(p_group integer, p_receiver bigint, p_topic integer, p_limit integer,
+        {page}, OUT attempts integer[], OUT suspects integer[]) {plpgsql}
+    DECLARE
+        moment timestamptz := clock_timestamp();
+    BEGIN
+        WITH found AS (
+            SELECT d.*, m.key, m.value, m.headers, m.id, m.time,
+                sum(octet_length(m.value)) OVER (ORDER BY d.due, d.off) - octet_length(m.value) AS before
+            FROM (SELECT q.* FROM {s}.queued q
+                WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
+                    SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver))
+                ORDER BY q.due, q.off LIMIT p_limit) d
+            CROSS JOIN LATERAL (SELECT seqs[d.off - first + 1] AS seq, low, high FROM {s}.segment
+                WHERE topic = p_topic AND first <= d.off ORDER BY first DESC LIMIT 1) e
+            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high),
+        chosen AS MATERIALIZED (SELECT * FROM found WHERE before < {page_bytes} ORDER BY off),
+        lent AS (
+            INSERT INTO {s}.loan (owner, off, grp, lane, attempt, suspect)
+            SELECT p_receiver, off, p_group, lane, attempt, suspect FROM chosen)
+        SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
+            array_agg(c.time), array_agg(c.attempt), array_agg(c.suspect)
+        INTO offsets, keys, payloads, headers, ids, times, attempts, suspects FROM chosen c;
+        DELETE FROM {s}.queued q USING unnest(offsets) o(off) WHERE q.grp = p_group AND q.off = o.off;
+    END $body$""",
+    # What is due comes first: it is older than whatever nobody has seen.
+    """CREATE OR REPLACE FUNCTION {s}.hand_out(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
+        p_lease double precision, p_held boolean, {page}, OUT attempts integer[], OUT suspects integer[]) {plpgsql}
+    DECLARE
+        g record;
+        others boolean := false;
+        has_queued boolean;
+        contended boolean;
+        dead record;
+        fresh record;
+        count_ integer := 0;
+    BEGIN
+        SELECT topic, unnoted INTO g FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the group was removed' USING ERRCODE = '{gone}';
+        END IF;
+        -- A loan that a power failure undoes is one that nobody holds any more: what settles it is on disk only after it.
+        PERFORM set_config('synchronous_commit', 'off', true);
+        PERFORM {s}.renew(p_receiver, p_group, p_lease, p_held, false);
+        FOR dead IN SELECT id, expires <= clock_timestamp() AS expired FROM {s}.receiver
+            WHERE grp = p_group AND id <> p_receiver
+        LOOP
+            IF dead.expired THEN
+                PERFORM {s}.return_all(dead.id, p_group, 1);
+            ELSE
+                others := true;
+            END IF;
+        END LOOP;
+        has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group);
+        contended := (has_queued OR others) AND p_ordering <> 'none';
+        IF contended OR g.unnoted <> p_ordering THEN
+            PERFORM {s}.note_lanes(p_group);
+        END IF;
+        IF has_queued THEN
+            SELECT * INTO offsets, keys, payloads, headers, ids, times, attempts, suspects
+            FROM {s}.lend_due(p_group, p_receiver, g.topic, p_limit);
+            count_ := coalesce(cardinality(offsets), 0);
+        END IF;
+        IF count_ < p_limit THEN
+            SELECT * INTO fresh FROM {s}.lend_fresh(p_group, p_receiver, p_limit - count_, p_ordering, contended);
+            offsets := offsets || fresh.offsets;
+            keys := keys || fresh.keys;
+            payloads := payloads || fresh.payloads;
+            headers := headers || fresh.headers;
+            ids := ids || fresh.ids;
+            times := times || fresh.times;
+            IF count_ > 0 THEN
+                attempts := attempts || array_fill(1, ARRAY[coalesce(cardinality(fresh.offsets), 0)]);
+                suspects := suspects || array_fill(0, ARRAY[coalesce(cardinality(fresh.offsets), 0)]);
+            END IF;
+        END IF;
+    END $body$""",
+    # Tells whether others may have something now.
+    """CREATE OR REPLACE FUNCTION {s}.settle(p_group integer, p_receiver bigint, p_acknowledged bigint[],
+        p_released bigint[], p_delays double precision[], p_attempts integer[], p_aside boolean[]) RETURNS boolean {plpgsql}
+    DECLARE
+        moment timestamptz;
+        done_lanes bigint[] := '{}';
+        back_lanes bigint[];
+        has_queued boolean;
+    BEGIN
+        PERFORM FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        moment := clock_timestamp();
+        has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group);
+        IF cardinality(p_released) > 0 THEN
+            PERFORM {s}.note_lanes(p_group);
+        END IF;
+        IF has_queued OR cardinality(p_released) > 0 THEN
+            done_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(p_acknowledged) a(off)
+                JOIN {s}.loan l ON l.owner = p_receiver AND l.off = a.off WHERE lane IS NOT NULL);
+        END IF;
+        DELETE FROM {s}.loan l USING unnest(p_acknowledged) a(off) WHERE l.owner = p_receiver AND l.off = a.off;
+        IF cardinality(p_released) = 0 THEN
+            RETURN has_queued AND {s}.promote(p_group, done_lanes);
+        END IF;
+        -- First those alone that were acknowledged: only a lane where something is released may have to step back.
+        PERFORM {s}.promote(p_group, done_lanes);
+        back_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(p_released) r(off)
+            JOIN {s}.loan l ON l.owner = p_receiver AND l.off = r.off WHERE lane IS NOT NULL);
+        WITH back AS (
+            DELETE FROM {s}.loan l USING unnest(p_released) r(off)
+            WHERE l.owner = p_receiver AND l.off = r.off RETURNING l.*)
+        INSERT INTO {s}.queued (grp, off, lane, due, attempt)
+        SELECT b.grp, b.off, CASE WHEN r.aside THEN NULL ELSE b.lane END,
+            moment + make_interval(secs => r.delay), r.attempt
+        FROM unnest(p_released, p_delays, p_attempts, p_aside) r(off, delay, attempt, aside) JOIN back b ON b.off = r.off;
+        PERFORM {s}.step_back(p_group, back_lanes);
+        PERFORM {s}.promote(p_group, back_lanes);
+        RETURN true;
+    END $body$""",
+)
