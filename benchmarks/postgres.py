@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.common import consume, messages
-from benchmarks.result import Result, rate
+from benchmarks.result import Result, Stopwatch, rate
 from benchmarks.rounds import against, name, not_measured, ratio, running
 from things_kit import Broker, Message, connect
 from things_kit.brokers.postgres.connections import Connections
@@ -41,9 +41,9 @@ async def ours(broker: Broker, count: int, keys: int = 1000) -> tuple[float, flo
     await broker.declare(topic, groups=["bench"])
     rows = messages(count, topic, keys)
     published = await rate(count, lambda: publish(broker, rows))
-    consumed = await rate(count, lambda: consume(broker, count, topic=topic))
+    consumed = await consume(broker, count, topic=topic)
     await broker.remove(topic)
-    return published, consumed
+    return published, consumed.rate
 
 
 # --- others
@@ -65,17 +65,19 @@ async def pgqueuer(url: str) -> tuple[float, float]:
 
         published = await rate(PEER_COUNT, enqueue)
         worker = package.PgQueuer(drivers.AsyncpgDriver(other))
-        seen = 0
+        watch, seen = Stopwatch(), 0
 
         async def handle(_: Any) -> None:
             nonlocal seen
+            watch.first()
             seen += 1
             if seen == PEER_COUNT:
                 worker.shutdown.set()
 
         worker.entrypoint("bench")(handle)
 
-        return published, await rate(PEER_COUNT, lambda: worker.run(batch_size=PEER_BATCH))
+        await worker.run(batch_size=PEER_BATCH)
+        return published, watch.consumed(PEER_COUNT).rate
     finally:
         await connection.close()
         await other.close()
@@ -85,11 +87,12 @@ async def procrastinate(url: str) -> tuple[float, float]:
     """The same as jobs of one task, deferred in batches, and deleted when they succeeded."""
     package = import_module("procrastinate")
     app = package.App(connector=package.PsycopgConnector(conninfo=url))
-    done, seen = asyncio.Event(), 0
+    watch, done, seen = Stopwatch(), asyncio.Event(), 0
 
     async def handle(payload: str) -> None:
         nonlocal seen
         assert payload
+        watch.first()
         seen += 1
         if seen == SLOW_COUNT:
             done.set()
@@ -104,10 +107,11 @@ async def procrastinate(url: str) -> tuple[float, float]:
         worker = asyncio.create_task(
             app.run_worker_async(concurrency=8, install_signal_handlers=False, delete_jobs="successful")
         )
-        consumed = await rate(SLOW_COUNT, done.wait)
+        await done.wait()
+        consumed = watch.consumed(SLOW_COUNT)
         worker.cancel()
         await asyncio.gather(worker, return_exceptions=True)
-    return published, consumed
+    return published, consumed.rate
 
 
 async def against_others(broker: Broker, url: str) -> list[Result]:

@@ -24,7 +24,12 @@ from things_kit.cli.running import CommandFailed, run
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
-MISSED_SOON: Final[dict[str, dict[str, str]]] = {"sqlite": {"lease": "2"}, "kafka": {"session_timeout": "6"}}
+MISSED_SOON: Final[dict[str, dict[str, str]]] = {
+    "sqlite": {"lease": "2"},
+    "postgres": {"lease": "2"},
+    "postgresql": {"lease": "2"},
+    "kafka": {"session_timeout": "6"},
+}
 """Options by which brokers give a killed worker's messages to another within seconds; their own defaults are longer."""
 
 

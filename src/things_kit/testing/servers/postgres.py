@@ -65,16 +65,16 @@ class PostgresServer(ServerProcess):
             return
         data.mkdir(mode=0o700)
         if os.getuid() == 0:
-            user = _user()
+            user = server_user()
             for folder in (self.folder, data):
                 os.chown(folder, user.pw_uid, user.pw_gid)
         words = ("--username", USER, "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync")
-        run(*_as_user(), programs / "initdb", "--pgdata", data, *words, cwd=self.folder)
+        run(*as_user(), programs / "initdb", "--pgdata", data, *words, cwd=self.folder)
 
     def command(self) -> Sequence[str | Path]:
         """The server, in the foreground."""
         words = ("-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port), "-k", "")
-        return [*_as_user(), self._programs() / "postgres", *words]
+        return [*as_user(), self._programs() / "postgres", *words]
 
     @staticmethod
     def _programs() -> Path:
@@ -90,15 +90,16 @@ class PostgresServer(ServerProcess):
             raise ValueError(f"the login was answered with {answer!r}")
 
 
-def _as_user() -> Sequence[str]:
+def as_user() -> Sequence[str]:
     """The beginning of a command that is to run as somebody else than root."""
     if os.getuid() != 0:
         return ()
-    user = _user()
+    user = server_user()
     return ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--")
 
 
-def _user() -> pwd.struct_passwd:
+def server_user() -> pwd.struct_passwd:
+    """Who runs the server where root starts it. Raises ServerUnavailable if there is nobody of that name."""
     try:
         return pwd.getpwnam(USER)
     except KeyError:
