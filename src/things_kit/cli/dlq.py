@@ -13,6 +13,7 @@ import typer
 from things_kit.brokers.connect import connect
 from things_kit.cli.commands import Command, Group
 from things_kit.cli.dead_letters import DeadLetter, Kinds, Oldest, Selection, looking_at
+from things_kit.cli.decoded import Decoding, RegistryUrl, decoded
 from things_kit.cli.dlq_pages import kinds_table, letters_table, page
 from things_kit.cli.looking import looking
 from things_kit.cli.options import DeadLetterTopic, JsonFlag, Url
@@ -89,20 +90,26 @@ def show(
     topic: DeadLetterTopic,
     message_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
     *,
+    registry: RegistryUrl = None,
     every: Every = False,
     json: JsonFlag = False,
 ) -> None:
     """Show everything of one dead letter."""
-    run(lambda: _show(url, topic, message_id, Selection([message_id], every=every), json=json))
+    selection = Selection([message_id], every=every)
+    run(lambda: _show(url, topic, message_id, selection, registry, json=json))
 
 
-async def _show(url: str, topic: str, message_id: str, selection: Selection, *, json: bool) -> None:
+async def _show(
+    url: str, topic: str, message_id: str, selection: Selection, registry: str | None, *, json: bool
+) -> None:
+    decoding = None if registry is None else Decoding(registry)
     async with aclosing(_meant(url, topic, selection)) as meant:
         async for message in meant:
+            told = await decoded(decoding, message)
             if json:
-                say(as_json(row(message)))
+                say(as_json(row(message, told)))
             else:
-                terminal().print(page(message), soft_wrap=True)
+                terminal().print(page(message, told), soft_wrap=True)
             return
     raise CommandFailed(f"there is no dead letter {message_id!r} in {topic}")
 

@@ -6,8 +6,9 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from things_kit.cli.dead_letters import DeadLetter, Kind
+from things_kit.cli.decoded import AS_IT_IS, Decoded
 from things_kit.cli.printing import safe
-from things_kit.cli.readable import readable, value_page
+from things_kit.cli.readable import not_decoded, readable, value_page
 from things_kit.cli.rows import rfc3339
 from things_kit.messaging.message import Message
 
@@ -57,7 +58,7 @@ def _cells(letter: DeadLetter) -> tuple[str, ...]:
     return tuple("" if cell is None else safe(str(cell)) for cell in cells)
 
 
-def page(message: Message) -> Text:
+def page(message: Message, decoded: Decoded = AS_IT_IS) -> Text:
     """Everything of one message."""
     key = None if message.key is None else readable(message.key)
     fields = {
@@ -77,4 +78,7 @@ def page(message: Message) -> Text:
     width = max(map(len, message.headers), default=0)
     for name, value in message.headers.items():
         text.append(f"  {safe(name):<{width}}  ", "green").append(f"{safe(value)}\n")
-    return text.append("value\n", "bold").append_text(value_page(message.value))
+    text.append("value\n", "bold")
+    if decoded.problem is not None:
+        text.append(f"{not_decoded(decoded.problem)}\n", "yellow")
+    return text.append_text(value_page(message.value if decoded.json is None else decoded.json))

@@ -8,13 +8,14 @@ import msgspec
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
+from things_kit.cli.decoded import AS_IT_IS, Decoded
 from things_kit.cli.printing import safe
 from things_kit.messaging.message import Message
 
 JSON_COLOURS: Final = JSONHighlighter()
 
 
-def line(message: Message, longest: int | None = None) -> Text:
+def line(message: Message, longest: int | None = None, decoded: Decoded = AS_IT_IS) -> Text:
     """A message as one line: when, key, headers, value."""
     text = Text()
     if message.timestamp is not None:
@@ -25,7 +26,13 @@ def line(message: Message, longest: int | None = None) -> Text:
         text.append(safe(name), "green").append("=", "dim").append(safe(value), "green").append("  ")
     if message.attempt > 1:
         text.append(f"attempt {message.attempt}", "yellow").append("  ")
-    return text.append_text(value_text(message.value, longest))
+    text.append_text(value_text(message.value if decoded.json is None else decoded.json, longest))
+    return text if decoded.problem is None else text.append(f"  {not_decoded(decoded.problem)}", "yellow")
+
+
+def not_decoded(problem: str) -> str:
+    """Why a value is shown as it is."""
+    return f"(not decoded: {safe(problem)})"
 
 
 def value_text(value: bytes, longest: int | None = None) -> Text:

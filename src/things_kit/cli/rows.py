@@ -7,14 +7,20 @@ from typing import Any
 
 import msgspec
 
+from things_kit.cli.decoded import AS_IT_IS, Decoded
 from things_kit.messaging.message import Message
 
 Bytes = str | dict[str, str]
 """Bytes in a row: text where they are UTF-8, else `{"base64": "..."}`."""
 
 
-def row(message: Message) -> dict[str, Any]:
-    """A message as a row: all its fields, under their own names."""
+def row(message: Message, decoded: Decoded = AS_IT_IS) -> dict[str, Any]:
+    """A message as a row: all its fields, under their own names, and what its value says, or why nobody can tell."""
+    told: dict[str, Any] = {}
+    if decoded.json is not None:
+        told["decoded"] = msgspec.json.decode(decoded.json)
+    if decoded.problem is not None:
+        told["not_decoded"] = decoded.problem
     return {
         "topic": message.topic,
         "value": bytes_in_row(message.value),
@@ -25,6 +31,7 @@ def row(message: Message) -> dict[str, Any]:
         "timestamp": None if message.timestamp is None else rfc3339(message.timestamp),
         "id": message.id,
         "attempt": message.attempt,
+        **told,
     }
 
 

@@ -4,13 +4,14 @@ import asyncio
 import os
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Annotated, Final
 
 import typer
 from rich.text import Text
 
+from things_kit.cli.decoded import Decoded, Decoding, RegistryUrl, decoded
 from things_kit.cli.looking import looking
 from things_kit.cli.options import JsonFlag, Topic, Url
 from things_kit.cli.printing import OutputClosed, Terminal, as_json, safe, say, terminal
@@ -40,6 +41,7 @@ def tail(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="End after so many messages.")] = None,
+    registry: RegistryUrl = None,
     json: JsonFlag = False,
 ) -> None:
     """Show the messages of TOPIC as they are published, until stopped.
@@ -48,7 +50,8 @@ def tail(
     """
 
     async def show() -> None:
-        view = View(_print_json if json else _printer(terminal()), limit)
+        decoding = None if registry is None else Decoding(registry)
+        view = View(_print_json if json else _printer(terminal()), limit, decoding)
         if since is None:
             await _tail(url, topic, view)
         else:
@@ -67,7 +70,8 @@ async def _tail_from(url: str, topic: str, since: Since, view: "View") -> None:
 async def _read(broker: Broker, topic: str, since: Since, view: "View") -> None:
     async with aclosing(messages_since(broker, topic, since)) as batches:
         async for messages in batches:
-            await asyncio.to_thread(view.handle_all, messages)
+            for message in messages:
+                await view.handle(message)
 
 
 def _tell_listening(url: str, topic: str) -> None:
@@ -98,24 +102,25 @@ class View:
         done: Becomes done with the last message, and fails if they cannot be shown.
     """
 
-    def __init__(self, show: Callable[[Message], None], limit: int | None) -> None:
+    def __init__(
+        self, show: Callable[[Message, Decoded], None], limit: int | None, decoding: Decoding | None = None
+    ) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._show = show
+        self._decoding = decoding
         self._left = limit
         self._loop = asyncio.get_running_loop()
         self._finished = False
 
-    def handle_all(self, messages: Sequence[Message]) -> None:
-        """Show these."""
-        for message in messages:
-            self.handle(message)
+    async def handle(self, message: Message) -> None:
+        """Show one, in a thread: a terminal that is held up must not hold up the connection."""
+        if not self._finished:
+            told = await decoded(self._decoding, message)
+            await asyncio.to_thread(self._handle, message, told)
 
-    def handle(self, message: Message) -> None:
-        """Show one; a plain function, as a terminal that is held up must not hold up the connection."""
-        if self._finished:
-            return
+    def _handle(self, message: Message, told: Decoded) -> None:
         try:
-            self._show(message)
+            self._show(message, told)
         except OutputClosed as error:
             self._finish(error)
         except OSError as error:
@@ -164,15 +169,15 @@ async def _first(*futures: asyncio.Future[None]) -> None:
         future.result()
 
 
-def _print_json(message: Message) -> None:
-    say(as_json(row(message)))
+def _print_json(message: Message, told: Decoded) -> None:
+    say(as_json(row(message, told)))
 
 
-def _printer(console: Terminal) -> Callable[[Message], None]:
+def _printer(console: Terminal) -> Callable[[Message, Decoded], None]:
     longest = LONGEST if console.is_terminal else None
 
-    def show(message: Message) -> None:
-        console.print(line(message, longest), soft_wrap=True)
+    def show(message: Message, told: Decoded) -> None:
+        console.print(line(message, longest, told), soft_wrap=True)
         console.file.flush()
 
     return show

@@ -124,7 +124,7 @@ class Avro(msgspec.Struct, frozen=True):
                 if stored.kind != "AVRO":
                     raise ValueError(f"the schema {identity} is {stored.kind}")
                 writer = written[identity] = parsed_schema(stored.schema)
-            return _read(message.value[start:], writer, schema, convert)
+            return read_plain(message.value[start:], writer, schema, convert)
 
         return decode
 
@@ -208,10 +208,13 @@ def _plain_values(schema: Any, kind: Any) -> Callable[[Any], Any]:
 
 
 def _reader(schema: Any, convert: Callable[[Any], Any] | None) -> Decode:
-    return lambda message: _read(message.value, schema, None, convert)
+    return lambda message: read_plain(message.value, schema, None, convert)
 
 
-def _read(value: bytes, writer: Any, reader: Any, convert: Callable[[Any], Any] | None) -> Any:
+def read_plain(
+    value: bytes, writer: Any, reader: Any = None, convert: Callable[[Any], Any] | None = None
+) -> Any:
+    """A value by its writer's schema, resolved with the reader's. Raises ValueError for what is too long."""
     stream = io.BytesIO(value)
     plain = fastavro.schemaless_reader(stream, writer, reader)
     if stream.tell() != len(value):
