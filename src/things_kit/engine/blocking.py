@@ -14,6 +14,7 @@ from things_kit.messaging.errors import BrokerUnavailable, ClosedError, ConfigEr
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.topic import UNSET, Topic, Unset
+from things_kit.messaging.transform import Transform
 
 if TYPE_CHECKING:
     from things_kit.engine.broker import Broker
@@ -33,8 +34,9 @@ class BlockingProducer:
     when it is first used, or entered; after a fork the child connects anew.
     """
 
-    def __init__(self, make: Callable[[], "Broker"]) -> None:
+    def __init__(self, make: Callable[[], "Broker"], transforms: Sequence[Transform] = ()) -> None:
         self._make = make
+        self._transforms = transforms
         self._closed = False
         self._forget()
         _all.add(self)
@@ -116,7 +118,7 @@ class BlockingProducer:
             raise ClosedError("the producer is closed")
         with self._lock:
             if self._session is None:
-                self._session = _Session(self._make())
+                self._session = _Session(self._make(), self._transforms)
             return self._session
 
 
@@ -125,7 +127,7 @@ class _Session:
 
     producer: "BrokerProducer"
 
-    def __init__(self, broker: "Broker") -> None:
+    def __init__(self, broker: "Broker", transforms: Sequence[Transform]) -> None:
         self._broker = broker
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
@@ -137,7 +139,7 @@ class _Session:
         except BaseException:
             self.close()
             raise
-        self.producer = broker.producer()
+        self.producer = broker.producer(transforms=transforms)
 
     def ask(self, call: Coroutine[Any, Any, ResultT]) -> ResultT:
         """What a coroutine returns on the loop; one that nobody waits for any more is cancelled."""

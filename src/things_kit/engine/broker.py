@@ -29,6 +29,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Batch, Seconds
 from things_kit.messaging.producer import Fields, message_to_publish
 from things_kit.messaging.topic import UNSET, Topic, topic_name
+from things_kit.messaging.transform import Transform, checked_transforms
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -279,16 +280,17 @@ class Broker:
         """
         self.transmission.instruments += instruments
 
-    def producer(self, *, insist: bool = False) -> BrokerProducer:
-        """A producer, closed with the broker. Raises ClosedError.
+    def producer(self, *, transforms: Sequence[Transform] = (), insist: bool = False) -> BrokerProducer:
+        """A producer, closed with the broker. Raises ClosedError, or ConfigError for what is no transform.
 
         Args:
+            transforms: What is done to values before they are sent, from left to right, such as `compress()`.
             insist: For what must not get lost: a topic that no group has, on a broker that would drop the message, is
                 an outage, which `publish` waits out for `publish_timeout`, instead of `NobodyListens` at once; and a dead
                 letter may have 2 KiB more than other messages.
         """
         self._check_state()
-        producer = BrokerProducer(self.transmission, insist=insist)
+        producer = BrokerProducer(self.transmission, insist=insist, transforms=checked_transforms(transforms))
         self._producers.add(producer)
         return producer
 
@@ -351,7 +353,7 @@ class Broker:
         answer = await self._requests.ask(message_to_publish(message, payload, fields), timeout)
         return await decode_reply(decode, answer)
 
-    def blocking(self) -> BlockingProducer:
+    def blocking(self, *, transforms: Sequence[Transform] = ()) -> BlockingProducer:
         """A producer for code that is not async, such as Django's or Flask's: `with connect(url).blocking() as producer:`.
 
         It has a thread, an event loop and a connection of its own, which are there once it is used or entered.
@@ -363,7 +365,7 @@ class Broker:
             broker.instrument(*instruments)
             return broker
 
-        return BlockingProducer(make)
+        return BlockingProducer(make, checked_transforms(transforms))
 
     @overload
     def consumer(
@@ -417,6 +419,7 @@ class Broker:
             max_in_flight: The most messages held at once, over all topics.
             batch: Hand the handler lists of messages.
             middleware: Functions from Handle to Handle, outermost first.
+            transforms: What was done to values, such as `compress()`: it is undone before they are decoded.
             arguments: All of these but the first two.
 
         Raises:

@@ -94,11 +94,13 @@ class BrokerConsumer:
             publish = None if options.publish is None else Publishing(options.publish, self.group)
             self._handle = compile_handler(
                 options.handler, [*outside, *options.middleware], watched=True, topics=topics, publish=publish,
-                answers=True,
+                answers=True, transforms=options.transforms,
             )  # fmt: skip
         else:
             wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
-            self._handle_batch = compile_batch_handler(options.handler, wraps, topics=topics)
+            self._handle_batch = compile_batch_handler(
+                options.handler, wraps, topics=topics, transforms=options.transforms
+            )
 
     # --- lifecycle
 

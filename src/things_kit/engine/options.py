@@ -13,6 +13,7 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds
 from things_kit.messaging.topic import Topic, topic_name
+from things_kit.messaging.transform import Transform, checked_transforms
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -30,6 +31,7 @@ class CommonChoices(TypedDict, total=False):
     drain_timeout: Seconds
     max_in_flight: int
     middleware: Sequence[Middleware]
+    transforms: Sequence[Transform]
 
 
 class ContractArguments(CommonChoices):
@@ -88,6 +90,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1000
     batch: Annotated[Batch | None, Meta(description="Hand the handler lists of messages.")] = None
     middleware: Annotated[Sequence[Middleware], Meta(description="Functions from Handle to Handle.")] = ()
+    transforms: Annotated[Sequence[Transform], Meta(description="What is undone before decoding.")] = ()
     contracts: Mapping[str, Topic[Any]] = {}
 
     def __post_init__(self) -> None:
@@ -118,6 +121,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"the contract of {asked.name!r} says reply=; a handler of batches answers nobody"
                 )
+        checked_transforms(self.transforms)
         if self.publish is not None:
             _instance("publish", self.publish, Topic)
             if self.batch is not None:

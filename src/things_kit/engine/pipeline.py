@@ -12,13 +12,14 @@ from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder
 from things_kit.engine.results import Publishing, carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
+from things_kit.engine.transforming import batch_undone_first, partly, undoing, undone_first
 from things_kit.engine.unrun import discard, ran, yields
 from things_kit.messaging.codec import Opening, Unprepared
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.handler import AnyHandler, Handle, HandleBatch, Middleware
 from things_kit.messaging.message import Message
-from things_kit.messaging.outcomes import BatchError
 from things_kit.messaging.topic import Topic
+from things_kit.messaging.transform import Transform
 
 Topics: TypeAlias = Sequence[str | Topic[Any]]
 
@@ -43,6 +44,7 @@ def compile_handler(
     topics: Topics = (),
     publish: Publishing | None = None,
     answers: bool = False,
+    transforms: Sequence[Transform] = (),
 ) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
 
@@ -53,6 +55,7 @@ def compile_handler(
         topics: What it is for, by name or contract; nothing where it is not known.
         publish: Where its results go. The function raises `Results` then.
         answers: For requests too it raises `Results`, with the reply.
+        transforms: What was done to values of topics that say nothing of it themselves.
 
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
@@ -79,6 +82,8 @@ def compile_handler(
         handle = decoded
     if openers := _openers(topics):
         handle = _opening(handle, openers)
+    if undo := undoing(transforms, _transforms_of(topics)):
+        handle = undone_first(handle, undo)
     if collects:
         handle = collecting(handle, name, publish, watched=bare)
     for wrap in reversed(middleware):
@@ -150,10 +155,12 @@ def compile_batch_handler(
     wraps: Sequence[Callable[[HandleBatch], HandleBatch]] = (),
     *,
     topics: Topics = (),
+    transforms: Sequence[Transform] = (),
 ) -> HandleBatch:
     """One async function of a list of messages, from a handler that takes a list of messages or payloads.
 
-    `wraps` are put around it, outermost first; `topics` are what it is for, by name or contract.
+    `wraps` are put around it, outermost first; `topics` are what it is for, by name or contract, and `transforms` what was
+    done to values of those that say nothing of it themselves.
 
     Raises:
         ConfigError: The handler is none, or does not take a list.
@@ -173,6 +180,8 @@ def compile_batch_handler(
     )
     if openers := _openers(topics):
         handle = _opening_batches(handle, openers)
+    if undo := undoing(transforms, _transforms_of(topics)):
+        handle = batch_undone_first(handle, undo)
     for wrap in reversed(wraps):
         handle = wrap(handle)
     return handle
@@ -193,20 +202,7 @@ def _decoded_batch(call: Callable[..., Awaitable[Any]], decode: Callable[[Messag
                 raise  # of all: those behind it must not overtake it
             except Exception as error:  # noqa: BLE001 - that message's own failure
                 errors[index] = error
-        if payloads:
-            try:
-                await call(payloads)
-            except BatchError as failed:
-                if failed.errors.keys() <= set(range(len(indices))):
-                    errors |= {indices[index]: error for index, error in failed.errors.items()}
-                else:  # whatever it means, it does not mean that all is well
-                    errors |= dict.fromkeys(indices, failed)
-            except Exception as error:
-                if not errors:
-                    raise
-                errors |= dict.fromkeys(indices, error)
-        if errors:
-            raise BatchError(errors)
+        await partly(call, payloads, indices, errors)
 
     return decoded
 
@@ -308,6 +304,10 @@ def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
 
 
 Openers: TypeAlias = dict[str, Callable[[Message], Message]]
+
+
+def _transforms_of(topics: Topics) -> dict[str, Sequence[Transform]]:
+    return {topic.name: topic.transforms for topic in topics if isinstance(topic, Topic)}
 
 
 def _openers(topics: Topics) -> Openers:

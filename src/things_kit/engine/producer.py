@@ -11,6 +11,7 @@ import msgspec
 
 from things_kit.engine.cancelling import abandon
 from things_kit.engine.outbound import checked_batch, prepare
+from things_kit.engine.transforming import apply
 from things_kit.engine.transmission import Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
 from things_kit.messaging.instrument import Send
@@ -18,6 +19,7 @@ from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.producer import message_to_publish
 from things_kit.messaging.topic import UNSET, Topic, Unset
+from things_kit.messaging.transform import Transform
 
 T = TypeVar("T")
 
@@ -50,10 +52,13 @@ class BrokerProducer:
         insist: bool = False,
         any_size: bool = False,
         answers: bool = False,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         self._transmission = transmission
         self._insist = insist
         self._any_size = any_size
+        self._transforms = transforms
+        self._transforming = asyncio.Lock()
         self._send_chunk = transmission.answer if answers else transmission.send
         self._timeout = transmission.url.engine.publish_timeout
         self._queue: deque[_Waiting] = deque()
@@ -96,7 +101,8 @@ class BrokerProducer:
         """
         if isinstance(message, Topic):
             await self._transmission.prepare(message)
-        errors = await self._send_in((message_to_publish(message, payload, fields),))
+        one = (message_to_publish(message, payload, fields),)
+        errors = await (self._send_transformed(one) if self._transforms else self._send_in(one))
         if errors:
             raise errors[0]
 
@@ -110,13 +116,41 @@ class BrokerProducer:
         messages = checked_batch(messages)
         if not messages and not self._closed:
             return
-        errors = await self._send_in(messages)
+        errors = await (self._send_transformed(messages) if self._transforms else self._send_in(messages))
         if errors:
             index, first = next(iter(sorted(errors.items())))
             raise PublishError(
                 f"{len(errors)} of {len(messages)} messages were not published; message {index}: {first}",
                 errors,
             ) from first
+
+    async def _send_transformed(self, messages: Sequence[Message]) -> dict[int, Exception]:
+        """One call after the other, as a transform may wait: messages of one key keep their order."""
+        checked_batch(messages)
+        ready: list[Message] = []
+        indices: list[int] = []
+        errors: dict[int, Exception] = {}
+        async with self._transforming:
+            for index, message in enumerate(messages):
+                try:
+                    ready.append(await self._transformed(message))
+                except PublishError as error:
+                    errors[index] = error
+                except BrokerUnavailable as error:  # those behind it must not overtake it
+                    errors |= dict.fromkeys(range(index, len(messages)), error)
+                    break
+                else:
+                    indices.append(index)
+            sending = asyncio.ensure_future(self._send_in(ready)) if ready else None
+            await asyncio.sleep(0)  # it has its place in the queue now
+        failed = {} if sending is None else await sending
+        return errors | {indices[index]: error for index, error in failed.items()}
+
+    async def _transformed(self, message: Message) -> Message:
+        _, refused = prepare([message], None, ours=self._insist)
+        if refused:
+            raise refused[0]
+        return await apply(self._transforms, message, self._timeout)
 
     async def close(self, within: float | None = None) -> None:
         """Send what is waiting, for at most `within` seconds, then close. Closing twice is fine.

@@ -6,6 +6,12 @@ from typing import Final
 CONTENT_TYPE: Final = "content-type"
 """How the value is encoded; JSON where it is missing."""
 
+CONTENT_ENCODING: Final = "content-encoding"
+"""What was done to the value, in the order in which it was done."""
+
+ENCRYPTED_TOPIC: Final = "encrypted-topic"
+"""The topic that a value was encrypted for."""
+
 SCHEMA_VERSION: Final = "schema-version"
 """Which version of its topic's contract a message was written by; 1 where it is missing."""
 

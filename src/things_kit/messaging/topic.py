@@ -1,7 +1,7 @@
 """A topic's contract as one value: what its messages carry, and how they are written."""
 
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final, Generic, NoReturn, TypeVar, overload
@@ -12,6 +12,7 @@ from things_kit.messaging.keys import Key, key_bytes, key_function
 from things_kit.messaging.kinds import checked_kinds, is_raw, outer_classes
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE, SCHEMA_VERSION
+from things_kit.messaging.transform import Transform, topic_transforms, transformed
 from things_kit.messaging.versions import Upcaster, check_versions
 
 T = TypeVar("T")
@@ -49,11 +50,12 @@ class Topic(Generic[T]):
         upcasters: By the value in `kinds`, the functions from one version to the next.
         accept_newer: Whether messages of a newer version are decoded as if they were of this one.
         reply: The type of what answers a request, where the contract says so.
+        transforms: What is done to its values.
     """
 
     __slots__ = (
         "_classes", "_encode", "_headers", "_key", "_stamp", "_typed", "accept_newer", "by", "codec", "headers", "key",
-        "kinds", "name", "reply", "upcasters", "version",
+        "kinds", "name", "reply", "transforms", "upcasters", "version",
     )  # fmt: skip
 
     name: str
@@ -66,6 +68,7 @@ class Topic(Generic[T]):
     upcasters: Mapping[str | None, Mapping[int, Upcaster]]
     accept_newer: bool
     reply: Any
+    transforms: tuple[Transform, ...]
 
     _encode: Encode
     _stamp: (
@@ -89,6 +92,7 @@ class Topic(Generic[T]):
         upcast: Mapping[int, Upcaster] = ...,
         accept_newer: bool = False,
         reply: Any = None,
+        transforms: Sequence[Transform] = (),
     ) -> None: ...
 
     @overload
@@ -105,6 +109,7 @@ class Topic(Generic[T]):
         upcast: Mapping[str, Mapping[int, Upcaster]] = ...,
         accept_newer: bool = False,
         reply: Any = None,
+        transforms: Sequence[Transform] = (),
     ) -> None: ...
 
     def __init__(
@@ -120,6 +125,7 @@ class Topic(Generic[T]):
         upcast: Mapping[Any, Any] = _NOTHING,
         accept_newer: bool = False,
         reply: Any = None,
+        transforms: Sequence[Transform] = (),
     ) -> None:
         """Make the contract.
 
@@ -135,6 +141,7 @@ class Topic(Generic[T]):
                 header's value first.
             accept_newer: Decode messages of newer versions too, as if they were of this one.
             reply: The type of what answers a request; None where nothing is said of it.
+            transforms: What is done to values once the message is made, from left to right, and undone by consumers.
 
         Raises:
             ConfigError: Any of it cannot be, such as a type that the codec cannot write.
@@ -155,6 +162,7 @@ class Topic(Generic[T]):
             "upcasters": MappingProxyType(check_versions(name, kinds, version, upcast)),
             "accept_newer": accept_newer,
             "reply": reply,
+            "transforms": topic_transforms(name, transforms),
             "_key": None if key is None else key_function(key, kinds, name),
             "_classes": outer_classes(kinds),
             "_typed": {kind: value for value, kind in kinds.items()} if by is not None else None,
@@ -223,11 +231,12 @@ class Topic(Generic[T]):
             written = {**written, **headers}
         if isinstance(key, Unset):
             key = None if self._key is None else self._key(payload)
-        return Message(self.name, value, key_bytes(key), written, timestamp=time, id=chosen_id)
+        message = Message(self.name, value, key_bytes(key), written, timestamp=time, id=chosen_id)
+        return transformed(message, self.transforms) if self.transforms else message
 
     def messages(self, payloads: Iterable[T], /) -> list[Message]:
         """The messages that carry these payloads, such as for `publish_batch`. Raises what `message` does."""
-        if self._stamp is not None or self._typed is not None:
+        if self._stamp is not None or self._typed is not None or self.transforms:
             return [self.message(payload) for payload in payloads]
         name, encode, key_of, base, classes = self.name, self._encode, self._key, self._headers, self._classes
         bytes_of = getattr(encode, "bytes_of", None)
@@ -281,6 +290,7 @@ class Topic(Generic[T]):
         renamed: Topic[T] = make(
             name, kinds, by=self.by, key=self.key, headers=self.headers, codec=self.codec, version=self.version,
             upcast=upcast, accept_newer=self.accept_newer, reply=self.reply,
+            transforms=self.transforms,
         )  # fmt: skip
         return renamed
 
@@ -297,7 +307,7 @@ class Topic(Generic[T]):
     def _identity(self) -> tuple[Any, ...]:
         return (
             self.name, dict(self.kinds), self.by, self.key, dict(self.headers), self.codec, self.version,
-            dict(self.upcasters), self.accept_newer, self.reply,
+            dict(self.upcasters), self.accept_newer, self.reply, self.transforms,
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:

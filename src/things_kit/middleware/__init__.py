@@ -1,1 +1,28 @@
-"""Functions from Handle to Handle, one idea a file."""
+"""Functions from Handle to Handle, and transforms of values, one idea a file."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from things_kit.middleware.claims import Store as Store
+    from things_kit.middleware.claims import claim_check as claim_check
+    from things_kit.middleware.compression import compress as compress
+    from things_kit.middleware.encryption import encrypt as encrypt
+
+_HOMES = {
+    "Store": "things_kit.middleware.claims",
+    "claim_check": "things_kit.middleware.claims",
+    "compress": "things_kit.middleware.compression",
+    "encrypt": "things_kit.middleware.encryption",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the same names as above, for type checkers
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value

@@ -21,6 +21,7 @@ from things_kit.testing.conformance.requests import RequestSuite
 from things_kit.testing.conformance.sharing import SharingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.suspects import SuspectSuite
+from things_kit.testing.conformance.transforms import TransformSuite
 from things_kit.testing.conformance.unrouted import UnroutedSuite
 
 
@@ -34,6 +35,7 @@ class ConformanceSuite(
     ProgressSuite,
     OutcomeSuite,
     RequestSuite,
+    TransformSuite,
     HandlerSuite,
     DeadLetterSuite,
     LimitSuite,
