@@ -31,6 +31,12 @@ SAYS = {
         "o-3: Alan Turing pays in GBP",
     ],
     "order_service.py": ["bill of o-1: 20", "o-2 is cancelled"],
+    "transforms.py": [
+        "read 5 bytes",
+        "sent aes-gcm",
+        "read 200000 bytes",
+        "sent gzip, aes-gcm, claim-check",
+    ],
     "two_brokers.py": ["bill of o-1"],
     "database.py": ["ada owes 10", "bob owes 5"],
     "mocks.py": ["all as expected"],
@@ -45,6 +51,7 @@ TAKE_A_URL = [
     "dead_letter.py",
     "request_reply.py",
     "router.py",
+    "transforms.py",
     "schema_versions.py",
     "order_service.py",
 ]

@@ -76,7 +76,9 @@ async def test_what_unpacks_to_more_than_the_limit_is_a_decode_error(algorithm: 
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"no gzip at all", gzip.compress(TEXT)[:-9], gzip.compress(TEXT) + b"x"]
+    "value",
+    [b"", b"no gzip at all", gzip.compress(TEXT)[:-9], gzip.compress(TEXT) + b"x"],
+    ids=["nothing", "something else", "cut off", "followed by more"],
 )
 async def test_what_is_no_gzip_is_a_decode_error(value: bytes) -> None:
     with pytest.raises(DecodeError):

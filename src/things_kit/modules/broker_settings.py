@@ -130,6 +130,7 @@ class _Consumed(BaseModel):
         said["retry"] = said["retry"].policy()
         said["batch"] = None if said["batch"] is None else said["batch"].batch()
         said["middleware"] = tuple(said["middleware"])
+        said["transforms"] = tuple(said["transforms"])
         arguments = cast("SectionArguments", said)
         if {"group", "group_id"} & self.model_fields_set:
             arguments["group"] = self.group if self.group_id is None else self.group_id
@@ -154,6 +155,7 @@ else:
             batch=BatchSettings | None,
             dead_letter=Said | None,
             middleware=list[ImportString[Any]],
+            transforms=list[ImportString[Any]],
             publish=ImportString[Any] | None,
         ),
     )
