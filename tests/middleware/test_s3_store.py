@@ -17,7 +17,15 @@ from things_kit.middleware.s3_store import S3Store
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.sqs import REGION, SQSServer
 
-emulator = shared(SQSServer, "sqs")
+
+class AWS(SQSServer):
+    """The same emulator, with S3."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **{**more, "settings": {"SERVICES": "s3,sqs,sns"}})
+
+
+emulator = shared(AWS, "s3")
 
 
 @pytest.fixture
@@ -26,9 +34,7 @@ async def url(emulator: SQSServer) -> AsyncIterator[str]:
     with patch.dict(os.environ, login):
         session: Any = get_session()
         async with session.create_client("s3", endpoint_url=emulator.endpoint, region_name=REGION) as client:
-            await client.create_bucket(
-                Bucket="claims", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
-            )
+            await client.create_bucket(Bucket="claims")
         yield f"s3://claims/orders?endpoint={emulator.endpoint}&region={REGION}"
 
 
