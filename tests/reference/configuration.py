@@ -12,7 +12,7 @@ from things_kit.app.shown import schema
 from things_kit.modules.broker_settings import BrokerSettings
 from things_kit.modules.config import BUILT_IN, sections_of
 
-HEADS = ["field", "in the environment", "type", "default", "what it is"]
+HEADS = ["field, variable", "type", "default", "what it is"]
 INTRODUCTION = """# Every field of the configuration
 
 What `config.yaml` may say, and by which variable the environment replaces it. `things-kit config schema` prints the same as a JSON Schema,
@@ -85,7 +85,7 @@ def rows(whole: Any, prefix: str, fields: dict[str, Any], within: str = "") -> l
         variable = f"{prefix}_{path.replace('.', '__').upper()}"
         said = field.get("description") or SAID.get(path, "")
         begins = "must be said" if path == "group_id" else default(field)
-        found.append([code(path), code(variable), kind(whole, field), begins, said])
+        found.append([f"{code(path)}<br>{code(variable)}", kind(whole, field), begins, said])
         inner = next((each for each in (field, *field.get("anyOf", [])) if "$ref" in each), None)
         if inner is not None:
             found += rows(whole, prefix, resolved(whole, inner)["properties"], path)
