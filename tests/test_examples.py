@@ -24,6 +24,7 @@ SAYS = {
         "refused: o-2 asks for less than nothing",
         "no reply from 'returns' within 0.2 s",
     ],
+    "scheduling.py": ["to come: 3", "cancelled: True", "welcome", "pay o-2 at last", "to come: 0"],
     "router.py": ["order.created: o-1", "order.changed: o-1", "paid: o-1"],
     "schema_versions.py": [
         "o-1: Ada Lovelace pays in EUR",

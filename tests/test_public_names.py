@@ -28,7 +28,7 @@ from things_kit import (
 PROMISED = [
     "App", "DISCARD", "Batch", "BatchError", "Broker", "BrokerUnavailable", "Capabilities", "ClosedError", "ConfigError",
     "Consumer", "ConsumerHealth", "DecodeError", "Handle", "Handler", "Health", "Hook", "Lifecycle", "Message",
-    "MessageRouter", "MessageTooLarge", "Middleware", "NobodyListens", "Producer", "PublishError", "Reject", "Retry", "RetryPolicy", "ThingsKitError", "Topic",
+    "MessageRouter", "MessageTooLarge", "Middleware", "NobodyListens", "Producer", "PublishError", "Reject", "Retry", "RetryPolicy", "Schedule", "ThingsKitError", "Topic",
     "UnroutableError", "UnsupportedError", "WiringError", "connect", "invoke", "module", "provide",
 ]  # fmt: skip
 

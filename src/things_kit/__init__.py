@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from things_kit.messaging.policy import Batch as Batch
     from things_kit.messaging.policy import RetryPolicy as RetryPolicy
     from things_kit.messaging.producer import Producer as Producer
+    from things_kit.messaging.schedule import Schedule as Schedule
     from things_kit.messaging.topic import Topic as Topic
     from things_kit.modules.application import App as App
     from things_kit.modules.application import module as module
@@ -60,6 +61,7 @@ _HOMES = {
     "things_kit.messaging.outcomes": ("BatchError", "Reject", "Retry"),
     "things_kit.messaging.policy": ("DISCARD", "Batch", "RetryPolicy"),
     "things_kit.messaging.producer": ("Producer",),
+    "things_kit.messaging.schedule": ("Schedule",),
     "things_kit.messaging.topic": ("Topic",),
     "things_kit.modules.application": ("App", "module"),
     "things_kit.patterns.router": ("MessageRouter",),

@@ -12,15 +12,18 @@ import heapq
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Final, Self
 
 import msgspec
 
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import (
     Capabilities,
     ConnectionLost,
     Delivery,
     Release,
+    Scheduled,
     Subscription,
     UnknownTopic,
 )
@@ -54,6 +57,8 @@ class MemoryDriver:
             retained=True,
             attempts=True,
             targeted=True,
+            schedule_ids=True,
+            schedules=True,
             max_message_bytes=options.max_message_bytes,
         )
         self._topics = topics
@@ -95,19 +100,50 @@ class MemoryDriver:
         """Append each message to its topic."""
         touched: dict[str, Topic] = {}
         results: list[Exception | None] = []
+        now = asyncio.get_running_loop().time()
         for message in messages:
             topic = self._topics.get(message.topic)
             if topic is None:
                 results.append(UnknownTopic(message.topic))
             else:
+                if message.topic not in touched:
+                    topic.carry(now)
+                    touched[message.topic] = topic
                 topic.append(message)
-                touched[message.topic] = topic
                 results.append(None)
-        now = asyncio.get_running_loop().time()
         for topic in touched.values():
             topic.wake()
             topic.trim(now, self._retain)
         return results
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Keep each message beside its topic until it is due."""
+        now, wall = asyncio.get_running_loop().time(), steady()
+        results: list[Exception | None] = []
+        for entry in entries:
+            topic = self._topics.get(entry.message.topic)
+            if topic is not None:
+                topic.carry(now)
+                topic.schedule(entry, now + max(0.0, entry.due.timestamp() - wall))
+                topic.wake()
+            results.append(UnknownTopic(entry.message.topic) if topic is None else None)
+        return results
+
+    async def cancel(self, topic: str, schedule_id: str) -> bool:
+        """Forget a message, unless it is due."""
+        target = self._topics.get(topic)
+        if target is None:
+            return False
+        target.carry(asyncio.get_running_loop().time())
+        return target.cancel(schedule_id)
+
+    async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
+        """What is not due yet."""
+        target = self._topics.get(topic)
+        if target is None:
+            return []
+        target.carry(asyncio.get_running_loop().time())
+        return [entry for _, _, entry in heapq.nsmallest(limit, target.upcoming())]
 
     async def subscribe(self, subscription: Subscription) -> "MemoryReceiver":
         """Join the group, creating what is missing if that is allowed."""
@@ -121,6 +157,7 @@ class MemoryDriver:
             await self.declare(subscription.topic, [subscription.group])
             topic = self._topics[subscription.topic]
             group = topic.groups[subscription.group]
+            topic.carry(asyncio.get_running_loop().time())
             if not subscription.past and (subscription.start == "latest" or subscription.ephemeral):
                 group.cursor = topic.end
         receiver = MemoryReceiver(group, subscription)
@@ -132,6 +169,7 @@ class MemoryDriver:
         target = self._topics.get(topic)
         if target is None:
             return 0
+        target.carry(asyncio.get_running_loop().time())
         return target.groups.get(group, Group(target, group, target.first)).lag()
 
     async def topics(self) -> Sequence[str]:
@@ -161,7 +199,9 @@ class MemoryReceiver:
         while True:
             if self._group.lost:
                 raise ConnectionLost(f"the topic {self._group.topic.name!r} was removed, or this group of it")
-            deliveries = self._group.take(self, limit, loop.time())
+            now = loop.time()
+            self._group.topic.carry(now)
+            deliveries = self._group.take(self, limit, now)
             now = loop.time()
             if deliveries or now >= deadline:
                 self._inbox.put(deliveries)
@@ -178,7 +218,9 @@ class MemoryReceiver:
 
     async def overdue(self) -> int | None:
         """What is new, or came back and is due."""
-        return self._group.waiting(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        self._group.topic.carry(now)
+        return self._group.waiting(now)
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Settle all of them at once."""
@@ -214,6 +256,10 @@ class Topic:
         self.messages: list[Message] = []
         self.first = 0
         self.targets: list[tuple[int, str]] = []  # offset, and the one group it is for
+        self.scheduled: list[tuple[float, int, Scheduled]] = []  # heap: when due, which came first
+        self._order = count()
+        self._named: dict[str, int] = {}  # which of these has a `schedule_id`
+        self._cancelled: set[int] = set()  # what is still in the heap
         self._marks: deque[tuple[float, int]] = deque()  # by when, all before this offset had come
 
     @property
@@ -234,6 +280,44 @@ class Topic:
                 self.first + len(self.messages), message.timestamp, message.id,
             )
         )  # fmt: skip
+
+    def schedule(self, entry: Scheduled, when: float) -> None:
+        """Keep a message until its time, in place of another of its `schedule_id`."""
+        number = next(self._order)
+        if entry.schedule_id is not None:
+            self.cancel(entry.schedule_id)
+            self._named[entry.schedule_id] = number
+        heapq.heappush(self.scheduled, (when, number, entry))
+
+    def cancel(self, schedule_id: str) -> bool:
+        """Forget what waits under this `schedule_id`; whether there was something."""
+        number = self._named.pop(schedule_id, None)
+        if number is None:
+            return False
+        self._cancelled.add(number)
+        if len(self._cancelled) > len(self.scheduled) // 2:
+            self.scheduled = self.upcoming()
+            heapq.heapify(self.scheduled)
+            self._cancelled.clear()
+        return True
+
+    def upcoming(self) -> list[tuple[float, int, Scheduled]]:
+        """What waits and is not cancelled, in no order."""
+        return [entry for entry in self.scheduled if entry[1] not in self._cancelled]
+
+    def carry(self, now: float) -> None:
+        """Append what is due by now: whatever looks at the topic does this first."""
+        if not self.scheduled or self.scheduled[0][0] > now:
+            return
+        while self.scheduled and self.scheduled[0][0] <= now:
+            _, number, entry = heapq.heappop(self.scheduled)
+            if number in self._cancelled:
+                self._cancelled.remove(number)
+                continue
+            if entry.schedule_id is not None:
+                del self._named[entry.schedule_id]
+            self.append(entry.message)
+        self.wake()
 
     def foreign(self, since: int, group: str) -> int:
         """How many messages from an offset on are for one group that is not this."""
@@ -321,8 +405,10 @@ class Group:
         return min([self.cursor, *waiting, *out, *(offset for _, offset in self._free)])
 
     def next_due(self, otherwise: float) -> float:
-        """When the next released message is due."""
-        return self._free[0][0] if self._free else otherwise
+        """When the next released or scheduled message is due."""
+        scheduled = self.topic.scheduled
+        due = self._free[0][0] if self._free else otherwise
+        return min(due, scheduled[0][0]) if scheduled else due
 
     def wake(self) -> None:
         """There may be something to take."""

@@ -49,7 +49,15 @@ class BlockingProducer:
     # --- publishing
 
     @overload
-    def publish(self, message: Message, /) -> None: ...
+    def publish(
+        self,
+        message: Message,
+        /,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+    ) -> None: ...
 
     @overload
     def publish(
@@ -62,6 +70,9 @@ class BlockingProducer:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
     ) -> None: ...
 
     def publish(self, message: Message | Topic[Any], payload: Any = UNSET, /, **fields: Any) -> None:
@@ -71,21 +82,24 @@ class BlockingProducer:
             PublishError: The message was refused; `MessageTooLarge` where it is too large.
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
             ClosedError: The producer was closed before.
-            ConfigError: An event loop runs here: await `broker.producer().publish` there.
+            ConfigError: An event loop runs here: await `broker.producer().publish` there; or a time that is none.
+            UnsupportedError: The broker cannot keep it until `after` or `at`, or knows no `schedule_id`.
             TypeError: The payload is not of the topic's type.
         """
         session = self._opened()
         session.ask(session.producer.publish(message, payload, **fields))  # type: ignore[arg-type] # as it was given
 
-    def publish_batch(self, messages: Sequence[Message]) -> None:
-        """Publish many; returns when all are confirmed.
+    def publish_batch(
+        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+    ) -> None:
+        """Publish many, all of them for the same time where one is given; returns when all are confirmed.
 
         Raises:
             PublishError: `failures` maps the index of each refused message to its error; the others are confirmed.
             ClosedError, ConfigError: As for `publish`.
         """
         session = self._opened()
-        session.ask(session.producer.publish_batch(messages))
+        session.ask(session.producer.publish_batch(messages, after=after, at=at))
 
     # --- opening and closing
 

@@ -19,6 +19,7 @@ from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.replay import replay
 from things_kit.engine.requests import Requests, decode_reply, reply_decoder
 from things_kit.engine.retry_topics import retry_topics
+from things_kit.engine.scheduling import cancel, schedules
 from things_kit.engine.transmission import Transmission
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError
@@ -28,6 +29,7 @@ from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Batch, Seconds
 from things_kit.messaging.producer import Fields, message_to_publish
+from things_kit.messaging.schedule import Schedule
 from things_kit.messaging.topic import UNSET, Topic, topic_name
 from things_kit.messaging.transform import Transform, checked_transforms
 
@@ -218,6 +220,26 @@ class Broker:
                 return None
             total += lag
         return total
+
+    async def cancel(self, topic: str | Topic[Any], schedule_id: str) -> bool:
+        """Have a scheduled message not come: True if it will not, False if it is too late, or there is none of that name.
+
+        Raises:
+            UnsupportedError: The broker knows no `schedule_id`.
+            BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
+        """
+        self._check_open()
+        return await cancel(self.transmission, topic_name(topic), schedule_id)
+
+    async def schedules(self, topic: str | Topic[Any], limit: int = 100) -> list[Schedule]:
+        """What is to come in a topic, soonest first, also what has no `schedule_id`.
+
+        Raises:
+            UnsupportedError: The broker cannot say.
+            BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
+        """
+        self._check_open()
+        return await schedules(self.transmission, topic_name(topic), limit)
 
     async def replay(
         self,

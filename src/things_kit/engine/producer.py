@@ -1,6 +1,7 @@
 """The producer: what is published at once goes to the broker together."""
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,14 +11,18 @@ from typing import Any, Final, TypeVar, overload
 import msgspec
 
 from things_kit.engine.cancelling import abandon
+from things_kit.engine.clock import steady
+from things_kit.engine.driver import Scheduled
 from things_kit.engine.outbound import checked_batch, prepare
+from things_kit.engine.scheduling import scheduling, sender_of
 from things_kit.engine.transforming import apply
-from things_kit.engine.transmission import Transmission
+from things_kit.engine.transmission import Sending, Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
 from things_kit.messaging.instrument import Send
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.producer import message_to_publish
+from things_kit.messaging.schedule import due_at
 from things_kit.messaging.topic import UNSET, Topic, Unset
 from things_kit.messaging.transform import Transform
 
@@ -28,11 +33,13 @@ GATHER: Final = 1000
 
 
 class _Waiting(msgspec.Struct, eq=False):
-    """Messages of one call, and the future of their errors by index."""
+    """Messages of one call, and the future of their errors by index; `due` is when they are to come, if not at once."""
 
     messages: Sequence[Message]
     deadline: float
     outcome: "asyncio.Future[dict[int, Exception]]"
+    due: datetime | None = None
+    schedule_id: str | None = None
 
 
 class BrokerProducer:
@@ -65,12 +72,22 @@ class BrokerProducer:
         self._sender: asyncio.Task[None] | None = None
         self._sending: list[_Waiting] = []
         self._closed = False
-        self._send_in: Send = self._enqueue
-        for instrument in () if answers else reversed(transmission.instruments):
-            self._send_in = instrument.sending(transmission.url.endpoint)(self._send_in)
+        self._send_in: Send = self._enqueue if answers else self._instrumented(self._enqueue)
+
+    def _instrumented(self, send: Send) -> Send:
+        for instrument in reversed(self._transmission.instruments):
+            send = instrument.sending(self._transmission.url.endpoint)(send)
+        return send
 
     @overload
-    async def publish(self, message: Message) -> None: ...
+    async def publish(
+        self,
+        message: Message,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+    ) -> None: ...
 
     @overload
     async def publish(
@@ -83,40 +100,64 @@ class BrokerProducer:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
     ) -> None: ...
 
-    async def publish(self, message: Message | Topic[Any], payload: Any = UNSET, **fields: Any) -> None:
+    async def publish(
+        self,
+        message: Message | Topic[Any],
+        payload: Any = UNSET,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+        **fields: Any,
+    ) -> None:
         """Publish one message, or the payload of one by its topic's contract; returns when the broker has confirmed it.
 
         Args:
             message: The message, or a Topic.
             payload: What the topic's message carries.
+            after: In how many seconds it is to come.
+            at: When it is to come, instead; the past is now.
+            schedule_id: Its name among what is scheduled in its topic: the same again replaces it.
             fields: With a Topic, as `Topic.message` takes them: key, headers, id, timestamp.
 
         Raises:
             PublishError: The message was refused; `MessageTooLarge` where it is too large.
             BrokerUnavailable: The broker, or the topic's schema registry, stayed away for longer than `publish_timeout`.
             ClosedError: The producer or its broker was closed before.
+            ConfigError: The time is none, or both are given, or a `schedule_id` without one.
+            UnsupportedError: The broker cannot keep it until then, or knows no `schedule_id`.
             TypeError: The payload is not of the topic's type, or the arguments do not go together.
         """
+        due = due_at(steady(), after, at, schedule_id)
+        send = self._send_in if due is None else self._sending_later(due, schedule_id)
         if isinstance(message, Topic):
             await self._transmission.prepare(message)
         one = (message_to_publish(message, payload, fields),)
-        errors = await (self._send_transformed(one) if self._transforms else self._send_in(one))
+        errors = await (self._send_transformed(one, send) if self._transforms else send(one))
         if errors:
             raise errors[0]
 
-    async def publish_batch(self, messages: Sequence[Message]) -> None:
-        """Publish many; returns when all are confirmed.
+    async def publish_batch(
+        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+    ) -> None:
+        """Publish many, all of them for the same time where one is given; returns when all are confirmed.
 
         Raises:
             PublishError: `failures` maps the index of each message that is not confirmed to its error.
             ClosedError: The producer or its broker was closed before.
+            ConfigError, UnsupportedError: As for `publish`.
         """
+        due = due_at(steady(), after, at)
+        send = self._send_in if due is None else self._sending_later(due, None)
         messages = checked_batch(messages)
         if not messages and not self._closed:
             return
-        errors = await (self._send_transformed(messages) if self._transforms else self._send_in(messages))
+        errors = await (self._send_transformed(messages, send) if self._transforms else send(messages))
         if errors:
             index, first = next(iter(sorted(errors.items())))
             raise PublishError(
@@ -124,7 +165,7 @@ class BrokerProducer:
                 errors,
             ) from first
 
-    async def _send_transformed(self, messages: Sequence[Message]) -> dict[int, Exception]:
+    async def _send_transformed(self, messages: Sequence[Message], send: Send) -> dict[int, Exception]:
         """One call after the other, as a transform may wait: messages of one key keep their order."""
         checked_batch(messages)
         ready: list[Message] = []
@@ -141,7 +182,7 @@ class BrokerProducer:
                     break
                 else:
                     indices.append(index)
-            sending = asyncio.ensure_future(self._send_in(ready)) if ready else None
+            sending = asyncio.ensure_future(send(ready)) if ready else None
             await asyncio.sleep(0)  # it has its place in the queue now
         failed = {} if sending is None else await sending
         return errors | {indices[index]: error for index, error in failed.items()}
@@ -174,13 +215,19 @@ class BrokerProducer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _enqueue(self, messages: Sequence[Message]) -> "asyncio.Future[dict[int, Exception]]":
+    def _sending_later(self, due: datetime, schedule_id: str | None) -> Send:
+        scheduling(self._transmission, ids=schedule_id is not None)
+        return self._instrumented(lambda messages: self._enqueue(messages, due, schedule_id))
+
+    def _enqueue(
+        self, messages: Sequence[Message], due: datetime | None = None, schedule_id: str | None = None
+    ) -> "asyncio.Future[dict[int, Exception]]":
         self._transmission.check_loop()
         if self._closed:
             raise ClosedError("the producer is closed")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
-        waiting = _Waiting(messages, deadline, loop.create_future())
+        waiting = _Waiting(messages, deadline, loop.create_future(), due, schedule_id)
         self._queue.append(waiting)
         if self._sender is None:
             self._sender = loop.create_task(self._send_all(), name="things_kit producer")
@@ -198,7 +245,12 @@ class BrokerProducer:
         gathered: list[_Waiting] = []
         count = 0
         most = min(GATHER, self._transmission.driver.capabilities.max_batch)
-        while self._queue and (not gathered or count + len(self._queue[0].messages) <= most):
+        at_once = self._queue[0].due is None
+        while (
+            self._queue
+            and (self._queue[0].due is None) is at_once
+            and (not gathered or count + len(self._queue[0].messages) <= most)
+        ):
             waiting = self._queue.popleft()
             if not waiting.outcome.done():  # its caller went away
                 gathered.append(waiting)
@@ -216,13 +268,15 @@ class BrokerProducer:
         indices: Sequence[int] = range(len(messages))
         if errors:
             indices = [index for index in indices if index not in errors]
+        send_chunk = self._send_chunk
+        if gathered[0].due is not None:
+            later = self._later(gathered, ready, indices)
+            send_chunk = functools.partial(self._transmission.send, later=later)
         with self._expiring(gathered) as until:
             for start in range(0, len(ready), capabilities.max_batch):
                 chunk = ready[start : start + capabilities.max_batch]
                 deadline = self._deadline(gathered)
-                results = await self._send_chunk(
-                    chunk, deadline, until=max(until, deadline), insist=self._insist
-                )
+                results = await send_chunk(chunk, deadline, until=max(until, deadline), insist=self._insist)
                 if any(results):
                     numbered = enumerate(results, start)
                     errors.update(
@@ -232,6 +286,17 @@ class BrokerProducer:
             for number, index in enumerate(indices):
                 messages[index] = ready[number]
         self._answer(gathered, messages, errors)
+
+    def _later(
+        self, gathered: Sequence[_Waiting], ready: Sequence[Message], indices: Sequence[int]
+    ) -> Sending:
+        """How messages are sent that come later, each at the time that its call has said."""
+        calls = [waiting for waiting in gathered for _ in waiting.messages]
+        entries = [
+            Scheduled(message, calls[index].due, calls[index].schedule_id)  # type: ignore[arg-type] # all have a time
+            for message, index in zip(ready, indices, strict=True)
+        ]
+        return sender_of(scheduling(self._transmission), entries)
 
     @contextmanager
     def _expiring(self, gathered: Sequence[_Waiting]) -> Iterator[float]:

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from uuid import uuid4
 
 from things_kit.engine.backoff import Backoff
@@ -39,6 +39,9 @@ PING_TIMEOUT: Final = 5.0
 """Seconds after which a broker that does not answer is reported as not well."""
 
 ResultT = TypeVar("ResultT")
+
+Sending: TypeAlias = Callable[[Sequence[Message]], Awaitable[Sequence[Exception | None]]]
+"""`Driver.send`, or what hands messages to the driver in another way."""
 
 
 class Transmission:
@@ -203,15 +206,25 @@ class Transmission:
         return BrokerUnavailable(f"{self.url.display} did not answer within {timeout:g} s{why}")
 
     async def send(
-        self, messages: Sequence[Message], deadline: float, *, until: float = 0.0, insist: bool = False
+        self,
+        messages: Sequence[Message],
+        deadline: float,
+        *,
+        until: float = 0.0,
+        insist: bool = False,
+        later: Sending | None = None,
     ) -> list[Exception | None]:
         """Send prepared messages; one result each, None where it is confirmed. The broker's errors are results.
+
+        What is sent by `later` comes another time, so nobody is asked now who listens.
 
         What is under way at the deadline may take until `until`; but it is not sent again.
         What nobody listens to is refused, or dropped where the URL says so. With `insist` it is an outage: it is sent
         until somebody does, or else `BrokerUnavailable` at the deadline.
         """
         drop = self.url.engine.unrouted == "drop"
+        if later is not None:
+            return await self._try(messages, deadline, until, ask=False, sending=later)
         results = await self._try(messages, deadline, until, ask=insist or not drop)
         if not any(results):
             return results
@@ -236,15 +249,23 @@ class Transmission:
         ]
 
     async def _try(
-        self, messages: Sequence[Message], deadline: float, until: float = 0.0, *, ask: bool
+        self,
+        messages: Sequence[Message],
+        deadline: float,
+        until: float = 0.0,
+        *,
+        ask: bool,
+        sending: Sending | None = None,
     ) -> list[Exception | None]:
+        sending = sending or self.driver.send
         topics = {message.topic for message in messages}
         try:
             refused = await self._refused(topics, topics - self._declared.keys(), deadline, ask=ask)
-            results = await self._send(messages, refused, deadline, until)
+            results = await self._send(messages, refused, sending, deadline, until)
             unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
             if unknown:
-                again = await self._send_unknown([messages[index] for index in unknown], deadline, ask=ask)
+                missing = [messages[index] for index in unknown]
+                again = await self._send_unknown(missing, sending, deadline, ask=ask)
                 for index, result in zip(unknown, again, strict=True):
                     results[index] = result
         except (BrokerUnavailable, PublishError) as error:
@@ -255,18 +276,19 @@ class Transmission:
         self,
         messages: Sequence[Message],
         refused: Mapping[str, Exception],
+        sending: Sending,
         deadline: float,
         until: float = 0.0,
     ) -> list[Exception | None]:
         """Send those whose topics are not refused."""
         if not refused:
-            return list(await self.patiently(lambda: self.driver.send(messages), deadline, until))
+            return list(await self.patiently(lambda: sending(messages), deadline, until))
         rest = [message for message in messages if message.topic not in refused]
-        results = iter(await self._send(rest, {}, deadline, until) if rest else ())
+        results = iter(await self._send(rest, {}, sending, deadline, until) if rest else ())
         return [refused.get(message.topic) or next(results) for message in messages]
 
     async def _send_unknown(
-        self, messages: Sequence[Message], deadline: float, *, ask: bool
+        self, messages: Sequence[Message], sending: Sending, deadline: float, *, ask: bool
     ) -> list[Exception | None]:
         """A topic was removed behind our back, or may not be declared by us.
 
@@ -280,7 +302,7 @@ class Transmission:
             for topic in topics
         }
         refused = await self._refused(topics, topics, deadline, ask=ask) if self._declares else missing
-        results = await self._send(messages, refused, deadline)
+        results = await self._send(messages, refused, sending, deadline)
         return [
             missing[message.topic] if isinstance(result, UnknownTopic) else result
             for message, result in zip(messages, results, strict=True)

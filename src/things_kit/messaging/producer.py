@@ -25,7 +25,14 @@ class Producer(Protocol):
     """Publishes messages. Those of one key keep the order in which they were published."""
 
     @overload
-    async def publish(self, message: Message) -> None: ...
+    async def publish(
+        self,
+        message: Message,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+    ) -> None: ...
 
     @overload
     async def publish(
@@ -38,22 +45,42 @@ class Producer(Protocol):
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
     ) -> None: ...
 
-    async def publish(self, message: Message | Topic[Any], payload: Any = UNSET, **fields: Any) -> None:
+    async def publish(
+        self,
+        message: Message | Topic[Any],
+        payload: Any = UNSET,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+        **fields: Any,
+    ) -> None:
         """Publish one message, or the payload of one by its topic's contract; returns when the broker has confirmed it.
 
+        With `after` (seconds) or `at` the broker keeps it until then, whatever happens to this process; what has the
+        `schedule_id` of a message that still waits in that topic replaces it.
+
         Raises:
+            ConfigError: The time is none, or both are given, or a `schedule_id` without one.
+            UnsupportedError: The broker cannot keep it until then, or knows no `schedule_id`.
             PublishError: The message was refused; `MessageTooLarge` where it is too large.
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
             ClosedError: The producer was closed before.
             TypeError: The payload is not of the topic's type.
         """
 
-    async def publish_batch(self, messages: Sequence[Message]) -> None:
-        """Publish many; returns when all are confirmed.
+    async def publish_batch(
+        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+    ) -> None:
+        """Publish many, all of them for the same time where one is given; returns when all are confirmed.
 
         Raises:
+            ConfigError, UnsupportedError: As for `publish`.
             PublishError: `failures` maps the index of each refused message to its error; the others are confirmed.
             ClosedError: The producer was closed before.
         """

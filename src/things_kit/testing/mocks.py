@@ -7,12 +7,14 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 from things_kit.brokers.memory import MemoryOptions
+from things_kit.engine.clock import steady
 from things_kit.engine.naming import looks_like_pattern
 from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.producer import message_to_publish
+from things_kit.messaging.schedule import Schedule, due_at
 from things_kit.messaging.topic import UNSET, Topic, Unset
 
 T = TypeVar("T")
@@ -146,6 +148,7 @@ class MockProducer:
 
     Attributes:
         messages: What was published, in order and as it was given.
+        scheduled: Of these what was published with a time, as a `Schedule` each; the same `schedule_id` again replaces it.
         fail_with: While this is set, publish raises it; `publish_batch` raises PublishError, with it for each message.
         closed: Whether it was closed.
     """
@@ -157,12 +160,20 @@ class MockProducer:
         max_message_bytes: int = MemoryOptions().max_message_bytes,
     ) -> None:
         self.messages: list[Message] = []
+        self.scheduled: list[Schedule] = []
         self.fail_with = fail_with
         self.closed = False
         self._max_message_bytes = max_message_bytes
 
     @overload
-    async def publish(self, message: Message) -> None: ...
+    async def publish(
+        self,
+        message: Message,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+    ) -> None: ...
 
     @overload
     async def publish(
@@ -175,32 +186,49 @@ class MockProducer:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
     ) -> None: ...
 
-    async def publish(self, message: Message | Topic[Any], payload: Any = UNSET, **fields: Any) -> None:
+    async def publish(
+        self,
+        message: Message | Topic[Any],
+        payload: Any = UNSET,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+        **fields: Any,
+    ) -> None:
         """Keep one message, or the one that carries a payload by its topic's contract.
 
         Raises:
             PublishError: It is not what a message must be; `MessageTooLarge` where it is too large.
             ClosedError: The producer was closed before.
+            ConfigError: The time is none, or both are given, or a `schedule_id` without one.
             TypeError: The payload is not of the topic's type.
             Exception: `fail_with`, where it is set.
         """
+        due = due_at(steady(), after, at, schedule_id)
         if isinstance(message, Topic):
             await message.prepare()
-        errors = self._keep([message_to_publish(message, payload, fields)])
+        errors = self._keep([message_to_publish(message, payload, fields)], due, schedule_id)
         if errors:
             raise errors[0]
 
-    async def publish_batch(self, messages: Sequence[Message]) -> None:
+    async def publish_batch(
+        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+    ) -> None:
         """Keep many messages, but those that are refused.
 
         Raises:
             PublishError: `failures` maps the index of each that was not kept to its error.
             ClosedError: The producer was closed before.
         """
+        due = due_at(steady(), after, at)
         messages = checked_batch(messages)
-        errors = self._keep(messages)
+        errors = self._keep(messages, due)
         if errors:
             index, first = next(iter(sorted(errors.items())))
             raise PublishError(
@@ -212,7 +240,9 @@ class MockProducer:
         """Refuse what comes from now on. Closing twice is fine."""
         self.closed = True
 
-    def _keep(self, messages: Sequence[Message]) -> dict[int, Exception]:
+    def _keep(
+        self, messages: Sequence[Message], due: datetime | None = None, schedule_id: str | None = None
+    ) -> dict[int, Exception]:
         """Keep those that a producer would publish; returns the errors of the others by index."""
         if self.closed:
             raise ClosedError("this producer is closed")
@@ -225,7 +255,17 @@ class MockProducer:
         if self.fail_with is not None:
             told = self.fail_with() if isinstance(self.fail_with, type) else self.fail_with
             errors = {**dict.fromkeys(range(len(messages)), told), **errors}
-        self.messages.extend(message for index, message in enumerate(messages) if index not in errors)
+        kept = [message for index, message in enumerate(messages) if index not in errors]
+        self.messages.extend(kept)
+        if due is not None:
+            self.scheduled = [
+                known
+                for known in self.scheduled
+                if schedule_id is None
+                or (known.message.topic, known.schedule_id)
+                not in {(each.topic, schedule_id) for each in kept}
+            ]
+            self.scheduled += [Schedule(schedule_id, due, message) for message in kept]
         return errors
 
 

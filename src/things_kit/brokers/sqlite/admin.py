@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
+from things_kit.brokers.sqlite.scheduling import carry
 from things_kit.brokers.sqlite.schema import OFFSET_BITS
 from things_kit.brokers.sqlite.settling import return_all
 from things_kit.brokers.sqlite.store import Member, Store, from_json, span, to_json
@@ -38,6 +39,7 @@ def remove(store: Store, topic: str, group_name: str | None = None) -> None:
     for group in from_json(groups):
         _drop_group(store, group)
     store.run("DELETE FROM {s}_message WHERE seq >= ? AND seq < ?", span(number))
+    store.run("DELETE FROM {s}_scheduled WHERE topic = ?", (number,))
     store.run("DELETE FROM {s}_topic WHERE id = ?", (number,))
     store.swept_to.pop(number, None)
     store.touched.add(number)
@@ -46,6 +48,7 @@ def remove(store: Store, topic: str, group_name: str | None = None) -> None:
 def subscribe(store: Store, subscription: Subscription) -> Member:
     """A new receiver of a group, which is created if it may be."""
     topic = _topic(store, subscription.topic, create=subscription.create)
+    carry(store, topic)
     group = _group(
         store,
         topic,
@@ -145,6 +148,8 @@ def lag(store: Store, topic: str, group: str) -> int:
             - (SELECT count(*) FROM {s}_message INDEXED BY {s}_message_targeted
                 WHERE target IS NOT NULL AND target <> :name AND seq >= :first AND seq < :beyond)
             + (SELECT count(*) FROM {s}_queued WHERE grp = :group)
+            + (SELECT count(*) FROM {s}_scheduled
+                WHERE topic = :topic AND due <= :now AND (target IS NULL OR target = :name))
             + (SELECT count(*) FROM {s}_receiver r JOIN {s}_loan l ON l.owner = r.id WHERE r.grp = :group)""",
             {
                 "whole": beyond - max(start, swept),
@@ -153,6 +158,8 @@ def lag(store: Store, topic: str, group: str) -> int:
                 "beyond": base + beyond,
                 "name": group,
                 "group": known,
+                "topic": number,
+                "now": steady(),
             },
         )[0]
     )

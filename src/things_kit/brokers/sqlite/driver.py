@@ -8,18 +8,18 @@ import asyncio
 import functools
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from things_kit.brokers.sqlite import admin
+from things_kit.brokers.sqlite import admin, scheduling
 from things_kit.brokers.sqlite.errors import primary_code
 from things_kit.brokers.sqlite.options import SQLiteOptions, path_of
 from things_kit.brokers.sqlite.receiver import SQLiteReceiver
-from things_kit.brokers.sqlite.store import Member, Row, Store, append
+from things_kit.brokers.sqlite.store import Member, Row, Store
 from things_kit.brokers.sqlite.wire import pack
 from things_kit.brokers.sqlite.worker import Worker, ignore_failure
-from things_kit.engine.driver import Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
@@ -41,6 +41,8 @@ class SQLiteDriver:
             targeted=True,
             suspects=True,
             lag=True,
+            schedule_ids=True,
+            schedules=True,
             max_message_bytes=options.max_message_bytes,
         )
         self._path = path
@@ -96,13 +98,37 @@ class SQLiteDriver:
         now = int(time.time())
         for message in messages:
             batches.setdefault(message.topic, []).append(pack(message, now))
+        return await self._stored(messages, lambda store: scheduling.append_behind(store, batches))
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Keep messages until they are due, in one transaction."""
+        now = int(time.time())
+        rows = [
+            (entry.message.topic, entry.due.timestamp(), entry.schedule_id, pack(entry.message, now))
+            for entry in entries
+        ]
+        messages = [entry.message for entry in entries]
+        return await self._stored(messages, lambda store: scheduling.schedule(store, rows))
+
+    async def _stored(
+        self, messages: Sequence[Message], work: Callable[[Store], set[str]]
+    ) -> Sequence[Exception | None]:
+        """Store messages by work that returns the names of topics which do not exist."""
         try:
-            unknown = await self._opened.write(lambda store: append(store, batches))
+            unknown = await self._opened.write(work)
         except (ConnectionLost, MessageTooLarge) as error:
             return [_refusal(error)] * len(messages)
         if not unknown:
             return [None] * len(messages)
         return [UnknownTopic(message.topic) if message.topic in unknown else None for message in messages]
+
+    async def cancel(self, topic: str, schedule_id: str) -> bool:
+        """Delete a message that is not due."""
+        return await self._opened.write(lambda store: scheduling.cancel(store, topic, schedule_id))
+
+    async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
+        """What is not due yet."""
+        return await self._opened.read(lambda store: scheduling.upcoming(store, topic, limit))
 
     async def subscribe(self, subscription: Subscription) -> SQLiteReceiver:
         """Join a group."""

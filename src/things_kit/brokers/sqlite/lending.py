@@ -3,6 +3,7 @@
 from typing import Any, Final, NamedTuple
 
 from things_kit.brokers.sqlite.admin import reap, renew
+from things_kit.brokers.sqlite.scheduling import carry
 from things_kit.brokers.sqlite.settling import note_owners
 from things_kit.brokers.sqlite.store import LANE, Member, Store, from_json, to_json, vanished
 
@@ -62,23 +63,26 @@ class Prospect(NamedTuple):
 def prospect(store: Store, member: Member, now: float) -> Prospect:
     """Look, without writing, whether handing out is worth a transaction."""
     row = store.row(
-        """SELECT g.cursor < t.next OR EXISTS (SELECT 1 FROM {s}_queued WHERE grp = g.id AND due <= :now),
+        """SELECT g.cursor < t.next OR EXISTS (SELECT 1 FROM {s}_queued WHERE grp = g.id AND due <= :now)
+                OR EXISTS (SELECT 1 FROM {s}_scheduled WHERE topic = t.id AND due <= :now),
             (SELECT min(due) FROM {s}_queued WHERE grp = g.id AND due > :now),
+            (SELECT min(due) FROM {s}_scheduled WHERE topic = t.id AND due > :now),
             (SELECT min(expires) FROM {s}_receiver WHERE id <> :me)
         FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic WHERE g.id = :group""",
         {"now": now, "me": member.id, "group": member.group},
     )
     if row is None:
         raise vanished(member)
-    ready, due, expires = row
-    later = min((moment for moment in (due, expires) if moment is not None), default=None)
+    ready, due, scheduled, expires = row
+    later = min((moment for moment in (due, scheduled, expires) if moment is not None), default=None)
     return Prospect(bool(ready) or (expires is not None and expires <= now), later)
 
 
 def waiting(store: Store, member: Member, now: float) -> int:
     """How many messages this receiver could be handed now."""
     row = store.row(
-        """SELECT t.next - g.cursor, (SELECT count(*) FROM {s}_queued q WHERE q.grp = g.id AND q.due <= :now
+        """SELECT t.next - g.cursor + (SELECT count(*) FROM {s}_scheduled WHERE topic = t.id AND due <= :now),
+            (SELECT count(*) FROM {s}_queued q WHERE q.grp = g.id AND q.due <= :now
             AND (q.lane IS NULL OR coalesce(
                 (SELECT owner FROM {s}_loan WHERE grp = g.id AND lane = q.lane LIMIT 1), :me) = :me))
         FROM {s}_consumer_group g JOIN {s}_topic t ON t.id = g.topic WHERE g.id = :group""",
@@ -95,6 +99,7 @@ def waiting(store: Store, member: Member, now: float) -> int:
 def hand_out(store: Store, member: Member, limit: int, now: float) -> tuple[Page | None, bool]:
     """Lend up to `limit` messages, in order; also tells whether looking on at once may find more."""
     reap(store, now, member.id)
+    carry(store, member.topic)
     row = store.row(
         """SELECT g.cursor, t.next, t.largest, EXISTS (SELECT 1 FROM {s}_queued WHERE grp = g.id),
             EXISTS (SELECT 1 FROM {s}_receiver WHERE grp = g.id AND id <> ?), g.unnoted

@@ -18,6 +18,7 @@ from things_kit.testing.conformance.outcomes import OutcomeSuite
 from things_kit.testing.conformance.prefixes import PrefixSuite
 from things_kit.testing.conformance.progress import ProgressSuite
 from things_kit.testing.conformance.requests import RequestSuite
+from things_kit.testing.conformance.schedules import ScheduleSuite
 from things_kit.testing.conformance.sharing import SharingSuite
 from things_kit.testing.conformance.survival import SurvivalSuite
 from things_kit.testing.conformance.suspects import SuspectSuite
@@ -41,6 +42,7 @@ class ConformanceSuite(
     LimitSuite,
     OrderSuite,
     LoadSuite,
+    ScheduleSuite,
     SharingSuite,
     FidelitySuite,
     HostileSuite,

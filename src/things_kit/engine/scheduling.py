@@ -1,0 +1,46 @@
+"""Publishing for later: what a driver keeps until it is due, and what is asked and said of it meanwhile."""
+
+import functools
+from collections.abc import Sequence
+
+from things_kit.engine.driver import Driver, Scheduled, Scheduling
+from things_kit.engine.naming import check_name
+from things_kit.engine.transmission import Sending, Transmission
+from things_kit.messaging.errors import UnsupportedError
+from things_kit.messaging.schedule import Schedule
+
+
+def sender_of(driver: Scheduling, entries: Sequence[Scheduled]) -> Sending:
+    """Sends the messages of these, or some of them, as `Driver.send` does: to come when they are due."""
+    known = {id(entry.message): entry for entry in entries}
+    return lambda messages: driver.schedule([known[id(message)] for message in messages])
+
+
+async def cancel(transmission: Transmission, topic: str, schedule_id: str) -> bool:
+    """Whether a scheduled message will not come. Raises UnsupportedError, BrokerUnavailable."""
+    check_name("topic", topic)
+    check_name("schedule_id", schedule_id)
+    driver = scheduling(transmission, ids=True)
+    return await transmission.patiently(functools.partial(driver.cancel, topic, schedule_id))
+
+
+async def schedules(transmission: Transmission, topic: str, limit: int) -> list[Schedule]:
+    """What is to come, soonest first. Raises UnsupportedError, BrokerUnavailable."""
+    check_name("topic", topic)
+    driver = scheduling(transmission)
+    if not transmission.driver.capabilities.schedules:
+        raise UnsupportedError(f"{transmission.url.display} cannot say what is scheduled")
+    found = await transmission.patiently(functools.partial(driver.upcoming, topic, limit))
+    return [Schedule(entry.schedule_id, entry.due, entry.message) for entry in found]
+
+
+def scheduling(transmission: Transmission, *, ids: bool = False) -> Scheduling:
+    """The driver as one that keeps messages until later, with `ids` by a name each. Raises UnsupportedError."""
+    driver: Driver = transmission.driver
+    if not isinstance(driver, Scheduling):
+        raise UnsupportedError(f"{transmission.url.display} cannot keep a message until later")
+    if ids and not driver.capabilities.schedule_ids:
+        raise UnsupportedError(
+            f"{transmission.url.display} cannot name what it keeps until later: schedule_id= and cancel are not to be had"
+        )
+    return driver
