@@ -170,7 +170,7 @@ class _Leaving:
     async def publish(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError
 
-    async def publish_batch(self, messages: Sequence[Message]) -> None:
+    async def publish_batch(self, messages: Sequence[Message], **_: Any) -> None:
         self.batches += 1
         if self.batches == 2:
             away = BrokerUnavailable("the broker is away")

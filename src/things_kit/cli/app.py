@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from things_kit.cli import contract, dlq, schema
+from things_kit.cli import contract, dlq, schedule, schema
 from things_kit.cli.asyncapi import asyncapi
 from things_kit.cli.bench import bench
 from things_kit.cli.bridge import bridge
@@ -64,5 +64,6 @@ for command, panel in (
 ):  # fmt: skip
     app.command(cls=Command, rich_help_panel=panel)(command)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=MESSAGES)
+app.add_typer(schedule.app, name="schedule", rich_help_panel=MESSAGES)
 app.add_typer(contract.app, name="contract", rich_help_panel=APPS)
 app.add_typer(schema.app, name="schema", rich_help_panel=APPS)

@@ -5,9 +5,10 @@ import codecs
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import typer
 from rich.progress import (
@@ -23,7 +24,7 @@ from things_kit.brokers.connect import connect
 from things_kit.cli.lines import LineError, Template
 from things_kit.cli.options import JsonFlag, Topic, Url
 from things_kit.cli.printing import as_json, complain, counted, safe, say, terminal
-from things_kit.cli.running import CommandFailed, run
+from things_kit.cli.running import WRONG_USE, CommandFailed, run
 from things_kit.cli.source import Readable, Source, unbuffered
 from things_kit.messaging.errors import BrokerUnavailable, PublishError
 from things_kit.messaging.message import Message
@@ -54,6 +55,19 @@ def publish(
             help="A header from a line's JSON, as in type=.type, or type=.type? where it may be missing; without the dot, text.",
         ),
     ] = None,
+    after: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Have them come in so many seconds.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="RFC3339", help="Have them come at this time, such as 2026-01-31T12:00:00Z."),
+    ] = None,
+    schedule_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="The name of the one message that comes later; the same again replaces it."
+        ),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Publish messages: a line each, from FILE or standard input.
@@ -64,15 +78,46 @@ def publish(
     """
     run(
         lambda: _publish(
-            url, topic, file, Template(topic, raw=raw, key=key, headers=header), raw=raw, json=json
+            url,
+            topic,
+            file,
+            Template(topic, raw=raw, key=key, headers=header),
+            When(after, time_of(at), schedule_id),
+            raw=raw,
+            json=json,
         )
     )
 
 
-async def _publish(url: str, topic: str, file: str, template: Template, *, raw: bool, json: bool) -> None:
+class When(NamedTuple):
+    """When messages are to come, if not at once, and the name of the one that does."""
+
+    after: float | None = None
+    at: datetime | None = None
+    schedule_id: str | None = None
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time of the command line, with its zone. Raises CommandFailed."""
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise CommandFailed(
+            f"--at {text!r}: expected a time with its zone, such as 2026-01-31T12:00:00Z", WRONG_USE
+        )
+    return time
+
+
+async def _publish(
+    url: str, topic: str, file: str, template: Template, when: When, *, raw: bool, json: bool
+) -> None:
     with _opened(file) as stream:
         async with connect(url) as broker:
-            publication = Publication(broker.producer(), template, raw=raw)
+            publication = Publication(broker.producer(), template, when, raw=raw)
             try:
                 with _progress(file) as show:
                     await publication.run(Source(stream), show)
@@ -80,6 +125,9 @@ async def _publish(url: str, topic: str, file: str, template: Template, *, raw: 
                 _report(publication, topic, json=json)
     if publication.refused:
         raise CommandFailed(f"{counted(publication.refused, 'message')} refused")
+
+
+NOW: Final = When()
 
 
 class Publication:
@@ -90,11 +138,12 @@ class Publication:
         refused: Messages that it would not have.
     """
 
-    def __init__(self, producer: Producer, template: Template, *, raw: bool) -> None:
+    def __init__(self, producer: Producer, template: Template, when: When = NOW, *, raw: bool) -> None:
         self.confirmed = 0
         self.refused = 0
         self._producer = producer
         self._template = template
+        self._when = when
         self._raw = raw
         self._number = 0
 
@@ -142,8 +191,14 @@ class Publication:
         if not messages:
             return
         failures: dict[int, Exception] = {}
+        after, at, schedule_id = self._when
         try:
-            await self._producer.publish_batch([message for _, message in messages])
+            if schedule_id is None:
+                await self._producer.publish_batch([message for _, message in messages], after=after, at=at)
+            elif len(messages) + self.confirmed + self.refused > 1:
+                raise CommandFailed("--schedule-id names one message; there are more lines than one")
+            else:
+                await self._producer.publish(messages[0][1], after=after, at=at, schedule_id=schedule_id)
         except (PublishError, BrokerUnavailable) as error:
             # What is said of the whole has no index.
             failures = getattr(error, "failures", None) or dict.fromkeys(range(len(messages)), error)
