@@ -60,7 +60,7 @@ def test_with_an_app_it_prints_its_sections_for_people(cli: Cli, target: str) ->
 def test_the_schema_describes_every_section(cli: Cli) -> None:
     for arguments, sections in (
         (["config", "schema", "some_shop:app"], {"memory", "shop"}),
-        (["config", "schema"], {"logging", "kafka", "memory", "nats", "ops", "pubsub", "rabbitmq", "redis",
+        (["config", "schema"], {"logging", "kafka", "memory", "nats", "ops", "postgres", "pubsub", "rabbitmq", "redis",
                                 "servicebus", "sqlite", "sqs", "telemetry"}),
     ):  # fmt: skip
         done = cli(*arguments)
