@@ -13,6 +13,7 @@ from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
 from things_kit.engine.driver import SendsLater, Subscription
+from things_kit.engine.fitting import FittedMiddleware
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
@@ -29,7 +30,7 @@ from things_kit.engine.transmission import Transmission
 from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
-from things_kit.messaging.handler import ChecksTopics
+from things_kit.messaging.handler import ChecksTopics, Fitting
 from things_kit.messaging.health import ConsumerHealth
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.names import DEAD_LETTER_GROUP
@@ -89,17 +90,24 @@ class BrokerConsumer:
         topics = [options.contracts.get(name, name) for name in options.topics]
         if isinstance(options.handler, ChecksTopics):
             options.handler.check_topics(topics)
+        fitted = self._fitted = FittedMiddleware(
+            options.middleware, Fitting(self.group, options.publish is not None)
+        )
         if options.batch is None:
             outside = [each.handling(endpoint, options.group) for each in instruments]
             publish = None if options.publish is None else Publishing(options.publish, self.group)
             self._handle = compile_handler(
-                options.handler, [*outside, *options.middleware], watched=True, topics=topics, publish=publish,
-                answers=True, transforms=options.transforms,
+                options.handler, [*outside, *fitted.single], watched=True, topics=topics, publish=publish,
+                answers=True, transforms=options.transforms, provides=fitted.provides,
             )  # fmt: skip
         else:
             wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
             self._handle_batch = compile_batch_handler(
-                options.handler, wraps, topics=topics, transforms=options.transforms
+                options.handler,
+                [*wraps, fitted.around_batch],
+                topics=topics,
+                transforms=options.transforms,
+                provides=fitted.provides,
             )
 
     # --- lifecycle
@@ -271,6 +279,7 @@ class BrokerConsumer:
             await self._transmission.prepare(topic)
         if self.options.publish is not None:
             await self._transmission.prepare(self.options.publish)
+        await self._fitted.start()
 
     async def _declare(self) -> None:
         for topic in self.options.topics:

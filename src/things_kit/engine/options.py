@@ -10,7 +10,7 @@ from msgspec import Meta
 from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import AnyHandler, Middleware
+from things_kit.messaging.handler import AnyHandler, FitsConsumer, Middleware
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds
 from things_kit.messaging.topic import Topic, topic_name
 from things_kit.messaging.transform import Transform, checked_transforms
@@ -112,7 +112,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
         seconds(self.drain_timeout, "drain_timeout")
         if self.batch is not None:
             _instance("batch", self.batch, Batch)
-            if self.middleware:
+            if not all(isinstance(each, FitsConsumer) for each in self.middleware):
                 raise ConfigError(
                     "middleware wraps the handling of one message; it cannot be used with batch"
                 )

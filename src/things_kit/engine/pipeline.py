@@ -4,8 +4,8 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Collection, Iterable, MutableSequence, Sequence
-from types import MethodType, SimpleNamespace
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableSequence, Sequence
+from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Annotated, Any, Final, TypeAlias
 
 from things_kit.codecs.contract import contract_decoder
@@ -29,6 +29,9 @@ else:  # inspect's does not know an AsyncMock before
     from asyncio import iscoroutinefunction
 
 
+Provides: TypeAlias = Mapping[type, Callable[[], Any]]
+NOTHING: Final[Provides] = MappingProxyType({})
+
 _AS_THEY_ARE: Final = {Message, bytes, str}
 """What is not decoded, whatever an `Annotated` says of it."""
 
@@ -45,6 +48,7 @@ def compile_handler(
     publish: Publishing | None = None,
     answers: bool = False,
     transforms: Sequence[Transform] = (),
+    provides: Provides = NOTHING,
 ) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
 
@@ -56,6 +60,7 @@ def compile_handler(
         publish: Where its results go. The function raises `Results` then.
         answers: For requests too it raises `Results`, with the reply.
         transforms: What was done to values of topics that say nothing of it themselves.
+        provides: By type, what fills the handler's other parameters.
 
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
@@ -64,7 +69,8 @@ def compile_handler(
     collects, bare = answers or publish is not None, watched and not middleware
     if not (collects or bare):
         call = ran(call, name)
-    kind, wants_message = _parameters(target, Message)
+    call, filled = _filling(target, call, provides)
+    kind, wants_message = _parameters(target, Message, filled)
     if not _carry_lists(topics) and _element(kind) is not None:
         raise ConfigError(
             f"the handler {name_of(target)} takes a list: say batch=Batch(...), or let it take one message"
@@ -111,10 +117,13 @@ def check_middleware(wrap: Any) -> None:
         ) from None
 
 
-def check_handler(handler: Any, *, batch: bool | None, topics: Topics = ()) -> None:
+def check_handler(
+    handler: Any, *, batch: bool | None, topics: Topics = (), provides: Provides = NOTHING
+) -> None:
     """Raise ConfigError for what cannot be a handler: an object, a function, or a class of which one is made later.
 
-    `batch` says whether it will be handed lists; None where that is not known yet. `topics` are what it is for.
+    `batch` says whether it will be handed lists; None where that is not known yet. `topics` are what it is for,
+    `provides` what fills its parameters.
     """
     if isinstance(handler, type):
         method: Any = inspect.getattr_static(handler, "handle", None)
@@ -124,12 +133,15 @@ def check_handler(handler: Any, *, batch: bool | None, topics: Topics = ()) -> N
             )
         handler = MethodType(method, handler) if inspect.isfunction(method) else method.__get__(None, handler)
     if batch is None:  # either will do
-        takes_list = _element(_parameters(_callable(handler)[0], Message)[0]) is not None
+        target, call, _ = _callable(handler)
+        takes_list = (
+            _element(_parameters(target, Message, _filling(target, call, provides)[1])[0]) is not None
+        )
         batch = takes_list and not _carry_lists(topics)
     if batch:
-        compile_batch_handler(handler, topics=topics)
+        compile_batch_handler(handler, topics=topics, provides=provides)
     else:
-        compile_handler(handler, topics=topics)
+        compile_handler(handler, topics=topics, provides=provides)
 
 
 def _carry_lists(topics: Topics) -> bool:
@@ -156,6 +168,7 @@ def compile_batch_handler(
     *,
     topics: Topics = (),
     transforms: Sequence[Transform] = (),
+    provides: Provides = NOTHING,
 ) -> HandleBatch:
     """One async function of a list of messages, from a handler that takes a list of messages or payloads.
 
@@ -166,8 +179,8 @@ def compile_batch_handler(
         ConfigError: The handler is none, or does not take a list.
     """
     target, unchecked, name = _callable(handler)
-    call = ran(unchecked, name)
-    kind, wants_message = _parameters(target, list)
+    call, filled = _filling(target, ran(unchecked, name), provides)
+    kind, wants_message = _parameters(target, list, filled)
     if wants_message:
         raise ConfigError(f"the batch handler {name_of(target)} takes one parameter, the list")
     element = _element(kind)
@@ -229,8 +242,9 @@ def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]], 
         return target, target, name
 
     @functools.wraps(target)
-    async def in_thread(*arguments: Any) -> Any:
-        result = await call_in_thread(target, *arguments)
+    async def in_thread(*arguments: Any, **named: Any) -> Any:
+        function = functools.partial(target, **named) if named else target
+        result = await call_in_thread(function, *arguments)
         if inspect.isawaitable(result):  # a plain function that returns a coroutine, such as a decorated one
             return await result
         return result
@@ -250,7 +264,28 @@ def _element(kind: Any) -> Any:
     return element
 
 
-def _parameters(target: Any, default: Any) -> tuple[Any, bool]:
+def _filling(
+    target: Any, call: Callable[..., Awaitable[Any]], provides: Provides
+) -> tuple[Callable[..., Awaitable[Any]], Collection[str]]:
+    """The call with what fills the parameters behind the first, and their names."""
+    if not provides:
+        return call, ()
+    parameters = list(inspect.signature(target).parameters.values())[1:]
+    makes = {
+        each.name: provides[kind]
+        for each in parameters
+        if isinstance(kind := _annotation(target, each, None), type) and kind in provides
+    }
+    if not makes:
+        return call, ()
+
+    def filled(*arguments: Any) -> Awaitable[Any]:
+        return call(*arguments, **{name: make() for name, make in makes.items()})
+
+    return filled, makes.keys()
+
+
+def _parameters(target: Any, default: Any, filled: Collection[str] = ()) -> tuple[Any, bool]:
     """The type of the first parameter, `default` if it has none, and whether the second wants the message too."""
     try:
         parameters = list(inspect.signature(target).parameters.values())
@@ -271,6 +306,8 @@ def _parameters(target: Any, default: Any) -> tuple[Any, bool]:
     )
     rest = [*(others[1:] if wants_message else others), *(p for p in parameters if p.kind is p.KEYWORD_ONLY)]
     for parameter in rest:
+        if parameter.name in filled:
+            continue
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             raise ConfigError(
                 f"the handler {name_of(target)} has a parameter {parameter.name!r} that nothing fills; "

@@ -13,6 +13,7 @@ import msgspec
 from things_kit.engine.cancelling import abandon
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import Scheduled
+from things_kit.engine.held import refusal
 from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.engine.scheduling import scheduling, sender_of
 from things_kit.engine.transforming import apply
@@ -225,6 +226,9 @@ class BrokerProducer:
         self._transmission.check_loop()
         if self._closed:
             raise ClosedError("the producer is closed")
+        refuse = refusal.get()
+        if refuse is not None and not self._insist and (why := refuse(self._transmission.url)):
+            raise PublishError(why)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         waiting = _Waiting(messages, deadline, loop.create_future(), due, schedule_id)

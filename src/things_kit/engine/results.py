@@ -41,6 +41,15 @@ LINGER: Final = 5.0
 _collected: Final[ContextVar[Collected]] = ContextVar("things_kit_results")
 
 
+def take_results() -> Sequence[Message]:
+    """What the handler that has just returned leaves to be published: whoever takes it publishes it."""
+    kept = _collected.get(None)
+    if kept is None:
+        return ()
+    messages, kept.messages = kept.messages, ()
+    return messages
+
+
 class Results(Exception):
     """How a handler that returned something leaves the worker: with the messages to publish. Never seen by users."""
 

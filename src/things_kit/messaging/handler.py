@@ -1,7 +1,8 @@
 """What a user writes: something that handles a message, and what may be wrapped around it."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from things_kit.messaging.message import Message
 
@@ -27,6 +28,42 @@ class ChecksTopics:
     def check_topics(self, topics: Sequence[Any]) -> None:
         """Look at the names and contracts that a consumer was given. Raises ConfigError where it cannot handle them."""
         raise NotImplementedError
+
+
+class FitsConsumer(ABC):
+    """Middleware that is made for each consumer: it knows whose messages it sees, and may give handlers what they ask for."""
+
+    @abstractmethod
+    def fitted(self, fitting: "Fitting") -> "Fitted":
+        """What is around the handler of this consumer. Raises ConfigError where it cannot be."""
+
+    @abstractmethod
+    def provides(self) -> Mapping[type, Callable[[], Any]]:
+        """By type, what a handler's parameter of that type is filled with, at each call."""
+
+    @abstractmethod
+    def __call__(self, handle: "Handle", /) -> "Handle":
+        """Around what is no consumer's handler."""
+
+
+class Fitting(NamedTuple):
+    """What a consumer tells of itself: as whom it reads, and whether it publishes results."""
+
+    group: str
+    publishes: bool
+
+
+class Fitted(Protocol):
+    """Middleware of one consumer."""
+
+    async def start(self) -> None:
+        """Called before the first message. Raises ConfigError."""
+
+    def around(self, handle: "Handle") -> "Handle":
+        """Around a handler of single messages."""
+
+    def around_batch(self, handle: "HandleBatch") -> "HandleBatch":
+        """Around a handler of lists."""
 
 
 Handle: TypeAlias = Callable[[Message], Awaitable[None]]

@@ -9,12 +9,13 @@ from things_kit.app.settings import Section
 from things_kit.brokers.connect import connect
 from things_kit.engine.broker import Broker
 from things_kit.engine.consumer import BrokerConsumer
+from things_kit.engine.fitting import provided_by
 from things_kit.engine.options import ConsumerArguments, SectionArguments, options_of, unknown_argument
 from things_kit.engine.pipeline import check_handler, check_middleware
 from things_kit.engine.producer import BrokerProducer
 from things_kit.messaging.consumer import Consumer
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import AnyHandler, Handler
+from things_kit.messaging.handler import AnyHandler, Handler, Middleware
 from things_kit.messaging.policy import seconds
 from things_kit.messaging.topic import Topic
 from things_kit.modules.application import CONSUMES
@@ -30,12 +31,14 @@ Topics: TypeAlias = str | Topic[Any] | Sequence[str | Topic[Any]]
 """One topic or several, by name or contract."""
 
 
-def _fitting(batch: bool | None, topic: Topics = ()) -> Callable[[Any], str | None]:
+def _fitting(
+    batch: bool | None, topic: Topics = (), middleware: Sequence[Middleware] = ()
+) -> Callable[[Any], str | None]:
     """Says what is wrong with a class whose objects are to be handlers."""
 
     def fits(kind: Any) -> str | None:
         try:
-            check_handler(kind, batch=batch, topics=_several(topic))
+            check_handler(kind, batch=batch, topics=_several(topic), provides=provided_by(middleware))
         except ConfigError as error:
             return str(error)
         return None
@@ -59,7 +62,8 @@ def mistakes_of(
         for wrap in arguments.get("middleware", ()):
             check_middleware(wrap)
         if not isinstance(handler, type):
-            check_handler(handler, batch=batch, topics=_several(topic))
+            provides = provided_by(arguments.get("middleware", ()))
+            check_handler(handler, batch=batch, topics=_several(topic), provides=provides)
     except ConfigError as error:
         yield f"{name}: {error}"
 
@@ -115,7 +119,11 @@ class BrokerModule:
             run(lifecycle, make_consumer(self.name, broker, topic, found, settings, arguments))
 
         batch = arguments["batch"] is not None if "batch" in arguments else None
-        types = {"found": Annotated[handler, _fitting(batch, topic)]} if isinstance(handler, type) else {}
+        types = (
+            {"found": Annotated[handler, _fitting(batch, topic, arguments.get("middleware", ()))]}
+            if isinstance(handler, type)
+            else {}
+        )
         function = self._annotated(consume, broker=self._broker, settings=self._settings, **types)
         if types:
             function.__defaults__ = None

@@ -103,6 +103,13 @@ TABLES: Final = (
     "CREATE INDEX IF NOT EXISTS queued_due ON {s}.queued (grp, due, off) WHERE due IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS queued_lane ON {s}.queued (grp, lane, off) WHERE lane IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS queued_free ON {s}.queued (grp, lane) WHERE lane IS NOT NULL AND due IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS {s}.inbox (
+        grp text NOT NULL,
+        topic text NOT NULL,
+        id text NOT NULL,
+        expires double precision NOT NULL,
+        PRIMARY KEY (grp, topic, id)) WITH ({churn})""",
+    "CREATE INDEX IF NOT EXISTS inbox_expires ON {s}.inbox (expires)",
 )
 """What Alembic or an outbox may make just as well: the first connect adds functions, partitions and the version."""
 

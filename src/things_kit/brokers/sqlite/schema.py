@@ -89,6 +89,13 @@ TABLES: Final = (
         PRIMARY KEY (grp, off)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS {s}_queued_due ON {s}_queued (grp, due, off) WHERE due IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS {s}_queued_lane ON {s}_queued (grp, lane, due, off) WHERE lane IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS {s}_inbox (
+        grp TEXT NOT NULL,
+        topic TEXT NOT NULL,
+        id TEXT NOT NULL,
+        expires REAL NOT NULL,
+        PRIMARY KEY (grp, topic, id)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS {s}_inbox_expires ON {s}_inbox (expires)",
 )
 """What Alembic or an outbox may make just as well: the first connect adds the version, and the name of the source."""
 
@@ -218,13 +225,24 @@ def _write_ahead(connection: sqlite3.Connection) -> str:
         time.sleep(0.01)
 
 
-def begin(connection: sqlite3.Connection, patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
-    """Begin to write, waiting so many seconds for other processes, a second in a hurry; then SQLITE_BUSY is raised."""
+def begin(
+    connection: sqlite3.Connection,
+    patience: float,
+    hurry: Callable[[], bool] = lambda: False,
+    held: Callable[[], bool] = lambda: False,
+) -> None:
+    """Begin to write, waiting so many seconds for other processes, a second in a hurry; then SQLITE_BUSY is raised.
+
+    While a handler of this process has the lock, `held`, the time does not count.
+    """
     started = time.monotonic()
     while True:
         try:
             connection.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
+            if primary_code(error) == sqlite3.SQLITE_BUSY and held():
+                started = time.monotonic()
+                continue
             waited = time.monotonic() - started
             if primary_code(error) != sqlite3.SQLITE_BUSY or waited > patience or (waited > 1.0 and hurry()):
                 raise

@@ -20,6 +20,7 @@ from things_kit.brokers.sqlite.schema import begin, open_database
 from things_kit.brokers.sqlite.store import Member, Store
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.held import is_held
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class Worker:
     ) -> None:
         self.stopping = False
         self._path = path.absolute()
+        self._place = str(path.resolve())
         self._schema = schema
         self._creates = creates
         self._lease = lease
@@ -371,7 +373,7 @@ class Worker:
                 "ROLLBACK"
             )  # it failed the last time; if it does again, that is said
         self._be_durable(any(job.durable for job in writes))
-        begin(self._store.connection, LOCK_PATIENCE, lambda: self.stopping)
+        begin(self._store.connection, LOCK_PATIENCE, lambda: self.stopping, lambda: is_held(self._place))
         alone = len(writes) + len(requests) == 1 and not self._waiting
         outcomes = [self._attempt(job.work, job.future, alone=alone) for job in writes]
         now = steady()

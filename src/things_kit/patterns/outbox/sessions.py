@@ -116,7 +116,7 @@ def _orm_session(session: Any) -> Transaction:
 
 
 def _sa_connection(connection: Any) -> Transaction:
-    _check_sa(connection)
+    check_connection(connection)
 
     def execute(statement: str, parameters: Sequence[Any]) -> Any:
         result = connection.exec_driver_sql(statement, tuple(parameters))
@@ -133,7 +133,7 @@ async def _async_session(session: Any) -> Transaction:
 
 
 async def _sa_async_connection(connection: Any) -> Transaction:
-    _check_sa(connection.sync_connection)
+    check_connection(connection.sync_connection)
 
     async def execute(statement: str, parameters: Sequence[Any]) -> Any:
         result = await connection.exec_driver_sql(statement, tuple(parameters))
@@ -142,7 +142,8 @@ async def _sa_async_connection(connection: Any) -> Transaction:
     return Transaction(known(connection.dialect.name), _place(connection.dialect), execute)
 
 
-def _check_sa(connection: Any) -> None:
+def check_connection(connection: Any) -> None:
+    """Raise ConfigError for an SQLAlchemy connection whose transaction would not commit what we write with the rest."""
     from sqlalchemy import TwoPhaseTransaction  # noqa: PLC0415 - whoever has such a connection has it
 
     if isinstance(connection.get_transaction(), TwoPhaseTransaction):

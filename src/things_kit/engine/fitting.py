@@ -1,0 +1,42 @@
+"""The middleware of one consumer: some is made for it, and fills its handler's parameters."""
+
+from collections.abc import Sequence
+from types import MappingProxyType
+
+from things_kit.engine.pipeline import NOTHING, Provides
+from things_kit.messaging.handler import FitsConsumer, Fitted, Fitting, HandleBatch, Middleware
+
+
+def provided_by(middleware: Sequence[Middleware]) -> Provides:
+    """What fills a handler's parameters, by type."""
+    fitting = [each.provides() for each in middleware if isinstance(each, FitsConsumer)]
+    if not fitting:
+        return NOTHING
+    return MappingProxyType({kind: make for each in fitting for kind, make in each.items()})
+
+
+class FittedMiddleware:
+    """What is around the handler of one consumer, outermost first."""
+
+    def __init__(self, middleware: Sequence[Middleware], fitting: Fitting) -> None:
+        self.provides = provided_by(middleware)
+        self.single: list[Middleware] = []
+        self._fitted: list[Fitted] = []
+        for each in middleware:
+            if isinstance(each, FitsConsumer):
+                fitted = each.fitted(fitting)
+                self._fitted.append(fitted)
+                self.single.append(fitted.around)
+            else:
+                self.single.append(each)
+
+    def around_batch(self, handle: HandleBatch) -> HandleBatch:
+        """Around a handler of lists, where all there is knows what to do with them."""
+        for fitted in reversed(self._fitted):
+            handle = fitted.around_batch(handle)
+        return handle
+
+    async def start(self) -> None:
+        """Before the first message. Raises ConfigError."""
+        for fitted in self._fitted:
+            await fitted.start()

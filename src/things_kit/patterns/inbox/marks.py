@@ -1,0 +1,40 @@
+"""The marks of messages that were handled: rows of (group, topic, id), and when each expires."""
+
+from typing import Final
+
+from things_kit.brokers.postgres.schema import filled as in_postgres
+from things_kit.brokers.sqlite.schema import filled as in_sqlite
+from things_kit.patterns.outbox.writing import Dialect, check_schema
+
+SWEPT: Final = 1000
+"""The most marks that one statement deletes."""
+
+_MARK: Final = (
+    "INSERT INTO {t} AS i (grp, topic, id, expires) VALUES (:grp, :topic, :id, :expires) "
+    "ON CONFLICT (grp, topic, id) DO UPDATE SET expires = excluded.expires WHERE i.expires <= :now"
+)
+_FORGET: Final = "DELETE FROM {t} WHERE grp = :grp AND topic = :topic AND id = :id"
+_SWEEP: Final = (
+    "DELETE FROM {t} WHERE (grp, topic, id) IN "
+    "(SELECT grp, topic, id FROM {t} WHERE expires <= :now ORDER BY expires LIMIT :most{locking})"
+)
+_LOOK: Final = "SELECT 1 FROM {t} WHERE grp IS NULL"
+_LOCK: Final = "UPDATE {t} SET expires = expires WHERE grp IS NULL"
+_PROLONG: Final = "UPDATE {s}_receiver SET expires = expires + :held WHERE expires > :began"
+
+
+class Marks:
+    """The statements about them, in one dialect. `mark` changes a row unless there is a mark that has not expired."""
+
+    def __init__(self, dialect: Dialect, schema: str) -> None:
+        check_schema(dialect, schema)
+        fill = in_sqlite if dialect == "sqlite" else in_postgres
+        table = fill("{s}_inbox" if dialect == "sqlite" else "{s}.inbox", schema)
+        # What another process sweeps, or a handler holds, is left for the next time.
+        locking = "" if dialect == "sqlite" else " FOR UPDATE SKIP LOCKED"
+        self.mark = _MARK.replace("{t}", table)
+        self.forget = _FORGET.replace("{t}", table)
+        self.sweep = _SWEEP.replace("{t}", table).replace("{locking}", locking)
+        self.look = _LOOK.replace("{t}", table)
+        self.lock = _LOCK.replace("{t}", table)  # a statement that writes, though it finds nothing
+        self.prolong = in_sqlite(_PROLONG, schema)

@@ -1,0 +1,303 @@
+"""A message's mark, what its handler does and what it publishes are there together, or not at all."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from things_kit import Batch, BatchError, ConfigError, Message, PublishError, RetryPolicy, Topic, connect
+from things_kit.engine.broker import Broker
+from things_kit.patterns import Inbox, Outbox
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.postgres import PostgresServer
+
+postgres = shared(PostgresServer, "postgres")
+SOON = RetryPolicy(attempts=5, first=0.01, factor=1.0)
+bills = Topic("bills", dict[str, str])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/app.db"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    with server.database() as url:
+        yield url.replace("postgres://", "postgresql://")
+
+
+@asynccontextmanager
+async def engine_of(url: str) -> AsyncIterator[AsyncEngine]:
+    driver = "aiosqlite" if url.startswith("sqlite") else "asyncpg"
+    engine = create_async_engine(url.replace("://", f"+{driver}://"), poolclass=NullPool)
+    await Outbox().create(engine)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS effects (name TEXT)")
+    yield engine
+    await engine.dispose()
+
+
+async def effects(engine: AsyncEngine) -> list[str]:
+    async with engine.connect() as connection:
+        return [name for (name,) in await connection.execute(text("SELECT name FROM effects ORDER BY name"))]
+
+
+async def write(session: AsyncSession, name: str) -> None:
+    await session.execute(text("INSERT INTO effects VALUES (:name)"), {"name": name})
+
+
+def message(name: str, topic: str = "orders") -> Message:
+    return Message(topic, name.encode(), id=name)
+
+
+async def settled(broker: Broker, topic: str = "orders", group: str = "g") -> None:
+    async with asyncio.timeout(20):
+        while await broker.lag(topic, group):  # noqa: ASYNC110 - only the broker knows
+            await asyncio.sleep(0.01)
+
+
+async def test_a_message_that_comes_twice_is_handled_once(database: str) -> None:
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(message: Message) -> None:
+            await write(inbox.session(), message.value.decode())
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox]):
+            await broker.producer().publish_batch([message("a"), message("a"), message("b")])
+            await settled(broker)
+        assert await effects(engine) == ["a", "b"]
+
+
+async def test_of_two_consumers_that_have_the_same_messages_at_once_one_handles_each(database: str) -> None:
+    async with engine_of(database) as engine, connect("memory://") as one, connect("memory://") as other:
+        inboxes = {broker: Inbox(engine) for broker in (one, other)}
+
+        async def serve(broker: Broker) -> None:
+            inbox = inboxes[broker]
+
+            async def handle(message: Message) -> None:
+                await write(inbox.session(), message.value.decode())
+
+            async with broker.consumer(
+                "orders", group="g", handler=handle, middleware=[inbox], concurrency=4
+            ):
+                await broker.producer().publish_batch([message(str(number)) for number in range(30)])
+                await settled(broker)
+
+        await asyncio.gather(serve(one), serve(other))
+        assert await effects(engine) == sorted(map(str, range(30)))
+
+
+async def test_what_failed_leaves_nothing_and_is_handled_again(database: str) -> None:
+    attempts = 0
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(message: Message, session: AsyncSession) -> None:
+            nonlocal attempts
+            attempts += 1
+            await write(session, f"{message.id}-{attempts}")
+            if attempts < 3:
+                raise OSError
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox], retry=SOON):
+            await broker.producer().publish(message("a"))
+            await settled(broker)
+        assert await effects(engine) == ["a-3"]
+
+
+async def test_commit_is_a_savepoint_and_rollback_undoes_what_came_after_it(database: str) -> None:
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+        fails = True
+
+        async def handle(message: Message, session: AsyncSession) -> None:
+            nonlocal fails
+            await write(session, "kept")
+            await session.commit()
+            await write(session, "undone")
+            await session.rollback()
+            await write(session, "kept too")
+            if fails:
+                fails = False
+                raise OSError
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox], retry=SOON):
+            await broker.producer().publish(message("a"))
+            await settled(broker)
+        assert await effects(engine) == ["kept", "kept too"]
+
+
+async def test_a_plain_handler_gets_a_session_of_an_engine(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/app.db"
+    async with engine_of(url) as there, connect("memory://") as broker:
+        engine = create_engine(url)
+        inbox = Inbox(engine)
+
+        def handle(message: Message, session: Session) -> None:
+            session.execute(text("INSERT INTO effects VALUES (:name)"), {"name": message.value.decode()})
+            assert inbox.session() is session
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox]):
+            await broker.producer().publish_batch([message("a"), message("a")])
+            await settled(broker)
+        assert await effects(there) == ["a"]
+        assert inbox.forget("g", "orders", "a") == 1
+        assert inbox.sweep() == 0
+        engine.dispose()
+
+
+async def test_results_are_published_in_the_same_transaction(database: str) -> None:
+    outbox, fails = Outbox(), True
+    async with engine_of(database) as engine, connect(database) as broker:
+        await broker.declare("bills", ["reader"])
+        inbox = Inbox(engine, outbox=outbox)
+
+        async def handle(message: Message, session: AsyncSession) -> dict[str, str]:
+            nonlocal fails
+            await write(session, message.value.decode())
+            await outbox.publish(session, Message("bills", b"in the handler"))
+            if fails:
+                fails = False
+                raise OSError
+            return {"bill": message.value.decode()}
+
+        async with broker.consumer(
+            "orders", group="g", handler=handle, middleware=[inbox], publish=bills, retry=SOON
+        ):
+            await broker.producer().publish_batch([message("a"), message("a"), message("b")])
+            await settled(broker)
+        assert await effects(engine) == ["a", "b"]
+        assert await broker.lag("bills", "reader") == 4
+
+
+async def test_of_a_batch_all_are_marked_but_those_that_failed(database: str) -> None:
+    batches: list[list[str]] = []
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(messages: list[Message]) -> None:
+            names = [message.value.decode() for message in messages]
+            batches.append(names)
+            for name in names:
+                if name != "bad" or len(batches) > 1:
+                    await write(inbox.session(), name)
+            if len(batches) == 1:
+                raise BatchError({names.index("bad"): OSError()})
+
+        await broker.declare("orders", ["g"])
+        names = ["a", "bad", "b", "a", "bad"]
+        await broker.producer().publish_batch([message(name) for name in names])
+        async with broker.consumer(
+            "orders", group="g", handler=handle, middleware=[inbox], batch=Batch(5, 0.5), retry=SOON
+        ):
+            await settled(broker)
+        assert batches[0] == ["a", "bad", "b"]
+        assert await effects(engine) == ["a", "b", "bad"]
+
+
+async def test_marks_are_a_groups_own_and_can_be_forgotten_and_swept(database: str) -> None:
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine, retain=timedelta(days=1))
+        short = Inbox(engine, retain=0)
+
+        def counting(name: str, inbox: Inbox) -> Any:
+            async def handle(message: Message) -> None:
+                await write(inbox.session(), f"{name} {message.value.decode()}")
+
+            return broker.consumer("orders", group=name, handler=handle, middleware=[inbox])
+
+        async with counting("one", inbox), counting("other", inbox), counting("short", short):
+            await broker.producer().publish_batch([message("a"), message("a")])
+            for name in ("one", "other", "short"):
+                await settled(broker, group=name)
+            assert await effects(engine) == ["one a", "other a", "short a", "short a"]
+            assert await inbox.forget("one", "orders", "a") == 1
+            await broker.producer().publish(message("a"))
+            for name in ("one", "other", "short"):
+                await settled(broker, group=name)
+        assert (await effects(engine)).count("one a") == 2
+        assert (await effects(engine)).count("other a") == 1
+        async with engine.begin() as connection:
+            table = "things_kit_inbox" if database.startswith("sqlite") else "things_kit.inbox"
+            numbers = [{"id": str(number)} for number in range(2500)]
+            await connection.execute(text(f"INSERT INTO {table} VALUES ('g', 't', :id, 1)"), numbers)
+        assert await inbox.sweep() in {2500, 2501}
+        assert await inbox.sweep() == 0
+        async with engine.connect() as connection:
+            rows = await connection.execute(text(f"SELECT grp FROM {table} ORDER BY grp"))
+            assert [group for (group,) in rows] == ["one", "other"]
+
+
+async def test_mistakes_are_said_at_the_start(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", poolclass=NullPool)
+    inbox = Inbox(engine)
+
+    async def handle(message: Message) -> dict[str, str] | None:
+        return None
+
+    with pytest.raises(ConfigError, match="none runs here"):
+        inbox.session()
+    async with connect("memory://") as broker:
+        with pytest.raises(ConfigError, match="needs an outbox"):
+            broker.consumer("orders", group="g", handler=handle, middleware=[inbox], publish=bills)
+        with pytest.raises(ConfigError, match="table of marks cannot be read"):
+            await broker.consumer("orders", group="g", handler=handle, middleware=[inbox]).start()
+    await engine.dispose()
+
+
+async def test_in_sqlite_a_handler_is_told_not_to_wait_for_its_own_lock(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/app.db"
+    async with engine_of(url) as engine, connect(url) as broker:
+        inbox, said = Inbox(engine), list[str]()
+
+        async def handle(message: Message) -> None:
+            try:
+                await broker.producer().publish(Message("bills", b""))
+            except PublishError as error:
+                said.append(str(error))
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox]):
+            await broker.producer().publish(message("a"))
+            await settled(broker)
+        (sentence,) = said
+        assert "outbox.publish(inbox.session(), ...)" in sentence
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
+    tmp_path: Path, fails: bool
+) -> None:
+    url = f"sqlite:///{tmp_path}/app.db?lease=0.3"
+    calls = 0
+    async with engine_of(url.partition("?")[0]) as engine, connect(url) as broker, connect(url) as other:
+        inbox = Inbox(engine)
+        attempts: list[int] = []
+        begun = asyncio.Event()
+
+        async def handle(message: Message) -> None:
+            nonlocal calls
+            calls += 1
+            attempts.append(message.attempt)
+            begun.set()
+            await write(inbox.session(), "once")
+            await asyncio.sleep(1.5)  # five leases
+            if fails and calls == 1:
+                raise OSError
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox], retry=SOON):
+            await broker.producer().publish(message("a"))
+            await begun.wait()
+            async with other.consumer("orders", group="g", handler=handle, middleware=[inbox], retry=SOON):
+                await settled(broker)
+        assert await effects(engine) == ["once"]
+        assert attempts == ([1, 2] if fails else [1])
