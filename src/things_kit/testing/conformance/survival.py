@@ -202,6 +202,7 @@ class SurvivalSuite(Suite):
         consumer = await stage.consume(topic, group, recorder, drain_timeout=1.0)
         await stage.publish(topic, b"1")
         await recorder.until_done(1, stage.patience)
+        await eventually(lambda: consumer.handled == 1, stage.patience, "the broker has confirmed it")
         await stage.until_lag(topic, group, 0)
         async with stage.outage():
             await asyncio.wait_for(consumer.stop(), stage.patience)
