@@ -14,6 +14,7 @@ import pytest
 
 from things_kit import ConfigError, DecodeError, Message, Topic
 from things_kit.codecs import Avro
+from things_kit.codecs.avro import parsed_schema
 from things_kit.codecs.avro_schema import avro_schema
 from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder
@@ -293,3 +294,36 @@ def test_bytes_that_do_not_fit_are_a_decode_error(value: bytes) -> None:
 def test_a_payload_that_does_not_fit_is_a_type_error() -> None:
     with pytest.raises(TypeError, match="the payload does not fit its Avro schema"):
         Topic("t", Line, codec=Avro()).message(Line(5))  # type: ignore[arg-type] # that is what is tested
+
+
+EMPTY = {"type": "record", "name": "Empty", "fields": [{"name": "a", "type": "null"}]}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "null",
+        {"type": "null"},
+        EMPTY,
+        {"type": "fixed", "name": "Nothing", "size": 0},
+        {"type": "record", "name": "Outer", "fields": [{"name": "in", "type": EMPTY}]},
+    ],
+)
+def test_an_array_whose_items_take_no_bytes_is_refused_wherever_it_stands(items: Any) -> None:
+    array = {"type": "array", "items": items}
+    record = {"type": "record", "name": "R", "fields": [{"name": "f", "type": ["null", array]}]}
+    for schema in (array, record, {"type": "map", "values": array}, ["null", array]):
+        with pytest.raises(TypeError, match="nothing bounds how many are read"):
+            parsed_schema(schema)
+
+
+def test_an_array_of_a_type_named_before_is_looked_into() -> None:
+    fields = [{"name": "one", "type": EMPTY}, {"name": "many", "type": {"type": "array", "items": "Empty"}}]
+    with pytest.raises(TypeError, match="nothing bounds how many are read"):
+        parsed_schema({"type": "record", "name": "R", "namespace": "shop", "fields": fields})
+
+
+@pytest.mark.parametrize("items", ["string", ["null", "string"], "R", {"type": "array", "items": "long"}])
+def test_arrays_whose_items_take_bytes_are_read(items: Any) -> None:
+    array = {"type": "array", "items": items}
+    assert parsed_schema({"type": "record", "name": "R", "fields": [{"name": "f", "type": array}]})

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 
+from things_kit.codecs.avro_bounds import has_boundless_array
 from things_kit.codecs.avro_schema import Schema, avro_schema
 from things_kit.codecs.json_codec import bare, json_decoder
 from things_kit.codecs.models import converter, dumped
@@ -170,11 +171,17 @@ def parsed_schema(schema: Schema | Mapping[str, Any]) -> Any:
     try:
         if isinstance(schema, str) and schema.lstrip()[:1] in {"{", "[", '"'}:
             schema = json.loads(schema)
-        return fastavro.parse_schema(schema)  # type: ignore[arg-type] # what is none is refused
+        parsed = fastavro.parse_schema(schema)  # type: ignore[arg-type] # what is none is refused
+        boundless = has_boundless_array(parsed)
     except (SchemaParseException, UnknownType, ValueError, KeyError, AttributeError, TypeError) as error:
         raise TypeError(f"it is no Avro schema: {error}") from error
     except RecursionError:
         raise TypeError("the Avro schema is nested too deeply") from None
+    if boundless:
+        raise TypeError(
+            "the Avro schema has an array whose items take no bytes: nothing bounds how many are read"
+        )
+    return parsed
 
 
 def _writer(schema: Any, kind: Any) -> Callable[[Any], bytes]:
