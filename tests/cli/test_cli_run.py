@@ -103,6 +103,38 @@ def test_a_factory_makes_the_app_and_the_level_is_what_is_said(program: Start, t
     assert (code, err.splitlines()[-1].endswith("INFO things_kit.app: stopped")) == (0, True)
 
 
+LOOP = """
+import asyncio
+from things_kit import App, invoke
+
+def end(app: App) -> None:
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    print(f"{loop}\\n", end="", flush=True)  # in one piece, as several processes write to one pipe
+    app.shutdown()
+
+app = App(invoke(end))
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_an_app_runs_on_the_loop_that_is_asked_for(
+    program: Start, tmp_path: Path, loop: str, workers: str
+) -> None:
+    pytest.importorskip("uvloop")
+    (tmp_path / "some_app.py").write_text(LOOP)
+    running = program("run", "some_app:app", "--loop", loop, "--workers", workers, cwd=tmp_path)
+    code, out, _ = running.end()
+    assert (code, out.split()) == (0, [loop] * int(workers))
+
+
+def test_a_loop_that_is_missing_is_said(run: Start, tmp_path: Path) -> None:
+    (tmp_path / "some_app.py").write_text("import sys; sys.modules['uvloop'] = None\n" + MAIN)
+    code, out, err = run("some_app:app", "--loop", "uvloop").end()
+    assert (code, out) == (2, "")
+    assert err.endswith('needs uvloop: pip install "things-kit[uvloop]"\n')
+
+
 def test_without_the_extra_it_says_what_to_install(run: Start, tmp_path: Path) -> None:
     (tmp_path / "some_app.py").write_text(
         "import sys; sys.modules['yaml'] = None\nimport things_kit.modules.config"

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 State: TypeAlias = Literal["stopped", "starting", "running", "stopping"]
 
+Loop: TypeAlias = Literal["auto", "asyncio", "uvloop"]
+"""Which event loop an app runs on; `auto` is that of uvloop where it is installed."""
+
 
 class App:
     """An application, put together from modules, providers and functions to call at start.
@@ -54,12 +57,16 @@ class App:
         """See whether all parts fit together, without making anything. Raises WiringError with all mistakes."""
         self._graph({App: self, Lifecycle: Lifecycle()})
 
-    def run(self) -> None:
+    def run(self, *, loop: Loop = "auto") -> None:
         """Run until SIGINT or SIGTERM, or until something breaks; then drain and stop.
 
-        A second signal ends the process at once. Uses uvloop where that is installed.
+        A second signal ends the process at once.
+
+        Args:
+            loop: The event loop: `asyncio`'s own, `uvloop`'s, or `auto`: that of uvloop where it is installed.
 
         Raises:
+            ModuleNotFoundError: uvloop is asked for, and not installed.
             RuntimeError: An event loop runs here already.
             SystemExit: With a code other than 0 and after the reason was logged, if it did not start, broke, or did
                 not stop cleanly.
@@ -71,7 +78,7 @@ class App:
             )
         from things_kit.app.process import run  # noqa: PLC0415 - a test that enters the app needs no signals
 
-        code = run(self)
+        code = run(self, loop)
         if code:
             raise SystemExit(code)
 

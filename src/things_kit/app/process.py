@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
-from things_kit.app.app import App
+from things_kit.app.app import App, Loop
 from things_kit.app.wiring import WiringError
 
 log = logging.getLogger("things_kit.app")
@@ -25,17 +25,26 @@ WORKER: Final = "THINGS_KIT_WORKER"
 """The variable that says which worker of its supervisor a process is, from 1."""
 
 
-def run(app: App) -> int:
-    """Run an app until it is asked to stop or breaks; returns the exit code, after the reason was logged."""
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+def run(app: App, loop: Loop = "auto") -> int:
+    """Run an app until it is asked to stop or breaks; returns the exit code, after the reason was logged.
+
+    Raises:
+        ModuleNotFoundError: uvloop is asked for, and not installed.
+    """
+    with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
         return runner.run(serve(app))
 
 
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """That of uvloop where it is installed; None for the standard library's."""
+def loop_factory(loop: Loop) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes such a loop; None for the standard library's. Raises ModuleNotFoundError if uvloop is to be had and is not there."""
+    if loop == "asyncio":
+        return None
     try:
         import uvloop  # noqa: PLC0415 - may be missing
     except ModuleNotFoundError:
+        if loop == "uvloop":
+            why = 'the event loop of uvloop needs uvloop: pip install "things-kit[uvloop]"'
+            raise ModuleNotFoundError(why, name="uvloop") from None
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory

@@ -27,6 +27,14 @@ class Level(StrEnum):
     CRITICAL = "CRITICAL"
 
 
+class Loop(StrEnum):
+    """Which event loop an app runs on."""
+
+    AUTO = "auto"
+    ASYNCIO = "asyncio"
+    UVLOOP = "uvloop"
+
+
 def run(
     target: Annotated[
         str, typer.Argument(metavar="MODULE:APP", help="The app, such as shop.main:app", show_default=False)
@@ -47,6 +55,9 @@ def run(
     log_level: Annotated[
         Level | None, typer.Option(case_sensitive=False, help="In place of the configuration's.")
     ] = None,
+    loop: Annotated[
+        Loop, typer.Option(help="The event loop; auto is that of uvloop where it is installed.")
+    ] = Loop.AUTO,
     app_dir: Annotated[
         Path, typer.Option(file_okay=False, exists=True, metavar="FOLDER", help="Where MODULE is looked for.")
     ] = Path(),
@@ -55,16 +66,26 @@ def run(
     if log_level is not None:
         os.environ["LOGGING_LEVEL"] = log_level.value
     if workers == 1 and not reload:
-        _run_here(target, log_level, factory=factory, folder=app_dir)
+        _run_here(target, log_level, loop, factory=factory, folder=app_dir)
         return
-    command = [sys.executable, "-m", "things_kit.cli", "run", target, "--app-dir", str(app_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "things_kit.cli",
+        "run",
+        target,
+        "--app-dir",
+        str(app_dir),
+        "--loop",
+        loop.value,
+    ]
     command += ["--factory"] if factory else []
     command += ["--log-level", log_level.value] if log_level is not None else []
     code = asyncio.run(_supervise(command, workers, reload=reload))
     raise typer.Exit(code)
 
 
-def _run_here(target: str, log_level: Level | None, *, factory: bool, folder: Path) -> None:
+def _run_here(target: str, log_level: Level | None, loop: Loop, *, factory: bool, folder: Path) -> None:
     from things_kit.app.target import TargetError, load_app  # noqa: PLC0415 - other commands need none of it
 
     try:
@@ -79,7 +100,13 @@ def _run_here(target: str, log_level: Level | None, *, factory: bool, folder: Pa
     show_no_warnings()  # how an app logs is its own affair
     if log_level is not None and not any(_is_logging(placed.part) for placed in app):
         logging.basicConfig(level=log_level.value, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    app.run()
+    try:
+        app.run(loop=loop.value)
+    except ModuleNotFoundError as error:
+        if error.name != "uvloop":
+            raise
+        complain(error.msg)
+        raise typer.Exit(WRONG_USE) from None
 
 
 def _is_logging(part: Any) -> bool:
