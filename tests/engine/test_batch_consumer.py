@@ -368,8 +368,8 @@ async def test_several_of_a_key_whose_dead_letters_fail_keep_their_order() -> No
     assert not overlaps
 
 
-def test_middleware_cannot_wrap_a_batch() -> None:
-    with pytest.raises(ConfigError, match="cannot be used with batch"):
+def test_middleware_of_one_message_cannot_wrap_a_batch() -> None:
+    with pytest.raises(ConfigError, match="needs a method handle_batch"):
         broker_of(StubDriver()).consumer(
             "t", group="g", handler=Lists().handle, batch=Batch(), middleware=[lambda handle: handle]
         )

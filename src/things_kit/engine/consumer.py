@@ -34,7 +34,7 @@ from things_kit.messaging.handler import ChecksTopics, Fitting
 from things_kit.messaging.health import ConsumerHealth
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.names import DEAD_LETTER_GROUP
-from things_kit.messaging.policy import seconds
+from things_kit.messaging.policy import Batch, seconds
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -126,6 +126,9 @@ class BrokerConsumer:
             return
         if self._state != "new":
             raise ClosedError("the consumer was stopped; make a new one")
+        for wrap in self.options.middleware:
+            if callable(bind := getattr(wrap, "bind", None)):
+                bind(self)
         self._started_hook(self)
         self._state = "running"
         try:
@@ -184,6 +187,16 @@ class BrokerConsumer:
         """Go on after `pause`."""
         self._paused = False
         self._tell_paused()
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What it consumes."""
+        return self.options.topics
+
+    @property
+    def batch(self) -> Batch | None:
+        """How it hands out lists; None where it handles one message a call."""
+        return self.options.batch
 
     @property
     def paused(self) -> bool:

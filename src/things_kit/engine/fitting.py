@@ -1,6 +1,6 @@
 """The middleware of one consumer: some is made for it, and fills its handler's parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from things_kit.engine.pipeline import NOTHING, Provides
@@ -21,19 +21,22 @@ class FittedMiddleware:
     def __init__(self, middleware: Sequence[Middleware], fitting: Fitting) -> None:
         self.provides = provided_by(middleware)
         self.single: list[Middleware] = []
+        self._lists: list[Callable[[HandleBatch], HandleBatch]] = []
         self._fitted: list[Fitted] = []
         for each in middleware:
             if isinstance(each, FitsConsumer):
                 fitted = each.fitted(fitting)
                 self._fitted.append(fitted)
                 self.single.append(fitted.around)
+                self._lists.append(fitted.around_batch)
             else:
                 self.single.append(each)
+                self._lists += [each.handle_batch] if hasattr(each, "handle_batch") else []
 
     def around_batch(self, handle: HandleBatch) -> HandleBatch:
         """Around a handler of lists, where all there is knows what to do with them."""
-        for fitted in reversed(self._fitted):
-            handle = fitted.around_batch(handle)
+        for wrap in reversed(self._lists):
+            handle = wrap(handle)
         return handle
 
     async def start(self) -> None:

@@ -112,10 +112,7 @@ class ConsumerOptions(msgspec.Struct, frozen=True, kw_only=True):
         seconds(self.drain_timeout, "drain_timeout")
         if self.batch is not None:
             _instance("batch", self.batch, Batch)
-            if not all(isinstance(each, FitsConsumer) for each in self.middleware):
-                raise ConfigError(
-                    "middleware wraps the handling of one message; it cannot be used with batch"
-                )
+            _wraps_lists(self.middleware)
             asked = next((topic for topic in self.contracts.values() if topic.reply is not None), None)
             if asked is not None:
                 raise ConfigError(
@@ -218,6 +215,15 @@ def _listed(middleware: object) -> tuple[Any, ...]:
         name = getattr(middleware, "__name__", repr(middleware))
         raise ConfigError(f"middleware is a list: write middleware=[{name}]")
     return tuple(middleware)
+
+
+def _wraps_lists(middleware: Sequence[object]) -> None:
+    for wrap in middleware:
+        if not isinstance(wrap, FitsConsumer) and not callable(getattr(wrap, "handle_batch", None)):
+            name = getattr(wrap, "__name__", repr(wrap))
+            raise ConfigError(
+                f"the middleware {name} wraps the handling of one message; with batch it needs a method handle_batch"
+            )
 
 
 def _whole(name: str, value: object, minimum: int) -> None:

@@ -24,6 +24,7 @@ from things_kit.messaging.codec import Unprepared
 from things_kit.messaging.errors import ClosedError, DecodeError, NobodyListens, ThingsKitError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import is_request
+from things_kit.messaging.outcomes import Later
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -32,6 +33,9 @@ FETCH: Final = 60.0
 
 FETCH_AGAIN: Final = 1.0
 """Seconds until what could not be fetched is asked for again."""
+
+LOOK_AGAIN: Final = 1.0
+"""Seconds after which what went back, as too much waits here already, is offered again, to whoever could begin it."""
 
 
 class Outcomes:
@@ -77,6 +81,8 @@ class Outcomes:
         self._outages = Outages(name, "what decodes its messages")
         self._failures = Failures(name, options.retry.permanent)
         self._delays = Delays(self._due)
+        self._later: set[Delivery] = set()
+        self._most_later = max(1, options.max_in_flight // (2 * len(options.topics)))
         self._leaving: dict[asyncio.Task[None], Delivery] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -97,6 +103,9 @@ class Outcomes:
             return
         if isinstance(error, Unprepared):
             self._fetch(delivery, error)
+            return
+        if isinstance(error, Later):
+            self._wait_in_turn(delivery, error.wait)
             return
         message = delivery.message
         if isinstance(error, Expired):
@@ -211,6 +220,7 @@ class Outcomes:
         self._delays.hold(delivery, again.delay)
 
     def _due(self, delivery: Delivery) -> None:
+        self._later.discard(delivery)
         aside = delivery.state is State.ASIDE
         delivery.state = State.READY
         if aside:
@@ -354,6 +364,31 @@ class Outcomes:
             self._outages.lasts(error)
             self._delays.hold(delivery, FETCH_AGAIN)
 
+    # --- what is not to be handled now
+
+    @property
+    def full(self) -> bool:
+        """Whether so many wait by `Later` that no more is to be asked for: another process might handle it now."""
+        return len(self._later) >= self._most_later
+
+    def _wait_in_turn(self, delivery: Delivery, wait: float) -> None:
+        """It stays the head of its lane. No attempt is counted; what is too much here goes back for others."""
+        native, lane = self._capabilities, self._lanes.lane_of(delivery)
+        if self.stopping:
+            self.give_back(delivery)
+            return
+        again = Release(delivery, min(wait, LOOK_AGAIN), delivery.message.attempt)
+        goes = self.full and not delivery.suspect and self._waits_in_broker(again.delay)
+        if goes and lane is None:
+            delivery.inbox.release(again)
+        elif goes and native.lanes and not self._lanes.has_several_heads(lane):
+            delivery.inbox.park(again)
+        else:
+            again.delay = wait
+            self._hold_in_turn(again)
+            if delivery.state is State.BACKING_OFF:
+                self._later.add(delivery)
+
     # --- stopping, and what others take back
 
     def drop(self, which: Which) -> None:
@@ -362,6 +397,7 @@ class Outcomes:
         for delivery in self._workers.drop(which):
             self._lanes.advance(delivery)
         for delivery in self._delays.drop(which):
+            self._later.discard(delivery)
             if delivery.state is State.BACKING_OFF:
                 self._lanes.advance(delivery)
 

@@ -185,6 +185,8 @@ class Pump:
         return min(self._window.size, self.subscription.max_in_flight)
 
     def _room_of(self, inbox: ConsumerInbox) -> int:
+        if self.outcomes.full:
+            return 0
         return min(self._window.room, self.subscription.max_in_flight - len(inbox.held))
 
     async def _give_credit(self, inbox: ConsumerInbox) -> None:

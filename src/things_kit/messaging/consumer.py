@@ -2,6 +2,32 @@
 
 from typing import Protocol, runtime_checkable
 
+from things_kit.messaging.policy import Batch
+
+
+class Bound(Protocol):
+    """A consumer as middleware sees it, whose method `bind` is called with it at start, where it has one."""
+
+    group: str
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What it consumes."""
+
+    @property
+    def batch(self) -> Batch | None:
+        """How it hands out lists; None where it handles one message a call."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is paused."""
+
+    def pause(self) -> None:
+        """Begin nothing more, until `resume`."""
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+
 
 @runtime_checkable
 class Consumer(Protocol):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
+from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import LONGEST, Seconds, is_number
 
 
@@ -17,6 +18,22 @@ class Retry(Exception):
         self.after = after
         self.wait, remark = _bounded(after)
         super().__init__(f"the handler asked for another attempt{remark}")
+
+
+class Later(Exception):
+    """Not now: the message goes back to the head of its key for `after` seconds. No attempt is counted.
+
+    It occupies no worker meanwhile, and its lease is kept. Raised by middleware, or by a handler. More than a year is a
+    year; of a batch all of it waits.
+    """
+
+    def __init__(self, after: Seconds) -> None:
+        wait, remark = _bounded(after)
+        if wait is None:
+            raise ConfigError(f"Later needs a duration in seconds; it has {after!r}")
+        self.after = after
+        self.wait = wait
+        super().__init__(f"the message is to be handled {wait:g} s later{remark}")
 
 
 def _bounded(after: Seconds | None) -> tuple[float | None, str]:

@@ -9,7 +9,7 @@ from opentelemetry.metrics import MeterProvider, get_meter
 from things_kit.messaging.handler import Handle, HandleBatch, Middleware
 from things_kit.messaging.instrument import Endpoint, Send
 from things_kit.messaging.message import Message
-from things_kit.messaging.outcomes import BatchError
+from things_kit.messaging.outcomes import BatchError, Later
 from things_kit.middleware import conventions as words
 
 
@@ -82,14 +82,19 @@ class Metrics:
             async def measured(message: Message) -> None:
                 begun = perf_counter()
                 said = common | {words.DESTINATION: message.topic}
+                begins = True
                 try:
                     await handle(message)
+                except Later:
+                    begins = False  # that is no attempt
+                    raise
                 except BaseException as error:
                     said[words.ERROR_TYPE] = words.error_type(error)
                     raise
                 finally:
-                    self._processing.record(perf_counter() - begun, said)
-                    self._consumed.add(1, said)
+                    if begins:
+                        self._processing.record(perf_counter() - begun, said)
+                        self._consumed.add(1, said)
 
             return measured
 
@@ -109,15 +114,24 @@ class Metrics:
                     failure = error
                     raise
                 finally:
-                    took = perf_counter() - begun
-                    kind = None if failure is None else words.error_type(failure)
-                    self._processing.record(took, common | _said(words.destination(messages), kind))
-                    for (topic, error_kind), count in _consumed(messages, failure).items():
-                        self._consumed.add(count, common | _said(topic, error_kind))
+                    if not isinstance(failure, Later):  # that is no attempt
+                        self._note_handled(common, messages, failure, perf_counter() - begun)
 
             return measured
 
         return wrap
+
+    def _note_handled(
+        self,
+        common: words.Attributes,
+        messages: Sequence[Message],
+        failure: BaseException | None,
+        took: float,
+    ) -> None:
+        kind = None if failure is None else words.error_type(failure)
+        self._processing.record(took, common | _said(words.destination(messages), kind))
+        for (topic, error_kind), count in _consumed(messages, failure).items():
+            self._consumed.add(count, common | _said(topic, error_kind))
 
 
 def _consumed(messages: Sequence[Message], failure: BaseException | None) -> Counter[tuple[str, str | None]]:

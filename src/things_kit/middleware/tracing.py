@@ -24,7 +24,7 @@ from things_kit.messaging.handler import Handle, HandleBatch, Middleware
 from things_kit.messaging.instrument import Endpoint, Send
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import in_any_case
-from things_kit.messaging.outcomes import Retry
+from things_kit.messaging.outcomes import Later, Retry
 from things_kit.middleware import conventions as words
 
 NOWHERE: Final = Context()
@@ -153,7 +153,7 @@ class _Ending:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Retry):
+        if isinstance(error, Retry | Later):
             self._span.set_attribute(words.ERROR_TYPE, words.error_type(error))  # asked for, so not a fault
         elif error is not None:
             self.failed(error)
