@@ -3,7 +3,18 @@
 from __future__ import annotations  # what an app does not need to be described is not imported for its types
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    overload,
+)
 
 from things_kit.app import app as kit
 from things_kit.app import parts
@@ -11,12 +22,15 @@ from things_kit.app.lifecycle import STOP_TIMEOUT
 from things_kit.app.parts import Part, Place, caller
 
 if TYPE_CHECKING:
+    from datetime import timedelta
     from typing import Unpack
 
     from things_kit.app.wiring import Graph
     from things_kit.engine.options import SectionArguments
     from things_kit.messaging.message import Message
+    from things_kit.messaging.policy import Discard, RetryPolicy, Seconds
     from things_kit.messaging.topic import Topic
+    from things_kit.patterns.periodic import Every
 
 CONSUMES: Final = "__things_kit_consumes__"
 """The attribute of an invoked function that says what it consumes."""
@@ -25,6 +39,14 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class TickArguments(TypedDict, total=False):
+    """What `every` takes as a consumer does."""
+
+    retry: RetryPolicy
+    dead_letter: str | Discard | None
+    timeout: Seconds | None
 
 
 class Mark:
@@ -40,6 +62,26 @@ class Mark:
     ) -> None:
         self.function = function
         self.topic = topic
+        self.broker = broker
+        self.arguments = arguments
+        self.place = place
+
+
+class Tick:
+    """That a function, or a method, runs every so often. Made by `every`."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        spec: Every,
+        said: str,
+        broker: str | None,
+        arguments: dict[str, Any],
+        place: Place,
+    ) -> None:
+        self.function = function
+        self.spec = spec
+        self.said = said
         self.broker = broker
         self.arguments = arguments
         self.place = place
@@ -90,6 +132,7 @@ class Decorators:
     """What an app and a module have in common: functions that were marked as handlers."""
 
     marks: list[Mark]
+    ticks: list[Tick]
 
     @overload
     def on(
@@ -124,17 +167,69 @@ class Decorators:
 
         return Handles[Any](mark)
 
+    def every(
+        self,
+        when: str | timedelta,
+        *,
+        tz: str = "UTC",
+        name: str | None = None,
+        overlap: Literal["skip", "queue", "allow"] = "skip",
+        catch_up: Literal["one", "all", "none"] = "one",
+        broker: str | None = None,
+        **arguments: Unpack[TickArguments],
+    ) -> Callable[[F], F]:
+        """Run a function every so often, once in the whole group of processes: a decorator, which returns it unchanged.
+
+        Each planned time is a message: it is handled at least once, tried again, and ends in a dead letter. A parameter
+        that is annotated `datetime` gets the planned time, further ones are injected by type. On a method it marks the
+        method: any provided class whose body has it is used.
+
+        Args:
+            when: A cron expression, or an interval, which counts from 1970.
+            tz: The time zone of the cron expression.
+            name: Its identity in all processes and over all deployments; else the function's qualified name.
+            overlap: What becomes of a planned time that comes while the run before still goes on.
+            catch_up: Which of the planned times are made up for that were missed while no process was there: the latest
+                "one", "all" or "none".
+            broker: The module of the broker, where the app has several.
+            arguments: As for a consumer: retry, dead_letter, timeout.
+
+        Raises:
+            ConfigError: The expression, the zone or a word is wrong, or the name is another's.
+        """
+        from things_kit.patterns.periodic import every  # noqa: PLC0415 - of those who use it
+
+        place = caller()
+
+        def mark(function: F) -> F:
+            spec = every(
+                when, tz=tz, name=name or parts.name_of(function), overlap=overlap, catch_up=catch_up
+            )
+            if any(each.spec.name == spec.name for each in self.ticks):
+                from things_kit.messaging.errors import ConfigError  # noqa: PLC0415 - for mistakes only
+
+                raise ConfigError(f"there is another {spec.name!r} that runs every so often: say name=")
+            said = f"at {when} {tz}" if isinstance(when, str) else f"every {when}"
+            self.ticks.append(Tick(function, spec, said, broker, {**arguments}, place))
+            return function
+
+        every(
+            when, tz=tz, name=name or "nameless", overlap=overlap, catch_up=catch_up
+        )  # what is wrong shows here
+        return mark
+
 
 class App(Decorators, kit.App):
     """An application, put together from modules, providers and functions to call at start.
 
     `run()` runs it until a signal; `async with app:` runs it inside a test, `app.lifespan` inside a web framework.
     What is given to `App` is resolved by type when it starts; one app may be started again after it has stopped.
-    `@app.on(topic, group=...)` adds a consumer.
+    `@app.on(topic, group=...)` adds a consumer, `@app.every(...)` something that runs every so often.
 
     Attributes:
         parts: What it was given.
         marks: The functions that were marked by `on`.
+        ticks: Those that were marked by `every`.
         published: The topics of `publishes`.
         worker: Which of the workers of `things-kit run --workers N` it runs in, from 1.
     """
@@ -148,6 +243,7 @@ class App(Decorators, kit.App):
         """
         super().__init__(*parts, stop_timeout=stop_timeout)
         self.marks = []
+        self.ticks = []
         self.published: list[Topic[Any]] = []
 
     def publishes(self, *topics: Topic[Any]) -> None:
@@ -167,13 +263,24 @@ class App(Decorators, kit.App):
             if isinstance(module, Module):
                 yield from module.marks
 
-    def _graph(self, given: dict[type, Any], more: Sequence[Part] = ()) -> Graph:
-        marks = list(self.all_marks())
-        if not marks:
-            return super()._graph({**given, App: self}, more)
-        from things_kit.modules.decorated import consumers_of  # noqa: PLC0415 - needs an extra, as brokers do
+    def all_ticks(self) -> Iterator[Tick]:
+        """What runs every so often, of the app itself and of all its modules."""
+        yield from self.ticks
+        for module in dict.fromkeys(parts.modules_in(self.parts)):
+            if isinstance(module, Module):
+                yield from module.ticks
 
-        return super()._graph({**given, App: self}, [*more, *consumers_of(self, marks)])
+    def _graph(self, given: dict[type, Any], more: Sequence[Part] = ()) -> Graph:
+        made: list[Part] = [*more]
+        if marks := list(self.all_marks()):
+            from things_kit.modules.decorated import consumers_of  # noqa: PLC0415 - needs an extra, as brokers do
+
+            made += consumers_of(self, marks)
+        if ticks := list(self.all_ticks()):
+            from things_kit.modules.periodic import periodic_of  # noqa: PLC0415 - as above
+
+            made += periodic_of(self, ticks)
+        return super()._graph({**given, App: self}, made)
 
 
 class Module(Decorators, parts.Module):
@@ -182,6 +289,7 @@ class Module(Decorators, parts.Module):
     def __init__(self, name: str, parts: Sequence[Part], place: Place) -> None:
         super().__init__(name, parts, place)
         self.marks = []
+        self.ticks = []
 
 
 def module(name: str, *parts: Part) -> Module:

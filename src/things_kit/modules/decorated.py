@@ -12,7 +12,7 @@ from things_kit.app.parts import Invoke, Provide, name_of
 from things_kit.app.settings import Section
 from things_kit.engine.broker import Broker
 from things_kit.messaging.message import Message
-from things_kit.modules.application import Mark
+from things_kit.modules.application import Mark, Tick
 from things_kit.modules.broker_module import make_consumer, mistakes_of, run
 from things_kit.modules.broker_settings import BrokerSettings
 
@@ -22,6 +22,12 @@ OWNER: Final = "handler_of"
 
 def consumers_of(app: App, marks: Sequence[Mark]) -> list[Invoke]:
     """The parts that consume for these marks. One that cannot be is a part whose check says why."""
+    sections, provided = places_of(app)
+    return [part for mark in marks for part in _parts(mark, sections, provided)]
+
+
+def places_of(app: App) -> tuple[dict[str, type], list[type]]:
+    """The settings of the app's brokers by the names of their sections, and the classes that it provides."""
     sections = {
         placed.part.name: placed.part.kind
         for placed in app
@@ -32,30 +38,31 @@ def consumers_of(app: App, marks: Sequence[Mark]) -> list[Invoke]:
         for placed in app
         if isinstance(placed.part, Provide) and isinstance(placed.part.source, type)
     ]
-    return [part for mark in marks for part in _parts(mark, sections, provided)]
+    return sections, provided
 
 
 def _parts(mark: Mark, sections: dict[str, type], provided: Sequence[type]) -> Iterator[Invoke]:
     try:
-        name = _broker_of(mark, sections)
-        owners: list[type | None] = [*_owners(mark, provided)]
+        name = broker_of(mark, sections)
+        owners = owners_of(mark, provided, f"is to handle {mark.topic!r}")
         for owner in owners:
             yield _part(mark, name, sections[name], Shape.of(mark.function, owner))
-    except _Mistake as mistake:
+    except Mistake as mistake:
         text = str(mistake)
-        yield Invoke(_nothing, mark.place, lambda: [text])
+        yield Invoke(nothing, mark.place, lambda: [text])
 
 
-class _Mistake(Exception):
-    """Why a mark cannot be a consumer: a sentence."""
+class Mistake(Exception):
+    """Why a mark cannot be what it is to be: a sentence."""
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Stands in for what could not be made; its check says why."""
 
 
-def _broker_of(mark: Mark, sections: dict[str, type]) -> str:
-    who = name_of(mark.function)
+def broker_of(mark: Mark | Tick, sections: dict[str, type]) -> str:
+    """The name of the broker's section that it says, or of the only one. Raises Mistake."""
+    who, verb = name_of(mark.function), "consume from" if isinstance(mark, Mark) else "run on"
     if mark.broker is not None:
         if mark.broker not in sections:
             known = (
@@ -63,9 +70,7 @@ def _broker_of(mark: Mark, sections: dict[str, type]) -> str:
                 if sections
                 else "it has none"
             )
-            raise _Mistake(
-                f"{who} is to consume from {mark.broker!r}, which is no broker of this app; {known}"
-            )
+            raise Mistake(f"{who} is to {verb} {mark.broker!r}, which is no broker of this app; {known}")
         return mark.broker
     if len(sections) != 1:
         what = (
@@ -73,11 +78,11 @@ def _broker_of(mark: Mark, sections: dict[str, type]) -> str:
             if not sections
             else f"{', '.join(sections)}: say broker={next(iter(sections))!r}"
         )
-        raise _Mistake(f"{who} needs one broker, and the app has {what}")
+        raise Mistake(f"{who} needs one broker, and the app has {what}")
     return next(iter(sections))
 
 
-def _owners(mark: Mark, provided: Sequence[type]) -> list[Any]:
+def owners_of(mark: Mark | Tick, provided: Sequence[type], purpose: str) -> list[type | None]:
     """The provided classes whose method it is; None alone for a function."""
     within, _, _ = mark.function.__qualname__.rpartition(".")
     if not within or within.endswith("<locals>"):
@@ -88,9 +93,8 @@ def _owners(mark: Mark, provided: Sequence[type]) -> list[Any]:
         if inspect.getattr_static(kind, mark.function.__name__, None) is mark.function
     ]
     if not found:
-        raise _Mistake(
-            f"nothing provides {within.rpartition('<locals>.')[2]}, whose method {mark.function.__name__} is to handle "
-            f"{mark.topic!r}"
+        raise Mistake(
+            f"nothing provides {within.rpartition('<locals>.')[2]}, whose method {mark.function.__name__} {purpose}"
         )
     return list(dict.fromkeys(found))
 
@@ -106,11 +110,11 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, function: Callable[..., Any], owner: type | None) -> "Shape":
-        """Read a function, or the method of a class. Raises _Mistake."""
+        """Read a function, or the method of a class. Raises Mistake."""
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except (NameError, AttributeError, TypeError) as error:
-            raise _Mistake(
+            raise Mistake(
                 f"a type in the signature of {name_of(function)} cannot be found: {error}; it must be importable where it "
                 "is used, not only for type checkers"
             ) from error
@@ -120,7 +124,7 @@ class Shape(NamedTuple):
             if each.kind not in {each.VAR_POSITIONAL, each.VAR_KEYWORD}
         ][1 if owner is not None else 0 :]
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
-            raise _Mistake(
+            raise Mistake(
                 f"the handler {name_of(function)} takes no parameter; it must take the message or its payload"
             )
         payload, *others = parameters

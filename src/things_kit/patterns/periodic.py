@@ -1,0 +1,218 @@
+"""What runs every so often, once in the whole group of processes.
+
+A firing is a message in a topic of its own, scheduled for its planned time; handling it schedules the next. So it is kept
+by the broker, handed to one process, tried again, and ends in a dead letter like any message. What was done last is kept
+there as well, as a message that is always due in a year.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+from things_kit.engine.broker import Broker
+from things_kit.engine.clock import steady
+from things_kit.engine.consumer import BrokerConsumer
+from things_kit.engine.naming import check_name
+from things_kit.messaging.errors import ConfigError, UnsupportedError
+from things_kit.messaging.message import Message
+from things_kit.messaging.schedule import Schedule
+from things_kit.patterns.plans import INSTANT, Plan, plan_of
+
+log = logging.getLogger("things_kit.every")
+
+Overlap: TypeAlias = Literal["skip", "queue", "allow"]
+CatchUp: TypeAlias = Literal["one", "all", "none"]
+
+GROUP: Final = "every"
+LAST: Final = "last"
+"""The `schedule_id` of what was done last."""
+
+KEPT: Final = timedelta(days=360)
+"""How far in the future that is due; it is put off with every run and every start."""
+
+AT_ONCE: Final = 16
+"""Runs at once in a process that may overlap."""
+
+LATE: Final = timedelta(seconds=60)
+"""From which delay on a planned time was missed, where nothing is caught up."""
+
+
+class Done(msgspec.Struct):
+    """What was done last."""
+
+    planned: datetime
+    began: datetime
+    ended: datetime
+
+
+class Every(msgspec.Struct, frozen=True):
+    """What is to be run when.
+
+    Attributes:
+        name: Its identity in all processes, over all deployments.
+        plan: The planned times.
+        overlap: What becomes of one whose time comes while the one before still runs.
+        catch_up: Which of those are made up for that were missed while no process was there.
+    """
+
+    name: str
+    plan: Plan
+    overlap: Overlap = "skip"
+    catch_up: CatchUp = "one"
+
+    @property
+    def topic(self) -> str:
+        """Where its firings are."""
+        return f"every-{self.name}"
+
+
+def every(when: object, *, tz: str, name: str, overlap: str, catch_up: str) -> Every:
+    """Check what was said. Raises ConfigError."""
+    check_name("the name of what runs every so often", name)
+    for word, value, known in (
+        ("overlap", overlap, ("skip", "queue", "allow")),
+        ("catch_up", catch_up, ("one", "all", "none")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{word} must be one of {', '.join(map(repr, known))}; it is {value!r}")
+    return Every(name, plan_of(when, tz), overlap, catch_up)  # type: ignore[arg-type] # as was looked at
+
+
+class Periodic:
+    """Fires one function on one broker, for as long as it is started; any number of processes may have the same."""
+
+    def __init__(
+        self, broker: Broker, spec: Every, call: Callable[[datetime], Awaitable[Any]], **arguments: Any
+    ) -> None:
+        """Make it; nothing is asked of the broker yet.
+
+        Args:
+            broker: Where the firings are kept.
+            spec: What and when.
+            call: Called with the planned time.
+            arguments: Those of a consumer: `retry`, `dead_letter`, `timeout`.
+        """
+        self._broker = broker
+        self._spec = spec
+        self._call = call
+        self._producer = broker.producer()
+        self.consumer: BrokerConsumer = broker.consumer(
+            spec.topic,
+            group=GROUP,
+            handler=self._handle,
+            concurrency=AT_ONCE if spec.overlap == "allow" else 1,
+            **arguments,
+        )
+
+    async def start(self) -> None:
+        """See that the next firing is scheduled, and begin.
+
+        Raises:
+            UnsupportedError: The broker cannot keep messages by a name until later, or not their order across processes.
+        """
+        capabilities, where = self._broker.capabilities, self._broker.url.display
+        if not (capabilities.schedule_ids and capabilities.schedules):
+            raise UnsupportedError(
+                f"every needs a broker that names what it keeps until later, which {where} does not"
+            )
+        if not capabilities.lanes and self._spec.overlap != "allow":
+            raise UnsupportedError(
+                f"overlap={self._spec.overlap!r} needs the order of a key across processes, which {where} does not keep; "
+                'say overlap="allow"'
+            )
+        await self._broker.declare(self._spec.topic, groups=[GROUP])
+        await self._begin()
+        await self.consumer.start()
+
+    async def _begin(self) -> None:
+        """Schedule the first firing, or the next; what was planned otherwise, by an older version, is taken back."""
+        spec, now = self._spec, _now()
+        last, pending = await self._kept()
+        changed = False
+        for each in pending:
+            if spec.plan.following(each.due - INSTANT) != each.due and each.schedule_id is not None:
+                changed |= await self._broker.cancel(spec.topic, each.schedule_id)
+            else:
+                return  # it goes on by itself
+        if await self._broker.lag(spec.topic, group=GROUP):
+            return  # one is due, and whoever handles it schedules the next
+        await self._schedule(spec.plan.following(now if last is None or changed else last.planned))
+        if last is not None:
+            await self._remember(last)
+
+    async def _handle(self, message: Message) -> None:
+        if message.headers.get("kind") == LAST:
+            return  # nothing has run for a year
+        planned, now = msgspec.json.decode(message.value, type=datetime), _now()
+        last, pending = await self._kept()
+        if message.attempt == 1:
+            if self._spec.overlap != "allow" and last is not None and planned <= last.planned:
+                return  # it was there twice
+            instead = self._instead(planned, last, now)
+            if instead is not None:
+                await self._schedule(instead)
+                return
+        if not any(each.due > planned for each in pending):
+            await self._schedule(self._spec.plan.following(planned))
+        await self._call(planned)
+        if last is None or planned > last.planned:
+            await self._remember(Done(planned, now, _now()))
+
+    def _instead(self, planned: datetime, last: Done | None, now: datetime) -> datetime | None:
+        """The planned time that is to follow at once, where this one is left out; None where it runs."""
+        spec = self._spec
+        if spec.overlap != "allow" and last is not None and last.began <= planned < last.ended:
+            if spec.overlap == "queue":
+                return None
+            log.info(
+                "%s: the run planned for %s is left out, as the one before took until then",
+                spec.name,
+                planned,
+            )
+            return spec.plan.following(last.ended - INSTANT)
+        if spec.catch_up == "one" and (latest := spec.plan.latest(now)) > planned:
+            log.info(
+                "%s: planned times from %s on were missed; the latest is made up for", spec.name, planned
+            )
+            return latest
+        if spec.catch_up == "none" and now - planned > LATE:
+            log.info("%s: planned times from %s on were missed", spec.name, planned)
+            return spec.plan.following(now)
+        return None
+
+    async def _kept(self) -> tuple[Done | None, list[Schedule]]:
+        """What was done last, and what is scheduled."""
+        found = await self._broker.schedules(self._spec.topic, limit=1000)
+        last = next((each for each in found if each.schedule_id == LAST), None)
+        done = None if last is None else msgspec.json.decode(last.message.value, type=Done)
+        return done, [each for each in found if each.schedule_id != LAST]
+
+    async def _schedule(self, planned: datetime) -> None:
+        """Of the same time there is one, whoever schedules it."""
+        key = None if self._spec.overlap == "allow" else self._spec.name.encode()
+        message = Message(self._spec.topic, msgspec.json.encode(planned), key)
+        await self._producer.publish(message, at=planned, schedule_id=planned.isoformat())
+
+    async def _remember(self, done: Done) -> None:
+        message = Message(self._spec.topic, msgspec.json.encode(done), headers={"kind": LAST})
+        await self._producer.publish(message, at=_now() + KEPT, schedule_id=LAST)
+
+    async def stop(self) -> None:
+        """Let what runs finish, as a consumer does."""
+        await self.consumer.stop()
+        await self._producer.close()
+
+    async def __aenter__(self) -> "Periodic":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.shield(self.stop())
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(steady(), UTC)
