@@ -168,3 +168,11 @@ async def test_the_logging_is_set_up_before_what_follows_and_kept_until_it_has_s
     async with App(config.module, logging.module, invoke(speak)):
         await asyncio.sleep(0)
     assert [line["event"] for line in lines(capsys)] == ["invoked", "stopped"]
+
+
+async def test_the_last_line_of_an_app_is_that_it_has_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is written as the app's other lines are, though what sets up the logging was made first."""
+    await handle_one(Speaking(), Message("orders", b""))
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert said[-1]["event"] == "stopped: 1 handled, 0 given back"
+    assert said[-1]["logger"] == "things_kit.app"

@@ -264,12 +264,13 @@ class Running:
             started.set_result(None)
             await self._leave.wait()
         finally:
-            self._errors += [*await self.lifecycle.stop(), *await self.container.close()]
+            self._errors += [*await self.lifecycle.stop(), *await self.container.close(outlasting=False)]
             for error in self._errors:
                 log.error("while the app stopped: %s", error, exc_info=error)
             if self._up:
                 done = ", ".join(f"{number} {what}" for what, number in self.lifecycle.tally.items())
                 log.info("stopped%s", f": {done}" if done else "")
+            self._errors += await self.container.close(outlasting=True)
 
     async def _start(self) -> None:
         """Call what is invoked, in order; then start the hooks that this has added."""

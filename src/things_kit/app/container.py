@@ -12,6 +12,7 @@ from contextlib import (
 from inspect import isasyncgenfunction, isclass, isgeneratorfunction
 from typing import Any
 
+from things_kit.app.parts import Provide
 from things_kit.app.signature import Kind
 from things_kit.app.wiring import Graph, Node, is_kind_of
 
@@ -46,11 +47,14 @@ class Container:
         }
         return _arguments(node, filled)
 
-    async def close(self) -> list[Exception]:
-        """Run the second halves of all generators, in reverse, all of them. Returns what they raised."""
+    async def close(self, *, outlasting: bool) -> list[Exception]:
+        """Run the second halves of all generators, in reverse, all of them. Returns what they raised.
+
+        What outlasts the others is left, unless that is said.
+        """
         errors: list[Exception] = []
-        while self._opened:
-            node, opened = self._opened.popitem()
+        while (node := self._last(outlasting)) is not None:
+            opened = self._opened.pop(node)
             self.made.pop(node, None)
             try:
                 async with asyncio.timeout(self._stop_timeout):
@@ -58,6 +62,13 @@ class Container:
             except Exception as error:  # noqa: BLE001 - the others are cleaned up all the same
                 errors.append(error)
         return errors
+
+    def _last(self, outlasting: bool) -> Node | None:
+        """What was made last, of what is to be cleaned up."""
+        for node in reversed(self._opened):
+            if outlasting or not (isinstance(node.part, Provide) and node.part.outlasts):
+                return node
+        return None
 
     async def _make(self, node: Node) -> None:
         filled = {name: None if other is None else self.made[other] for name, other in node.filled.items()}

@@ -23,7 +23,12 @@ class Place(NamedTuple):
 
 
 class Provide:
-    """Something that can be asked for, made when it is first needed, once. Made by `provide`."""
+    """Something that can be asked for, made when it is first needed, once. Made by `provide`.
+
+    What `outlasts` the others is cleaned up when the app has said that it has stopped: logging, such as.
+    """
+
+    outlasts = False
 
     def __init__(
         self, source: Any, *, as_: Any, timeout: float | None, on_demand: bool, place: Place

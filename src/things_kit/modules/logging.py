@@ -73,10 +73,13 @@ def _begin(_: Logs) -> None:
     """Ask for the logging, so that it is set up before whatever comes after it in the app."""
 
 
+_logs: Final = provide(_set_up)
+_logs.outlasts = True  # the last line of an app is its own
+
 module: Final = make_module(
     "logging",
     section("logging", LoggingSettings),
-    provide(_set_up),
+    _logs,
     provide(_structlog, as_=Logger),
     provide(_standard, as_=logging.Logger),
     invoke(_begin),
