@@ -5,21 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from things_kit.messaging.outcomes import Later as Later
+    from things_kit.middleware.circuit import CircuitBreaker as CircuitBreaker
+    from things_kit.middleware.circuit import circuit_breaker as circuit_breaker
     from things_kit.middleware.claims import Store as Store
     from things_kit.middleware.claims import claim_check as claim_check
     from things_kit.middleware.compression import compress as compress
     from things_kit.middleware.encryption import encrypt as encrypt
-    from things_kit.middleware.throttle import Throttle as Throttle
-    from things_kit.middleware.throttle import throttle as throttle
+    from things_kit.middleware.throttling import Throttle as Throttle
+    from things_kit.middleware.throttling import throttle as throttle
 
 _HOMES = {
+    "CircuitBreaker": "things_kit.middleware.circuit",
+    "circuit_breaker": "things_kit.middleware.circuit",
     "Later": "things_kit.messaging.outcomes",
     "Store": "things_kit.middleware.claims",
     "claim_check": "things_kit.middleware.claims",
     "compress": "things_kit.middleware.compression",
     "encrypt": "things_kit.middleware.encryption",
-    "Throttle": "things_kit.middleware.throttle",
-    "throttle": "things_kit.middleware.throttle",
+    "Throttle": "things_kit.middleware.throttling",
+    "throttle": "things_kit.middleware.throttling",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the same names as above, for type checkers
