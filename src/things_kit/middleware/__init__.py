@@ -10,11 +10,19 @@ if TYPE_CHECKING:
     from things_kit.middleware.claims import Store as Store
     from things_kit.middleware.claims import claim_check as claim_check
     from things_kit.middleware.compression import compress as compress
+    from things_kit.middleware.deduplication import Deduplicate as Deduplicate
+    from things_kit.middleware.deduplication import deduplicate as deduplicate
     from things_kit.middleware.encryption import encrypt as encrypt
+    from things_kit.middleware.marks import Marks as Marks
+    from things_kit.middleware.marks import MemoryStore as MemoryStore
     from things_kit.middleware.throttling import Throttle as Throttle
     from things_kit.middleware.throttling import throttle as throttle
 
 _HOMES = {
+    "Deduplicate": "things_kit.middleware.deduplication",
+    "deduplicate": "things_kit.middleware.deduplication",
+    "Marks": "things_kit.middleware.marks",
+    "MemoryStore": "things_kit.middleware.marks",
     "CircuitBreaker": "things_kit.middleware.circuit",
     "circuit_breaker": "things_kit.middleware.circuit",
     "Later": "things_kit.messaging.outcomes",

@@ -1,0 +1,225 @@
+"""What was handled is not handled again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis.asyncio
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from things_kit import Batch, BatchError, ConfigError, Message, RetryPolicy, connect
+from things_kit.middleware import Marks, MemoryStore, deduplicate
+from things_kit.middleware.marks import marks_of
+from things_kit.testing.conformance.recorder import Recorder, failing
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.fixtures import shared
+from things_kit.testing.servers.redis import RedisServer
+
+QUICK = RetryPolicy(attempts=3, first=0.01, jitter=0.0)
+
+server = shared(RedisServer, "redis")
+
+
+@pytest.fixture(params=["memory", "async engine", "engine", "redis"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
+    if request.param == "memory":
+        yield MemoryStore()
+    elif request.param == "async engine":
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/marks.db")
+        yield engine
+        await engine.dispose()
+    elif request.param == "engine":
+        plain = create_engine(f"sqlite:///{tmp_path}/marks.db")
+        yield plain
+        plain.dispose()
+    else:
+        async with redis.asyncio.Redis(port=request.getfixturevalue("server").port) as client:
+            yield client
+
+
+MINE = uuid4().hex
+"""What tells this process's marks from those of others: a server may be shared."""
+
+
+def own(name: str) -> str:
+    return f"{name}-{MINE}"
+
+
+def copies(number: int, *ids: str) -> list[Message]:
+    return [Message("orders", each.encode(), id=each) for _ in range(number) for each in ids]
+
+
+async def middleware(store: Any, **said: Any) -> Any:
+    once = deduplicate(store, **said)
+    await once.create()
+    return once
+
+
+async def test_a_message_that_comes_twice_is_handled_once(store: Any) -> None:
+    once, recorder = await middleware(store), Recorder()
+    async with (
+        connect("memory://") as broker,
+        broker.consumer("orders", group=own("once"), handler=recorder, concurrency=3, middleware=[once]),
+    ):
+        await broker.producer().publish_batch(copies(3, "1", "2"))
+
+        async def empty() -> bool:
+            return await broker.lag("orders", group=own("once")) == 0
+
+        await eventually(empty, 20, "all is acknowledged")
+    assert sorted(recorder.values) == [b"1", b"2"]
+
+
+async def test_a_failure_leaves_no_mark(store: Any) -> None:
+    once, recorder = await middleware(store), Recorder(failing(2))
+    async with (
+        connect("memory://") as broker,
+        broker.consumer("orders", group=own("fails"), handler=recorder, retry=QUICK, middleware=[once]),
+    ):
+        await broker.producer().publish_batch(copies(1, "1"))
+        await recorder.until_done(1, 10)
+    assert recorder.attempts == [1, 2, 3]
+
+
+async def test_of_two_who_ask_at_once_one_gets_it(store: Any) -> None:
+    await middleware(store)
+    marks = marks_of(store)
+    answers = await asyncio.gather(*(marks.claim(own("m"), f"owner-{number}", 5) for number in range(5)))
+    assert sorted(answers) == ["ours", *["taken"] * 4]
+    owner = f"owner-{answers.index('ours')}"
+    assert await marks.claim(own("m"), owner, 5) == "ours"
+    await marks.release(own("m"), "somebody")
+    assert await marks.claim(own("m"), "somebody", 5) == "taken"
+    await marks.done(own("m"), owner, 5)
+    assert await marks.claim(own("m"), "somebody", 5) == "done"
+
+
+async def test_a_mark_ends_with_its_lease_unless_it_is_renewed(store: Any) -> None:
+    await middleware(store)
+    marks = marks_of(store)
+    assert await marks.claim(own("lease"), "dead", 0.2) == "ours"
+    assert await marks.claim(own("kept"), "alive", 0.2) == "ours"
+    await marks.renew(own("kept"), "alive", 60)
+
+    async def free() -> bool:
+        return await marks.claim(own("lease"), "other", 5) == "ours"
+
+    await eventually(free, 5, "it has ended")
+    assert await marks.claim(own("kept"), "other", 5) == "taken"
+
+
+async def test_a_handler_longer_than_the_lease_keeps_its_mark() -> None:
+    store = MemoryStore()
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    calls = 0
+
+    async def slow(_: Message) -> None:
+        nonlocal calls
+        calls += 1
+        begun.set()
+        await go_on.wait()
+
+    async with connect("memory://") as broker:
+        first = broker.consumer(
+            "orders", group="g", handler=slow, middleware=[deduplicate(store, lease=0.15)], concurrency=2
+        )
+        async with first:
+            await broker.producer().publish_batch(copies(2, "1"))
+            await begun.wait()
+            await asyncio.sleep(0.6)  # four leases
+            go_on.set()
+
+            async def empty() -> bool:
+                return await broker.lag("orders", group="g") == 0
+
+            await eventually(empty, 10, "all is acknowledged")
+    assert calls == 1
+
+
+async def test_of_a_list_those_that_are_known_are_left_out(store: Any) -> None:
+    once = await middleware(store)
+    calls: list[list[bytes]] = []
+
+    async def handle(messages: list[Message]) -> None:
+        calls.append([message.value for message in messages])
+        if len(calls) == 1:
+            raise BatchError({1: ValueError("not this time")})
+
+    async with (
+        connect("memory://") as broker,
+        broker.consumer(
+            "orders",
+            group=own("list"),
+            handler=handle,
+            batch=Batch(size=6, wait=0.3),
+            retry=QUICK,
+            middleware=[once],
+        ),
+    ):
+        await broker.producer().publish_batch(copies(2, "1", "2", "3"))
+
+        async def empty() -> bool:
+            return await broker.lag("orders", group=own("list")) == 0
+
+        await eventually(empty, 20, "all is acknowledged")
+    assert calls[0] == [b"1", b"2", b"3"]
+    assert sorted(value for call in calls for value in call) == [b"1", b"2", b"2", b"3"]
+
+
+async def test_a_store_that_is_away_costs_no_attempt() -> None:
+    class Away(MemoryStore):
+        asked = 0
+
+        async def claim(self, mark: str, owner: str, lease: float, /) -> Any:
+            self.asked += 1
+            if self.asked <= 2:
+                raise OSError("away")
+            return await super().claim(mark, owner, lease)
+
+    recorder, once = Recorder(), deduplicate(Away())
+    async with (
+        connect("memory://") as broker,
+        broker.consumer(
+            "orders", group="g", handler=recorder, retry=RetryPolicy(attempts=1), middleware=[once]
+        ),
+    ):
+        await broker.producer().publish_batch(copies(1, "1"))
+        await recorder.until_done(1, 10)
+    assert recorder.attempts == [1]
+
+
+async def test_each_group_has_marks_of_its_own() -> None:
+    store, first, second = MemoryStore(), Recorder(), Recorder()
+    async with (
+        connect("memory://") as broker,
+        broker.consumer("orders", group="a", handler=first, middleware=[deduplicate(store)]),
+        broker.consumer("orders", group="b", handler=second, middleware=[deduplicate(store)]),
+    ):
+        await broker.producer().publish_batch(copies(1, "1"))
+        await first.until_done(1, 5)
+        await second.until_done(1, 5)
+
+
+async def test_one_object_is_of_one_group() -> None:
+    once = deduplicate(MemoryStore())
+    async with connect("memory://") as broker:
+        await broker.consumer("orders", group="a", handler=Recorder(), middleware=[once]).start()
+        with pytest.raises(ConfigError, match="of one group"):
+            await broker.consumer("orders", group="b", handler=Recorder(), middleware=[once]).start()
+
+
+@pytest.mark.parametrize("store", [None, 5, MemoryStore, "redis://"], ids=repr)
+def test_what_is_no_store_is_said(store: Any) -> None:
+    with pytest.raises(ConfigError, match="deduplicate keeps its marks in"):
+        deduplicate(store)
+
+
+def test_durations_are_checked() -> None:
+    assert isinstance(MemoryStore(), Marks)
+    for said in ({"window": 0}, {"lease": 0}, {"window": -1}, {"lease": "5"}):
+        with pytest.raises(ConfigError, match=r"window|lease"):
+            deduplicate(MemoryStore(), **said)
