@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,7 @@ from things_kit import (
     Retry,
     RetryPolicy,
     connect,
+    middleware,
 )
 
 PROMISED = [
@@ -167,3 +169,9 @@ def test_a_topic_imports_no_codec_but_its_own() -> None:
     modules = modules_after("import things_kit; import things_kit.codecs; things_kit.Topic('t', dict)")
     assert not modules & {"pydantic", "typer", "rich", *APP, *CLIENTS}
     assert "things_kit.codecs.message_pack" not in modules
+
+
+def test_the_reference_has_every_name_of_middleware() -> None:
+    reference = Path(__file__).parent.parent.joinpath("docs/api.md").read_text(encoding="utf-8")
+    described = {line.rpartition(".")[2] for line in reference.splitlines() if line.startswith(":::")}
+    assert not set(middleware.__all__) - described
