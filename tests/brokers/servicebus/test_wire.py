@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from things_kit import Message, MessageTooLarge
 from things_kit.brokers.servicebus import wire
 from things_kit.brokers.servicebus.amqp.codec import Described, Encoded, encode, sections
-from things_kit.engine.driver import Later
+from things_kit.engine.driver import Later, Scheduled
 
 NOW = datetime(2026, 5, 6, 7, 8, 9, 123_000, tzinfo=UTC)
 
@@ -59,6 +59,18 @@ def test_a_copy_is_for_one_group_and_carries_attempt_mark_and_time() -> None:
     raw = wire.copy(later, sessions=False)
     assert dict(sections(raw))[wire.ANNOTATIONS] == {"x-opt-scheduled-enqueue-time": due}
     assert delivered(raw) == (message(attempt=3), 2, "billing")
+
+
+def test_a_scheduled_message_is_for_all_groups_and_carries_its_time() -> None:
+    due = NOW.replace(year=2126)
+    raw = wire.at(Scheduled(message(), due), sessions=False)
+    assert dict(sections(raw))[wire.ANNOTATIONS] == {"x-opt-scheduled-enqueue-time": due}
+    assert delivered(raw) == (message(), 0, None)
+
+
+def test_what_was_due_in_the_past_carries_no_time() -> None:
+    raw = wire.at(Scheduled(message(), NOW.replace(year=2020)), sessions=False)
+    assert raw == wire.pack(message(), sessions=False)
 
 
 def test_copies_and_messages_differ_in_their_native_id() -> None:

@@ -11,8 +11,8 @@ from things_kit.brokers.servicebus.client import PATIENCE, Client
 from things_kit.brokers.servicebus.errors import ERRORS, REFUSALS
 from things_kit.brokers.servicebus.names import entity_of
 from things_kit.brokers.servicebus.options import Settings
-from things_kit.brokers.servicebus.wire import BATCH, batch, copy, pack
-from things_kit.engine.driver import ConnectionLost, Later
+from things_kit.brokers.servicebus.wire import BATCH, at, batch, copy, pack
+from things_kit.engine.driver import ConnectionLost, Later, Scheduled
 from things_kit.messaging.errors import MessageTooLarge
 from things_kit.messaging.message import Message
 
@@ -47,6 +47,12 @@ class Publisher:
         """Raises ConnectionLost."""
         return await self._send(
             [each.message for each in copies], copies, partial(copy, sessions=self._sessions)
+        )
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Raises ConnectionLost."""
+        return await self._send(
+            [each.message for each in entries], entries, partial(at, sessions=self._sessions)
         )
 
     async def _send(

@@ -17,7 +17,7 @@ from uuid import uuid4
 from things_kit.brokers.servicebus.amqp.codec import EPOCH, Described, Symbol, encode, sections
 from things_kit.brokers.servicebus.names import OURS, session_of, subscription_of
 from things_kit.engine.dead_letter import is_dead_letter
-from things_kit.engine.driver import Later
+from things_kit.engine.driver import Later, Scheduled
 from things_kit.engine.envelope import GROUP, ID, Envelope, Fields, note, plain, size_of, text_of
 from things_kit.messaging.errors import MessageTooLarge
 from things_kit.messaging.message import Message
@@ -58,7 +58,7 @@ def _carries(name: str, _: str) -> bool:
 _ENVELOPE: Final = Envelope(_carries, events=("cloudEvents_", "cloudEvents:"))
 
 
-def pack(message: Message, *, sessions: bool) -> bytes:
+def pack(message: Message, *, sessions: bool, due: datetime | None = None) -> bytes:
     """A message that the engine has completed. Raises MessageTooLarge: it has more headers than Service Bus takes."""
     fields = _ENVELOPE.fields(message, identity=False)
     native = message.id or ""
@@ -69,7 +69,13 @@ def pack(message: Message, *, sessions: bool) -> bytes:
     elif message.headers and is_dead_letter(message):
         when = message.headers.get(TIMESTAMP, message.timestamp)  # a bare one does not say
         native = f"{native}~{when}"  # the same message may fail again after a replay
-    return _packed(message, fields, native, None, sessions=sessions)
+    return _packed(message, fields, native, due, sessions=sessions)
+
+
+def at(entry: Scheduled, *, sessions: bool) -> bytes:
+    """A message for all groups once it is due. Raises as `pack`."""
+    due = entry.due if entry.due > datetime.now(UTC) else None
+    return pack(entry.message, sessions=sessions, due=due)
 
 
 def copy(later: Later, *, sessions: bool) -> bytes:
