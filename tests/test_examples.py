@@ -40,6 +40,7 @@ SAYS = {
     ],
     "two_brokers.py": ["bill of o-1"],
     "database.py": ["ada owes 10", "bob owes 5"],
+    "outbox.py": ["bill of o-1: 1190 cents", "bill of o-3: 700 cents", "billed: 2"],
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
