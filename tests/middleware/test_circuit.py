@@ -9,7 +9,7 @@ import pytest
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import Batch, BatchError, ConfigError, Message, RetryPolicy
 from things_kit.engine.driver import Capabilities
-from things_kit.middleware import circuit_breaker
+from things_kit.middleware import Later, circuit_breaker
 from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of
 
 KINDS = pytest.mark.parametrize("native", [BARE, NATIVE_DELAY, NATIVE_LANES], ids=["bare", "delay", "lanes"])
@@ -159,9 +159,40 @@ async def test_of_a_list_what_failed_by_it_goes_back_and_the_rest_is_done() -> N
     assert not driver.topics["t-dlq"]
 
 
+@virtual
+async def test_what_was_put_off_before_anything_was_called_says_nothing_of_the_dependency() -> None:
+    breaker, calls = circuit_breaker(failures=2, reset=10), 0
+
+    async def answer(each: Message) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:
+            raise ConnectionError("down")
+        if calls <= 4:
+            raise Later(5)
+        assert breaker.state == "half-open"
+
+    driver, recorder = StubDriver(), Recorder(answer)
+    driver.put(message("1"), message("2"))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, retry=QUICK, middleware=[breaker]),
+    ):
+        await until(lambda: breaker.state == "closed" and calls > 2)
+    assert calls >= 5
+
+
 @pytest.mark.parametrize(
     "said",
-    [{"failures": 0}, {"failures": True}, {"reset": -1}, {"on": ()}, {"on": (5,)}, {"on": BaseException}],
+    [
+        {"reset": 0},
+        {"failures": 0},
+        {"failures": True},
+        {"reset": -1},
+        {"on": ()},
+        {"on": (5,)},
+        {"on": BaseException},
+    ],
     ids=str,
 )
 def test_what_it_cannot_be_is_said(said: Any) -> None:

@@ -192,6 +192,44 @@ async def test_a_store_that_is_away_costs_no_attempt() -> None:
     assert recorder.attempts == [1]
 
 
+async def test_what_was_handled_is_no_failure_though_it_could_not_be_noted() -> None:
+    class Forgetful(MemoryStore):
+        async def done(self, mark: str, owner: str, window: float, /) -> None:
+            raise OSError("away")
+
+    recorder, once = Recorder(), deduplicate(Forgetful())
+    async with connect("memory://") as broker:
+        consumer = broker.consumer(
+            "orders", group="g", handler=recorder, retry=RetryPolicy(attempts=1), middleware=[once]
+        )
+        async with consumer:
+            await broker.producer().publish_batch(copies(1, "1"))
+            await eventually(lambda: consumer.handled == 1, 10, "it is acknowledged")
+        assert await broker.lag("orders-dlq", group="dead-letters") == 0
+    assert recorder.values == [b"1"]
+
+
+async def test_two_consumers_of_a_group_handle_each_message_once(store: Any) -> None:
+    await middleware(store)
+    seen = Recorder()
+    async with connect("memory://") as broker:
+        consumers = [
+            broker.consumer(
+                "orders", group=own("two"), handler=seen, concurrency=4, middleware=[deduplicate(store)]
+            )
+            for _ in range(2)
+        ]
+        for consumer in consumers:
+            await consumer.start()
+        await broker.producer().publish_batch(copies(3, *(str(number) for number in range(20))))
+
+        async def empty() -> bool:
+            return await broker.lag("orders", group=own("two")) == 0
+
+        await eventually(empty, 30, "all is acknowledged")
+    assert sorted(seen.values) == sorted(str(number).encode() for number in range(20))
+
+
 async def test_each_group_has_marks_of_its_own() -> None:
     store, first, second = MemoryStore(), Recorder(), Recorder()
     async with (

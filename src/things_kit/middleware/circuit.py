@@ -36,6 +36,8 @@ def circuit_breaker(
     if isinstance(failures, bool) or not isinstance(failures, int) or failures < 1:
         raise ConfigError(f"circuit_breaker's failures must be a whole number from 1; it is {failures!r}")
     wait = seconds(reset, "circuit_breaker's reset")
+    if not wait:
+        raise ConfigError("circuit_breaker's reset must be more than 0 seconds")
     kinds = on if isinstance(on, tuple) else (on,)
     if not kinds or not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds):
         raise ConfigError(f"circuit_breaker's on must be exception types; it is {on!r}")
@@ -71,10 +73,13 @@ class CircuitBreaker:
                 if self._failed((message,), error, probe=probe):
                     raise Later(self._reset) from error
                 raise
+            except Later:  # nothing was called, so nothing is known
+                self._unknown(probe=probe)
+                raise
             except Exception:
                 self._answered(probe=probe)
                 raise
-            except BaseException:  # it was cancelled, so nothing is known
+            except BaseException:  # it was cancelled
                 self._unknown(probe=probe)
                 raise
             else:
@@ -90,7 +95,11 @@ class CircuitBreaker:
             try:
                 await handle(messages)
             except BatchError as failed:
-                down = {index: error for index, error in failed.errors.items() if isinstance(error, self._on)}
+                down = {
+                    index: error
+                    for index, error in failed.errors.items()
+                    if isinstance(error, self._on) and index < len(messages)
+                }
                 if not down:
                     self._answered(probe=probe)
                     raise
@@ -103,6 +112,9 @@ class CircuitBreaker:
             except self._on as error:
                 if self._failed(messages, error, probe=probe):
                     raise Later(self._reset) from error
+                raise
+            except Later:
+                self._unknown(probe=probe)
                 raise
             except Exception:
                 self._answered(probe=probe)

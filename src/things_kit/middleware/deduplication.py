@@ -27,7 +27,7 @@ def deduplicate(store: Any, window: Seconds = timedelta(hours=1), lease: Seconds
     """A message that this group has handled within the window is acknowledged without a call.
 
     Marks are by group, topic and id. That of a running handler has its owner, and is renewed; it expires after `lease` when
-    its process has died, and a failure removes it. One object is of one consumer.
+    its process has died, and a failure removes it. One object is of one group.
 
     Args:
         store: A `MemoryStore`, an SQLAlchemy engine, a client of redis.asyncio, or an object with the methods of `Marks`.
@@ -64,7 +64,7 @@ class Deduplicate:
             await make()
 
     def bind(self, consumer: Bound) -> None:
-        """Learn the group. Raises ConfigError where it is another's already, or none that lasts."""
+        """Learn the group. Raises ConfigError where it is another's already."""
         if self._group is not None and self._group != consumer.group:
             raise ConfigError("a deduplicate is of one group: make another one for the other consumer")
         self._group = consumer.group
@@ -139,7 +139,7 @@ class Deduplicate:
         await self._release(failed, owner)
         for mark in marks:
             if mark not in failed:
-                await self._marks.done(mark, owner, self._window)
+                await self._keep(mark, owner)
 
     async def _renew(self, marks: Sequence[str], owner: str) -> None:
         while True:
@@ -156,6 +156,17 @@ class Deduplicate:
                 await self._marks.release(mark, owner)
             except Exception as error:  # noqa: BLE001 - it ends by itself
                 log.warning("a mark was not removed, and ends after %g s: %s", self._lease, error)
+
+    async def _keep(self, mark: str, owner: str) -> None:
+        """Note that it was handled: so it was, whatever becomes of the note."""
+        try:
+            await self._marks.done(mark, owner, self._window)
+        except Exception as error:  # noqa: BLE001 - it is no failure of the message
+            log.warning(
+                "what was handled was not noted, and would be handled again after %g s: %s",
+                self._lease,
+                error,
+            )
 
     async def _claimed(self, mark: str, owner: str) -> bool:
         """Whether it is to be handled by this very call. Raises Later while another one does, here or elsewhere."""

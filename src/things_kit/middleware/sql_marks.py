@@ -112,5 +112,6 @@ def _take(connection: Connection, mark: str, owner: str, now: float, lease: floa
 
 
 def _keep(connection: Connection, mark: str, expires: float) -> None:
-    connection.execute(delete(table).where(table.c.mark == mark))
-    connection.execute(insert(table).values(mark=mark, owner=None, expires=expires))
+    kept = connection.execute(update(table).where(table.c.mark == mark).values(owner=None, expires=expires))
+    if not kept.rowcount:  # it had expired
+        connection.execute(insert(table).values(mark=mark, owner=None, expires=expires))
