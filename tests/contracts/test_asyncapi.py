@@ -23,6 +23,7 @@ from things_kit.codecs import Avro, CloudEvents, MessagePack
 from things_kit.codecs.json_schema import Schemas
 from things_kit.contracts.asyncapi import asyncapi
 from things_kit.contracts.page import example, page
+from things_kit.middleware import compress
 from things_kit.modules import config, kafka, memory
 
 ItemT = TypeVar("ItemT")
@@ -189,6 +190,13 @@ def test_every_reference_leads_somewhere(kind: Any) -> None:
     )
 
 
+def test_a_message_says_what_may_have_been_done_to_its_value() -> None:
+    document = asyncapi("t", topics=[Topic("t", Card, transforms=[compress("gzip")]), Topic("plain", Zoo)])
+    headers = document["components"]["messages"]["Card"]["headers"]["properties"]
+    assert "gzip" in headers["content-encoding"]["description"]
+    assert "content-encoding" not in document["components"]["messages"]["Zoo"]["headers"]["properties"]
+
+
 def test_the_page_shows_everything_and_escapes_it() -> None:
     text = page(app.asyncapi("a <b>"))
     assert "a &lt;b&gt;" in text
@@ -258,6 +266,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *map(topic_of, KINDS),
         Topic("events", Card, codec=CloudEvents(source="/s")),
         Topic("avro", Tree, codec=Avro()),
+        Topic("compressed", Card, transforms=[compress("gzip")]),
     ],
     ids=str,
 )

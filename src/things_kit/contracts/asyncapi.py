@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from things_kit.codecs.json_schema import Schemas, safe_name
-from things_kit.messaging.names import SCHEMA_VERSION
+from things_kit.messaging.names import CONTENT_ENCODING, SCHEMA_VERSION
 from things_kit.messaging.topic import Topic
 
 VERSION: Final = "3.0.0"
@@ -144,6 +144,10 @@ def _headers(topic: Topic[Any], value: str | None) -> dict[str, Any]:
         properties[topic.by] = {"type": "string", "const": value}
     if topic.version is not None:
         properties[SCHEMA_VERSION] = {"type": "string", "const": str(topic.version)}
+    if topic.transforms:
+        tokens = ", ".join(sorted({token for each in topic.transforms for token in each.tokens}))
+        done = f"What was done to the value, in order, where anything was; undone by: {tokens}."
+        properties[CONTENT_ENCODING] = {"type": "string", "description": done}
     properties |= {name: {"type": "string", "const": text} for name, text in topic.headers.items()}
     return {"type": "object", "properties": properties}
 
