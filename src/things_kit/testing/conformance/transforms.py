@@ -10,6 +10,7 @@ from things_kit.middleware import claim_check, compress, encrypt
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.stage import Stage
+from things_kit.testing.conformance.waiting import eventually
 
 KEYS = {"2026": b"k" * 32}
 LARGE = b"value " * 2000
@@ -66,6 +67,7 @@ class TransformSuite(Suite):
 
         (dead,) = await stage.dead_letters(topic.name, 1)
         assert dead.headers["error"].startswith("the value cannot be decrypted")
+        await eventually(lambda: len(seen) >= 2, stage.patience, "both are handled")
         assert seen == [{"text": "a" * 50}, {"text": "b" * 50}]
         assert all(b"text" not in message.value for message in good)
         assert json.loads(await _plain(topic, good[0])) == {"text": "a" * 50}
