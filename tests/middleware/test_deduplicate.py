@@ -230,6 +230,28 @@ async def test_two_consumers_of_a_group_handle_each_message_once(store: Any) -> 
     assert sorted(seen.values) == sorted(str(number).encode() for number in range(20))
 
 
+async def test_a_request_that_was_handled_before_gets_no_second_answer() -> None:
+    """What its answer was is not known any more; an empty one would be taken for it."""
+    calls = 0
+
+    async def answer(_: Message) -> str:
+        nonlocal calls
+        calls += 1
+        return "the answer"
+
+    async with connect("memory://") as broker:
+        consumer = broker.consumer(
+            "orders", group="g", handler=answer, middleware=[deduplicate(MemoryStore())]
+        )
+        async with consumer:
+            asked = Message("orders", b"", id="1")
+            assert await broker.request(asked, reply=str, timeout=5) == "the answer"
+            with pytest.raises(TimeoutError):
+                await broker.request(asked, reply=str, timeout=0.3)
+            await eventually(lambda: consumer.handled == 2, 5, "it is acknowledged all the same")
+    assert calls == 1
+
+
 async def test_each_group_has_marks_of_its_own() -> None:
     store, first, second = MemoryStore(), Recorder(), Recorder()
     async with (

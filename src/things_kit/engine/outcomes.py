@@ -322,7 +322,7 @@ class Outcomes:
     async def _send_answer(self, answer: Message, request: Message) -> None:
         """Returns when it is confirmed, or nobody may wait for it any more; no lane waits for an inbox to come back."""
         try:
-            await send_answer(self._answers, answer, request, patient=False)
+            await send_answer(self._answers, answer, request, lambda: False)
         except NobodyListens:
             self._answer(answer, request)
 
@@ -331,7 +331,7 @@ class Outcomes:
 
         async def answering() -> None:
             try:
-                await send_answer(self._answers, answer, request, patient=True)
+                await send_answer(self._answers, answer, request, lambda: not self.stopping)
             except (NobodyListens, ClosedError):
                 log.info("%s: who asked for %r is not there any more", self._name, request.id)
             except Exception as error:  # noqa: BLE001 - the message itself is safe

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder
-from things_kit.engine.results import Publishing, carries_lists, collecting, raising
+from things_kit.engine.results import Publishing, by_kind, carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
 from things_kit.engine.transforming import batch_undone_first, partly, undoing, undone_first
 from things_kit.engine.unrun import discard, ran, yields
@@ -66,8 +66,8 @@ def compile_handler(
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
     target, call, name = _callable(handler)
-    collects, bare = answers or publish is not None, watched and not middleware
-    if not (collects or bare):
+    bare = watched and not middleware
+    if not (bare or answers or publish is not None):
         call = ran(call, name)
     call, filled = _filling(target, call, provides)
     kind, wants_message = _parameters(target, Message, filled)
@@ -90,11 +90,21 @@ def compile_handler(
         handle = _opening(handle, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
         handle = undone_first(handle, undo)
-    if collects:
-        handle = collecting(handle, name, publish, watched=bare)
+    if publish is not None:
+        return raising(_around(middleware, collecting(handle, name, publish)))
+    if not answers:
+        return _around(middleware, handle)
+    request, plain = collecting(handle, name, None), handle if bare else ran(handle, name)
+    if not middleware:
+        return by_kind(plain, raising(request))
+    handle = _around(middleware, by_kind(plain, request))
+    return by_kind(handle, raising(handle))
+
+
+def _around(middleware: Sequence[Middleware], handle: Handle) -> Handle:
     for wrap in reversed(middleware):
         handle = _wrapped(wrap, handle)
-    return raising(handle, always=publish is not None) if collects else handle
+    return handle
 
 
 def check_middleware(wrap: Any) -> None:

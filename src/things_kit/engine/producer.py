@@ -134,8 +134,9 @@ class BrokerProducer:
             UnsupportedError: The broker cannot keep it until then, or knows no `schedule_id`.
             TypeError: The payload is not of the topic's type, or the arguments do not go together.
         """
-        due = due_at(steady(), after, at, schedule_id)
-        send = self._send_in if due is None else self._sending_later(due, schedule_id)
+        send = self._send_in
+        if after is not None or at is not None or schedule_id is not None:
+            send = self._sending_later(after, at, schedule_id)
         if isinstance(message, Topic):
             await self._transmission.prepare(message)
         one = (message_to_publish(message, payload, fields),)
@@ -153,8 +154,7 @@ class BrokerProducer:
             ClosedError: The producer or its broker was closed before.
             ConfigError, UnsupportedError: As for `publish`.
         """
-        due = due_at(steady(), after, at)
-        send = self._send_in if due is None else self._sending_later(due, None)
+        send = self._send_in if after is None and at is None else self._sending_later(after, at)
         messages = checked_batch(messages)
         if not messages and not self._closed:
             return
@@ -168,7 +168,8 @@ class BrokerProducer:
 
     async def _send_transformed(self, messages: Sequence[Message], send: Send) -> dict[int, Exception]:
         """One call after the other, as a transform may wait: messages of one key keep their order."""
-        checked_batch(messages)
+        if self._closed:
+            raise ClosedError("the producer is closed")
         ready: list[Message] = []
         indices: list[int] = []
         errors: dict[int, Exception] = {}
@@ -216,7 +217,10 @@ class BrokerProducer:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _sending_later(self, due: datetime, schedule_id: str | None) -> Send:
+    def _sending_later(
+        self, after: float | None, at: datetime | None, schedule_id: str | None = None
+    ) -> Send:
+        due = due_at(steady(), after, at, schedule_id)
         scheduling(self._transmission, ids=schedule_id is not None)
         return self._instrumented(lambda messages: self._enqueue(messages, due, schedule_id))
 

@@ -11,12 +11,18 @@ import msgspec
 from things_kit.engine.answers import Expired, answer_to, misses_deadline
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.producer import BrokerProducer
-from things_kit.engine.unrun import ran, refuse_unrun
-from things_kit.messaging.errors import BrokerUnavailable, ConfigError, NobodyListens, PublishError
+from things_kit.engine.unrun import refuse_unrun
+from things_kit.messaging.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    MessageTooLarge,
+    NobodyListens,
+    PublishError,
+)
 from things_kit.messaging.handler import Handle
 from things_kit.messaging.kinds import unwrapped
 from things_kit.messaging.message import Message
-from things_kit.messaging.names import DEADLINE, is_request
+from things_kit.messaging.names import DEADLINE, REPLY_TO, is_request
 from things_kit.messaging.outcomes import Reject
 from things_kit.messaging.topic import Topic
 
@@ -59,39 +65,32 @@ class Results(Exception):
         self.answer = collected.answer
 
 
-def collecting(
-    call: Callable[[Message], Awaitable[Any]], name: str, publish: Publishing | None, *, watched: bool
-) -> Handle:
-    """The handler as the innermost step: what it returns is kept for `raising`, whatever middleware returns.
-
-    Without `publish` that is done for requests alone, and whoever calls looks at what else it returns if `watched`.
-    """
-    plain = call if watched else ran(call, name)
+def collecting(call: Callable[[Message], Awaitable[Any]], name: str, publish: Publishing | None) -> Handle:
+    """The handler as the innermost step: what it returns is kept for `raising`, whatever middleware returns."""
 
     async def collected(message: Message) -> None:
         result: Any = await call(message)
         refuse_unrun(result, name)
-        kept = _collected.get()
+        kept = _collected.get(None)
+        if kept is None:
+            return  # middleware has made a request of what was none
         if publish is not None and result is not None:
             kept.messages = _results(publish, result, message, name)
         if is_request(message.headers):
             kept.answer = _answer(result, message, name)
 
-    def asked(message: Message) -> Awaitable[None]:
-        return collected(message) if is_request(message.headers) else plain(message)
-
-    return asked if publish is None else collected
+    return collected
 
 
-def raising(handle: Handle, *, always: bool) -> Handle:
+def raising(handle: Handle) -> Handle:
     """The whole pipeline, as the outermost step: raises Results where the handler returned something.
 
-    It does so for requests alone unless `always`. It raises Expired for those whose deadline has passed.
+    It raises Expired for requests whose deadline has passed. One that middleware left out, as it was handled before such
+    as, has no answer: what it was is not known any more.
     """
 
     async def publishing(message: Message) -> None:
-        request = is_request(message.headers)
-        if request and misses_deadline(message):
+        if is_request(message.headers) and misses_deadline(message):
             raise Expired
         kept = Collected()
         token = _collected.set(kept)
@@ -99,15 +98,19 @@ def raising(handle: Handle, *, always: bool) -> Handle:
             await handle(message)
         finally:
             _collected.reset(token)
-        if request and kept.answer is None:  # middleware has answered in its place
-            kept.answer = answer_to(message, None)
         if kept.messages or kept.answer is not None:
             raise Results(kept)
 
-    def asked(message: Message) -> Awaitable[None]:
-        return publishing(message) if is_request(message.headers) else handle(message)
+    return publishing
 
-    return publishing if always else asked
+
+def by_kind(plain: Handle, request: Handle) -> Handle:
+    """One step for requests, another for all else. No frame of its own: every message pays for this line."""
+
+    def chosen(message: Message) -> Awaitable[None]:
+        return request(message) if REPLY_TO in message.headers else plain(message)
+
+    return chosen
 
 
 def _results(publish: Publishing, result: Any, message: Message, name: str) -> list[Message]:
@@ -148,28 +151,32 @@ async def publish_results(producer: BrokerProducer, messages: Sequence[Message])
         await backoff.wait()
 
 
-async def send_answer(producer: BrokerProducer, answer: Message, request: Message, *, patient: bool) -> None:
+async def send_answer(
+    producer: BrokerProducer, answer: Message, request: Message, lingers: Callable[[], bool]
+) -> None:
     """Send a reply, as long as somebody may wait for it.
 
-    An inbox that is not there may be about to come back after a lost connection: who is `patient` waits for that.
+    An inbox that is not there may be about to come back after a lost connection: that is waited for while it `lingers`.
 
     Raises:
-        NobodyListens: It is not there, or did not come back.
-        Reject: The reply is refused for good.
+        NobodyListens: It is not there, did not come back, or cannot be: who asks says where, and may say anything.
+        Reject: The reply is too large.
     """
     loop, backoff = asyncio.get_running_loop(), Backoff()
-    ends = loop.time() + (LINGER if patient else 0.0)
+    ends = loop.time() + LINGER
     while not misses_deadline(request):
         try:
             await producer.publish(answer)
         except NobodyListens:
-            if loop.time() >= ends:
+            if loop.time() >= ends or not lingers():
                 raise
         except BrokerUnavailable:
             if DEADLINE not in request.headers:
                 return
-        except PublishError as error:
+        except MessageTooLarge as error:
             raise Reject(f"its reply was refused: {error}") from error
+        except PublishError as error:
+            raise NobodyListens(str(error)) from error
         else:
             return
         await backoff.wait()

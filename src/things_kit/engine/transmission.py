@@ -241,6 +241,11 @@ class Transmission:
             results = await self.patiently(lambda: self.driver.send(messages), deadline, until)
         except (BrokerUnavailable, PublishError) as error:
             return [error] * len(messages)
+        except (ConfigError, UnsupportedError) as error:  # who asks says where, which may be no name at all
+            if len(messages) > 1:
+                alone = [await self.answer([message], deadline, until=until) for message in messages]
+                return [result for (result,) in alone]
+            return [NobodyListens(str(error))]
         return [
             NobodyListens(f"there is no topic {message.topic!r}")
             if isinstance(result, UnknownTopic)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from things_kit import DISCARD, ClosedError, Message, Reject, RemoteError, RetryPolicy, Topic
-from things_kit.messaging.names import CORRELATION_ID, DEADLINE, REPLY_TO
+from things_kit.messaging.names import CORRELATION_ID, DEAD_LETTER_GROUP, DEADLINE, REPLY_TO
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
@@ -167,6 +167,27 @@ class RequestSuite(Suite):
             await stage.broker.request(Message(topic, b"x"), timeout=0.3)
 
         assert time.monotonic() - begun < stage.patience
+
+    async def test_a_request_that_names_no_inbox_is_handled_and_holds_up_nobody(self, stage: Stage) -> None:
+        """Who asks writes where the reply goes, and may write anything."""
+        topic, group = stage.topic(), stage.group()
+        nowhere = ["", "*", ">", "#", "a b/../c", "gr\u00fcn", "x" * 1000, stage.name("gone")]
+        seen: list[bytes] = []
+
+        async def answer(message: Message) -> str:
+            seen.append(message.value)
+            return "here"
+
+        await stage.consume(topic, group, answer)
+        for number, place in enumerate(nowhere):
+            asks = {REPLY_TO: place, CORRELATION_ID: "1"}
+            await stage.publish(topic, b"%d" % number, key=b"k", headers=asks)
+        reply = await stage.broker.request(Message(topic, b"last", b"k"), reply=str, timeout=stage.patience)
+
+        assert reply == "here"
+        assert seen == [*(b"%d" % number for number in range(len(nowhere))), b"last"]
+        await stage.until_lag(topic, group, 0)
+        await stage.until_lag(f"{topic}-dlq", DEAD_LETTER_GROUP, 0)
 
     async def test_closing_the_broker_ends_open_requests(self, stage: Stage) -> None:
         """They do not wait for their timeout."""
