@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 from things_kit import Message, connect
-from things_kit.messaging.transform import Transform
 from things_kit.middleware import claim_check, compress, encrypt
 
 
@@ -24,7 +23,7 @@ async def main(url: str = "memory://") -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         keys = {"2026": secrets.token_bytes(32)}
-        chain: list[Transform] = [compress("gzip"), encrypt(keys), claim_check(Path(folder), above=1000)]
+        chain = [compress("gzip"), encrypt(keys), claim_check(Path(folder), above=1000)]
         async with (
             connect(url) as broker,
             broker.consumer("orders", group="billing", handler=handle, transforms=chain),

@@ -12,11 +12,14 @@ import pytest
 SOURCE = Path(__file__).parent.parent.parent / "src"
 
 ACCEPTED = """\
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from things_kit import Batch, Broker, Message, MessageRouter, Producer, Topic
+from things_kit.middleware import circuit_breaker, claim_check, compress, encrypt, throttle
 
 
 class Order(msgspec.Struct):
@@ -67,7 +70,22 @@ async def created(event: Created) -> None: ...
 @router.on(Cancelled)
 async def cancelled(event: Cancelled, message: Message) -> None: ...
 
+class Session: ...
+async def injected(order: Order, session: Session) -> None: ...
+chain = [compress("gzip"), encrypt({"a": b"k" * 32}), claim_check(Path("claims"))]
+sealed = Topic("sealed", Order, transforms=(compress("gzip"), encrypt({"a": b"k" * 32})))
+
 async def main(producer: Producer, broker: Broker) -> None:
+    invoice: Invoice = await broker.request(orders, Order("a", 1.0), reply=Invoice, timeout=5)
+    reply: Message = await broker.request(Message("a", b""), timeout=timedelta(seconds=5))
+    number: int = await broker.request(Message("a", b""), reply=int)
+    await producer.publish(orders, Order("a", 1.0), after=60)
+    await producer.publish(Message("a", b""), at=datetime.now(UTC), schedule_id="a")
+    assert invoice and reply and number
+    broker.consumer(orders, group="g", handler=injected)
+    broker.consumer(orders, group="g", handler=bill, transforms=chain)
+    broker.consumer(sealed, group="g", handler=bill, middleware=[throttle(5), circuit_breaker()])
+    broker.producer(transforms=chain)
     await producer.publish(orders, Order("a", 1.0))
     await producer.publish(orders, Order("a", 1.0), key="k", headers={"a": "b"}, id="x")
     await producer.publish(Message("a", b""))
@@ -120,6 +138,10 @@ async def main2(producer: Producer, broker: Broker) -> None:
     broker.consumer(orders, group="g", handler=batch)  # refused
     broker.consumer(orders, group="g", handler=bill, batch=Batch())  # refused
     broker.consumer(orders, group="g", handler=5)  # refused
+    await broker.request(orders, Created("a"))  # refused
+    await broker.request("orders", Order("a", 1))  # refused
+    await producer.publish(orders, Order("a", 1), after="60")  # refused
+    broker.producer(transforms=[5])  # refused
 def wrong(order: Created) -> str: return ""
 def wrong2(order: Order) -> float: return 1.0
 b1 = Topic("orders", Order, key=wrong)  # refused

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Concatenate, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from things_kit.messaging.message import Message
 
@@ -102,7 +102,8 @@ class TakesBoth(Protocol[T_contra]):
         """Handle it."""
 
 
-_Handles: TypeAlias = Callable[[P], Any] | Callable[[P, Message], Any] | Takes[P] | TakesBoth[P]
+# Further parameters are the message, and what middleware fills, such as an inbox's session: the start looks at them
+_Handles: TypeAlias = Callable[Concatenate[P, ...], Any] | Takes[P] | TakesBoth[P]
 
 TopicHandler: TypeAlias = (
     _Handles[P]

@@ -16,7 +16,7 @@ from things_kit.messaging.codec import Unprepared
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Seconds, seconds
-from things_kit.messaging.transform import Applied
+from things_kit.messaging.transform import Applied, Transform
 
 log = logging.getLogger("things_kit.claim_check")
 
@@ -49,7 +49,7 @@ class _Claim(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str
 
 
-class claim_check:  # noqa: N801 - it is used as a function
+class claim_check(Transform):  # noqa: N801 - it is used as a function
     """A transform that puts large values into a store before the message is published, and sends a claim.
 
     Claims go by age, never because a message was acknowledged: there may be other groups, retries and dead letters.

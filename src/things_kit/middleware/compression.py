@@ -7,14 +7,14 @@ from typing import Any, Final, Literal
 
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.message import Message
-from things_kit.messaging.transform import Applied
+from things_kit.messaging.transform import Applied, Transform
 
 LIMIT: Final = 64 * 2**20
 GZIP: Final = 16 + zlib.MAX_WBITS
 """What tells zlib to write and read gzip's format."""
 
 
-class compress:  # noqa: N801 - it is used as a function
+class compress(Transform):  # noqa: N801 - it is used as a function
     """A transform that compresses values, and unpacks what either algorithm has packed.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import ENCRYPTED_TOPIC, ORIGINAL_TOPIC
-from things_kit.messaging.transform import Applied
+from things_kit.messaging.transform import Applied, Transform
 
 TOKEN: Final = "aes-gcm"  # noqa: S105 - no secret, but the word in the header
 NONCE: Final = 12
@@ -15,7 +15,7 @@ KEY: Final = 32
 LONGEST_NAME: Final = 255
 
 
-class encrypt:  # noqa: N801 - it is used as a function
+class encrypt(Transform):  # noqa: N801 - it is used as a function
     """A transform that encrypts values with AES-GCM, 256 bits.
 
     A value is bound to its message's id and to the topic that it was encrypted for: moved to another message or topic it
@@ -35,12 +35,17 @@ class encrypt:  # noqa: N801 - it is used as a function
     def __init__(
         self, keys: Mapping[str, bytes], topics: Iterable[str] = (), *, required: bool = False
     ) -> None:
-        self.required = required
+        self._required = required
         if isinstance(topics, str):
             raise ConfigError(f"encrypt(topics=) is a list of topics: write topics=[{topics!r}]")
         self._topics = frozenset(topics)
         self._keys = {_name(name): _cipher(name, key) for name, key in _items(keys)}
         self._first = next(iter(self._keys))
+
+    @property
+    def required(self) -> bool:
+        """Whether plain values are refused."""
+        return self._required
 
     def __repr__(self) -> str:
         return f"encrypt({', '.join(name.decode() for name in self._keys)})"
