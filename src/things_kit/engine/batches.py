@@ -119,9 +119,10 @@ class BatchWorkers(Workers):
 
     def _not_all_done(self, worker: Worker, batch: list[Delivery], error: BaseException) -> None:
         failed: Mapping[int, BaseException]
-        if isinstance(error, BatchError) and error.errors.keys() <= set(range(len(batch))):
-            failed, stopped = error.errors, worker.cancelled is Cancelled.STOP
-        else:  # whatever it means, it does not mean that all is well
+        partly = error.moved(range(len(batch))) if isinstance(error, BatchError) else None
+        if partly is not None:
+            failed, stopped = partly.errors, worker.cancelled is Cancelled.STOP
+        else:
             failure = self.failure(worker, error)
             stopped = failure is None
             failed = dict.fromkeys(range(len(batch)), error if failure is None else failure)

@@ -129,10 +129,8 @@ async def partly(
         try:
             await call(items)
         except BatchError as failed:
-            if failed.errors.keys() <= set(range(len(indices))):
-                errors |= {indices[index]: error for index, error in failed.errors.items()}
-            else:  # whatever it means, it does not mean that all is well
-                errors |= dict.fromkeys(indices, failed)
+            moved = failed.moved(indices)
+            errors |= dict.fromkeys(indices, failed) if moved is None else moved.errors
         except Exception as error:
             if not errors:
                 raise

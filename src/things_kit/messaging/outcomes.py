@@ -1,6 +1,6 @@
 """What a handler can answer beside returning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from things_kit.messaging.errors import ConfigError
@@ -68,3 +68,12 @@ class BatchError(Exception):
     def __init__(self, errors: Mapping[int, BaseException]) -> None:
         super().__init__(f"{len(errors)} messages of the batch failed")
         self.errors = dict(errors)
+
+    def moved(self, places: Sequence[int]) -> "BatchError | None":
+        """The same for a longer list, of which the handler was given what is at these places.
+
+        None if it names what was not there: whatever that means, it does not mean that all else is well.
+        """
+        if not self.errors.keys() <= set(range(len(places))):
+            return None
+        return BatchError({places[index]: error for index, error in self.errors.items()})

@@ -95,10 +95,11 @@ class CircuitBreaker:
             try:
                 await handle(messages)
             except BatchError as failed:
+                known = failed.moved(range(len(messages)))
                 down = {
                     index: error
-                    for index, error in failed.errors.items()
-                    if isinstance(error, self._on) and index < len(messages)
+                    for index, error in (known.errors if known is not None else {}).items()
+                    if isinstance(error, self._on)
                 }
                 if not down:
                     self._answered(probe=probe)

@@ -108,10 +108,10 @@ class Deduplicate:
             try:
                 await handle([messages[index] for index in indices])
             except BatchError as error:
-                if not error.errors.keys() <= set(range(len(indices))):
+                partly = error.moved(indices)
+                if partly is None:
                     raise
                 failed += [marks[index] for index in error.errors]
-                partly = BatchError({indices[index]: each for index, each in error.errors.items()})
             else:
                 return
         raise partly

@@ -96,9 +96,10 @@ class Consuming:
             try:
                 await handle([messages[index] for index in fresh])
             except BatchError as error:
-                if not error.errors.keys() <= set(range(len(fresh))):
-                    raise  # whatever it means, it does not mean that all is well
-                failed = _named(error, messages, fresh)
+                moved = error.moved(fresh)
+                if moved is None:
+                    raise
+                failed = _named(moved.errors, messages)
             else:
                 return None
         for index in failed.errors:
@@ -224,9 +225,8 @@ class Consuming:
                 self._sweep_at = now
 
 
-def _named(error: BatchError, messages: Sequence[Message], fresh: Sequence[int]) -> BatchError:
-    """The same by the places in the whole list; what was left out beside one that failed, as it has its id, failed too."""
-    errors = {fresh[index]: each for index, each in error.errors.items()}
+def _named(errors: dict[int, BaseException], messages: Sequence[Message]) -> BatchError:
+    """These, and what was left out beside one that failed, as it has its id: it failed too."""
     failed = {
         (messages[index].topic, messages[index].id): each
         for index, each in errors.items()
