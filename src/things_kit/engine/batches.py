@@ -27,7 +27,7 @@ class BatchWorkers(Workers):
         wait: float,
         **common: Any,
     ) -> None:
-        super().__init__(handle=self._one, **common)
+        super().__init__(self._one, self._one, **common)
         self._handle_batch = handle_batch
         self._size = size
         self._wait = wait

@@ -18,7 +18,7 @@ from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes
-from things_kit.engine.pipeline import compile_batch_handler, compile_handler
+from things_kit.engine.pipeline import compile_batch_handler, compile_steps
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
 from things_kit.engine.results import Publishing
@@ -96,10 +96,14 @@ class BrokerConsumer:
         if options.batch is None:
             outside = [each.handling(endpoint, options.group) for each in instruments]
             publish = None if options.publish is None else Publishing(options.publish, self.group)
-            self._handle = compile_handler(
-                options.handler, [*outside, *fitted.single], watched=True, topics=topics, publish=publish,
-                answers=True, transforms=options.transforms, provides=fitted.provides,
-            )  # fmt: skip
+            self._steps = compile_steps(
+                options.handler,
+                [*outside, *fitted.single],
+                topics=topics,
+                publish=publish,
+                transforms=options.transforms,
+                provides=fitted.provides,
+            )
         else:
             wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
             self._handle_batch = compile_batch_handler(
@@ -316,7 +320,7 @@ class BrokerConsumer:
             "name": self._name,
         }
         if options.batch is None:
-            return Workers(self._handle, **common)
+            return Workers(*self._steps, **common)
         size, wait = options.batch.size, seconds(options.batch.wait, "Batch.wait")
         return BatchWorkers(self._handle_batch, size=size, wait=wait, **common)
 

@@ -6,7 +6,7 @@ import sys
 import typing
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, MutableSequence, Sequence
 from types import MappingProxyType, MethodType, SimpleNamespace
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder
@@ -39,15 +39,19 @@ _LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
 """What the parameter of a batch handler may be."""
 
 
+class Steps(NamedTuple):
+    """What a consumer calls with a message: `request` where somebody waits for what its handler returns, else `plain`."""
+
+    plain: Handle
+    request: Handle
+
+
 def compile_handler(
     handler: AnyHandler,
     middleware: Sequence[Middleware] = (),
     *,
     watched: bool = False,
     topics: Topics = (),
-    publish: Publishing | None = None,
-    answers: bool = False,
-    transforms: Sequence[Transform] = (),
     provides: Provides = NOTHING,
 ) -> Handle:
     """One async function of a message, from any handler and the middleware around it, outermost first.
@@ -57,27 +61,62 @@ def compile_handler(
         middleware: What is around it.
         watched: Whoever calls the function passes what it returns to `refuse_unrun`: one step less for each message.
         topics: What it is for, by name or contract; nothing where it is not known.
-        publish: Where its results go. The function raises `Results` then.
-        answers: For requests too it raises `Results`, with the reply.
-        transforms: What was done to values of topics that say nothing of it themselves.
         provides: By type, what fills the handler's other parameters.
 
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
+    step, name = _innermost(handler, topics, (), provides)
+    return _around(middleware, step if watched and not middleware else ran(step, name))
+
+
+def compile_steps(
+    handler: AnyHandler,
+    middleware: Sequence[Middleware] = (),
+    *,
+    topics: Topics = (),
+    publish: Publishing | None = None,
+    transforms: Sequence[Transform] = (),
+    provides: Provides = NOTHING,
+) -> Steps:
+    """The same for a consumer, whose handler's answers and results go somewhere: by raising `Results`.
+
+    Args:
+        handler: What handles; whoever calls passes what it returns to `refuse_unrun`.
+        middleware: What is around it.
+        topics: What it is for, by name or contract.
+        publish: Where its results go.
+        transforms: What was done to values of topics that say nothing of it themselves.
+        provides: By type, what fills the handler's other parameters.
+
+    Raises:
+        ConfigError: As for `compile_handler`.
+    """
+    step, name = _innermost(handler, topics, transforms, provides)
+    collected = collecting(step, name, publish)
+    if publish is not None:
+        whole = raising(_around(middleware, collected))
+        return Steps(whole, whole)
+    if not middleware:
+        return Steps(step, raising(collected))
+    handle = _around(middleware, by_kind(ran(step, name), collected))
+    return Steps(handle, raising(handle))
+
+
+def _innermost(
+    handler: AnyHandler, topics: Topics, transforms: Sequence[Transform], provides: Provides
+) -> tuple[Callable[[Message], Awaitable[Any]], str]:
+    """The step that decodes and calls the handler, and the handler's name. Raises ConfigError."""
     target, call, name = _callable(handler)
-    bare = watched and not middleware
-    if not (bare or answers or publish is not None):
-        call = ran(call, name)
     call, filled = _filling(target, call, provides)
     kind, wants_message = _parameters(target, Message, filled)
     if not _carry_lists(topics) and _element(kind) is not None:
         raise ConfigError(
             f"the handler {name_of(target)} takes a list: say batch=Batch(...), or let it take one message"
         )
-    handle: Handle
+    step: Callable[[Message], Awaitable[Any]]
     if kind is Message and not wants_message:
-        handle = call
+        step = call
     else:
         decode = _decoder(kind, topics, name)
 
@@ -85,20 +124,12 @@ def compile_handler(
             payload = decode(message)
             return await (call(payload, message) if wants_message else call(payload))
 
-        handle = decoded
+        step = decoded
     if openers := _openers(topics):
-        handle = _opening(handle, openers)
+        step = _opening(step, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
-        handle = undone_first(handle, undo)
-    if publish is not None:
-        return raising(_around(middleware, collecting(handle, name, publish)))
-    if not answers:
-        return _around(middleware, handle)
-    request, plain = collecting(handle, name, None), handle if bare else ran(handle, name)
-    if not middleware:
-        return by_kind(plain, raising(request))
-    handle = _around(middleware, by_kind(plain, request))
-    return by_kind(handle, raising(handle))
+        step = undone_first(step, undo)
+    return step, name
 
 
 def _around(middleware: Sequence[Middleware], handle: Handle) -> Handle:

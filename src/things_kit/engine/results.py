@@ -105,7 +105,7 @@ def raising(handle: Handle) -> Handle:
 
 
 def by_kind(plain: Handle, request: Handle) -> Handle:
-    """One step for requests, another for all else. No frame of its own: every message pays for this line."""
+    """One step for requests, another for all else; no frame of its own, as every message pays for it."""
 
     def chosen(message: Message) -> Awaitable[None]:
         return request(message) if REPLY_TO in message.headers else plain(message)

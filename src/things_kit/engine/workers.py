@@ -15,6 +15,7 @@ from things_kit.engine.threads import HandlerThreads, threads
 from things_kit.engine.unrun import refuse_unrun
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import REPLY_TO
 
 log = logging.getLogger("things_kit.consumer")
 
@@ -92,6 +93,7 @@ class Workers:
     def __init__(
         self,
         handle: Callable[[Message], Awaitable[object]],
+        request: Callable[[Message], Awaitable[object]],
         *,
         concurrency: int,
         timeout: float | None,
@@ -101,6 +103,7 @@ class Workers:
     ) -> None:
         self.ready: deque[Delivery] = deque()
         self._handle = handle
+        self._request = request
         self._concurrency = concurrency
         self._timeout = timeout
         self._starved = starved
@@ -280,7 +283,7 @@ class Workers:
 
         It ends when a handler has changed a context variable, which no other message must see.
         """
-        handle, timed = self._handle, self._timeout is not None
+        handle, request, asks, timed = self._handle, self._request, REPLY_TO, self._timeout is not None
         time, context, present = asyncio.get_running_loop().time, worker.context, worker.present
         cancelling = worker.task.cancelling
         turn_ends = time() + SLICE
@@ -292,7 +295,8 @@ class Workers:
             if timed:
                 worker.started = time()
             try:
-                if (answer := await handle(delivery.message)) is not None:
+                message = delivery.message
+                if (answer := await (request if asks in message.headers else handle)(message)) is not None:
                     refuse_unrun(answer, "the handler")
             except BaseException as error:  # noqa: BLE001 - every exception is an answer
                 await self._answer(worker, delivery, error)
