@@ -222,6 +222,28 @@ async def test_what_was_planned_otherwise_is_taken_back() -> None:
     assert [(time.hour, time.minute) for time in due] == [(12, 30)]
 
 
+async def test_who_dies_while_it_takes_back_an_old_plan_leaves_the_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def call(planned: datetime) -> None: ...
+
+    async def die(*_: Any) -> bool:
+        raise KeyError("killed")
+
+    async with connect("memory://") as broker:
+        async with periodic(broker, call, when="0 0 1 1 *"):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr(broker, "cancel", die)
+            with pytest.raises(KeyError):
+                await periodic(broker, call, when="30 12 * * *").start()
+        assert (12, 30) in {(each.due.hour, each.due.minute) for each in await broker.schedules("every-tick")}
+        async with periodic(broker, call, when="30 12 * * *"):
+            pass
+        due = [each.due for each in await broker.schedules("every-tick")]
+    assert [(time.hour, time.minute) for time in due] == [(12, 30)]
+
+
 async def test_a_firing_that_came_twice_runs_once() -> None:
     seen: list[datetime] = []
 

@@ -32,7 +32,7 @@ LAST: Final = "last"
 """The `schedule_id` of what was done last."""
 
 KEPT: Final = timedelta(days=360)
-"""How far in the future that is due; it is put off with every run and every start."""
+"""How far in the future that is due; every run puts it off, and so does a start when half of it is over."""
 
 AT_ONCE: Final = 16
 """Runs at once in a process that may overlap."""
@@ -129,19 +129,21 @@ class Periodic:
         await self.consumer.start()
 
     async def _begin(self) -> None:
-        """Schedule the first firing, or the next; what was planned otherwise, by an older version, is taken back."""
+        """Schedule the first firing, or the next, where none is to come; then take back what an older version has planned.
+
+        In this order, as whoever dies in between must leave one.
+        """
         spec, now = self._spec, _now()
         last, pending = await self._kept()
-        changed = False
-        for each in pending:
-            if spec.plan.following(each.due - INSTANT) != each.due and each.schedule_id is not None:
-                changed |= await self._broker.cancel(spec.topic, each.schedule_id)
-            else:
-                return  # it goes on by itself
-        if await self._broker.lag(spec.topic, group=GROUP):
-            return  # one is due, and whoever handles it schedules the next
-        await self._schedule(spec.plan.following(now if last is None or changed else last.planned))
-        if last is not None:
+        stale = [each for each in pending if spec.plan.following(each.due - INSTANT) != each.due]
+        if len(stale) == len(pending) and (stale or not await self._broker.lag(spec.topic, group=GROUP)):
+            await self._schedule(spec.plan.following(now if last is None or stale else last.planned))
+        for each in stale:
+            if each.schedule_id is not None:
+                await self._broker.cancel(spec.topic, each.schedule_id)
+        if (
+            last is not None and now - last.ended > KEPT / 2
+        ):  # not sooner: somebody may just have written a newer one
             await self._remember(last)
 
     async def _handle(self, message: Message) -> None:

@@ -118,7 +118,9 @@ UNPREFIXED: Final = {
 def check_schema(name: str) -> None:
     """Raise ValueError for what cannot begin the names of tables."""
     if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,47}", name) or name.lower().startswith("sqlite_"):
-        raise ValueError(f"schema must be a name of letters, digits and underscores; it is {name!r}")
+        raise ValueError(
+            "schema must be a name of up to 48 letters, digits and underscores that begins with neither a digit nor sqlite_"
+        )
 
 
 def filled(statement: str, schema: str) -> str:

@@ -51,7 +51,7 @@ def check_schema(dialect: Dialect, schema: str) -> str:
         if dialect == "sqlite":
             sqlite_schema.check_schema(schema)
     except ValueError as error:
-        raise ConfigError(f"in SQLite an outbox's {error}") from error
+        raise ConfigError(f"in SQLite an outbox's {error}; it is {schema!r}") from error
     return schema
 
 
