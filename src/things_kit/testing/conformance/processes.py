@@ -25,6 +25,7 @@ class WorkerProcess:
         self.history = History()
         self._process = process
         self._complaints = complaints
+        self._said = ""
         self._ready = asyncio.Event()
         self._listening = asyncio.create_task(self._listen())
 
@@ -84,10 +85,10 @@ class WorkerProcess:
 
     def complaints(self) -> str:
         """The end of what it wrote to its standard error."""
-        if self._complaints.closed:
-            return ""
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")[-3000:]
+        if not self._complaints.closed:
+            self._complaints.seek(0)
+            self._said = self._complaints.read().decode(errors="replace")[-3000:]
+        return self._said
 
     async def _ended(self) -> str:
         await asyncio.wait_for(self._process.wait(), 30)

@@ -44,7 +44,7 @@ class SurvivalSuite(Suite):
             await worker.stop()
             assert worker.history.events, "one process got nothing"
         whole = merged(worker.history for worker in workers)
-        assert whole.duplicates() == {}
+        assert whole.duplicates() == {}, f"the processes said: {[worker.complaints() for worker in workers]}"
         if stage.capabilities.lanes or stage.capabilities.partitions:
             assert_lanes(whole, lanes)
 
