@@ -75,8 +75,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
             it is read without one, where a group is slow to join, or would outlive its process.
         lag: The broker can say how many messages a group has not acknowledged.
         schedule_ids: A driver that is `Scheduling` knows a scheduled message by its `schedule_id`: the same again replaces
-            it, and it can be cancelled.
-        schedules: It can also list what is to come.
+            it, and it can be cancelled (`Cancelling`).
+        schedules: It can also list what is to come (`ListingSchedules`).
         max_batch: The most messages one `send` takes.
         max_message_bytes: The largest value, key and headers together that a user may send; None where the broker sets no
             bound. The broker must take `RESERVE` bytes more, for the headers of a dead letter.
@@ -354,16 +354,26 @@ class Scheduling(Protocol):
                 come twice.
         """
 
+
+@runtime_checkable
+class Cancelling(Protocol):
+    """What a driver that is `Scheduling` has where `Capabilities.schedule_ids` is set."""
+
     async def cancel(self, topic: str, schedule_id: str) -> bool:
         """Have a scheduled message never come: True if that is sure, False if it is due already, or unknown.
 
-        Asked only where `Capabilities.schedule_ids` is set. Raises ConnectionLost.
+        Raises ConnectionLost.
         """
+
+
+@runtime_checkable
+class ListingSchedules(Protocol):
+    """What a driver that is `Scheduling` has where `Capabilities.schedules` is set."""
 
     async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
         """What waits for its time in a topic, soonest first, `limit` of it at the most; nothing where there is no topic.
 
-        Asked only where `Capabilities.schedules` is set. Raises ConnectionLost.
+        Raises ConnectionLost.
         """
 
 

@@ -9,6 +9,7 @@ from typing import Self
 from msgspec.structs import replace
 
 from things_kit.engine.driver import (
+    Cancelling,
     Delivery,
     Driver,
     Fetching,
@@ -16,6 +17,7 @@ from things_kit.engine.driver import (
     Later,
     Listened,
     Listing,
+    ListingSchedules,
     Marking,
     Pushed,
     Receiver,
@@ -83,12 +85,11 @@ class PrefixedDriver:
         if isinstance(driver, SendsLater):
             self.send_later = _SendsLater(driver, self._prefix).send_later
         if isinstance(driver, Scheduling):
-            scheduling = _Scheduling(driver, self._prefix)
-            self.schedule, self.cancel, self.upcoming = (
-                scheduling.schedule,
-                scheduling.cancel,
-                scheduling.upcoming,
-            )
+            self.schedule = _Scheduling(driver, self._prefix).schedule
+        if isinstance(driver, Cancelling):
+            self.cancel = _Cancelling(driver, self._prefix).cancel
+        if isinstance(driver, ListingSchedules):
+            self.upcoming = _ListingSchedules(driver, self._prefix).upcoming
         if isinstance(driver, Factual):
             self.facts = _Factual(driver, self._prefix).facts
 
@@ -267,12 +268,24 @@ class _Scheduling:
         named = [replace(entry, message=there(entry.message)) for entry in entries]
         return _results([entry.message for entry in entries], await self._driver.schedule(named))
 
+
+class _Cancelling:
+    def __init__(self, driver: Cancelling, prefix: Prefix) -> None:
+        self._driver = driver
+        self._prefix = prefix
+
     async def cancel(self, topic: str, schedule_id: str) -> bool:
-        """See `Scheduling`."""
+        """See `Cancelling`."""
         return await self._driver.cancel(self._prefix.there(topic), schedule_id)
 
+
+class _ListingSchedules:
+    def __init__(self, driver: ListingSchedules, prefix: Prefix) -> None:
+        self._driver = driver
+        self._prefix = prefix
+
     async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
-        """See `Scheduling`."""
+        """See `ListingSchedules`."""
         here = self._prefix.message_here
         found = await self._driver.upcoming(self._prefix.there(topic), limit)
         return [replace(entry, message=here(entry.message, topic)) for entry in found]

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 
-from things_kit.engine.driver import Driver, Scheduled, Scheduling
+from things_kit.engine.driver import Cancelling, Driver, ListingSchedules, Scheduled, Scheduling
 from things_kit.engine.naming import check_name
 from things_kit.engine.transmission import Sending, Transmission
 from things_kit.messaging.errors import UnsupportedError
@@ -21,6 +21,8 @@ async def cancel(transmission: Transmission, topic: str, schedule_id: str) -> bo
     check_name("topic", topic)
     check_name("schedule_id", schedule_id)
     driver = scheduling(transmission, ids=True)
+    if not isinstance(driver, Cancelling):
+        raise _names_nothing(transmission)
     return await transmission.patiently(functools.partial(driver.cancel, topic, schedule_id))
 
 
@@ -28,7 +30,7 @@ async def schedules(transmission: Transmission, topic: str, limit: int) -> list[
     """What is to come, soonest first. Raises UnsupportedError, BrokerUnavailable."""
     check_name("topic", topic)
     driver = scheduling(transmission)
-    if not transmission.driver.capabilities.schedules:
+    if not (isinstance(driver, ListingSchedules) and transmission.driver.capabilities.schedules):
         raise UnsupportedError(f"{transmission.url.display} cannot say what is scheduled")
     found = await transmission.patiently(functools.partial(driver.upcoming, topic, limit))
     return [Schedule(entry.schedule_id, entry.due, entry.message) for entry in found]
@@ -40,7 +42,11 @@ def scheduling(transmission: Transmission, *, ids: bool = False) -> Scheduling:
     if not isinstance(driver, Scheduling):
         raise UnsupportedError(f"{transmission.url.display} cannot keep a message until later")
     if ids and not driver.capabilities.schedule_ids:
-        raise UnsupportedError(
-            f"{transmission.url.display} cannot name what it keeps until later: schedule_id= and cancel are not to be had"
-        )
+        raise _names_nothing(transmission)
     return driver
+
+
+def _names_nothing(transmission: Transmission) -> UnsupportedError:
+    return UnsupportedError(
+        f"{transmission.url.display} cannot name what it keeps until later: schedule_id= and cancel are not to be had"
+    )

@@ -22,7 +22,7 @@ from things_kit.brokers.servicebus.options import Settings
 from things_kit.brokers.servicebus.publisher import Publisher
 from things_kit.brokers.servicebus.receiver import LinkReceiver
 from things_kit.brokers.servicebus.sessions import SessionReceiver
-from things_kit.engine.driver import Capabilities, Receiver, Scheduled, Subscription
+from things_kit.engine.driver import Capabilities, Receiver, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import UnsupportedError
 
@@ -105,14 +105,6 @@ class ServiceBusDriver:
         receiver = kind(self._client, self._admin, subscription, entity, options)
         await receiver.open()
         return receiver
-
-    async def cancel(self, topic: str, schedule_id: str) -> bool:
-        """Never asked: the service knows a scheduled message by a number of its own."""
-        raise UnsupportedError(f"Service Bus knows no schedule_id: {schedule_id!r} of {topic!r}")
-
-    async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
-        """Never asked: what is scheduled cannot be told from what a group has put off."""
-        raise UnsupportedError(f"Service Bus does not list what is scheduled in {topic!r}")
 
     async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Of each topic its subscriptions."""
