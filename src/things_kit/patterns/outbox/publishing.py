@@ -1,9 +1,12 @@
 """The outbox: what is published with a session is there if its transaction commits, and gone if it does not."""
 
 import functools
+import importlib
+import importlib.util
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from things_kit.engine.broker import Broker
 from things_kit.engine.outbound import checked_batch, prepare
@@ -17,12 +20,18 @@ from things_kit.patterns.bridge import GROUP
 from things_kit.patterns.outbox.creating import create
 from things_kit.patterns.outbox.relay import Relay
 from things_kit.patterns.outbox.sessions import opened, opened_async, run, run_async
-from things_kit.patterns.outbox.writing import Dialect, Steps, ddl, write
+from things_kit.patterns.outbox.writing import Dialect, Steps, ddl, known, write
+
+if TYPE_CHECKING:
+    from sqlalchemy import MetaData
 
 T = TypeVar("T")
 
 LARGEST: Final = 16 * 1024 * 1024
 """Bytes: the largest message of the two brokers, unless their URLs say something else."""
+
+PARTITION: Final = re.compile(r"message_(default|\d+_\d+)")
+"""The names of a PostgreSQL broker's partitions, which come and go with the hours."""
 
 
 class Outbox:
@@ -50,6 +59,7 @@ class Outbox:
         self.schema = schema
         self._largest = max_message_bytes
         self._lock_keys = lock_keys
+        self._metadata: dict[Dialect, MetaData] = {}
 
     # --- publishing
 
@@ -137,6 +147,34 @@ class Outbox:
     def create(self, engine: Any) -> Any:
         """Make the tables where they are missing; awaited with an `AsyncEngine`, plain with an `Engine`."""
         return create(engine, self.ddl)
+
+    @property
+    def metadata(self) -> "MetaData":
+        """The tables in PostgreSQL, for Alembic's `target_metadata`, with `include_schemas=True`."""
+        return self.metadata_for("postgresql")
+
+    def metadata_for(self, dialect: str) -> "MetaData":
+        """The tables as SQLAlchemy's metadata, in "sqlite" or "postgresql".
+
+        A migration made from it does what connecting does, but for the version, the functions and the partitions of the
+        hours: the first connect adds them. Raises ConfigError for another dialect.
+        """
+        from things_kit.patterns.outbox.tables import metadata_of  # noqa: PLC0415 - needs SQLAlchemy
+
+        if importlib.util.find_spec("alembic") is not None:
+            importlib.import_module("things_kit.patterns.outbox.migrating")
+        wanted = known(dialect)
+        if wanted not in self._metadata:
+            self._metadata[wanted] = metadata_of(wanted, self.schema)
+        return self._metadata[wanted]
+
+    def include_name(self, name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
+        """For Alembic's `include_name`: all but the partitions, which the broker makes and drops by itself."""
+        return not (
+            type_ == "table"
+            and parent_names.get("schema_name") == self.schema
+            and PARTITION.fullmatch(name or "")
+        )
 
     # --- carrying on
 
