@@ -35,8 +35,8 @@ def asynchronous(session: Any, outbox: Outbox, commit: Any = None, rollback: Any
     async def publish(*what: Any, **fields: Any) -> None:
         await outbox.publish(session, *what, **fields)
 
-    async def publish_batch(messages: list[Message]) -> None:
-        await outbox.publish_batch(session, messages)
+    async def publish_batch(messages: list[Message], **times: Any) -> None:
+        await outbox.publish_batch(session, messages, **times)
 
     return Given(session, commit or session.commit, rollback or session.rollback, publish, publish_batch)
 
@@ -51,8 +51,8 @@ def synchronous(session: Any, outbox: Outbox) -> Given:
     async def publish(*what: Any, **fields: Any) -> None:
         outbox.publish_sync(session, *what, **fields)
 
-    async def publish_batch(messages: list[Message]) -> None:
-        outbox.publish_batch_sync(session, messages)
+    async def publish_batch(messages: list[Message], **times: Any) -> None:
+        outbox.publish_batch_sync(session, messages, **times)
 
     return Given(session, commit, rollback, publish, publish_batch)
 

@@ -20,7 +20,7 @@ from things_kit.brokers.postgres.receiver import PostgresReceiver
 from things_kit.brokers.postgres.schema import filled, quoted
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.brokers.postgres.watch import Bell, Member, Watch
-from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack
+from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack, refusal
 from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
@@ -201,7 +201,7 @@ class PostgresDriver:
         store: Callable[[Any, Sequence[ThingT]], Awaitable[set[str]]],
     ) -> Sequence[Exception | None]:
         """Store what can be stored, in one transaction; `store` answers which topics are there."""
-        results = [_refusal(message) for message in messages]
+        results = [refusal(message) for message in messages]
         good = [thing for thing, refused in zip(things, results, strict=True) if refused is None]
         if not good:
             return results
@@ -317,11 +317,3 @@ def check_name(name: str) -> None:
     """Raises ConfigError for what cannot be text in PostgreSQL."""
     if "\0" in name:
         raise ConfigError(f"PostgreSQL cannot have the name {name!r}: it takes no null character in a text")
-
-
-def _refusal(message: Message) -> Exception | None:
-    if "\0" in message.topic or "\0" in (message.id or ""):
-        return PublishError(
-            f"publishing to {message.topic!r}: PostgreSQL takes no null character in a topic or id"
-        )
-    return None

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from things_kit.engine.driver import Delivery
+from things_kit.messaging.errors import PublishError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 
@@ -70,6 +71,15 @@ def pack(message: Message) -> Row:
     packed = _to_json(headers).decode() if headers else None
     target = headers.get(REPLAY_GROUP) if headers else None
     return Row(message.topic, message.key, message.value, packed, message.id, message.timestamp, target)
+
+
+def refusal(message: Message) -> PublishError | None:
+    """Why a message can have no row, before a statement fails and its transaction with it."""
+    if "\0" in message.topic or "\0" in (message.id or ""):
+        return PublishError(
+            f"publishing to {message.topic!r}: PostgreSQL takes no null character in a topic or id"
+        )
+    return None
 
 
 def message_of(row: Row) -> Message:

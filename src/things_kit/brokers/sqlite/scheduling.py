@@ -1,6 +1,6 @@
 """What comes later: kept in a table of its own until it is due, then appended to its topic before anything newer is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -19,31 +19,41 @@ SCHEDULE: Final = """INSERT OR REPLACE INTO {s}_scheduled (topic, due, schedule_
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
 
-def carry(store: Store, topic: int) -> None:
-    """Append what is due by now. Inside every transaction that appends to the topic, or hands out from it."""
-    now = steady()
-    row = store.row(
+def carrying(topic: int, now: float) -> Generator[tuple[str, Sequence[Any]], Any, bool]:
+    """The statements that append what is due by now, each answered by its first row; returns whether there was any.
+
+    An outbox runs them in its caller's transaction, by the caller's driver.
+    """
+    number, largest = yield (
         "SELECT count(*), max(length(value) + ifnull(length(key), 0) + ifnull(length(headers), 0)) FROM {s}_scheduled "
         "WHERE topic = ? AND due <= ?",
         (topic, now),
     )
-    number, largest = row
     if not number:
-        return
-    parameters: dict[str, Any] = {"topic": topic, "now": now, "base": topic << OFFSET_BITS}
-    parameters |= {"number": number, "largest": largest, "stored": int(now)}
-    store.run(
+        return False
+    yield (
         """INSERT INTO {s}_message
-        SELECT :base + (SELECT next FROM {s}_topic WHERE id = :topic) + row_number() OVER (ORDER BY due, seq) - 1,
-            key, value, headers, id, time, :stored, target FROM {s}_scheduled WHERE topic = :topic AND due <= :now""",
-        parameters,
+        SELECT ? + (SELECT next FROM {s}_topic WHERE id = ?) + row_number() OVER (ORDER BY due, seq) - 1,
+            key, value, headers, id, time, ?, target FROM {s}_scheduled WHERE topic = ? AND due <= ?""",
+        (topic << OFFSET_BITS, topic, int(now), topic, now),
     )
-    store.run("DELETE FROM {s}_scheduled WHERE topic = :topic AND due <= :now", parameters)
-    store.run(
-        "UPDATE {s}_topic SET next = next + :number, largest = max(largest, :largest) WHERE id = :topic",
-        parameters,
+    yield "DELETE FROM {s}_scheduled WHERE topic = ? AND due <= ?", (topic, now)
+    yield (
+        "UPDATE {s}_topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?",
+        (number, largest, topic),
     )
-    store.touched.add(topic)
+    return True
+
+
+def carry(store: Store, topic: int) -> None:
+    """Append what is due by now. Inside every transaction that appends to the topic, or hands out from it."""
+    steps, row = carrying(topic, steady()), None
+    try:
+        while True:
+            row = store.row(*steps.send(row))
+    except StopIteration as end:
+        if end.value:
+            store.touched.add(topic)
 
 
 def append_behind(store: Store, batches: Mapping[str, Sequence[Row]]) -> set[str]:

@@ -1,26 +1,28 @@
 """The outbox: what is published with a session is there if its transaction commits, and gone if it does not."""
 
-import functools
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from things_kit.engine.broker import Broker
+from things_kit.engine.clock import steady
+from things_kit.engine.naming import check_name
 from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.producer import message_to_publish
+from things_kit.messaging.schedule import due_at
 from things_kit.messaging.topic import UNSET, Topic, Unset
 from things_kit.patterns.bridge import GROUP
 from things_kit.patterns.outbox.creating import create
 from things_kit.patterns.outbox.relay import Relay
 from things_kit.patterns.outbox.sessions import opened, opened_async, run, run_async
-from things_kit.patterns.outbox.writing import Dialect, Steps, ddl, known, write
+from things_kit.patterns.outbox.writing import Dialect, Later, Steps, ddl, known, refusal, write
 
 if TYPE_CHECKING:
     from sqlalchemy import MetaData
@@ -64,7 +66,16 @@ class Outbox:
     # --- publishing
 
     @overload
-    async def publish(self, session: Any, message: Message, /) -> None: ...
+    async def publish(
+        self,
+        session: Any,
+        message: Message,
+        /,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+    ) -> None: ...
 
     @overload
     async def publish(
@@ -78,37 +89,71 @@ class Outbox:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
     ) -> None: ...
 
     async def publish(
-        self, session: Any, message: Message | Topic[Any], payload: Any = UNSET, /, **fields: Any
+        self,
+        session: Any,
+        message: Message | Topic[Any],
+        payload: Any = UNSET,
+        /,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+        **fields: Any,
     ) -> None:
         """Publish one message, or the payload of one by its topic's contract, in the session's transaction.
 
+        With `after` (seconds from this call) or `at` it comes then, or with the commit if that is later; what has the
+        `schedule_id` of a message that still waits in that topic replaces it. In PostgreSQL that waits for another open
+        transaction with the same `schedule_id`.
+
         Raises:
             PublishError: The message was refused; `MessageTooLarge` where it is too large. The transaction stays usable.
-            ConfigError: The session cannot be used so, or the tables are missing.
+            ConfigError: The session cannot be used so, the tables are missing, or the time is none, or both are given, or a
+                `schedule_id` without one.
             TypeError: The payload is not of the topic's type, or the arguments do not go together.
         """
+        later = _later(after, at, schedule_id)
         if isinstance(message, Topic):
             await message.prepare()
+        one = message_to_publish(message, payload, fields)
         transaction = await opened_async(session)
-        steps = self._one(message_to_publish(message, payload, fields))
-        await run_async(steps(transaction.dialect), transaction)
+        await run_async(self._one(transaction.dialect, one, later), transaction)
 
-    async def publish_batch(self, session: Any, messages: Sequence[Message]) -> None:
-        """Publish many in the session's transaction: all, or with one refused none.
+    async def publish_batch(
+        self,
+        session: Any,
+        messages: Sequence[Message],
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+    ) -> None:
+        """Publish many in the session's transaction, all of them for the same time where one is given: all, or none.
 
         Raises:
             PublishError: `failures` maps the index of each refused message to its error; the transaction stays usable.
-            ConfigError: The session cannot be used so, or the tables are missing.
+            ConfigError: As for `publish`.
         """
+        later = _later(after, at)
         transaction = await opened_async(session)
-        steps = self._many(messages)
-        await run_async(steps(transaction.dialect), transaction)
+        await run_async(self._many(transaction.dialect, messages, later), transaction)
 
     @overload
-    def publish_sync(self, session: Any, message: Message, /) -> None: ...
+    def publish_sync(
+        self,
+        session: Any,
+        message: Message,
+        /,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+    ) -> None: ...
 
     @overload
     def publish_sync(
@@ -122,21 +167,41 @@ class Outbox:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
     ) -> None: ...
 
     def publish_sync(
-        self, session: Any, message: Message | Topic[Any], payload: Any = UNSET, /, **fields: Any
+        self,
+        session: Any,
+        message: Message | Topic[Any],
+        payload: Any = UNSET,
+        /,
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+        schedule_id: str | None = None,
+        **fields: Any,
     ) -> None:
         """`publish`, for synchronous sessions."""
+        later = _later(after, at, schedule_id)
+        one = message_to_publish(message, payload, fields)
         transaction = opened(session)
-        steps = self._one(message_to_publish(message, payload, fields))
-        run(steps(transaction.dialect), transaction)
+        run(self._one(transaction.dialect, one, later), transaction)
 
-    def publish_batch_sync(self, session: Any, messages: Sequence[Message]) -> None:
+    def publish_batch_sync(
+        self,
+        session: Any,
+        messages: Sequence[Message],
+        *,
+        after: float | None = None,
+        at: datetime | None = None,
+    ) -> None:
         """`publish_batch`, for synchronous sessions."""
+        later = _later(after, at)
         transaction = opened(session)
-        steps = self._many(messages)
-        run(steps(transaction.dialect), transaction)
+        run(self._many(transaction.dialect, messages, later), transaction)
 
     # --- tables
 
@@ -226,19 +291,42 @@ class Outbox:
                 )
         return url
 
-    def _one(self, message: Message) -> Callable[[Dialect], Steps]:
-        ready, refused = prepare([message], self._largest)
+    def _one(self, dialect: Dialect, message: Message, later: Later | None) -> Steps:
+        ready, refused = self._prepared(dialect, [message])
         if refused:
             raise refused[0]
-        return functools.partial(write, schema=self.schema, messages=ready, lock_keys=self._lock_keys)
+        return write(dialect, self.schema, ready, lock_keys=self._lock_keys, later=later)
 
-    def _many(self, messages: Sequence[Message]) -> Callable[[Dialect], Steps]:
+    def _many(self, dialect: Dialect, messages: Sequence[Message], later: Later | None) -> Steps:
         messages = checked_batch(messages)
-        ready, refused = prepare(messages, self._largest)
+        ready, refused = self._prepared(dialect, messages)
         if refused:
-            index, first = next(iter(refused.items()))
+            index, first = next(iter(sorted(refused.items())))
             raise PublishError(
                 f"{len(refused)} of {len(messages)} messages were refused, so that none was published; message {index}: {first}",
                 refused,
             ) from first
-        return functools.partial(write, schema=self.schema, messages=ready, lock_keys=self._lock_keys)
+        return write(dialect, self.schema, ready, lock_keys=self._lock_keys, later=later)
+
+    def _prepared(
+        self, dialect: Dialect, messages: Sequence[Message]
+    ) -> tuple[list[Message], dict[int, Exception]]:
+        """Messages with id and time, and by index the errors of those that the database cannot have."""
+        ready, refused = prepare(messages, self._largest)
+        for index, message in enumerate(messages):
+            if index not in refused and (error := refusal(dialect, message)):
+                refused[index] = error
+        return ready, refused
+
+
+def _later(after: float | None, at: datetime | None, schedule_id: str | None = None) -> Later | None:
+    """When and by which name, if not at once. Raises ConfigError."""
+    if schedule_id is not None:
+        check_name("schedule_id=", schedule_id)
+        if "\0" in schedule_id:
+            raise ConfigError(f"schedule_id= can have no null character; it is {schedule_id!r}")
+    now = steady()
+    due = due_at(now, after, at, schedule_id)
+    if due is None or (schedule_id is None and due.timestamp() <= now):
+        return None
+    return Later(due, schedule_id)

@@ -6,16 +6,19 @@ connection runs it as its driver wants. Parameters are written `?`.
 
 import hashlib
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from datetime import datetime
 from itertools import chain
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from things_kit.brokers.postgres import schema as postgres_schema
 from things_kit.brokers.postgres import wire as postgres_wire
 from things_kit.brokers.sqlite import schema as sqlite_schema
 from things_kit.brokers.sqlite import wire as sqlite_wire
+from things_kit.brokers.sqlite.scheduling import SCHEDULE, carrying
 from things_kit.brokers.sqlite.store import Row
-from things_kit.messaging.errors import ConfigError
+from things_kit.engine.clock import steady
+from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 Dialect: TypeAlias = Literal["sqlite", "postgresql"]
@@ -55,49 +58,97 @@ def check_schema(dialect: Dialect, schema: str) -> str:
     return schema
 
 
-def write(dialect: Dialect, schema: str, messages: Sequence[Message], *, lock_keys: bool) -> Steps:
+class Later(NamedTuple):
+    """When messages are due, and by which name one of them is known until then."""
+
+    due: datetime
+    schedule_id: str | None
+
+
+def refusal(dialect: Dialect, message: Message) -> PublishError | None:
+    """Why the database cannot have this message, before a statement fails and the transaction with it."""
+    return postgres_wire.refusal(message) if dialect == "postgresql" else None
+
+
+def write(
+    dialect: Dialect,
+    schema: str,
+    messages: Sequence[Message],
+    *,
+    lock_keys: bool = False,
+    later: Later | None = None,
+) -> Steps:
     """Store messages, which have been checked and have an id and a time, in the transaction that is open."""
+    check_schema(dialect, schema)
     if dialect == "sqlite":
-        return _to_sqlite(check_schema(dialect, schema), messages)
-    return _to_postgres(schema, messages, lock_keys=lock_keys)
+        return _filled(_to_sqlite(messages, later), schema, sqlite_schema.filled)
+    return _filled(_to_postgres(messages, later, lock_keys=lock_keys), schema, postgres_schema.filled)
 
 
-def _to_sqlite(schema: str, messages: Sequence[Message]) -> Steps:
-    """Takes the file's write lock first, so that nobody else gives the same places."""
+def _filled(steps: Steps, schema: str, fill: Callable[[str, str], str]) -> Steps:
+    """The statements with the schema's name in them."""
+    row = None
+    while True:
+        try:
+            statement, parameters = steps.send(row)
+        except StopIteration:
+            return
+        row = yield fill(statement, schema), parameters
+
+
+# --- SQLite
+
+
+def _to_sqlite(messages: Sequence[Message], later: Later | None) -> Steps:
+    """Takes the file's write lock first, so that nobody else gives the same places; what is due comes before all that."""
     now = int(time.time())
     batches: dict[str, list[Row]] = {}
     for message in messages:
         batches.setdefault(message.topic, []).append(sqlite_wire.pack(message, now))
     for topic, rows in batches.items():
-        largest = max(len(row[1]) + len(row[0] or b"") + len(row[2] or "") for row in rows)
-        yield f"INSERT OR IGNORE INTO {schema}_topic (name) VALUES (?)", (topic,)  # noqa: S608 - a checked name
-        row = yield f"SELECT id, next FROM {schema}_topic WHERE name = ?", (topic,)  # noqa: S608
-        number, offset = row or (0, 0)
-        first = (number << sqlite_schema.OFFSET_BITS) + offset
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
-            numbered = ((seq, *fields) for seq, fields in enumerate(part, first + start))
-            yield f"INSERT INTO {schema}_message VALUES {_places(part)}", _flat(numbered)  # noqa: S608
-        yield (
-            f"UPDATE {schema}_topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?",  # noqa: S608
-            (len(rows), largest, number),
-        )
+        yield "INSERT OR IGNORE INTO {s}_topic (name) VALUES (?)", (topic,)
+        number = (yield "SELECT id FROM {s}_topic WHERE name = ?", (topic,)) or (0,)
+        yield from carrying(number[0], steady())
+        yield from _append(number[0], rows) if later is None else _schedule(number[0], rows, later)
 
 
-def _to_postgres(schema: str, messages: Sequence[Message], *, lock_keys: bool) -> Steps:
+def _append(topic: int, rows: Sequence[Row]) -> Steps:
+    largest = max(len(row[1]) + len(row[0] or b"") + len(row[2] or "") for row in rows)
+    row = yield "SELECT next FROM {s}_topic WHERE id = ?", (topic,)
+    first = (topic << sqlite_schema.OFFSET_BITS) + (row or (0,))[0]
+    for start in range(0, len(rows), ROWS):
+        part = rows[start : start + ROWS]
+        numbered = [(seq, *fields) for seq, fields in enumerate(part, first + start)]
+        yield f"INSERT INTO {{s}}_message VALUES {_places(numbered)}", _flat(numbered)  # noqa: S608 - question marks
+    yield (
+        "UPDATE {s}_topic SET next = next + ?, largest = max(largest, ?) WHERE id = ?",
+        (len(rows), largest, topic),
+    )
+
+
+def _schedule(topic: int, rows: Sequence[Row], later: Later) -> Steps:
+    for key, value, headers, identity, moment, _, target in rows:
+        fields = (key, value, headers, identity, moment, target)
+        yield SCHEDULE, (topic, later.due.timestamp(), later.schedule_id, *fields)
+
+
+# --- PostgreSQL
+
+
+def _to_postgres(messages: Sequence[Message], later: Later | None, *, lock_keys: bool) -> Steps:
     if lock_keys:
         keys = {(message.topic, message.key) for message in messages if message.key is not None}
         for number in sorted(_lock_number(topic, key) for topic, key in keys):
             yield "SELECT pg_advisory_xact_lock(?)", (number,)
-    insert = postgres_schema.filled(postgres_wire.INSERT, schema)
+    insert = postgres_wire.INSERT if later is None else postgres_wire.SCHEDULE
+    end = "" if later is None else postgres_wire.REPLACE
     for start in range(0, len(messages), ROWS):
-        rows = [postgres_wire.pack(message) for message in messages[start : start + ROWS]]
-        yield f"{insert} VALUES {_places(rows)}", _flat(rows)
+        rows = [(*postgres_wire.pack(message), *(later or ())) for message in messages[start : start + ROWS]]
+        yield f"{insert} VALUES {_places(rows)} {end}", _flat(rows)
 
 
 def _places(rows: Sequence[Sequence[Any]]) -> str:
-    width = len(rows[0]) + (0 if isinstance(rows[0], postgres_wire.Row) else 1)
-    return ", ".join([f"({', '.join('?' * width)})"] * len(rows))
+    return ", ".join([f"({', '.join('?' * len(rows[0]))})"] * len(rows))
 
 
 def _flat(rows: Iterable[Sequence[Any]]) -> list[Any]:
