@@ -90,6 +90,20 @@ async def test_a_throttled_consumer_leaves_to_others_what_is_beyond_half_of_what
 
 
 @virtual
+async def test_what_others_would_take_for_an_attempt_is_not_given_back() -> None:
+    driver, recorder = StubDriver(Capabilities(delay=True, counts_releases=True)), Recorder()
+    driver.put(*(message(str(n)) for n in range(20)))
+    limit = throttle(1, per=0.5)
+    async with broker_of(driver) as broker:
+        consumer = broker.consumer(
+            "t", group="g", handler=recorder, concurrency=8, max_in_flight=8, middleware=[limit]
+        )
+        async with consumer:
+            await until(lambda: len(driver.acknowledged) == 20)
+            assert consumer.given_back == 0
+
+
+@virtual
 async def test_each_value_of_the_key_has_its_own_limit() -> None:
     driver, recorder = StubDriver(), Recorder()
     driver.put(message("a1", "a"), message("a2", "a"), message("b1", "b"), message("b2", "b"))

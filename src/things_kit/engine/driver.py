@@ -69,6 +69,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         suspects: `Message.attempt` counts what killed processes were handed too, and a mark can be kept for the next
             delivery (a receiver that is `Marking`, or a driver that `SendsLater`): a message that kills whoever handles
             it can be told.
+        counts_releases: What was released counts as one more delivery, whatever `Release.attempt` says: another process
+            takes it for another attempt.
         fixed_credit: What `credit` says costs a new subscription at the broker, so it is said seldom.
         partitions: Messages have a partition, and order is kept within one.
         lasting_inbox: The inbox for replies has a group whose place the broker keeps over a lost connection. Otherwise
@@ -90,6 +92,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     attempts: bool = False
     targeted: bool = False
     suspects: bool = False
+    counts_releases: bool = False
     fixed_credit: bool = False
     partitions: bool = False
     lasting_inbox: bool = True

@@ -378,7 +378,8 @@ class Outcomes:
             self.give_back(delivery)
             return
         again = Release(delivery, min(wait, LOOK_AGAIN), delivery.message.attempt)
-        goes = self.full and not delivery.suspect and self._waits_in_broker(again.delay)
+        costs_nothing = self._waits_in_broker(again.delay) and not native.counts_releases
+        goes = self.full and costs_nothing and not delivery.suspect
         if goes and lane is None:
             delivery.inbox.release(again)
         elif goes and native.lanes and not self._lanes.has_several_heads(lane):

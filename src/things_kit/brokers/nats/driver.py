@@ -74,6 +74,7 @@ class NATSDriver:
             retained=True,
             attempts=True,
             suspects=True,
+            counts_releases=True,
             max_message_bytes=most
             if options.max_message_bytes is None
             else min(most, options.max_message_bytes),

@@ -56,6 +56,7 @@ class SQSDriver:
             attempts=True,
             targeted=True,
             suspects=True,
+            counts_releases=True,
             max_batch=MOST_AT_ONCE,
             max_message_bytes=settings.max_message_bytes,
         )

@@ -6,6 +6,7 @@ from things_kit.testing.conformance.dead_letters import DeadLetterSuite
 from things_kit.testing.conformance.deletion import DeletionSuite
 from things_kit.testing.conformance.delivery import DeliverySuite
 from things_kit.testing.conformance.fidelity import FidelitySuite
+from things_kit.testing.conformance.flow import FlowSuite
 from things_kit.testing.conformance.footprint import FootprintSuite
 from things_kit.testing.conformance.handlers import HandlerSuite
 from things_kit.testing.conformance.hostile import HostileSuite
@@ -37,6 +38,7 @@ class ConformanceSuite(
     OutcomeSuite,
     RequestSuite,
     TransformSuite,
+    FlowSuite,
     HandlerSuite,
     DeadLetterSuite,
     LimitSuite,

@@ -17,7 +17,13 @@ from things_kit.testing.simulation.models.server import Traits
 TRAITS: Final = Traits(
     name="nats",
     capabilities=Capabilities(
-        delay=True, lease=30.0, retained=True, attempts=True, suspects=True, max_message_bytes=1024 * 1024
+        delay=True,
+        lease=30.0,
+        retained=True,
+        attempts=True,
+        suspects=True,
+        counts_releases=True,
+        max_message_bytes=1024 * 1024,
     ),
     counts=True,
 )

@@ -24,6 +24,7 @@ TRAITS: Final = Traits(
         attempts=True,
         targeted=True,
         suspects=True,
+        counts_releases=True,
         max_batch=10,
         max_message_bytes=240 * 1024,
     ),
