@@ -223,9 +223,8 @@ class Transmission:
         until somebody does, or else `BrokerUnavailable` at the deadline.
         """
         drop = self.url.engine.unrouted == "drop"
-        if later is not None:
-            return await self._try(messages, deadline, until, ask=False, sending=later)
-        results = await self._try(messages, deadline, until, ask=insist or not drop)
+        ask = later is None and (insist or not drop)
+        results = await self._try(messages, deadline, until, ask=ask, sending=later)
         if not any(results):
             return results
         if insist:

@@ -60,7 +60,7 @@ class Admin:
         with ERRORS.during(doing):
             return await self._ask(*questions)
 
-    async def _find(self, doing: str, *questions: Any) -> Any:
+    async def find(self, doing: str, *questions: Any) -> Any:
         """The last answer; None where there is no such queue or exchange. Raises ConnectionLost, ConfigError."""
         with ERRORS.during(doing):
             try:
@@ -76,7 +76,7 @@ class Admin:
 
     async def counts(self, queue: str) -> Any:
         """`message_count` and `consumer_count` of a queue; None if there is no such queue."""
-        return await self._find(f"looking at the queue {queue!r}", Queue.Declare(queue=queue, passive=True))
+        return await self.find(f"looking at the queue {queue!r}", Queue.Declare(queue=queue, passive=True))
 
     # --- topics and groups
 
@@ -84,7 +84,7 @@ class Admin:
         """Whether it is there; one that was seen is."""
         if exchange not in self._exchanges:
             look = Exchange.Declare(exchange=exchange, passive=True)
-            if await self._find(f"looking for the exchange {exchange!r}", look) is None:
+            if await self.find(f"looking for the exchange {exchange!r}", look) is None:
                 return False
             self._exchanges.add(exchange)
         return True
@@ -141,10 +141,11 @@ class Admin:
             return
         doing, register = f"removing {topic!r}", registry(topic)
         take = Basic.Get(queue=register, no_ack=True)
-        while isinstance(noted := await self._find(doing, take), Content):
+        while isinstance(noted := await self.find(doing, take), Content):
             await self._delete_queue(noted.body.decode())
         if self._names.own_exchanges:
             self._exchanges.discard(topic)
+            await self.ask(doing, Queue.Delete(queue=self._names.due_queue(topic)))
             await self.ask(doing, Exchange.Delete(exchange=topic))
         await self.ask(doing, Queue.Delete(queue=register))
 

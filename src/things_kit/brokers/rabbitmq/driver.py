@@ -9,7 +9,7 @@ reaches no queue is refused with `NobodyListens`. Publishing has a connection of
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
@@ -18,6 +18,7 @@ from pika.spec import Queue
 from things_kit.brokers.rabbitmq.admin import Admin
 from things_kit.brokers.rabbitmq.amqp.channel import Channel
 from things_kit.brokers.rabbitmq.errors import ERRORS
+from things_kit.brokers.rabbitmq.ladder import Ladder
 from things_kit.brokers.rabbitmq.link import Link
 from things_kit.brokers.rabbitmq.names import Names
 from things_kit.brokers.rabbitmq.options import Settings
@@ -26,7 +27,14 @@ from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver, Source
 from things_kit.brokers.rabbitmq.renewal import Patience, server_version
 from things_kit.brokers.rabbitmq.wire import Letter, Unpacker, pack, pack_again
 from things_kit.engine.clock import steady
-from things_kit.engine.driver import Capabilities, ConnectionLost, Later, Subscription, UnknownTopic
+from things_kit.engine.driver import (
+    Capabilities,
+    ConnectionLost,
+    Later,
+    Scheduled,
+    Subscription,
+    UnknownTopic,
+)
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -56,6 +64,7 @@ class RabbitMQDriver:
         self._link = Link(settings)
         self._publisher = Publisher(self._sending)
         self._admin = Admin(settings, self._names, self._link, self._publisher)
+        self._ladder = Ladder(settings, self._names, self._admin, self._publisher)
         self._impatient: set[str] = set()  # queues whose consumers may not ask to be waited for
 
     @classmethod
@@ -133,6 +142,28 @@ class RabbitMQDriver:
             target = await self._admin.wait_queue(queue, due - now)
             letters.append(pack_again(copy.message, target, due, copy.attempt, copy.suspect))
         return await self._publisher.publish(letters)
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Have each wait: on the ladder, or beside the queue of the only group that is to get it. What is due is sent now."""
+        now = steady()
+        ways: dict[Callable[..., Awaitable[Sequence[Exception | None]]], list[int]] = {}
+        for index, entry in enumerate(entries):
+            way = self._ladder.schedule if REPLAY_GROUP not in entry.message.headers else self._send_copies
+            ways.setdefault(self._send_due if entry.due.timestamp() <= now else way, []).append(index)
+        results: list[Exception | None] = [None] * len(entries)
+        for send, indices in ways.items():
+            found = await send([entries[index] for index in indices], now)
+            for index, result in zip(indices, found, strict=True):
+                results[index] = result
+        return results
+
+    async def _send_due(self, entries: Sequence[Scheduled], _now: float) -> Sequence[Exception | None]:
+        return await self.send([entry.message for entry in entries])
+
+    async def _send_copies(self, entries: Sequence[Scheduled], _now: float) -> Sequence[Exception | None]:
+        return await self.send_later(
+            [Later(each.message, each.message.headers[REPLAY_GROUP], each.due) for each in entries]
+        )
 
     # --- receiving
 

@@ -5,6 +5,7 @@ A topic is an exchange of its name. A group is a queue `group.topic`, in which a
 as no queue of a group does.
 """
 
+from hashlib import blake2b
 from typing import Final
 
 from things_kit.brokers.rabbitmq.options import RabbitMQOptions
@@ -20,6 +21,18 @@ TIERS: Final = tuple(8**power for power in range(6))
 def delay_queue(queue: str, tier: int) -> str:
     """The queue in which messages of another wait for so many seconds."""
     return f".things-kit.delay-{tier}s.{queue}"
+
+
+DUE: Final = ".things-kit.later-due"
+"""The exchange of what was published for later, once it is due."""
+
+GONE: Final = ".things-kit.later-gone"
+"""The exchange and the queue of what was published for later to a topic that is no more."""
+
+
+def level_name(level: int) -> str:
+    """The exchange and the queue of a level of the ladder."""
+    return f".things-kit.later-{level:02}"
 
 
 ROOM: Final = len(delay_queue("", TIERS[-1]))
@@ -57,6 +70,15 @@ class Names:
     def routing_key(self, topic: str) -> str:
         """Under which key a topic is published to an exchange that is not ours, and groups are bound to it."""
         return self._options.routing_key.replace("{topic}", topic)
+
+    def address(self, topic: str) -> str:
+        """One word for where a topic is published, in routing keys that have no room for all of it."""
+        key = "" if self.own_exchanges else self.routing_key(topic)
+        return blake2b(f"{self.exchange(topic)}\0{key}".encode(), digest_size=12).hexdigest()
+
+    def due_queue(self, topic: str) -> str:
+        """The queue from which what was published for later comes to its topic."""
+        return f".things-kit.due.{topic}" if self.own_exchanges else f".things-kit.due-{self.address(topic)}"
 
     def queue(self, topic: str, group: str) -> str:
         """What a group of a topic consumes from. Raises ConfigError for a name that RabbitMQ cannot have."""

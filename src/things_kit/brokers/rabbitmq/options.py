@@ -95,16 +95,16 @@ class RabbitMQOptions(TLSOptions, frozen=True):
         return self.queue_arguments().get("x-single-active-consumer") in {True, "true"}
 
 
-def handing_on(queue: str, milliseconds: int) -> dict[str, Any]:
-    """The arguments of a queue whose messages go to another one after a time, and none is lost."""
-    return {
+def handing_on(key: str | None, milliseconds: int, exchange: str = "") -> dict[str, Any]:
+    """The arguments of a queue whose messages go to an exchange after a time, and none is lost; None: with the key they have."""
+    arguments = {
         "x-queue-type": "quorum",
         "x-message-ttl": milliseconds,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-exchange": exchange,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
+    return arguments if key is None else {**arguments, "x-dead-letter-routing-key": key}
 
 
 class Settings(msgspec.Struct, frozen=True):
