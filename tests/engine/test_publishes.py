@@ -2,12 +2,13 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from things_kit import Message
 from things_kit.engine import publishes
 from things_kit.engine.driver import ConnectionLost
-from things_kit.engine.publishes import PublishIds
+from things_kit.engine.publishes import Named, PublishIds
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -68,3 +69,13 @@ def test_what_nobody_sends_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
     first = lost(ids, order(b"1"), order(b"2"), order(b"3"))
     assert sent(ids, order(b"2"), order(b"3")) == first[1:]
     assert sent(ids, order(b"1")) != first[:1]
+
+
+def test_a_publish_that_has_a_name_keeps_it_and_the_others_get_an_id() -> None:
+    ids = PublishIds()
+    named = Named(**msgspec.structs.asdict(order()), publish="relay-1")
+    free = Named(**msgspec.structs.asdict(order()))
+    first = lost(ids, named, free)
+    assert first[0] == "relay-1"
+    assert sent(ids, free, named) == [first[1], "relay-1"]
+    assert sent(ids, named, free)[1] != first[1]

@@ -1,7 +1,6 @@
 """A process that dies at any await of the handling leaves each effect in the database once."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +9,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from tests.patterns.mortal import KILLED, child, doom
 from things_kit import Message, connect
 from things_kit.patterns import Inbox, Outbox
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.postgres import PostgresServer
 
 postgres = shared(PostgresServer, "postgres")
-KILLED = 9
 POINTS = 40
 """Turns of the event loop from the beginning of a transaction at which the process dies: beyond the commit on both databases."""
 
@@ -31,19 +30,6 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield url.replace("postgres://", "postgresql://")
 
 
-class Mortal(asyncio.SelectorEventLoop):
-    """A loop whose process dies so many turns after `doom`."""
-
-    left: int | None = None
-
-    def _run_once(self) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                os._exit(KILLED)
-        super()._run_once()  # type: ignore[misc] # the one step of asyncio's loop
-
-
 async def serve(url: str, point: int | None) -> None:
     """Handle what is there, twins included; with a `point`, die so many turns after the first transaction began."""
     driver = "aiosqlite" if url.startswith("sqlite") else "asyncpg"
@@ -53,9 +39,7 @@ async def serve(url: str, point: int | None) -> None:
 
     class Doomed(Inbox):
         async def begin(self):  # type: ignore[no-untyped-def] # as the inbox's
-            loop = asyncio.get_running_loop()
-            if isinstance(loop, Mortal) and loop.left is None:
-                loop.left = point
+            doom(point)
             return await super().begin()
 
     if point is not None:
@@ -74,20 +58,6 @@ async def serve(url: str, point: int | None) -> None:
         while await broker.lag("orders", "g"):  # noqa: ASYNC110 - only the broker knows
             await asyncio.sleep(0.01)
     await engine.dispose()
-
-
-def child(url: str, point: int | None) -> int:
-    """The exit code of a process that serves."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            with asyncio.Runner(loop_factory=Mortal) as runner:
-                runner.run(asyncio.wait_for(serve(url, point), 20))
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 async def prepare(url: str) -> None:
@@ -115,9 +85,9 @@ async def found(url: str) -> tuple[list[str], int | None]:
 
 def test_whenever_the_process_dies_each_effect_is_there_once(database: str) -> None:
     asyncio.run(prepare(database))
-    codes = [child(database, point) for point in range(POINTS)]
+    codes = [child(serve(database, point)) for point in range(POINTS)]
     assert codes.count(KILLED) > POINTS // 2, codes
-    assert child(database, None) == 0
+    assert child(serve(database, None)) == 0
     names, results = asyncio.run(found(database))
     assert names == sorted([*map(str, range(POINTS)), *(f"{point}-too" for point in range(POINTS))])
     assert results == POINTS

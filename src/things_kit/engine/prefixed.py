@@ -30,6 +30,7 @@ from things_kit.engine.driver import (
 )
 from things_kit.engine.facts import Facts, Factual, Question
 from things_kit.engine.listeners import nobody_listens
+from things_kit.engine.publishes import Identified
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, NobodyListens
 from things_kit.messaging.message import Message
@@ -90,6 +91,8 @@ class PrefixedDriver:
             self.cancel = _Cancelling(driver, self._prefix).cancel
         if isinstance(driver, ListingSchedules):
             self.upcoming = _ListingSchedules(driver, self._prefix).upcoming
+        if isinstance(driver, Identified):
+            self.source = _Identified(driver, self._prefix).source
         if isinstance(driver, Factual):
             self.facts = _Factual(driver, self._prefix).facts
 
@@ -255,6 +258,16 @@ class _SendsLater:
     def _there(self, copy: Later) -> Later:
         prefix = self._prefix
         return replace(copy, message=prefix.message_there(copy.message), group=prefix.there(copy.group))
+
+
+class _Identified:
+    def __init__(self, driver: Identified, prefix: Prefix) -> None:
+        self._driver = driver
+        self._prefix = prefix
+
+    async def source(self) -> str:
+        """See `Identified`; what has another prefix has other topics of the same names."""
+        return f"{await self._driver.source()} {self._prefix.prefix}"
 
 
 class _Scheduling:

@@ -24,6 +24,7 @@ from things_kit.messaging.names import DEAD_LETTER_GROUP, REPLAY_GROUP
 from things_kit.messaging.outcomes import BatchError, Retry
 from things_kit.messaging.policy import Batch, RetryPolicy
 from things_kit.patterns.far_side import Behind, FarSide, hold_back, waves
+from things_kit.patterns.publish_names import PublishNames
 from things_kit.patterns.routes import routes_of
 
 log = logging.getLogger("things_kit.bridge")
@@ -99,6 +100,7 @@ class Bridge:
         self._far_side = FarSide(target)
         self._producer = source.producer(insist=True)
         self._refusals: dict[object, int] = {}
+        self._names = PublishNames(source)
         self._said_at: float | None = None
         self._last_came = 0.0
         self._consumer = source.consumer(
@@ -124,6 +126,7 @@ class Bridge:
         """
         for topic in self.routes:
             await self._expect(topic)
+        await self._names.open()
         for topic in dict.fromkeys(self.routes.values()):
             if self._target_groups or self._target.url.engine.declare:
                 await self._target.declare(topic, self._target_groups)
@@ -207,7 +210,9 @@ class Bridge:
         results: list[Exception | None] = [None] * len(messages)
         for wave in waves(outgoing):
             going = [index for index in wave if results[index] is None]
-            published = await self._far_side.publish([outgoing[index] for index in going])
+            published = await self._far_side.publish(
+                [outgoing[index] for index in going], [self._names.of(messages[index]) for index in going]
+            )
             if any(published):
                 for index, result in zip(going, published, strict=True):
                     results[index] = result
@@ -242,6 +247,7 @@ class Bridge:
         again: dict[int, BaseException] = {}
         for index, (message, error) in enumerate(zip(messages, results, strict=True)):
             if isinstance(error, Behind):
+                self._names.change(message)
                 again[index] = Retry(0.0)
             elif error is not None:
                 number = self._refusals[_identity(message)] = self._refusals.get(_identity(message), 0) + 1

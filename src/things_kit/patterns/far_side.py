@@ -5,8 +5,11 @@ import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+import msgspec
+
 from things_kit.engine.broker import Broker
 from things_kit.engine.outbound import prepare
+from things_kit.engine.publishes import Named
 from things_kit.messaging.errors import BrokerUnavailable
 from things_kit.messaging.message import Message
 
@@ -36,11 +39,22 @@ class FarSide:
             return f"{self._transmission.url.display} is away"
         return None if self._waits_for is None else str(self._waits_for)
 
-    async def publish(self, messages: Sequence[Message]) -> list[Exception | None]:
-        """One result each: None when it is confirmed, else why it was refused, or `Behind`."""
+    async def publish(
+        self, messages: Sequence[Message], names: Sequence[str | None] | None = None
+    ) -> list[Exception | None]:
+        """One result each: None when it is confirmed, else why it was refused, or `Behind`.
+
+        By the `names` a target knows what it has had before, where it can.
+        """
         ready, refused = prepare(
             messages, self._transmission.driver.capabilities.max_message_bytes, ours=True
         )
+        if names is not None and any(names):
+            kept = (name for index, name in enumerate(names) if index not in refused)
+            ready = [
+                Named(**msgspec.structs.asdict(message), publish=name)
+                for message, name in zip(ready, kept, strict=True)
+            ]
         async with self._turn:
             if not refused:
                 results = await self._send(ready)

@@ -167,6 +167,11 @@ class PostgresDriver:
             found[topic].append(group)
         return found
 
+    async def source(self) -> str:
+        """See `Identified`."""
+        statement = f"SELECT source FROM {self._s}.installation"  # noqa: S608 - an identifier
+        return str((await self.connections.row("asking for the name of the installation", statement))[0])
+
     async def facts(self, question: "Question") -> "Facts":
         """How things are in the database."""
         from things_kit.brokers.postgres.facts import facts_of  # noqa: PLC0415 - nobody else needs it

@@ -130,6 +130,11 @@ class SQLiteDriver:
         """What is not due yet."""
         return await self._opened.read(lambda store: scheduling.upcoming(store, topic, limit))
 
+    async def source(self) -> str:
+        """See `Identified`."""
+        found = await self._opened.read(lambda store: store.row("SELECT source FROM {s}_installation"))
+        return str(found[0])
+
     async def subscribe(self, subscription: Subscription) -> SQLiteReceiver:
         """Join a group."""
         worker = self._opened
