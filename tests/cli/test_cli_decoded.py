@@ -10,7 +10,7 @@ from typing import Any
 import fastavro
 import pytest
 
-from things_kit.codecs.registry import framed
+from things_kit.codecs.framed import framed
 from things_kit.messaging.message import Message
 
 SCHEMA = '{"type": "record", "name": "Order", "fields": [{"name": "id", "type": "string"}]}'

@@ -19,12 +19,21 @@ class Order(msgspec.Struct):
     id: str
 
 
+class Address(msgspec.Struct):
+    street: str
+
+
+class Parcel(msgspec.Struct):
+    to: Address
+
+
 orders = Topic("orders", Order, codec=Avro(namespace="shop"))
 plain = Topic("plain", Order)
 events = Topic("events", Order, codec=CloudEvents(source="/s"))
 times = Topic("times", Timestamp, codec=Protobuf())
 packed = Topic("packed", Order, codec=MessagePack())
 raw = Topic("raw", bytes)
+parcels = Topic("parcels", Parcel, codec=Avro(references={"address-value": Address}))
 
 
 @pytest.fixture
@@ -74,6 +83,38 @@ def test_check_says_whether_it_may_follow(server: Server, answer: Any, verdict: 
     done = run("check", *named("orders"), "--registry", server.url, "--json")
     assert done.exit_code == code
     assert json.loads(done.stdout)["verdict"] == verdict
+
+
+def test_what_a_schema_refers_to_is_shown_checked_and_registered_before_it(server: Server) -> None:
+    shown = run("show", *named("parcels"))
+    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [row["subject"] for row in rows] == ["address-value", "parcels-value"]
+    assert rows[1]["schema"]["fields"] == [{"name": "to", "type": "Address"}]
+    done = run("register", *named("parcels"), "--registry", server.url, "--json")
+    assert [json.loads(line)["subject"] for line in done.stdout.splitlines()] == [
+        "address-value", "parcels-value",
+    ]  # fmt: skip
+    assert server.memory.schemas[1]["references"] == [
+        {"name": "Address", "subject": "address-value", "version": 1}
+    ]
+
+
+def verdicts(*words: str) -> dict[str, str]:
+    rows = [json.loads(line) for line in run("check", *words, "--json").stdout.splitlines()]
+    return {row["subject"]: row["verdict"] for row in rows}
+
+
+def test_check_registers_nothing_also_of_what_a_schema_refers_to(server: Server) -> None:
+    words = [*named("parcels"), "--registry", server.url]
+    assert verdicts(*words) == {"address-value": "new", "parcels-value": "new"}
+    assert server.memory.subjects == {}
+    run("register", *named("orders"), "--registry", server.url)
+    server.memory.subjects["parcels-value"] = [1]
+    assert verdicts(*words) == {"address-value": "new", "parcels-value": "incompatible"}
+    server.memory.subjects["address-value"] = [1]
+    server.compatible = True
+    assert verdicts(*words) == {"address-value": "compatible", "parcels-value": "compatible"}
+    assert len(server.memory.schemas) == 1
 
 
 def test_what_has_no_schema_is_wrong_use(server: Server) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from things_kit import ConfigError, DecodeError, Message, Topic
 from things_kit.codecs import Avro
-from things_kit.codecs.avro import parsed_schema
+from things_kit.codecs.avro_parsed import parsed_schema
 from things_kit.codecs.avro_schema import avro_schema
 from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder

@@ -1,6 +1,7 @@
 """The registry client against a real registry."""
 
 import asyncio
+import contextlib
 import uuid
 from typing import Any
 
@@ -8,9 +9,11 @@ import msgspec
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from things_kit import ConfigError, Topic, connect
-from things_kit.codecs import JSON, Avro, Protobuf, Registry, Unprepared, registry
+from tests.codecs.test_references import FILES, Address, Country, generated
+from things_kit import ConfigError, Message, Topic, connect
+from things_kit.codecs import JSON, Avro, Protobuf, Registry, Unprepared, registry, schemas
 from things_kit.codecs.contract import contract_decoder
+from things_kit.codecs.schemas import Away
 from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.registry import RegistryServer
 
@@ -20,6 +23,14 @@ server = own(RegistryServer)
 class Order(msgspec.Struct):
     id: str
     total: int = 0
+
+
+class Parcel(msgspec.Struct):
+    id: str
+    to: Address
+
+
+PARCEL = Parcel("p-1", Address("Main Street", Country.CH))
 
 
 @pytest.mark.parametrize(
@@ -53,28 +64,90 @@ async def test_an_incompatible_schema_is_refused(server: RegistryServer) -> None
         await Topic(name, changed, codec=Avro(registry=schemas)).prepare()
 
 
-async def test_consumers_wait_for_a_registry_that_stands_still(
-    server: RegistryServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registry, "SLOW", 1.0)
+async def test_schemas_refer_to_others(server: RegistryServer) -> None:
     name = f"t-{uuid.uuid4().hex}"
-    writer = Topic(name, Order, codec=Avro(registry=Registry(server.url)))
-    reading = Registry(server.url)
-    reader = Topic(name, Order, codec=Avro(registry=reading))
-    seen: asyncio.Queue[Order] = asyncio.Queue()
+    kind = generated(*FILES)["Order"]
+    topics: list[tuple[Topic[Any], Any]] = []
+    for codec, of, payload in (
+        (Avro(references={f"{name}-address": Address, f"{name}-country": Country}), Parcel, PARCEL),
+        (Protobuf(), kind, kind(to={"street": "s"})),
+    ):
+        registry = Registry(server.url)
+        topic: Topic[Any] = Topic(
+            f"{name}-{of.__name__}", of, codec=msgspec.structs.replace(codec, registry=registry)
+        )
+        await topic.prepare()
+        topics.append((topic, payload))
+        for subject in topic.codec.subjects(topic).values():  # type: ignore[union-attr] # both have it
+            assert await registry.compatible(subject) == (True, "")
+    message = topics[0][0].message(PARCEL)
+    stranger: Topic[Any] = Topic("t", Parcel, codec=Avro(registry=Registry(server.url)))
+    decode = contract_decoder(stranger, dict, "h")
+    with pytest.raises(Unprepared) as raised:
+        decode(message)
+    await raised.value.awaitable
+    assert decode(message) == msgspec.to_builtins(PARCEL)
+    for topic, payload in topics:
+        assert contract_decoder(topic, type(payload), "h")(topic.message(payload)) == payload
 
-    async def handle(order: Order) -> None:
-        await seen.put(order)
 
-    async with connect("memory://") as broker, broker.consumer(reader, group="g", handler=handle):
-        await writer.prepare()
-        reading._stored.clear()
-        server.pause()
+class Watched(Registry):
+    """A registry that counts how often it was found away."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.away = asyncio.Semaphore(0)
+
+    async def ask(self, *question: Any) -> Any:
         try:
-            await broker.producer().publish(writer, Order("a", 5))
-            await asyncio.sleep(2.5)
+            return await super().ask(*question)
+        except Away:
+            self.away.release()
+            raise
+
+    async def found_away(self, times: int) -> None:
+        for _ in range(times):
+            await self.away.acquire()
+
+
+@pytest.mark.parametrize("how", ["stands still", "is killed"])
+async def test_publishers_and_consumers_wait_for_a_registry_that(
+    server: RegistryServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(registry, "SLOW", 0.3)
+    monkeypatch.setattr(schemas, "PATIENCE", 90.0)  # a loaded machine takes its time to start it
+    name = f"t-{uuid.uuid4().hex}"
+    writer = Topic(name, Order, key="id", codec=Avro(registry=Registry(server.url)))
+    other = Topic(name, Order, key="id", codec=Avro(namespace="new", registry=Registry(server.url)))
+    seen: asyncio.Queue[tuple[str, str, int]] = asyncio.Queue()
+    reading = [Watched(server.url), Watched(server.url)]
+
+    async def handle(order: Order, message: Message) -> None:
+        await seen.put((order.id, message.value[:5].hex(), message.attempt))
+
+    async with connect("memory://") as broker, contextlib.AsyncExitStack() as consumers:
+        for group, watched in enumerate(reading):
+            reader = Topic(name, Order, codec=Avro(registry=watched))
+            consumer = broker.consumer(reader, group=f"g{group}", handler=handle)
+            await consumers.enter_async_context(consumer)
+            watched._stored.clear()
+        await writer.prepare()
+        if how == "is killed":
+            server.kill()
+        else:
+            server.pause()
+        try:
+            await broker.producer().publish_batch(writer.messages([Order(str(n), 5) for n in range(10)]))
+            waiting = asyncio.create_task(broker.producer().publish(other, Order("last")))
+            for watched in reading:
+                await watched.found_away(2)
             assert seen.empty()
+            assert not waiting.done()
         finally:
-            server.resume()
-        assert await seen.get() == Order("a", 5)
+            await asyncio.to_thread(server.start if how == "is killed" else server.resume)
+        await waiting
+        handled = sorted([await seen.get() for _ in range(22)])
+        assert [order for order, _, _ in handled] == sorted([*map(str, range(10)), "last"] * 2)
+        assert {attempt for _, _, attempt in handled} == {1}
+        assert len({schema for _, schema, _ in handled}) == 2
         assert await broker.lag(f"{name}-dlq", "dead-letters") == 0

@@ -1,10 +1,14 @@
 """Topics whose schemas are in a registry: one suite for the one in memory and the one over HTTP."""
 
 import asyncio
+import contextlib
 import json
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +18,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.engine.scenario import until, virtual
 from things_kit import BrokerUnavailable, ConfigError, DecodeError, Message, Topic
-from things_kit.codecs import JSON, Avro, MemoryRegistry, Protobuf, Registry, Unprepared, registry
+from things_kit.codecs import JSON, Avro, MemoryRegistry, Protobuf, Registry, Unprepared
+from things_kit.codecs import schemas as client
 from things_kit.codecs.contract import contract_decoder
 from things_kit.testing.stub import BARE, StubDriver, broker_of
 
@@ -39,11 +44,12 @@ def decode(topic: Topic[Any], wanted: Any, message: Message) -> Any:
 class Server:
     """The memory's registry over HTTP, with the faults that a test asks for."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.memory = MemoryRegistry()
         self.calls: list[str] = []
         self.answers: list[tuple[int, bytes]] = []
         self.seen: list[dict[str, str]] = []
+        self.compatible: bool | None = None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -53,6 +59,8 @@ class Server:
                 server.seen.append(dict(self.headers))
                 if server.answers:
                     status, content = server.answers.pop(0)
+                elif server.compatible is not None and self.path.startswith("/compatibility/"):
+                    status, content = 200, json.dumps({"is_compatible": server.compatible}).encode()
                 else:
                     asked = server.memory.ask(
                         self.command,
@@ -71,9 +79,20 @@ class Server:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        class Listening(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def get_request(self) -> Any:
+                accepted, address = super().get_request()
+                if tls is None:
+                    return accepted, address
+                return tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False), address
+
+            def handle_error(self, *_: Any) -> None:
+                pass
+
+        self.http = Listening(("127.0.0.1", 0), Handler)
+        self.url = f"http{'' if tls is None else 's'}://127.0.0.1:{self.http.server_port}"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
 
@@ -180,6 +199,7 @@ async def test_subjects_are_named_as_asked() -> None:
         lambda: Registry("localhost"),
         lambda: Registry([]),
         lambda: Registry("http://x", username="a", token="b"),
+        lambda: Registry("https://x", key="a"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any) -> None:
@@ -222,9 +242,9 @@ async def test_a_stored_schema_that_is_none_is_a_decode_error() -> None:
     await topic.prepare()
     message = topic.message(Order("a"))
     for stored in (
-        registry.Stored("{", "AVRO"),
-        registry.Stored('"int"', "JSON"),
-        registry.Stored("[" * 100_000, "AVRO"),
+        client.Stored("{", "AVRO"),
+        client.Stored('"int"', "JSON"),
+        client.Stored("[" * 100_000, "AVRO"),
     ):
         memory._stored[1] = stored
         with pytest.raises(DecodeError):
@@ -309,7 +329,7 @@ async def test_an_outage_is_waited_out(server: Server, status: int) -> None:
 
 
 async def test_a_registry_that_stays_away_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "PATIENCE", 0.3)
+    monkeypatch.setattr(client, "PATIENCE", 0.3)
     topic = Topic("t", Order, codec=Avro(registry=Registry("http://127.0.0.1:9")))
     with pytest.raises(
         BrokerUnavailable, match=r"was away for 0\.3 s: http://127\.0\.0\.1:9 cannot be reached"
@@ -332,7 +352,7 @@ async def test_an_id_that_has_another_schema_is_refused(server: Server) -> None:
 async def test_an_unknown_id_is_asked_for_again_and_then_is_a_decode_error(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "PATIENCE", 2.0)
+    monkeypatch.setattr(client, "PATIENCE", 2.0)
     made = Registry(server.url)
     with pytest.raises(DecodeError, match="has no schema 7"):
         await made.fetch(7)
@@ -341,6 +361,56 @@ async def test_an_unknown_id_is_asked_for_again_and_then_is_a_decode_error(
     with pytest.raises(DecodeError):
         await made.fetch(7)
     assert len(server.calls) == asked
+
+
+# --- TLS
+
+
+def certificate(folder: Path, name: str) -> tuple[str, str]:
+    """A certificate of 127.0.0.1 that signs itself, and its key."""
+    cert, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-keyout", key, "-out", cert, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+@contextlib.contextmanager
+def with_tls(own: tuple[str, str], of_clients: str, newest: ssl.TLSVersion) -> Iterator[Server]:
+    """A server for clients with this certificate alone."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=of_clients)
+    context.load_cert_chain(*own)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = newest
+    made = Server(context)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+async def test_both_sides_show_a_certificate(tmp_path: Path) -> None:
+    theirs, ours, nobodys = (certificate(tmp_path, name) for name in ("theirs", "ours", "nobodys"))
+    with with_tls(theirs, ours[0], ssl.TLSVersion.TLSv1_3) as server:
+        trusting = Registry(server.url, ca=theirs[0], cert=ours[0], key=ours[1])
+        await Topic("t", Order, codec=Avro(registry=trusting)).prepare()
+        assert "t-value" in server.memory.subjects
+    # With TLS 1.3 a client may see the connection end before it reads why
+    with with_tls(theirs, ours[0], ssl.TLSVersion.TLSv1_2) as server:
+        for files, why in (
+            ((theirs[0], None, None), "it does not accept our certificate"),
+            ((theirs[0], *nobodys), "it does not accept our certificate"),
+            ((ours[0], *ours), "its certificate is not trusted"),
+            ((None, *ours), "its certificate is not trusted"),
+            ((theirs[0], ours[0], nobodys[1]), "the certificates of .* cannot be read"),
+            ((str(tmp_path / "none"), None, None), "the certificates of .* cannot be read"),
+        ):
+            ca, cert, key = files
+            refused = Registry(server.url, ca=ca, cert=cert, key=key)
+            with pytest.raises(ConfigError, match=why):
+                await Topic("t", Order, codec=Avro(registry=refused)).prepare()
 
 
 # --- in the engine
@@ -353,7 +423,7 @@ class Flaky(MemoryRegistry):
 
     async def ask(self, *arguments: Any) -> Any:
         if self.away:
-            raise registry.Away("it is away")
+            raise client.Away("it is away")
         return await super().ask(*arguments)
 
 

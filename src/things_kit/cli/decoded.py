@@ -7,7 +7,9 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 import typer
 
-from things_kit.codecs.registry import Away, Registry, Stored, unframed
+from things_kit.codecs.framed import unframed
+from things_kit.codecs.registry import Registry
+from things_kit.codecs.schemas import Away, Stored
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.message import Message
 
@@ -74,9 +76,10 @@ def _reader_of(stored: Stored) -> Callable[[bytes], Any]:
         return msgspec.json.decode
     if stored.kind != "AVRO":
         raise ValueError(f"its schema is {stored.kind}, which is read by generated classes alone")
-    from things_kit.codecs.avro import parsed_schema, read_plain  # noqa: PLC0415 - fastavro may not be installed
+    from things_kit.codecs.avro import read_plain  # noqa: PLC0415 - fastavro may not be installed
+    from things_kit.codecs.avro_parsed import parsed_schema  # noqa: PLC0415 - as above
 
-    schema = parsed_schema(stored.schema)
+    schema = parsed_schema(stored.schema, stored.imported)
     return lambda value: read_plain(value, schema)
 
 

@@ -40,7 +40,7 @@ def check(
     async def ask(schemas: Any) -> None:
         broken = False
         for topic in topics_of(targets, app_dir):
-            for subject in await _subjects(topic, schemas):
+            for subject in _subjects(topic, schemas):
                 compatible, why = await schemas.compatible(subject)
                 broken |= compatible is False
                 verdict = {True: "compatible", False: "incompatible", None: "new"}[compatible]
@@ -62,7 +62,7 @@ def register(
 
     async def ask(schemas: Any) -> None:
         for topic in topics_of(targets, app_dir):
-            for subject in await _subjects(topic, schemas):
+            for subject in _subjects(topic, schemas):
                 identity = await schemas.prepare(subject)
                 row = {"topic": topic.name, "subject": subject.name, "id": identity}
                 say(as_json(row) if json else safe(f"{subject.name} has the id {identity}"))
@@ -84,7 +84,7 @@ def show(
 
     async def ask(schemas: Any) -> None:
         for topic in topics_of(targets, app_dir):
-            for subject in await _subjects(topic, schemas):
+            for subject in _subjects(topic, schemas):
                 row = {
                     "topic": topic.name,
                     "subject": subject.name,
@@ -99,7 +99,9 @@ def show(
 
 
 def _run(url: str | None, ask: Callable[[Any], Awaitable[None]]) -> None:
-    from things_kit.codecs.registry import Away, MemoryRegistry, Registry  # noqa: PLC0415 - of these commands alone
+    from things_kit.codecs.memory_registry import MemoryRegistry  # noqa: PLC0415 - of these commands alone
+    from things_kit.codecs.registry import Registry  # noqa: PLC0415 - as above
+    from things_kit.codecs.schemas import Away  # noqa: PLC0415 - as above
 
     async def command() -> None:
         schemas = MemoryRegistry() if url is None else Registry(url)
@@ -111,8 +113,8 @@ def _run(url: str | None, ask: Callable[[Any], Awaitable[None]]) -> None:
     run(command)
 
 
-async def _subjects(topic: Topic[Any], schemas: Any) -> Sequence[Any]:
-    """What a topic registers with a registry. Raises CommandFailed where its codec has no schemas."""
+def _subjects(topic: Topic[Any], schemas: Any) -> Sequence[Any]:
+    """What a topic registers with a registry, and what that refers to. Raises CommandFailed where its codec has no schemas."""
     from things_kit.codecs.json_codec import JSON  # noqa: PLC0415 - as above
     from things_kit.codecs.json_registered import subjects  # noqa: PLC0415 - as above
 
@@ -123,8 +125,8 @@ async def _subjects(topic: Topic[Any], schemas: Any) -> Sequence[Any]:
     if not hasattr(codec, "subjects"):
         what = "is raw" if codec is None else f"is written as {codec.content_type}"
         raise CommandFailed(f"the topic {topic.name!r} {what}, which has no schema in a registry", WRONG_USE)
-    found = msgspec.structs.replace(codec, registry=schemas).subjects(topic)
-    return list((await found if hasattr(found, "__await__") else found).values())
+    found = msgspec.structs.replace(codec, registry=schemas).subjects(topic).values()
+    return list(dict.fromkeys(each for subject in found for each in subject.with_imported()))
 
 
 def _plain(subject: Any) -> Any:

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from things_kit.codecs.avro import Avro as Avro
     from things_kit.codecs.cloud_events import CloudEvents as CloudEvents
     from things_kit.codecs.json_codec import JSON as JSON
+    from things_kit.codecs.memory_registry import MemoryRegistry as MemoryRegistry
     from things_kit.codecs.message_pack import MessagePack as MessagePack
     from things_kit.codecs.protobuf import Protobuf as Protobuf
     from things_kit.codecs.registered import register as register
-    from things_kit.codecs.registry import MemoryRegistry as MemoryRegistry
     from things_kit.codecs.registry import Registry as Registry
     from things_kit.messaging.codec import Codec as Codec
     from things_kit.messaging.codec import Unprepared as Unprepared
@@ -24,7 +24,7 @@ _HOMES = {
     "Protobuf": "things_kit.codecs.protobuf",
     "JSON": "things_kit.codecs.json_codec",
     "MessagePack": "things_kit.codecs.message_pack",
-    "MemoryRegistry": "things_kit.codecs.registry",
+    "MemoryRegistry": "things_kit.codecs.memory_registry",
     "Registry": "things_kit.codecs.registry",
     "register": "things_kit.codecs.registered",
     "Codec": "things_kit.messaging.codec",

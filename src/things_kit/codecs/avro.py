@@ -5,25 +5,17 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
-from types import MappingProxyType
 from typing import Any, Final
-from uuid import UUID
 
 import msgspec
 
-from things_kit.codecs.avro_bounds import has_boundless_array
-from things_kit.codecs.avro_schema import Schema, avro_schema
-from things_kit.codecs.json_codec import bare, json_decoder
+from things_kit.codecs.avro_parsed import Imports, parsed_schema, plain_schema
+from things_kit.codecs.avro_schema import avro_schema
+from things_kit.codecs.framed import Framed, Write, by_class, framed_writer, unframed
+from things_kit.codecs.json_codec import json_decoder
 from things_kit.codecs.models import converter, dumped
-from things_kit.codecs.registry import Schemas, Subject, framed, unframed
-from things_kit.codecs.subjects import (
-    Naming,
-    check_naming,
-    check_registered,
-    identity_of,
-    prepare_all,
-    subject_name,
-)
+from things_kit.codecs.schemas import Subject
+from things_kit.codecs.subjects import check_registered, subject_name
 from things_kit.messaging.codec import Decode, Encode, Unprepared
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
@@ -31,18 +23,14 @@ from things_kit.messaging.topic import Topic
 
 try:
     import fastavro
-    from fastavro.schema import SchemaParseException, UnknownType
 except ImportError as error:
     raise ConfigError('Avro needs fastavro: pip install "things-kit[avro]"') from error
 
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _AS_THEY_ARE: Final[tuple[Any, ...]] = (str, int, float, bool, bytes, datetime, date, str | None, int | None)
 """Types of fields that fastavro takes as they are."""
 
-_LARGEST_SCHEMA: Final = 1 << 20
 
-
-class Avro(msgspec.Struct, frozen=True):
+class Avro(Framed, frozen=True):
     """Avro in binary, without a file's header: both sides need the schema, which is the topic's.
 
     With a registry each value says by which schema it was written, and reader's and writer's are resolved.
@@ -51,17 +39,15 @@ class Avro(msgspec.Struct, frozen=True):
         schema: The schema as a mapping or as JSON; by the header's value for a topic of several types. None: it is
             derived from the type.
         namespace: The namespace of a derived schema.
+        references: Schemas that this one refers to by the names of their types, by the subjects under which they are
+            registered: as mappings or JSON, or types of Python from which they are derived.
         registry: Where schemas are registered.
         subject: How their subjects are named: "topic" is the default, "topic-record" for topics of several types.
     """
 
     schema: Any = None
     namespace: str | None = None
-    registry: Schemas | None = None
-    subject: Naming | None = None
-
-    def __post_init__(self) -> None:
-        check_naming(self.registry, self.subject)
+    references: Mapping[str, Any] | None = None
 
     @property
     def content_type(self) -> str:
@@ -75,27 +61,20 @@ class Avro(msgspec.Struct, frozen=True):
             raise TypeError(
                 "an Avro value does not say by which schema it was written, so it cannot be upcast"
             )
-        writers = {_class_of(kind): self._writer(topic, value) for value, kind in topic.kinds.items()}
-        if len(writers) == 1:
-            return bare(next(iter(writers.values())))
-        return lambda payload: (writers[type(payload)](payload), _NOTHING)
-
-    def _writer(self, topic: Topic[Any], value: str | None) -> Callable[[Any], bytes]:
-        kind = topic.kinds[value]
-        write, registry = _writer(self.schema_of(kind, value), kind), self.registry
-        if registry is None:
-            return write
-        subject = self.subjects(topic)[value]
-        return lambda payload: framed(identity_of(registry, subject, topic)) + write(payload)
+        writers = {value: _writer(self.schema_of(kind, value), kind) for value, kind in topic.kinds.items()}
+        if self.registry is not None:
+            subjects = self.subjects(topic)
+            for value, write in writers.items():
+                writers[value] = framed_writer(self.registry, subjects[value], topic, write)
+        return by_class(topic, writers)
 
     def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
         """See `Codec.decoder`."""
         if kind is Any and topic is None and self.registry is None:
             raise TypeError("plain values of Avro need a topic's schema")
         if kind is not Any:
-            json_decoder(
-                kind
-            )  # which refuses what cannot be told apart: fastavro's plain values are converted alike
+            # It refuses what cannot be told apart: fastavro's plain values are converted alike
+            json_decoder(kind)
             value = None if topic is None else _value_of(topic, kind)
             return self._reader(self.schema_of(kind, value), converter(kind))
         if self.registry is not None or topic is None:
@@ -124,7 +103,7 @@ class Avro(msgspec.Struct, frozen=True):
                     raise Unprepared(registry.fetch(identity))
                 if stored.kind != "AVRO":
                     raise ValueError(f"the schema {identity} is {stored.kind}")
-                writer = written[identity] = parsed_schema(stored.schema)
+                writer = written[identity] = parsed_schema(stored.schema, stored.imported)
             return read_plain(message.value[start:], writer, schema, convert)
 
         return decode
@@ -132,28 +111,19 @@ class Avro(msgspec.Struct, frozen=True):
     def subjects(self, topic: Topic[Any]) -> dict[str | None, Subject]:
         """What a topic registers, by the header's value."""
         found: dict[str | None, Subject] = {}
+        imports = self._imports()
         for value, kind in topic.kinds.items():
-            schema = self._unparsed(kind, value)
-            plain = (
-                json.loads(schema)
-                if isinstance(schema, str) and schema.lstrip()[:1] in {"{", "["}
-                else schema
-            )
+            plain = plain_schema(self._unparsed(kind, value))
             record = plain.get("name", "value") if isinstance(plain, dict) else "value"
             if isinstance(plain, dict) and plain.get("namespace") and "." not in record:
                 record = f"{plain['namespace']}.{record}"
             name = subject_name(self.subject, topic, record)
-            found[value] = Subject(name, json.dumps(plain), "AVRO")
+            found[value] = Subject(name, json.dumps(plain), "AVRO", *imports.of(plain))
         return found
-
-    async def prepare(self, topic: Topic[Any], /) -> None:
-        """Look up the schemas, or register them."""
-        if self.registry is not None:
-            await prepare_all(self.registry, self.subjects(topic))
 
     def schema_of(self, kind: Any, value: str | None) -> Any:
         """The schema of a type, ready for fastavro. Raises TypeError where there is none."""
-        return parsed_schema(self._unparsed(kind, value))
+        return parsed_schema(self._unparsed(kind, value), self._imports().texts)
 
     def _unparsed(self, kind: Any, value: str | None) -> Any:
         given = self.schema
@@ -161,30 +131,26 @@ class Avro(msgspec.Struct, frozen=True):
             given = given.get(value) if isinstance(given, Mapping) else None
             if given is None:
                 raise TypeError(f"schema= has none for {value!r}")
-        return avro_schema(kind, self.namespace) if given is None else given
+        return self._derived(kind) if given is None else given
+
+    def _derived(self, kind: Any) -> Any:
+        """A type's schema, in which those that are registered by themselves have their names alone."""
+        references = (self.references or {}).values()
+        elsewhere = [each for each in references if not _is_schema(each) and each != kind]
+        return avro_schema(kind, self.namespace, elsewhere)
+
+    def _imports(self) -> Imports:
+        references = self.references or {}
+        return Imports({
+            subject: each if _is_schema(each) else self._derived(each) for subject, each in references.items()
+        })  # fmt: skip
 
 
-def parsed_schema(schema: Schema | Mapping[str, Any]) -> Any:
-    """A schema, ready for fastavro. Raises TypeError for what is none."""
-    if isinstance(schema, str) and len(schema) > _LARGEST_SCHEMA:
-        raise TypeError("the schema is larger than 1 MiB")
-    try:
-        if isinstance(schema, str) and schema.lstrip()[:1] in {"{", "[", '"'}:
-            schema = json.loads(schema)
-        parsed = fastavro.parse_schema(schema)  # type: ignore[arg-type] # what is none is refused
-        boundless = has_boundless_array(parsed)
-    except (SchemaParseException, UnknownType, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise TypeError(f"it is no Avro schema: {error}") from error
-    except RecursionError:
-        raise TypeError("the Avro schema is nested too deeply") from None
-    if boundless:
-        raise TypeError(
-            "the Avro schema has an array whose items take no bytes: nothing bounds how many are read"
-        )
-    return parsed
+def _is_schema(given: Any) -> bool:
+    return isinstance(given, str | Mapping | list)
 
 
-def _writer(schema: Any, kind: Any) -> Callable[[Any], bytes]:
+def _writer(schema: Any, kind: Any) -> Write:
     plain_of = _plain_values(schema, kind)
     write, stream_of = fastavro.schemaless_writer, io.BytesIO
 
@@ -231,7 +197,3 @@ def read_plain(
 
 def _value_of(topic: Topic[Any], kind: Any) -> str | None:
     return next((value for value, each in topic.kinds.items() if each is kind or each == kind), None)
-
-
-def _class_of(kind: Any) -> Any:
-    return kind if isinstance(kind, type) else UUID  # one kind alone need not be told from others

@@ -4,7 +4,7 @@ import enum
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias, Union
 
 import msgspec
@@ -37,21 +37,26 @@ _ARRAYS: Final = (
 _TEXT_KEYS: Final = (shapes.StrType, shapes.IntType, shapes.UUIDType, shapes.EnumType, shapes.LiteralType)
 
 
-def avro_schema(kind: Any, namespace: str | None = None) -> Schema:
+def avro_schema(kind: Any, namespace: str | None = None, elsewhere: Iterable[Any] = ()) -> Schema:
     """The schema of a type; its name is the class's, `Page_Order` for `Page[Order]`.
+
+    Of types whose schemas are `elsewhere` it has the names alone.
 
     Raises:
         TypeError: Avro cannot have it.
     """
-    return _Schemas(namespace).of(kind, "Value")
+    return _Schemas(namespace, elsewhere).of(kind, "Value")
 
 
 class _Schemas:
     """The schemas of one type and all in it: a named one is written out once, and named afterwards."""
 
-    def __init__(self, namespace: str | None) -> None:
+    def __init__(self, namespace: str | None, elsewhere: Iterable[Any]) -> None:
         self._namespace = namespace
         self._named: dict[str, Any] = {}
+        for kind in elsewhere:
+            values = _values_of(kind)
+            self._named[_record_name(kind)] = kind if values is None else values
 
     def of(self, kind: Any, hint: str) -> Schema:
         plain = unwrapped(kind)
@@ -254,6 +259,10 @@ def _fits(default: Any, branch: Any) -> bool:
         "null": type(None), "boolean": bool, "long": int, "double": float, "string": str, "array": list, "map": dict,
     }  # fmt: skip
     return type(default) is kinds.get(branch)
+
+
+def _values_of(kind: Any) -> list[Any] | None:
+    return [each.value for each in kind] if isinstance(kind, type) and issubclass(kind, enum.Enum) else None
 
 
 def _record_name(kind: Any) -> str:

@@ -51,7 +51,7 @@ class JSON(msgspec.Struct, frozen=True):
         """See `Codec.decoder`: to any type that msgspec or pydantic knows."""
         decode = json_decoder(kind)
         if self.registry is not None:
-            from things_kit.codecs.registry import unframed  # noqa: PLC0415 - as above
+            from things_kit.codecs.framed import unframed  # noqa: PLC0415 - as above
 
             return lambda message: decode(message.value[unframed(message.value)[1] :])
         return message_decoder(kind)

@@ -1,13 +1,13 @@
 """JSON whose schema is in a registry."""
 
 import json
-from collections.abc import Callable
 from typing import Any, Final
 
+from things_kit.codecs.framed import Write, by_class, framed_writer
 from things_kit.codecs.json_schema import Schemas as JsonSchemas
 from things_kit.codecs.json_schema import rewrite
-from things_kit.codecs.registry import Schemas, Subject, framed
-from things_kit.codecs.subjects import Naming, check_registered, identity_of, subject_name
+from things_kit.codecs.schemas import Schemas, Subject
+from things_kit.codecs.subjects import Naming, check_registered, subject_name
 from things_kit.messaging.codec import Encode
 from things_kit.messaging.topic import Topic
 
@@ -15,22 +15,13 @@ DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 _PREFIX: Final = "#/definitions/"
 
 
-def registered_encoder(
-    registry: Schemas, naming: Naming | None, topic: Topic[Any], encode: Callable[[Any], bytes]
-) -> Encode:
+def registered_encoder(registry: Schemas, naming: Naming | None, topic: Topic[Any], encode: Write) -> Encode:
     """Writes the id of its schema before each value."""
     check_registered(registry, topic)
-    all_subjects = subjects(naming, topic)
-    by_class = (
-        {kind: all_subjects[value] for value, kind in topic.kinds.items()} if topic.by is not None else {}
+    registered = subjects(naming, topic)
+    return by_class(
+        topic, {value: framed_writer(registry, each, topic, encode) for value, each in registered.items()}
     )
-    only = all_subjects.get(None)
-
-    def write(payload: Any) -> tuple[bytes, dict[str, str]]:
-        subject = only or by_class[type(payload)]
-        return framed(identity_of(registry, subject, topic)) + encode(payload), {}
-
-    return write
 
 
 def subjects(naming: Naming | None, topic: Topic[Any]) -> dict[str | None, Subject]:

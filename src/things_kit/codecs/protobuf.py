@@ -1,14 +1,11 @@
 """Protobuf, by the classes that protoc generates."""
 
 import base64
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
-import msgspec
-
-from things_kit.codecs.registry import Reference, Schemas, Subject, framed, unframed
-from things_kit.codecs.subjects import Naming, check_naming, identity_of, subject_name
+from things_kit.codecs.framed import Framed, Write, by_class, framed_writer, unframed
+from things_kit.codecs.schemas import Imported, Subject
+from things_kit.codecs.subjects import subject_name
 from things_kit.messaging.codec import Decode, Encode
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
@@ -20,22 +17,15 @@ try:
 except ImportError as error:
     raise ConfigError('Protobuf needs protobuf: pip install "things-kit[protobuf]"') from error
 
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
-
-class Protobuf(msgspec.Struct, frozen=True):
+class Protobuf(Framed, frozen=True):
     """Protobuf in binary. Payload types are generated classes; plain values have the fields' names.
 
     Attributes:
-        registry: Where schemas are registered; each value has the id of its own before it then, and its message's index.
+        registry: Where schemas are registered, those of imported files by themselves; each value has the id of its own
+            before it then, and its message's index.
         subject: How their subjects are named: "topic" is the default, "topic-record" for topics of several types.
     """
-
-    registry: Schemas | None = None
-    subject: Naming | None = None
-
-    def __post_init__(self) -> None:
-        check_naming(self.registry, self.subject)
 
     @property
     def content_type(self) -> str:
@@ -48,21 +38,12 @@ class Protobuf(msgspec.Struct, frozen=True):
             raise TypeError("Protobuf resolves versions itself, by the numbers of fields")
         for kind in topic.kinds.values():
             check_generated(kind)
-        registry = self.registry
-        if registry is None:
-            return lambda payload: (payload.SerializeToString(), _NOTHING)
-        for kind in topic.kinds.values():
-            subject_name(self.subject, topic, kind.DESCRIPTOR.full_name)
-        prefixes: dict[type, bytes] = {}
-
-        def encode(payload: Any) -> tuple[bytes, Mapping[str, str]]:
-            kind = type(payload)
-            if kind not in prefixes:
-                subject = self._prepared(topic, kind)
-                prefixes[kind] = framed(identity_of(registry, subject, topic)) + _index(kind.DESCRIPTOR)
-            return prefixes[kind] + payload.SerializeToString(), _NOTHING
-
-        return encode
+        writers = {value: _writer(kind, self.registry is not None) for value, kind in topic.kinds.items()}
+        if self.registry is not None:
+            subjects = self.subjects(topic)
+            for value, write in writers.items():
+                writers[value] = framed_writer(self.registry, subjects[value], topic, write)
+        return by_class(topic, writers)
 
     def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
         """See `Codec.decoder`."""
@@ -81,42 +62,39 @@ class Protobuf(msgspec.Struct, frozen=True):
 
         return decode_plain
 
-    async def prepare(self, topic: Topic[Any], /) -> None:
-        """Look up the schemas, or register them, those that they import first."""
-        if self.registry is not None:
-            for subject in (await self.subjects(topic)).values():
-                _subjects[self.registry, subject.name] = subject
-                await self.registry.prepare(subject)
-
-    async def subjects(self, topic: Topic[Any]) -> dict[str | None, Subject]:
-        """What a topic registers, by the header's value; what they import is registered by this."""
+    def subjects(self, topic: Topic[Any]) -> dict[str | None, Subject]:
+        """What a topic registers, by the header's value."""
         found: dict[str | None, Subject] = {}
         for value, kind in topic.kinds.items():
             file = kind.DESCRIPTOR.file
-            references = await self._references(file)
+            imported: dict[str, Imported] = {}
+            _collect(file, imported)
             name = subject_name(self.subject, topic, kind.DESCRIPTOR.full_name)
-            found[value] = Subject(name, _source(file), "PROTOBUF", references)
+            found[value] = Subject(name, _source(file), "PROTOBUF", _imports(file), tuple(imported.values()))
         return found
-
-    def _prepared(self, topic: Topic[Any], kind: Any) -> Subject:
-        name = subject_name(self.subject, topic, kind.DESCRIPTOR.full_name)
-        bare = Subject(name, _source(kind.DESCRIPTOR.file), "PROTOBUF")
-        return _subjects.get((self.registry, name), bare)
-
-    async def _references(self, file: Any) -> tuple[Reference, ...]:
-        assert self.registry is not None  # noqa: S101 - whoever calls has looked
-        found: list[Reference] = []
-        for each in file.dependencies:
-            if not each.name.startswith(_BUILT_IN):
-                subject = Subject(each.name, _source(each), "PROTOBUF", await self._references(each))
-                version = await self.registry.version_of(subject)
-                found.append(Reference(each.name, each.name, version))
-        return tuple(found)
 
 
 _BUILT_IN: Final = ("google/protobuf/", "google/type/", "confluent/")
-_subjects: Final[dict[tuple[Schemas | None, str], Subject]] = {}
-"""What was prepared, by registry and name: references need versions, which only preparing knows."""
+
+
+def _collect(file: Any, found: dict[str, Imported]) -> None:
+    """All files that a file imports, each after those that it imports itself."""
+    for each in file.dependencies:
+        if each.name not in found and not each.name.startswith(_BUILT_IN):
+            _collect(each, found)
+            found[each.name] = Imported(each.name, each.name, _source(each), _imports(each))
+
+
+def _imports(file: Any) -> tuple[str, ...]:
+    return tuple(each.name for each in file.dependencies if not each.name.startswith(_BUILT_IN))
+
+
+def _writer(kind: Any, registered: bool) -> Write:
+    write: Write = kind.SerializeToString
+    if not registered:
+        return write
+    index = _index(kind.DESCRIPTOR)
+    return lambda payload: index + write(payload)
 
 
 def _source(file: Any) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from things_kit.codecs.registry import Schemas, Subject
+from things_kit.codecs.schemas import Schemas, Subject
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.topic import Topic
 
