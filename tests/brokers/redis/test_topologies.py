@@ -99,6 +99,23 @@ async def test_in_a_cluster_a_topic_of_any_name_has_its_retries_beside_it(
         await broker.remove(f"{topic}-dlq")
 
 
+@pytest.mark.parametrize("word", ["orders", "{tag}orders", "or}d{ers"])
+async def test_in_a_cluster_a_topic_of_any_name_has_what_comes_later_beside_it(
+    cluster: list[RedisServer], word: str
+) -> None:
+    topic = f"{word}-{uuid4().hex}"
+    async with connect(at(*cluster, cluster="true")) as broker:
+        recorder, producer = Recorder(), broker.producer()
+        async with broker.consumer(topic, group="g", handler=recorder):
+            await producer.publish(Message(topic, b"cancelled"), after=60, schedule_id="a")
+            assert [each.schedule_id for each in await broker.schedules(topic)] == ["a"]
+            assert await broker.cancel(topic, "a")
+            later = [Message(topic, b"%d" % n, key=b"k") for n in range(20)]
+            await producer.publish_batch(later, after=0.1)
+            assert [m.value for m in await recorder.until_done(20, 15)] == [m.value for m in later]
+        await broker.remove(topic)
+
+
 async def test_in_a_cluster_one_batch_may_have_topics_of_several_nodes(cluster: list[RedisServer]) -> None:
     topics = [f"orders-{n}-{uuid4().hex}" for n in range(12)]
     async with connect(at(cluster[1], cluster="true")) as broker:

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.errors import ERRORS, says
-from things_kit.brokers.redis.keys import delayed_key, group_keys, suspects_key
+from things_kit.brokers.redis.keys import delayed_key, group_keys, suspects_key, topic_keys
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
@@ -38,12 +38,14 @@ class Admin:
                 await scripts.JOIN(self._client, group_keys(topic, group), group, "0", 1)
 
     async def remove(self, topic: str, group: str | None) -> None:
-        """Delete the stream and what its groups have put back, or one group alone."""
+        """Delete the stream, what its groups have put back and what comes later, or one group alone."""
         with ERRORS.during(f"removing {topic!r}" if group is None else f"removing {group!r} of {topic!r}"):
             if group is None:
                 groups = await self._groups(topic)
                 await self._client.unlink(
-                    topic, *_of_groups(delayed_key, topic, groups), *_of_groups(suspects_key, topic, groups)
+                    *topic_keys(topic),
+                    *_of_groups(delayed_key, topic, groups),
+                    *_of_groups(suspects_key, topic, groups),
                 )
                 return
             try:
@@ -74,7 +76,8 @@ class Admin:
             return [name.decode(errors="backslashreplace") for name in await self._groups(topic)]
 
     async def end(self, topic: str) -> bytes | None:
-        """The last ID of a stream; None where there is none."""
+        """The last ID of a stream, behind what is due; None where there is none."""
+        await scripts.CARRY(self._client, topic_keys(topic))
         try:
             found = await self._client.xinfo_stream(topic)
         except ResponseError as error:
@@ -84,7 +87,7 @@ class Admin:
         return bytes(found["last-generated-id"])
 
     async def lag(self, topic: str, group: str) -> int:
-        """What is not delivered yet, what is pending, and what was put back."""
+        """What is due or not delivered yet, what is pending, and what was put back."""
         keys, cursor = group_keys(topic, group), b""
         lag: int = 0
         with ERRORS.during(f"asking for the lag of {topic!r}"):

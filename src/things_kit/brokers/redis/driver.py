@@ -21,22 +21,26 @@ from redis.asyncio import RedisCluster
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.admin import Admin
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
-from things_kit.brokers.redis.errors import ERRORS
-from things_kit.brokers.redis.keys import CONSUMER, check_topic, group_keys
+from things_kit.brokers.redis.errors import ERRORS, result_of
+from things_kit.brokers.redis.keys import CONSUMER, check_topic, group_keys, topic_keys
 from things_kit.brokers.redis.options import Settings, sentinels_of
 from things_kit.brokers.redis.reading import Reading
 from things_kit.brokers.redis.receiver import FAREWELL, RedisReceiver, leave
+from things_kit.brokers.redis.timetable import CHUNK, MOST_WORDS, Timetable
 from things_kit.brokers.redis.wire import Layout, position
-from things_kit.engine.driver import Capabilities, ConnectionLost, Receiver, Subscription, UnknownTopic
+from things_kit.engine.driver import (
+    Capabilities,
+    ConnectionLost,
+    Receiver,
+    Scheduled,
+    Subscription,
+)
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
     from things_kit.engine.facts import Facts, Question
-
-CHUNK: Final = 8 * 2**20
-"""Bytes after which a batch goes on in another round trip, so that each stays within the time for an answer."""
 
 LONG_IDLE: Final = 600.0
 """Seconds after which a consumer without messages, whose process must be dead, is deleted."""
@@ -52,6 +56,8 @@ class RedisDriver:
             attempts=True,
             retained=True,
             suspects=True,
+            schedule_ids=True,
+            schedules=True,
             lease=options.lease,
             max_message_bytes=options.max_message_bytes,
         )
@@ -60,6 +66,7 @@ class RedisDriver:
         self._settings = settings
         self._options = options
         self._admin: Admin | None = None
+        self._timetable: Timetable | None = None
         # What receivers leave behind for those that come after them, by topic and group: consumers that could not put
         # back what they had; where a group that is gone was, and what it held; where an ephemeral one reads on
         self.left: dict[tuple[str, str], set[str]] = {}
@@ -81,8 +88,11 @@ class RedisDriver:
     async def close(self) -> None:
         """Disconnect. Consumers that were cut off put their messages back first, if the server lets them."""
         client, self.client, self._admin = self.client, None, None
+        timetable, self._timetable = self._timetable, None
         if client is None:
             return
+        if timetable is not None:
+            await timetable.close()
         with contextlib.suppress(TimeoutError, ConnectionLost, ConfigError), ERRORS.during("closing"):
             async with asyncio.timeout(FAREWELL):
                 for topic, group in list(self.left):
@@ -118,54 +128,70 @@ class RedisDriver:
         await self.admin.declare(topic, groups)
 
     async def remove(self, topic: str, group: str | None = None) -> None:
-        """Delete the stream, and what its groups have put back; with a group that one alone."""
+        """Delete the stream, what its groups have put back and what comes later; with a group that one alone."""
         for kept in (self.left, self.gone, self.resume):
             for known in [each for each in kept if each[0] == topic and group in {None, each[1]}]:
                 del kept[known]
         await self.admin.remove(topic, group)
 
     async def lag(self, topic: str, group: str) -> int | None:
-        """What is not delivered yet, what is pending, and what was put back."""
+        """What is due or not delivered yet, what is pending, and what was put back."""
         return await self.admin.lag(topic, group)
 
     # --- sending
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        """Add them to their streams, in as few round trips as their size allows."""
+        """Add them to their streams, behind what is due there, in as few round trips as their size allows."""
         results: list[Exception | None] = []
+        topics: list[str] = []
         commands: list[list[Any]] = []
+        looked: set[str] = set()  # where the first of the commands looks for what is due
         size = 0
-        limit = ("MAXLEN", "~", self._options.maxlen) if self._options.maxlen else ()
-        pack = self.layout.pack
+        words_of = self.words
         for message in messages:
-            fields = pack(message)
-            commands.append(["XADD", message.topic, "NOMKSTREAM", *limit, "*", *fields])
+            topic, words = message.topic, words_of(message)
+            if topic in looked or len(words) > MOST_WORDS:
+                commands.append(["XADD", topic, "NOMKSTREAM", *words])
+            else:
+                commands.append(scripts.PUBLISH.command(topic_keys(topic), *words))
+                looked.add(topic)
+            topics.append(topic)
             size += len(message.value)
             if size > CHUNK:
-                results += await self._add(commands)
-                commands, size = [], 0
+                results += await self._add(topics, commands)
+                topics, commands, looked, size = [], [], set(), 0
         if commands:
-            results += await self._add(commands)
+            results += await self._add(topics, commands)
         return results
 
-    async def _add(self, commands: Sequence[Sequence[Any]]) -> list[Exception | None]:
+    def words(self, message: Message) -> list[Any]:
+        """What an XADD says of a message behind its stream."""
+        limit = ("MAXLEN", "~", self._options.maxlen) if self._options.maxlen else ()
+        return [*limit, "*", *self.layout.pack(message)]
+
+    async def _add(self, topics: Sequence[str], commands: Sequence[Sequence[Any]]) -> list[Exception | None]:
+        answers = await self.run(commands, "publishing")
+        if all(type(answer) is bytes for answer in answers):
+            return [None] * len(answers)
+        return [result_of(answer, topic) for answer, topic in zip(answers, topics, strict=True)]
+
+    async def run(self, commands: Sequence[Sequence[Any]], doing: str) -> list[Any]:
+        """Write in one round trip: an answer or an error for each command, as replicas have it that must. Raises ConnectionLost."""
         replicas = self._options.wait_replicas
-        with ERRORS.during("publishing"):
+        with ERRORS.during(doing):
             async with self._opened.pipeline(transaction=False) as pipeline:
                 for command in commands:
                     pipeline.execute_command(*command)
                 if replicas:
                     pipeline.execute_command("WAIT", replicas, round(self._options.wait_timeout * 1000))
-                answers = await pipeline.execute(raise_on_error=False)
+                answers: list[Any] = await pipeline.execute(raise_on_error=False)
         if replicas:
             there = answers.pop()
             if isinstance(there, Exception):
                 raise ERRORS.translate(there, "waiting for replicas")
             if there < replicas:
                 return [self._alone(there)] * len(answers)
-        if all(type(answer) is bytes for answer in answers):
-            return [None] * len(answers)
-        return [_result(answer, command[1]) for answer, command in zip(answers, commands, strict=True)]
+        return answers
 
     def _alone(self, there: int) -> PublishError:
         options = self._options
@@ -173,6 +199,27 @@ class RedisDriver:
             f"{there} of {options.wait_replicas} replicas had this batch within {options.wait_timeout:g} s; "
             "the master has it, so it may be handled all the same"
         )
+
+    # --- publishing for later
+
+    @property
+    def timetable(self) -> Timetable:
+        """Keeps what comes later."""
+        if self._timetable is None:
+            self._timetable = Timetable(self, self._opened)
+        return self._timetable
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Keep them beside their streams."""
+        return await self.timetable.schedule(entries)
+
+    async def cancel(self, topic: str, schedule_id: str) -> bool:
+        """Forget a message that is not due."""
+        return await self.timetable.cancel(topic, schedule_id)
+
+    async def upcoming(self, topic: str, limit: int) -> Sequence[Scheduled]:
+        """What is not due yet, soonest first."""
+        return await self.timetable.upcoming(topic, limit)
 
     # --- what there is
 
@@ -255,14 +302,3 @@ class RedisDriver:
 
         with ERRORS.during("examining the server"):
             return await facts_of(self._opened, self._options, question)
-
-
-def _result(answer: Any, topic: str) -> Exception | None:
-    if answer is None:
-        return UnknownTopic(topic)
-    if isinstance(answer, Exception):
-        refused = ERRORS.refusal(answer, topic)
-        if isinstance(refused, ConnectionLost):
-            raise refused
-        return refused
-    return None

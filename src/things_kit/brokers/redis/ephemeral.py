@@ -5,9 +5,11 @@ import contextlib
 import heapq
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.errors import ERRORS
+from things_kit.brokers.redis.keys import topic_keys
 from things_kit.brokers.redis.wire import before, position
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.messaging.message import Message
@@ -15,6 +17,9 @@ from things_kit.messaging.message import Message
 if TYPE_CHECKING:
     from things_kit.brokers.redis.driver import RedisDriver
     from things_kit.brokers.redis.reading import Reading
+
+LOOK: Final = 1.0
+"""Seconds between two looks for what is due, and whether the stream is there at all."""
 
 
 class EphemeralReceiver:
@@ -31,6 +36,7 @@ class EphemeralReceiver:
         self._back: list[tuple[float, int, bytes, Message]] = []
         self._order = count()
         self._block_until = 0.0
+        self._look_at = 0.0
         self._lost = False
 
     async def fetch(self, limit: int, wait: float) -> None:
@@ -70,12 +76,14 @@ class EphemeralReceiver:
     async def _read(self, limit: int, ends: float) -> int:
         loop = asyncio.get_running_loop()
         command: list[Any] = ["XREAD", "COUNT", limit]
-        until = min(ends, loop.time() + 1.0, self._back[0][0] if self._back else ends)
+        topic = self._subscription.topic
+        with ERRORS.during(f"receiving from {topic!r}"):
+            await self._look(topic)
+        until = min(ends, self._look_at, self._back[0][0] if self._back else ends)
         block = int(1000 * (until - loop.time()))
         if block > 0:
             command += ("BLOCK", block)
             self._block_until = until
-        topic = self._subscription.topic
         with ERRORS.during(f"receiving from {topic!r}"):
             answer = await self._reading.command(*command, "STREAMS", topic, self._place)
         self._block_until = 0.0
@@ -87,6 +95,15 @@ class EphemeralReceiver:
         self._held.update({delivery.token: delivery.message for delivery in deliveries})
         self._subscription.inbox.put(deliveries)
         return len(deliveries)
+
+    async def _look(self, topic: str) -> None:
+        """Have what is due added to the stream, if it is time. Raises the client's errors."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._look_at:
+            self._look_at = (
+                loop.time() + LOOK
+            )  # before the call: what is scheduled meanwhile may be due sooner
+            self._home.timetable.expect(topic, await scripts.CARRY(self._home.client, topic_keys(topic)))
 
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Forget what is done; nobody else knew of it."""

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from redis import exceptions
-from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.errors import ErrorTable, on, sentence
 from things_kit.messaging.errors import ConfigError, PublishError
 
@@ -40,6 +40,11 @@ def _is_not_understood(error: Any) -> bool:
     )
 
 
+def _is_not_allowed(error: Any) -> bool:
+    """What a script is not allowed, whose user the server does not let do everything that it does."""
+    return isinstance(error, exceptions.ResponseError) and "The user executing the script" in str(error)
+
+
 def _first_word(error: Any) -> str:
     """What the server's errors are known by; in a script's the client does not look for it."""
     return sentence(error).partition(" ")[0]
@@ -63,7 +68,10 @@ ERRORS: Final = ErrorTable(
         "LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "NOREPLICAS", "BUSY", "UNBLOCKED", "MOVED", "ASK",
         raises=ConnectionLost,
     ),
-    on(exceptions.NoPermissionError, "NOPERM", raises=ConfigError, says="{doing}: Redis does not let this user do that: {said}"),
+    on(
+        exceptions.NoPermissionError, "NOPERM", _is_not_allowed,
+        raises=ConfigError, says="{doing}: Redis does not let this user do that: {said}",
+    ),
     on(
         "WRONGTYPE",
         raises=ConfigError, says="{doing}: there is a key of this name that is no stream; use another name",
@@ -77,3 +85,15 @@ ERRORS: Final = ErrorTable(
 def says(error: Exception, word: str) -> bool:
     """Whether the server's answer is this error, also where a script ran into it."""
     return isinstance(error, exceptions.ResponseError) and word in str(error)
+
+
+def result_of(answer: Any, topic: str) -> Exception | None:
+    """What became of what was sent, by the server's answer. Raises ConnectionLost."""
+    if answer is None:
+        return UnknownTopic(topic)
+    if isinstance(answer, Exception) and not isinstance(answer, PublishError):
+        refused = ERRORS.refusal(answer, topic)
+        if isinstance(refused, ConnectionLost):
+            raise refused
+        return refused
+    return answer if isinstance(answer, PublishError) else None

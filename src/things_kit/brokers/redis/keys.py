@@ -17,13 +17,19 @@ DELAYED: Final = "tk-delayed:"
 SUSPECTS: Final = "tk-suspects:"
 """How the key of a group's suspects begins."""
 
+DUE: Final = "tk-due:"
+"""How the key begins of the times at which a topic's scheduled messages are due."""
+
+SCHEDULED: Final = "tk-scheduled:"
+"""How the key of a topic's scheduled messages begins."""
+
 CONSUMER: Final = "things-kit-"
 """How the names of our consumers begin; those of others are left alone."""
 
 
 def check_topic(topic: str) -> None:
     """Raise ConfigError for a topic whose key would be one of ours."""
-    for ours in (DELAYED, SUSPECTS):
+    for ours in (DELAYED, SUSPECTS, DUE, SCHEDULED):
         if topic.startswith(ours):
             raise ConfigError(
                 f"a topic's name must not begin with {ours!r}, which the driver keeps for itself"
@@ -41,9 +47,16 @@ def suspects_key(topic: str, group: str) -> str:
     return SUSPECTS + delayed_key(topic, group).removeprefix(DELAYED)
 
 
-def group_keys(topic: str, group: str) -> tuple[str, str, str]:
-    """All that a group has: its stream, and what it keeps beside that."""
-    return topic, delayed_key(topic, group), suspects_key(topic, group)
+@functools.lru_cache(maxsize=1024)
+def topic_keys(topic: str) -> tuple[str, str, str]:
+    """All that a topic has: its stream, and the sorted set and the hash of what comes later."""
+    rest = f"{len(topic)}:{_tagged(topic)}"
+    return topic, DUE + rest, SCHEDULED + rest
+
+
+def group_keys(topic: str, group: str) -> tuple[str, str, str, str, str]:
+    """All that a group has: its stream, what it keeps beside that, and what comes later."""
+    return topic, delayed_key(topic, group), suspects_key(topic, group), *topic_keys(topic)[1:]
 
 
 def _tagged(topic: str) -> str:

@@ -96,7 +96,8 @@ class RedisReceiver:
         await self._home.admin.tidy(self._topic)  # here, as nothing waits for it
         # Before the call: what is put back meanwhile may be due sooner
         self._look_at = loop.time() + self._look_every
-        taken, self._cursor, due = await self._run(scripts.TAKE, self._lease, limit, self._cursor)
+        taken, self._cursor, due, scheduled = await self._run(scripts.TAKE, self._lease, limit, self._cursor)
+        self._home.timetable.expect(self._topic, scheduled)
         if taken or self._cursor != b"0-0":
             self._look_at = loop.time()
         elif due >= 0:

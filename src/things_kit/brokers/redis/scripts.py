@@ -5,6 +5,10 @@ member of the sorted set of delayed messages, scored by the time it is due (mill
 `ID ATTEMPT`, the ID padded with zeros so that members of one score are in the order of the stream. In a consumer's hands the
 attempt is the entry's delivery count. The mark of a suspect is in a hash, until it is acknowledged or put back with a verdict.
 
+A message that comes later is in a hash beside the stream, by a number that grows, and that number in a sorted set by the time it is due
+(microseconds); the hash also has the numbers of those with a name, behind a colon, and the last number. Whatever looks at the stream
+first adds to it what is due, or counts it as if it were there.
+
 How many entries a group has yet to read is counted by Redis from 7.0 on, but wrongly once some of them were trimmed:
 what it counts never returns to 0. It is known without counting where the group is at the stream's end, or before its
 beginning; a consumer that looks around then sets it right.
@@ -17,8 +21,55 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError
 
-_COMMON: Final = """
-local stream, delayed, group, consumer = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+_CARRY: Final = """
+local stream = KEYS[1]
+local function micros()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+local function words_of(packed)
+  local words, from = {}, 1
+  while from <= #packed do words[#words + 1], from = struct.unpack('>I4c0', packed, from) end
+  return words
+end
+local function until_due(due)
+  local first = redis.call('ZRANGE', due, 0, 0, 'WITHSCORES')
+  return first[1] and math.max(0, math.ceil((first[2] - micros()) / 1000)) or -1
+end
+local function carry(due, entries)
+  local wait = until_due(due)
+  if wait ~= 0 then return wait end
+  local moved, gone, bytes, stuck = {}, {}, 0, nil
+  for _, number in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', micros(), 'LIMIT', 0, 1000)) do
+    local packed = redis.call('HGET', entries, number)
+    if packed then
+      local words = words_of(packed)
+      local name, added = words[1], redis.pcall('XADD', stream, 'NOMKSTREAM', unpack(words, 3))
+      if not added or added.err then
+        stuck = added and string.sub(added.err, 1, 3) ~= 'OOM' and added or 1000
+        break
+      end
+      gone[#gone + 1] = number
+      if name ~= '' and redis.call('HGET', entries, ':' .. name) == number then gone[#gone + 1] = ':' .. name end
+      bytes = bytes + #packed
+    end
+    moved[#moved + 1] = number
+    if bytes > 8388608 then break end
+  end
+  if #moved > 0 then redis.call('ZREM', due, unpack(moved)) end
+  if #gone > 0 then redis.call('HDEL', entries, unpack(gone)) end
+  wait = until_due(due)
+  if wait < 0 then redis.call('DEL', entries) end
+  return stuck or wait
+end
+"""
+# What is due beyond a thousand, or 8 MiB, is carried by the next look: a server does nothing else meanwhile. Without memory, or without a
+# stream, it waits, and nobody is kept from taking what is there. Returns the milliseconds until more is due, -1 for never, or an error.
+
+_COMMON: Final = (
+    _CARRY
+    + """
+local delayed, group, consumer = KEYS[2], ARGV[1], ARGV[2]
 local function now()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -63,14 +114,19 @@ local function unread_for_sure(found)
   return unread, unread and whole['entries-added'] and whole['entries-added'] - unread
 end
 """
+)
 
 
 class Script:
     """A script and its digest, by which the server knows it once it has seen it."""
 
-    def __init__(self, body: str) -> None:
-        self._text = _COMMON + body
-        self.digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+    def __init__(self, body: str, common: str = _COMMON) -> None:
+        self._text = (common + body).encode()
+        self.digest = hashlib.sha1(self._text, usedforsecurity=False).hexdigest()
+
+    def command(self, keys: tuple[str, ...], *arguments: Any) -> list[Any]:
+        """It as a command that no server refuses, for a pipeline."""
+        return ["EVAL", self._text, len(keys), *keys, *arguments]
 
     async def __call__(self, client: Any, keys: tuple[str, ...], *arguments: Any) -> Any:
         """Run it. Raises the client's errors."""
@@ -93,7 +149,12 @@ return redis.call('XLEN', stream) -- an error if it is no stream
 
 JOIN: Final = Script("""
 local start, create = ARGV[2], ARGV[3]
-if create == '0' and redis.call('EXISTS', stream) == 0 then return {'topic'} end
+local there = redis.call('EXISTS', stream) == 1
+if create == '0' and not there then return {'topic'} end
+if there then -- what is due is older than the group
+  local next = carry(KEYS[4], KEYS[5])
+  if type(next) == 'table' then return next end
+end
 if create == '1' then
   local made = redis.pcall('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
   if made.err and not string.find(made.err, 'BUSYGROUP', 1, true) then return made end
@@ -123,6 +184,8 @@ end
 
 TAKE: Final = Script("""
 local lease, limit, cursor = ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local next = carry(KEYS[4], KEYS[5])
+if type(next) == 'table' then return next end
 local found, read, _ = its_group()
 if found then _, read = unread_for_sure(found) end
 if read and found['entries-read'] ~= read then -- some were trimmed unread; and if we may not say so, it stays wrong
@@ -155,11 +218,11 @@ for _, entry in ipairs(taken) do
   entry[5] = tonumber(redis.call('HGET', KEYS[3], entry[1]) or 0)
 end
 local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-return {taken, cursor, first[2] and math.max(0, first[2] - now()) or -1}
+return {taken, cursor, first[2] and math.max(0, first[2] - now()) or -1, next}
 """)
 """Take what is due, then what lies idle with others. Arguments: group, consumer, lease in milliseconds, limit, cursor.
-Returns entries with their attempts, whether they had been put back, and their marks; the next cursor, and the milliseconds until more is due,
--1 for never. Where Redis cannot be right about what the group has read, it is told so."""
+Returns entries with their attempts, whether they had been put back, and their marks; the next cursor, and the milliseconds until more that was put
+back is due, and more that was scheduled, -1 for never. Where Redis cannot be right about what the group has read, it is told so."""
 
 
 RELEASE: Final = Script("""
@@ -219,10 +282,11 @@ LAG: Final = Script("""
 if redis.call('EXISTS', stream) == 0 then return {0, ''} end
 local cursor = ARGV[2]
 local found = its_group()
-if not found then return {redis.call('XLEN', stream), ''} end
-local lag = 0
+local due = cursor == '' and redis.call('ZCOUNT', KEYS[4], '-inf', micros()) or 0
+if not found then return {redis.call('XLEN', stream) + due, ''} end
+local lag = due
 if cursor == '' then
-  lag = found.pending + redis.call('ZCARD', delayed)
+  lag = lag + found.pending + redis.call('ZCARD', delayed)
   local unread = unread_for_sure(found) or found.lag
   if unread then return {lag + unread, ''} end
   cursor = found['last-delivered-id']
@@ -242,7 +306,7 @@ OVERDUE: Final = Script("""
 local found = its_group()
 if not found then return 0 end
 local unread = unread_for_sure(found) or found.lag
-return unread and unread + redis.call('ZCOUNT', delayed, '-inf', now()) or -1
+return unread and unread + redis.call('ZCOUNT', delayed, '-inf', now()) + redis.call('ZCOUNT', KEYS[4], '-inf', micros()) or -1
 """)
 """Count what is ready and with nobody, -1 where Redis has lost count. Arguments: group."""
 
@@ -271,3 +335,73 @@ return redis.call('XTRIM', stream, 'MINID', '~', floor)
 """)
 """Delete what is old and acknowledged by every group. Keys: the stream, and every group's delayed messages. Arguments: the
 first ID that is not old, and every group."""
+
+
+CARRY: Final = Script("return carry(KEYS[2], KEYS[3])", _CARRY)
+"""Add what is due to the stream. Returns the milliseconds until more is due, -1 for never."""
+
+
+PUBLISH: Final = Script(
+    """
+carry(KEYS[2], KEYS[3]) -- what came of it is the receivers' to say, who do it too
+return redis.pcall('XADD', stream, 'NOMKSTREAM', unpack(ARGV))
+""",
+    _CARRY,
+)
+"""Add an entry behind what is due. Arguments: the words of its XADD."""
+
+
+SCHEDULE: Final = Script(
+    """
+local due, entries = KEYS[2], KEYS[3]
+if redis.call('XLEN', stream) == 0 and redis.call('EXISTS', stream) == 0 then return false end
+local now = micros()
+for i = 1, #ARGV, 3 do
+  local number, name = string.format('%016d', redis.call('HINCRBY', entries, 'last', 1)), ARGV[i + 1]
+  redis.call('HSET', entries, number, ARGV[i + 2])
+  redis.call('ZADD', due, string.format('%.0f', math.max(now, ARGV[i])), number)
+  if name ~= '' then
+    local before = redis.call('HGET', entries, ':' .. name)
+    redis.call('HSET', entries, ':' .. name, number)
+    local score = before and redis.call('ZSCORE', due, before)
+    if score and tonumber(score) > now then -- else it is due, and comes
+      redis.call('ZREM', due, before)
+      redis.call('HDEL', entries, before)
+    end
+  end
+end
+return carry(due, entries)
+""",
+    _CARRY,
+)
+"""Keep messages until they are due. Arguments: for each the microseconds since 1970 at which it is, its name or nothing, and what it is
+packed: its name, its time and the words of its XADD, each behind its length. Returns the milliseconds until one is due, and nothing where there is no stream."""
+
+
+CANCEL: Final = Script(
+    """
+local due, entries, name = KEYS[2], KEYS[3], ':' .. ARGV[1]
+local number = redis.call('HGET', entries, name)
+local score = number and redis.call('ZSCORE', due, number)
+if not score or tonumber(score) <= micros() then return 0 end
+redis.call('ZREM', due, number)
+redis.call('HDEL', entries, number, name)
+if redis.call('EXISTS', due) == 0 then redis.call('DEL', entries) end
+return 1
+""",
+    _CARRY,
+)
+"""Forget a message that is not due. Arguments: its name. Returns 1 if there was one."""
+
+
+UPCOMING: Final = Script(
+    """
+local after, found = '(' .. string.format('%.0f', micros()), {}
+for _, number in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], after, '+inf', 'LIMIT', 0, ARGV[1])) do
+  found[#found + 1] = redis.call('HGET', KEYS[3], number) or nil
+end
+return found
+""",
+    _CARRY,
+)
+"""What is not due yet, soonest first, as it was packed. Arguments: how many at the most."""
