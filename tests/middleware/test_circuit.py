@@ -56,12 +56,14 @@ async def test_while_a_dependency_is_down_nothing_is_begun_and_nothing_is_lost(
     for key in range(4):
         mine = [int(each.value) for each in recorder.ended if int(each.value) % 4 == key]
         assert mine == sorted(mine)
-    ours = [record for record in caplog.records if record.name == "things_kit.circuit_breaker"]
-    opens, closes = (record.getMessage() for record in ours)
-    assert opens.startswith(
+    ours = [record.getMessage() for record in caplog.records if record.name == "things_kit.circuit_breaker"]
+    assert ours[0].startswith(
         "the circuit breaker opens after 5 failures in a row, the last ConnectionError('down')"
     )
-    assert closes == "the circuit breaker closes: a message was handled"
+    tries = "the circuit breaker is half-open: one message is tried"
+    stays = "the circuit breaker stays open: ConnectionError('down'); tried again in 30 s"
+    assert ours[1:-1] == [tries, stays] * len(probes) + [tries]
+    assert ours[-1] == "the circuit breaker closes: a message was handled"
 
 
 @virtual

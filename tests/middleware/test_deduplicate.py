@@ -170,7 +170,9 @@ async def test_of_a_list_those_that_are_known_are_left_out(store: Any) -> None:
     assert sorted(value for call in calls for value in call) == [b"1", b"2", b"2", b"3"]
 
 
-async def test_a_store_that_is_away_costs_no_attempt() -> None:
+async def test_a_store_that_is_away_costs_no_attempt_and_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Away(MemoryStore):
         asked = 0
 
@@ -185,11 +187,18 @@ async def test_a_store_that_is_away_costs_no_attempt() -> None:
         connect("memory://") as broker,
         broker.consumer(
             "orders", group="g", handler=recorder, retry=RetryPolicy(attempts=1), middleware=[once]
-        ),
+        ) as consumer,
     ):
+        assert [each.state for each in consumer.health().middleware] == ["ready"]
         await broker.producer().publish_batch(copies(1, "1"))
+        await eventually(lambda: consumer.health().put_off, 10, "it waits for the store")
+        assert [each.state for each in consumer.health().middleware] == ["store away"]
         await recorder.until_done(1, 10)
     assert recorder.attempts == [1]
+    assert [record.getMessage() for record in caplog.records if record.name == "things_kit.deduplicate"] == [
+        "messages wait, as the store of deduplicate is away: away",
+        "the store of deduplicate is there again",
+    ]
 
 
 async def test_what_was_handled_is_no_failure_though_it_could_not_be_noted() -> None:

@@ -9,6 +9,7 @@ from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricR
 
 from tests.engine.scenario import until
 from things_kit import Batch, BatchError, Broker, Message, PublishError, RetryPolicy, connect
+from things_kit.middleware import circuit_breaker, throttle
 from things_kit.middleware.metrics import Metrics
 from things_kit.testing import MockHandler
 
@@ -119,3 +120,40 @@ async def test_what_is_no_message_is_refused_as_ever(broker: Broker, figures: Fi
     with pytest.raises(PublishError, match="takes a Message"):
         await broker.producer().publish(wrong)
     assert figures.counts(SENT) == {}
+
+
+async def test_what_is_put_off_and_how_middleware_is_are_gauges_while_a_consumer_runs(
+    broker: Broker, figures: Figures
+) -> None:
+    async def fail(_: Message) -> None:
+        raise ConnectionError("down")
+
+    breaker = circuit_breaker(failures=2, reset=60)
+    limit = throttle(100)
+    consumer = broker.consumer("orders", group="billing", handler=fail, middleware=[limit, breaker])
+    async with consumer:
+        await broker.producer().publish_batch([Message("orders", b"1"), Message("orders", b"2")])
+        await until(lambda: breaker.state == "open")
+        (waiting,) = figures.points("things_kit.consumer.put_off")
+        assert (waiting.value, waiting.attributes["messaging.consumer.group.name"]) == (1, "billing")
+        assert {
+            (
+                said["things_kit.middleware.name"],
+                said["things_kit.middleware.state"],
+                said["messaging.system"],
+            )
+            for said in (point.attributes for point in figures.points("things_kit.consumer.middleware"))
+        } == {("throttle", "free", "memory"), ("circuit_breaker", "open", "memory")}
+    assert not figures.points("things_kit.consumer.put_off")
+    assert not figures.points("things_kit.consumer.middleware")
+
+
+async def test_two_metrics_of_one_provider_share_its_gauges(
+    figures: Figures, caplog: pytest.LogCaptureFixture
+) -> None:
+    for topic in ("a", "b"):
+        async with connect("memory://") as broker:
+            broker.instrument(Metrics(figures.provider))
+            async with broker.consumer(topic, group="g", handler=MockHandler()):
+                assert len(figures.points("things_kit.consumer.put_off")) == 1
+    assert "things_kit.consumer" not in caplog.text

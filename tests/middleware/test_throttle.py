@@ -1,6 +1,7 @@
 """The throttle, and `Later` by which it holds messages back."""
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import Batch, ConfigError, Handle, Message, RetryPolicy, connect
 from things_kit.engine.driver import Capabilities
+from things_kit.messaging.health import MiddlewareState
 from things_kit.messaging.instrument import Endpoint
 from things_kit.middleware import Later, throttle
 from things_kit.middleware.metrics import Metrics
@@ -157,6 +159,26 @@ async def test_a_batch_larger_than_the_rate_is_refused_at_start() -> None:
         )
         with pytest.raises(ConfigError, match="would never begin"):
             await consumer.start()
+
+
+@virtual
+async def test_it_says_when_messages_wait_and_when_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "things_kit.throttle")
+    driver, recorder, limit = StubDriver(), Recorder(), throttle(2, per=10)
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, middleware=[limit]) as consumer,
+    ):
+        assert consumer.health().middleware == (MiddlewareState("throttle", "free"),)
+        driver.put(*(message(str(n)) for n in range(7)))
+        await until(lambda: consumer.health().put_off == 5)
+        assert consumer.health().middleware == (MiddlewareState("throttle", "throttling"),)
+        await until(lambda: limit.state == "free")
+        assert consumer.health().put_off == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "the throttle holds messages back: 2 began within 10 s",
+        "the throttle is free: nothing waits any more",
+    ]
 
 
 @virtual

@@ -13,7 +13,7 @@ from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
 from things_kit.engine.driver import SendsLater, Subscription
-from things_kit.engine.fitting import FittedMiddleware
+from things_kit.engine.fitting import FittedMiddleware, states_of
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
@@ -31,8 +31,8 @@ from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.handler import ChecksTopics, Fitting
-from things_kit.messaging.health import ConsumerHealth
-from things_kit.messaging.instrument import Instrument
+from things_kit.messaging.health import ConsumerHealth, MiddlewareState
+from things_kit.messaging.instrument import Instrument, WatchesConsumers
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.messaging.policy import Batch, seconds
 
@@ -80,6 +80,7 @@ class BrokerConsumer:
         width = options.concurrency * (1 if options.batch is None else options.batch.size)
         self._window = Window(width, lambda: self._workers.active)
         self._paused = False
+        self._unwatch: list[Callable[[], None]] = []
         self._stop: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._broken: BaseException | None = None
@@ -135,6 +136,11 @@ class BrokerConsumer:
                 bind(self)
         self._started_hook(self)
         self._state = "running"
+        self._unwatch = [
+            each.watch(self._transmission.url.endpoint, self.options.group, self)
+            for each in self._instruments
+            if isinstance(each, WatchesConsumers)
+        ]
         try:
             await self._prepare()
             await self._declare()
@@ -236,6 +242,8 @@ class BrokerConsumer:
             ),
             oldest_in_flight=None if oldest is None else now - oldest,
             reason=self._trouble(now, oldest),
+            put_off=self.put_off,
+            middleware=self.middleware_states,
         )
 
     def _trouble(self, now: float, oldest: float | None) -> str | None:
@@ -267,6 +275,16 @@ class BrokerConsumer:
     def expired(self) -> int:
         """How many requests were not handled, as their deadline had passed."""
         return sum(each.expired for each in self._outcomes)
+
+    @property
+    def put_off(self) -> int:
+        """How many messages wait by `Later`."""
+        return sum(each.later for each in self._outcomes)
+
+    @property
+    def middleware_states(self) -> tuple[MiddlewareState, ...]:
+        """How its middleware is, where that has a state."""
+        return states_of(self.options.middleware)
 
     @property
     def address(self) -> str:
@@ -463,6 +481,8 @@ class BrokerConsumer:
         finally:
             self._state = "stopped"
             self._stopped.set()
+            for unwatch in self._unwatch:
+                unwatch()
             if self._workers.ended:
                 for pump in self._pumps:
                     pump.dispose()

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from things_kit.engine.pipeline import NOTHING, Provides
-from things_kit.messaging.handler import FitsConsumer, Fitted, Fitting, HandleBatch, Middleware
+from things_kit.messaging.handler import FitsConsumer, Fitted, Fitting, HandleBatch, HasState, Middleware
+from things_kit.messaging.health import MiddlewareState
 
 
 def provided_by(middleware: Sequence[Middleware]) -> Provides:
@@ -13,6 +14,15 @@ def provided_by(middleware: Sequence[Middleware]) -> Provides:
     if not fitting:
         return NOTHING
     return MappingProxyType({kind: make for each in fitting for kind, make in each.items()})
+
+
+def states_of(middleware: Sequence[object]) -> tuple[MiddlewareState, ...]:
+    """How these are, where they say so."""
+    return tuple(
+        MiddlewareState(each.name, each.state)
+        for each in middleware
+        if isinstance(each, HasState) and isinstance(each.name, str) and isinstance(each.state, str)
+    )
 
 
 class FittedMiddleware:

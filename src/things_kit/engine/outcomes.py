@@ -367,6 +367,11 @@ class Outcomes:
     # --- what is not to be handled now
 
     @property
+    def later(self) -> int:
+        """How many wait by `Later`."""
+        return len(self._later)
+
+    @property
     def full(self) -> bool:
         """Whether so many wait by `Later` that no more is to be asked for: another process might handle it now."""
         return len(self._later) >= self._most_later

@@ -30,6 +30,19 @@ class ChecksTopics:
         raise NotImplementedError
 
 
+@runtime_checkable
+class HasState(Protocol):
+    """Middleware that says in a word how it is: its consumer's health and metrics have it."""
+
+    @property
+    def name(self) -> str:
+        """What it is called there."""
+
+    @property
+    def state(self) -> str:
+        """One of a few words. It may be asked for in any thread."""
+
+
 class FitsConsumer(ABC):
     """Middleware that is made for each consumer: it knows whose messages it sees, and may give handlers what they ask for."""
 

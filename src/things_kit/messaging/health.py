@@ -5,6 +5,18 @@ from datetime import datetime
 import msgspec
 
 
+class MiddlewareState(msgspec.Struct, frozen=True):
+    """How a consumer's middleware is.
+
+    Attributes:
+        name: Its name, such as "circuit_breaker".
+        state: A word for it, such as "open".
+    """
+
+    name: str
+    state: str
+
+
 class ConsumerHealth(msgspec.Struct, frozen=True):
     """One consumer at this moment.
 
@@ -16,6 +28,8 @@ class ConsumerHealth(msgspec.Struct, frozen=True):
         last_settled: When the broker last took an acknowledgement or a release; None before the first.
         oldest_in_flight: For how many seconds the oldest of them has been held; None where there is none.
         reason: Why it is not well; None where it is.
+        put_off: How many of those in flight wait by `Later`.
+        middleware: Of its middleware, outermost first, that which has a state: how it is.
     """
 
     topics: tuple[str, ...]
@@ -25,6 +39,8 @@ class ConsumerHealth(msgspec.Struct, frozen=True):
     last_settled: datetime | None
     oldest_in_flight: float | None
     reason: str | None = None
+    put_off: int = 0
+    middleware: tuple[MiddlewareState, ...] = ()
 
 
 class Health(msgspec.Struct, frozen=True):

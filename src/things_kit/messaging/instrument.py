@@ -1,11 +1,12 @@
 """The contract of telemetry: what wraps sending and handling, where somebody wants to see them."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
 from things_kit.messaging.handler import HandleBatch, Middleware
+from things_kit.messaging.health import MiddlewareState
 from things_kit.messaging.message import Message
 
 Send: TypeAlias = Callable[[Sequence[Message]], Awaitable[dict[int, Exception]]]
@@ -37,3 +38,27 @@ class Instrument(Protocol):
 
     def handling_batches(self, endpoint: Endpoint, group: str | None) -> Callable[[HandleBatch], HandleBatch]:
         """The same for a consumer of batches."""
+
+
+class Watched(Protocol):
+    """A consumer that runs, as an instrument sees it. All of it may be read in any thread."""
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What it consumes."""
+
+    @property
+    def put_off(self) -> int:
+        """How many messages wait by `Later`."""
+
+    @property
+    def middleware_states(self) -> tuple[MiddlewareState, ...]:
+        """How its middleware is, where that has a state."""
+
+
+@runtime_checkable
+class WatchesConsumers(Protocol):
+    """An instrument that also looks at consumers from time to time, such as for gauges."""
+
+    def watch(self, endpoint: Endpoint, group: str | None, consumer: Watched) -> Callable[[], None]:
+        """A consumer starts; what this returns is called when it has stopped. The group is None where it is ephemeral."""

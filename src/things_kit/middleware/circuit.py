@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Literal
+from typing import Final, Literal
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import Handle, HandleBatch
@@ -50,6 +50,8 @@ class CircuitBreaker:
     Attributes:
         state: "closed" as long as all is well, "open" while nothing is begun, "half-open" while one message is tried.
     """
+
+    name: Final = "circuit_breaker"
 
     def __init__(self, failures: int, reset: float, on: tuple[type[Exception], ...]) -> None:
         self.state: Literal["closed", "open", "half-open"] = "closed"
@@ -139,12 +141,14 @@ class CircuitBreaker:
             self._passed_over = True  # it may be this key's own fault; if no other comes, it is tried again
             raise Later(min(self._reset, 1.0))
         self.state, self._tried, self._passed_over = "half-open", message.key, False
+        log.info("the circuit breaker is half-open: one message is tried")
         return True
 
     def _failed(self, messages: Sequence[Message], error: BaseException, *, probe: bool) -> bool:
         """Whether it is open by this failure, which is no attempt then."""
         if probe:
             self._open()
+            log.info("the circuit breaker stays open: %r; tried again in %.3g s", error, self._reset)
             return True
         if self.state != "closed":
             return False  # it had begun before
@@ -175,3 +179,4 @@ class CircuitBreaker:
     def _unknown(self, *, probe: bool) -> None:
         if probe:
             self.state = "open"  # and its time is over, so the next one tries
+            log.info("the circuit breaker stays open: what was tried did not come to an answer")

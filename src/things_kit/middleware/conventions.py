@@ -36,7 +36,13 @@ OPERATION_DURATION: Final = "messaging.client.operation.duration"
 PROCESS_DURATION: Final = "messaging.process.duration"
 
 LAG: Final = "things_kit.consumer.lag"
-"""Ours: the conventions have no gauge of messages that wait."""
+PUT_OFF: Final = "things_kit.consumer.put_off"
+"""Ours, both: the conventions have no gauge of messages that wait."""
+
+STATE: Final = "things_kit.consumer.middleware"
+STATE_OF: Final = "things_kit.middleware.name"
+STATE_IS: Final = "things_kit.middleware.state"
+"""Ours: a gauge that is 1 for the state that a middleware has."""
 
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds: the bounds that the conventions want for both durations."""
@@ -67,6 +73,16 @@ def of_operation(endpoint: Endpoint, name: str) -> Attributes:
 def of_lag(endpoint: Endpoint, topic: str, group: str) -> Attributes:
     """What a figure says of a group that lags behind."""
     return of_broker(endpoint) | {DESTINATION: topic, GROUP: group}
+
+
+def of_watched(endpoint: Endpoint, group: str | None, topics: Sequence[str]) -> Attributes:
+    """What a figure says of a whole consumer."""
+    said = of_broker(endpoint)
+    if len(topics) == 1:
+        said[DESTINATION] = topics[0]
+    if group is not None:
+        said[GROUP] = group
+    return said
 
 
 def of_consumption(endpoint: Endpoint, group: str | None) -> Attributes:

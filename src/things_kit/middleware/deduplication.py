@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import uuid4
 
 from things_kit.messaging.consumer import Bound
@@ -43,19 +43,21 @@ def deduplicate(store: Any, window: Seconds = timedelta(hours=1), lease: Seconds
     return Deduplicate(marks_of(store), seconds(window, "window"), seconds(lease, "lease"))
 
 
-WORD: Final = 10.0
-"""Seconds between two lines about a store that is away."""
-
-
 class Deduplicate:
-    """The middleware that `deduplicate` makes."""
+    """The middleware that `deduplicate` makes.
+
+    Attributes:
+        state: "ready", or "store away" while its store does not answer and messages wait for it.
+    """
+
+    name: Final = "deduplicate"
 
     def __init__(self, marks: Marks, window: float, lease: float) -> None:
         self._marks = marks
         self._window = window
         self._lease = lease
+        self.state: Literal["ready", "store away"] = "ready"
         self._group: str | None = None
-        self._say_at = 0.0
 
     async def create(self) -> None:
         """Make the table, where the store is a database. Fine where it is there, or none is needed."""
@@ -173,18 +175,22 @@ class Deduplicate:
         try:
             found = await self._marks.claim(mark, owner, self._lease)
         except Exception as error:
-            self._say(error)
+            self._is_away(error)
             raise Later(AGAIN) from error  # which is no failure of the message
+        self._is_there()
         if found == "taken":
             raise Later(min(AGAIN, self._lease))
         return found == "ours"
 
-    def _say(self, error: Exception) -> None:
-        """Log that the store is away, now and then."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._say_at:
-            self._say_at = now + WORD
+    def _is_away(self, error: Exception) -> None:
+        if self.state == "ready":
+            self.state = "store away"
             log.warning("messages wait, as the store of deduplicate is away: %s", error)
+
+    def _is_there(self) -> None:
+        if self.state == "store away":
+            self.state = "ready"
+            log.warning("the store of deduplicate is there again")
 
     def _mark(self, message: Message) -> str:
         parts = [(part or "").encode() for part in (self._group, message.topic, message.id)]

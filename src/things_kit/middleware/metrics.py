@@ -4,24 +4,27 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
-from opentelemetry.metrics import MeterProvider, get_meter
+from opentelemetry.metrics import MeterProvider, get_meter, get_meter_provider
 
 from things_kit.messaging.handler import Handle, HandleBatch, Middleware
-from things_kit.messaging.instrument import Endpoint, Send
+from things_kit.messaging.instrument import Endpoint, Send, Watched
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError, Later
 from things_kit.middleware import conventions as words
+from things_kit.middleware.gauges import gauges_of
 
 
 class Metrics:
     """Counters and histograms by OpenTelemetry's conventions for messaging, each with its topic.
 
     `messaging.client.sent.messages`, `messaging.client.operation.duration`, `messaging.client.consumed.messages` and
-    `messaging.process.duration`. Every attempt counts as consumed; a failure has `error.type`.
+    `messaging.process.duration`. Every attempt counts as consumed; a failure has `error.type`. Beside them the gauges
+    `things_kit.consumer.put_off` and `things_kit.consumer.middleware`.
     """
 
     def __init__(self, provider: MeterProvider | None = None) -> None:
         """Make the instrument. Figures go to the provider; to the global one where None."""
+        self._provider = provider or get_meter_provider()
         meter = get_meter(words.SCOPE, meter_provider=provider, schema_url=words.SCHEMA)
         self._sent = meter.create_counter(words.SENT, "{message}", "Messages that were to be sent.")
         self._consumed = meter.create_counter(words.CONSUMED, "{message}", "Messages handed to a handler.")
@@ -120,6 +123,10 @@ class Metrics:
             return measured
 
         return wrap
+
+    def watch(self, endpoint: Endpoint, group: str | None, consumer: Watched) -> Callable[[], None]:
+        """Have the gauges say how this consumer is, until what this returns is called."""
+        return gauges_of(self._provider).watch(words.of_watched(endpoint, group, consumer.topics), consumer)
 
     def _note_handled(
         self,

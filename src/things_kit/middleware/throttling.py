@@ -1,9 +1,11 @@
 """At most so many attempts begin in any interval; the others wait at the head of their key, and occupy no worker."""
 
 import asyncio
+import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from datetime import timedelta
+from typing import Final, Literal
 
 from things_kit.messaging.consumer import Bound
 from things_kit.messaging.errors import ConfigError
@@ -11,6 +13,8 @@ from things_kit.messaging.handler import Handle, HandleBatch
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import Later
 from things_kit.messaging.policy import Seconds, seconds
+
+log = logging.getLogger("things_kit.throttle")
 
 
 def throttle(
@@ -34,13 +38,21 @@ def throttle(
 
 
 class Throttle:
-    """The middleware that `throttle` makes."""
+    """The middleware that `throttle` makes.
+
+    Attributes:
+        state: "throttling" while anything waits for its turn, else "free".
+    """
+
+    name: Final = "throttle"
 
     def __init__(self, rate: int, per: float, key: Callable[[Message], Hashable] | None) -> None:
+        self.state: Literal["free", "throttling"] = "free"
         self._rate = rate
         self._per = per
         self._key = key
         self._limits: OrderedDict[Hashable, _Limit] = OrderedDict()
+        self._last = 0.0  # when the last of those that wait may begin
 
     def bind(self, consumer: Bound) -> None:
         """Raise ConfigError where a batch could never begin."""
@@ -78,9 +90,25 @@ class Throttle:
             for limit, count in limits:
                 limit.begin(now, count)
         else:
-            raise Later(
-                max(limit.promise(now, count) for limit, count in limits if not limit.has_room(now, count))
-            )
+            wait = max(limit.promise(now, count) for limit, count in limits if not limit.has_room(now, count))
+            self._throttles_until(now + wait)
+            raise Later(wait)
+
+    def _throttles_until(self, when: float) -> None:
+        """Something waits: say so once, until nothing does any more."""
+        self._last = max(self._last, when)
+        if self.state == "free":
+            self.state = "throttling"
+            log.info("the throttle holds messages back: %d began within %.3g s", self._rate, self._per)
+            asyncio.get_running_loop().call_at(self._last, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._last > loop.time():
+            loop.call_at(self._last, self._look)
+        else:
+            self.state = "free"
+            log.info("the throttle is free: nothing waits any more")
 
     def _limit(self, of: Hashable) -> "_Limit":
         limit = self._limits.get(of)
