@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -12,7 +13,8 @@ import pytest
 from tests.brokers.postgres.given import Open, consistent, insert, join, message, names, publish, take
 from things_kit.brokers.postgres.driver import PostgresDriver
 from things_kit.brokers.postgres.upkeep import Upkeep
-from things_kit.engine.driver import ConnectionLost, Delivery, Release, UnknownTopic
+from things_kit.engine.collected import Collected
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription, UnknownTopic
 from things_kit.engine.facts import Question
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -372,3 +374,35 @@ async def test_closing_leaves_nothing_behind(connect: Open, sql: asyncpg.Connect
         return bool(await sql.fetchval(mine, database.rpartition("/")[2]))
 
     await eventually(gone)
+
+
+async def test_a_receiver_that_closes_while_it_asks_does_not_come_back(
+    connect: Open, sql: asyncpg.Connection, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that was cancelled is slow to reach the server, which would then lend to nobody for a whole lease."""
+    broker = await connect()
+    receiver = await broker.subscribe(Subscription(topic="t", group="g", inbox=Collected()))
+    await publish(broker, "a1")
+    asking, may_ask, answered, ask = asyncio.Event(), asyncio.Event(), asyncio.Event(), broker.ask
+
+    async def ask_slowly(doing: str, call: str, *arguments: Any, within: float | None = None) -> Any:
+        if not call.startswith("hand_out"):
+            return await ask(doing, call, *arguments, within=within)
+        asking.set()
+        await may_ask.wait()
+        try:
+            return await ask(doing, call, *arguments, within=within)
+        finally:
+            answered.set()
+
+    monkeypatch.setattr(broker, "ask", ask_slowly)
+    fetching = asyncio.create_task(receiver.fetch(10, 5.0))
+    await asking.wait()
+    fetching.cancel()
+    closing = asyncio.create_task(receiver.close())
+    await asyncio.wait({closing}, timeout=0.2)
+    may_ask.set()
+    await closing
+    await answered.wait()
+    assert await sql.fetch(f"SELECT * FROM {schema}.loan") == []
+    assert await sql.fetch(f"SELECT * FROM {schema}.receiver") == []

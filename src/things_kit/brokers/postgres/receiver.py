@@ -112,9 +112,14 @@ class PostgresReceiver:
         await self._home.renew(self._member)
 
     async def close(self) -> None:
-        """Leave the group."""
+        """Leave the group, after a call that is still under way: it would join again what had left."""
         member = self._member
         self._home.forget(member)
+        if (taking := self._taking) is not None:
+            await asyncio.wait({taking}, timeout=FAREWELL)
+            taking.cancel()
+            if taking.done() and not taking.cancelled():
+                taking.exception()  # of no interest any more
         if member.subscription.ephemeral:
             await self._home.ask("leaving", "drop_group($1)", member.group, within=FAREWELL)
         else:

@@ -176,13 +176,17 @@ class Stage:
         finally:
             await back()
 
-    async def worker(self, topic: str, group: str, **options: float) -> WorkerProcess:
-        """Another process that consumes; skips the test where no other process can connect."""
+    async def worker(
+        self, topic: str, group: str, *, short_lease: bool = True, **options: float
+    ) -> WorkerProcess:
+        """Another process that consumes; skips the test where no other process can connect.
+
+        A test that loses none of them wants no short lease: on a busy machine it runs out while the process is well.
+        """
         if not self.target.shared:
             pytest.skip("no other process can connect with this broker")
-        worker = await WorkerProcess.start(
-            self.target.at(**self.target.lease_options), topic, group, **options
-        )
+        lease = self.target.lease_options if short_lease else {}
+        worker = await WorkerProcess.start(self.target.at(**lease), topic, group, **options)
         self._workers.append(worker)
         return worker
 

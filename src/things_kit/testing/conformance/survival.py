@@ -29,7 +29,8 @@ class SurvivalSuite(Suite):
         """Lines 2 and 3: all is handled, by both, each message once and each key in order."""
         topic, group = stage.topic(), stage.group()
         workers = [
-            await stage.worker(topic, group, concurrency=8, delay=0.001, max_in_flight=50) for _ in range(2)
+            await stage.worker(topic, group, short_lease=False, concurrency=8, delay=0.001, max_in_flight=50)
+            for _ in range(2)
         ]
         messages, lanes = _load(topic, 1500, keys=40)
         for start in range(0, len(messages), 250):
