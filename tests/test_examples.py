@@ -32,6 +32,12 @@ SAYS = {
         "o-3: Alan Turing pays in GBP",
     ],
     "order_service.py": ["bill of o-1: 20", "o-2 is cancelled"],
+    "flow_control.py": [
+        "at first: deduplicate ready, circuit_breaker closed, throttle free",
+        "down: deduplicate ready, circuit_breaker open, throttle throttling",
+        "20 charges for 20 orders",
+        "dead letters: 0",
+    ],
     "transforms.py": [
         "read 5 bytes",
         "sent aes-gcm",
@@ -53,6 +59,7 @@ TAKE_A_URL = [
     "dead_letter.py",
     "request_reply.py",
     "router.py",
+    "flow_control.py",
     "transforms.py",
     "schema_versions.py",
     "order_service.py",
