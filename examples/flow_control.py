@@ -17,11 +17,14 @@ class Partner:
         self.charged: Counter[bytes] = Counter()
         self.calls = 0
         self.down = False
+        self.missed = asyncio.Event()
         self.all_charged = asyncio.Event()
 
     async def charge(self, message: Message) -> None:
         self.calls += 1
         self.down = self.down or self.calls == 4
+        if self.calls == 5:
+            self.missed.set()
         if self.down:
             raise ConnectionError("the partner does not answer")
         self.charged[message.value] += 1
@@ -31,7 +34,6 @@ class Partner:
 
 async def main(url: str = "memory://") -> None:
     partner = Partner()
-    breaker = circuit_breaker(failures=2, reset=0.1)
     async with connect(url) as broker:
         consumer = broker.consumer(
             "payments",
@@ -40,7 +42,11 @@ async def main(url: str = "memory://") -> None:
             concurrency=4,
             retry=RetryPolicy(attempts=3, first=0.1),  # without the breaker orders would be dead letters soon
             # Outermost first: what was charged before tells the breaker nothing, and takes nobody's place
-            middleware=[deduplicate(MemoryStore()), breaker, throttle(3, per=0.1)],
+            middleware=[
+                deduplicate(MemoryStore()),
+                circuit_breaker(failures=2, reset=0.1),
+                throttle(3, per=0.1),
+            ],
         )
 
         def status() -> str:
@@ -49,8 +55,7 @@ async def main(url: str = "memory://") -> None:
         async with consumer:
             print(f"at first: {status()}")
             await broker.producer().publish_batch([*ORDERS, *ORDERS[:5]])  # five of them come twice
-            while breaker.state != "open":
-                await asyncio.sleep(0.001)
+            await partner.missed.wait()
             print(f"down: {status()}")
             partner.down = False  # somebody has seen to it
             await partner.all_charged.wait()
