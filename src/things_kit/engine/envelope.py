@@ -268,6 +268,38 @@ class Envelope:
             return _foreign(bare, pairs, identity, moment)
         return packed.onto(message), packed
 
+    def usual(
+        self,
+        topic: str,
+        value: bytes | None,
+        pairs: Collection[tuple[str, bytes | None]],
+        key: bytes | None,
+        partition: int,
+        offset: int,
+    ) -> Message | None:
+        """What `message` makes of one that is as our producers send nearly all of them; None of any other.
+
+        It has a value, an id, a time, and fields in bytes whose names were seen before.
+        """
+        headers: dict[str, str] = {}
+        known, own, stamp = self._known, None, None
+        try:
+            for name, raw in pairs:
+                if name == ID:
+                    own = raw.decode()  # type: ignore[union-attr] # null is an AttributeError
+                elif name == TIME:
+                    stamp = raw
+                elif name in known:
+                    headers[name] = raw.decode()  # type: ignore[union-attr]
+                else:
+                    return None
+            if own is None or stamp is None or value is None:
+                return None
+            when = self._times.get(stamp) or self._time(stamp)
+        except NOT_OURS:
+            return None
+        return Message(topic, value, key, headers, partition, offset, when, own)
+
     def _sort_out(self, headers: dict[str, Any]) -> dict[str, str] | None:
         """Take fields of ours out of the headers. Programs use few names, so those that are none are kept."""
         rest = {name: headers.pop(name) for name in [*headers] if is_own(name)}

@@ -204,9 +204,11 @@ class Pump:
                 self._told, self._told_at = credit, asyncio.get_running_loop().time()
                 receiver.credit(credit)
             self._room.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait or WAIT):
-                    await self._room.wait()
+            again = asyncio.get_running_loop().call_later(wait or WAIT, self._room.set)
+            try:
+                await self._room.wait()
+            finally:
+                again.cancel()
 
     def _worth_telling(self, credit: int, held: int) -> float | None:
         """In how many seconds this is to be told; None: not at all."""

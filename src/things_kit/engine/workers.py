@@ -136,25 +136,35 @@ class Workers:
         worker.task.add_done_callback(self._ended)
 
     def wake(self) -> None:
-        """Deliveries have become ready."""
+        """Deliveries have become ready. One worker begins, and the others if it has left anything when the loop goes on."""
+        if self.ready and self._idle:
+            self._rouse(1)
+            if self._idle and len(self.ready) > 1:
+                asyncio.get_running_loop().call_soon(self._wake_others)
+
+    def _wake_others(self) -> None:
+        self._rouse(len(self.ready))  # nothing, where handlers never wait: one worker took it all
+
+    def _rouse(self, most: int) -> None:
         idle = self._idle
-        for _ in range(min(len(self.ready), len(idle))):
+        while idle and most > 0:
             waiter = idle.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+                most -= 1
 
     def pause(self, paused: bool) -> None:
         """Begin nothing while this is set."""
         self._paused = paused
         self._look()
         if not paused:
-            self._wake_all()
+            self._rouse(len(self._idle))
 
     def isolate(self, delivery: Delivery, prepare: Prepare, *, first: bool = False) -> None:
         """Handle it while nothing else is being handled, if `prepare` still says so when its turn has come."""
         (self._alone.appendleft if first else self._alone.append)((delivery, prepare))
         self._look()
-        self._wake_all()
+        self._rouse(len(self._idle))
 
     def drop(self, which: Which) -> list[Delivery]:
         """Take these out of what is to be handled alone; returns them."""
@@ -166,12 +176,6 @@ class Workers:
     def _look(self) -> None:
         """See whether workers may take what is ready."""
         self._held = self._stopping or self._paused or bool(self._alone) or self._solitary is not None
-
-    def _wake_all(self) -> None:
-        while self._idle:
-            waiter = self._idle.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
 
     @property
     def active(self) -> int:
@@ -223,7 +227,7 @@ class Workers:
         self._stopping = self._held = True
         self.ready.clear()
         self._alone.clear()
-        self._wake_all()
+        self._rouse(len(self._idle))
 
     async def stop(self, drain: float) -> None:
         """Begin nothing more, give what has begun `drain` seconds to finish, then cancel it."""
@@ -272,7 +276,7 @@ class Workers:
         finally:
             self._solitary = None
             self._look()
-            self._wake_all()
+            self._rouse(len(self._idle))
 
     async def _busy_period(self, worker: Worker) -> None:
         """Handle what is ready, until that is nothing or a handler has changed a context variable."""

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
+from operator import attrgetter
 from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -18,7 +19,7 @@ from things_kit.brokers.kafka.standing import Standing
 from things_kit.brokers.kafka.thread import POLL, ReceivingThread
 from things_kit.brokers.kafka.wire import unpack
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
-from things_kit.engine.offsets import Offsets
+from things_kit.engine.offsets import Offsets, finish_each
 
 log = logging.getLogger("things_kit.kafka")
 
@@ -44,6 +45,8 @@ GATHER: Final = 0.005
 
 GOODBYE: Final = 2.0
 """Seconds that the last commit may take."""
+
+_token: Final = attrgetter("token")
 
 
 class KafkaReceiver(ReceivingThread):
@@ -131,9 +134,7 @@ class KafkaReceiver(ReceivingThread):
         """Note what is finished; the thread commits it. What is released is not, so it comes again after us."""
         if self.failure is not None:
             raise self.failure
-        for delivery in acknowledged:
-            offsets, offset = delivery.token
-            offsets.finish(offset)
+        finish_each(map(_token, acknowledged))
         self._acknowledged += len(acknowledged)
         self._wanted.set()  # there is room
 
@@ -203,10 +204,11 @@ class KafkaReceiver(ReceivingThread):
         self._full_since = None
         if self._paused:
             self._pause(False)
-        # Asked for many, consume() waits for all of them, or for its whole timeout: so first for one
-        records = self._consumer.consume(1, self._poll)
-        if records and most > 1:
-            records += self._consumer.consume(most - 1, 0)
+        # Asked for many, consume() waits for all of them, or for its whole timeout: so first for what is there, then for one
+        consume = self._consumer.consume
+        records = consume(most, 0)
+        if not records and (records := consume(1, self._poll)) and most > 1:
+            records += consume(most - 1, 0)
         self._emptied += len(records) < most
         self._take(records)
 

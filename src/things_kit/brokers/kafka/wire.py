@@ -42,7 +42,7 @@ def _fit(headers: Mapping[str, str], identity: str | None) -> bool:
 ENVELOPE: Final = Envelope(
     lambda name, text: "\0" not in name and "\0" not in text, fits=_fit, binary=True, events=("ce_",)
 )
-_read: Final = ENVELOPE.message
+_usual: Final = ENVELOPE.usual
 
 
 class Clock:
@@ -103,12 +103,15 @@ def unpack_one(record: Record) -> Message:
 
 
 def _message(record: Record, topic: str, partition: int, offset: int) -> Message:
-    value: Any = record.value()
     try:
-        message, _ = _read(topic, value, record.headers() or (), record.key(), partition, offset)  # type: ignore[arg-type] # a list
+        pairs: Any = record.headers() or ()
     except SystemError:  # how the client fails at a name that is no UTF-8
-        message, _ = _read(topic, value, (), record.key(), partition, offset)
-    if message.id is None or message.timestamp is None or value is None:
+        pairs = ()
+    value: Any = record.value()
+    key: Any = record.key()
+    message = _usual(topic, value, pairs, key, partition, offset)
+    if message is None:
+        message, _ = ENVELOPE.message(topic, value, pairs, key, partition, offset)
         return _completed(message, record)
     return message
 
