@@ -201,6 +201,34 @@ async def test_a_store_that_is_away_costs_no_attempt_and_is_said_once(
     ]
 
 
+@pytest.mark.parametrize("store", ["async engine", "engine"], indirect=True)
+async def test_a_missing_table_is_said_at_start(store: Any) -> None:
+    async with connect("memory://") as broker:
+        consumer = broker.consumer("orders", group="g", handler=Recorder(), middleware=[deduplicate(store)])
+        with pytest.raises(
+            ConfigError, match="the table things_kit_deduplicate of deduplicate is missing in sqlite"
+        ):
+            await consumer.start()
+
+
+async def test_a_store_that_is_away_at_start_is_waited_for(tmp_path: Path) -> None:
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{tmp_path}/folder/marks.db"
+    )  # there is no such folder yet
+    recorder, once = Recorder(), deduplicate(engine)
+    async with (
+        connect("memory://") as broker,
+        broker.consumer("orders", group="g", handler=recorder, middleware=[once]) as consumer,
+    ):
+        assert [each.state for each in consumer.health().middleware] == ["store away"]
+        (tmp_path / "folder").mkdir()
+        await once.create()
+        await broker.producer().publish_batch(copies(1, "1"))
+        await recorder.until_done(1, 10)
+        assert [each.state for each in consumer.health().middleware] == ["ready"]
+    await engine.dispose()
+
+
 async def test_what_was_handled_is_no_failure_though_it_could_not_be_noted() -> None:
     class Forgetful(MemoryStore):
         async def done(self, mark: str, owner: str, window: float, /) -> None:

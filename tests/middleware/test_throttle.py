@@ -215,6 +215,66 @@ async def test_middleware_is_bound_to_its_consumer_at_start() -> None:
             assert consumer.paused
 
 
+@virtual
+async def test_middleware_may_be_made_for_each_consumer() -> None:
+    class Named:
+        """Notes for whom each message was handled."""
+
+        def __init__(self, group: str = "nobody") -> None:
+            self.group = group
+
+        async def bind(self, consumer: Any) -> "Named":
+            await asyncio.sleep(0)
+            return Named(consumer.group)
+
+        def __call__(self, handle: Handle) -> Handle:
+            async def noted(each: Message) -> None:
+                handled.append((self.group, each.value))
+                await handle(each)
+
+            return noted
+
+        def handle_batch(self, handle: Any) -> Any:
+            async def noted(messages: list[Message]) -> None:
+                handled.append((f"{self.group} in batches", messages[0].value))
+                await handle(messages)
+
+            return noted
+
+    async def handle_list(messages: list[Message]) -> None: ...
+
+    handled: list[tuple[str, bytes]] = []
+    driver, named = StubDriver(), Named()
+    driver.put(Message("t", b"1", id="1"), Message("u", b"2", id="2"), Message("v", b"3", id="3"))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="a", handler=Recorder(), middleware=[named]),
+        broker.consumer("u", group="b", handler=Recorder(), middleware=[named]),
+        broker.consumer("v", group="c", handler=handle_list, batch=Batch(size=1), middleware=[named]),
+    ):
+        await until(lambda: len(driver.acknowledged) == 3)
+    assert sorted(handled) == [("a", b"1"), ("b", b"2"), ("c in batches", b"3")]
+
+
+@virtual
+async def test_middleware_that_refuses_its_consumer_lets_nothing_begin() -> None:
+    class Refusing:
+        async def bind(self, consumer: Any) -> None:
+            raise ConfigError(f"not {consumer.group}")
+
+        def __call__(self, handle: Handle) -> Handle:
+            return handle
+
+    driver, recorder = StubDriver(), Recorder()
+    driver.put(message("1"))
+    async with broker_of(driver) as broker:
+        consumer = broker.consumer("t", group="g", handler=recorder, middleware=[Refusing()])
+        with pytest.raises(ConfigError, match="not g"):
+            await consumer.start()
+        assert not broker.consumers
+    assert not recorder.seen
+
+
 async def test_what_is_put_off_is_no_attempt_in_the_figures() -> None:
     reader = InMemoryMetricReader()
     metrics = Metrics(MeterProvider([reader]))

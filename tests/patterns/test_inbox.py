@@ -249,7 +249,9 @@ async def test_mistakes_are_said_at_the_start(tmp_path: Path) -> None:
         inbox.session()
     async with connect("memory://") as broker:
         with pytest.raises(ConfigError, match="needs an outbox"):
-            broker.consumer("orders", group="g", handler=handle, middleware=[inbox], publish=bills)
+            await broker.consumer(
+                "orders", group="g", handler=handle, middleware=[inbox], publish=bills
+            ).start()
         with pytest.raises(ConfigError, match="table of marks cannot be read"):
             await broker.consumer("orders", group="g", handler=handle, middleware=[inbox]).start()
     await engine.dispose()

@@ -6,6 +6,7 @@ from typing import Any
 
 from things_kit.engine.driver import Delivery
 from things_kit.engine.lanes import Lane
+from things_kit.engine.pipeline import Steps
 from things_kit.engine.state import State
 from things_kit.engine.workers import Cancelled, Worker, Workers
 from things_kit.messaging.handler import HandleBatch
@@ -21,16 +22,19 @@ class BatchWorkers(Workers):
 
     def __init__(
         self,
-        handle_batch: HandleBatch,
         *,
         size: int,
         wait: float,
         **common: Any,
     ) -> None:
-        super().__init__(self._one, self._one, **common)
-        self._handle_batch = handle_batch
+        super().__init__(**common)
         self._size = size
         self._wait = wait
+
+    def start_lists(self, handle_batch: HandleBatch) -> None:
+        """Start the workers, which call this with each list."""
+        self._handle_batch = handle_batch
+        self.start(Steps(self._one, self._one))
 
     async def _one(self, message: Message) -> None:
         """What is handled alone is a batch of its own."""

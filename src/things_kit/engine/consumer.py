@@ -1,10 +1,12 @@
 """The consumer: wires pumps, workers and outcomes together, and drains them."""
 
 import asyncio
+import functools
 import logging
 import random
 import uuid
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 import msgspec
@@ -13,12 +15,12 @@ from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
 from things_kit.engine.driver import SendsLater, Subscription
-from things_kit.engine.fitting import FittedMiddleware, states_of
+from things_kit.engine.fitting import bound, provided_by, states_of
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes
-from things_kit.engine.pipeline import compile_batch_handler, compile_steps
+from things_kit.engine.pipeline import check_middleware, compile_batch_handler, compile_steps
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
 from things_kit.engine.results import Publishing
@@ -30,7 +32,7 @@ from things_kit.engine.transmission import Transmission
 from things_kit.engine.window import Window
 from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ClosedError, ConfigError
-from things_kit.messaging.handler import ChecksTopics, Fitting
+from things_kit.messaging.handler import ChecksTopics, Middleware
 from things_kit.messaging.health import ConsumerHealth, MiddlewareState
 from things_kit.messaging.instrument import Instrument, WatchesConsumers
 from things_kit.messaging.names import DEAD_LETTER_GROUP
@@ -80,6 +82,7 @@ class BrokerConsumer:
         width = options.concurrency * (1 if options.batch is None else options.batch.size)
         self._window = Window(width, lambda: self._workers.active)
         self._paused = False
+        self._middleware: Sequence[Middleware] = options.middleware
         self._unwatch: list[Callable[[], None]] = []
         self._stop: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -87,33 +90,34 @@ class BrokerConsumer:
 
     def _compile(self) -> None:
         options, endpoint = self.options, self._transmission.url.endpoint
-        instruments = self._instruments
         topics = [options.contracts.get(name, name) for name in options.topics]
         if isinstance(options.handler, ChecksTopics):
             options.handler.check_topics(topics)
-        fitted = self._fitted = FittedMiddleware(
-            options.middleware, Fitting(self.group, options.publish is not None)
-        )
+        common: dict[str, Any] = {
+            "topics": topics,
+            "transforms": options.transforms,
+            "provides": provided_by(options.middleware),
+        }
         if options.batch is None:
-            outside = [each.handling(endpoint, options.group) for each in instruments]
+            for wrap in options.middleware:
+                check_middleware(wrap)
             publish = None if options.publish is None else Publishing(options.publish, self.group)
-            self._steps = compile_steps(
-                options.handler,
-                [*outside, *fitted.single],
-                topics=topics,
-                publish=publish,
-                transforms=options.transforms,
-                provides=fitted.provides,
-            )
+            self._steps = compile_steps(options.handler, publish=publish, **common)
+            self._outside = [each.handling(endpoint, options.group) for each in self._instruments]
         else:
-            wraps = [each.handling_batches(endpoint, options.group) for each in instruments]
-            self._handle_batch = compile_batch_handler(
-                options.handler,
-                [*wraps, fitted.around_batch],
-                topics=topics,
-                transforms=options.transforms,
-                provides=fitted.provides,
-            )
+            self._handle_batch = compile_batch_handler(options.handler, **common)
+            self._lists = [each.handling_batches(endpoint, options.group) for each in self._instruments]
+
+    async def _bind(self) -> Callable[[], None]:
+        """Tell the middleware of us, and put it around the handler. Returns what starts the workers. Raises ConfigError."""
+        self._middleware = await bound(self.options.middleware, self)
+        workers = self._workers
+        if not isinstance(workers, BatchWorkers):
+            return functools.partial(workers.start, self._steps([*self._outside, *self._middleware]))
+        handle = self._handle_batch
+        for wrap in reversed([*self._lists, *map(attrgetter("handle_batch"), self._middleware)]):
+            handle = wrap(handle)
+        return functools.partial(workers.start_lists, handle)
 
     # --- lifecycle
 
@@ -131,9 +135,6 @@ class BrokerConsumer:
             return
         if self._state != "new":
             raise ClosedError("the consumer was stopped; make a new one")
-        for wrap in self.options.middleware:
-            if callable(bind := getattr(wrap, "bind", None)):
-                bind(self)
         self._started_hook(self)
         self._state = "running"
         self._unwatch = [
@@ -143,9 +144,10 @@ class BrokerConsumer:
         ]
         try:
             await self._prepare()
+            start_workers = await self._bind()
             await self._declare()
             self._raise_if_stopped()
-            self._workers.start()
+            start_workers()
             self._pumps = [pump for topic in self.options.topics for pump in self._make_pumps(topic)]
             self._tell_paused()
             self._runs = [asyncio.create_task(pump.run(), name=f"{self._name} run") for pump in self._pumps]
@@ -207,6 +209,11 @@ class BrokerConsumer:
     def batch(self) -> Batch | None:
         """How it hands out lists; None where it handles one message a call."""
         return self.options.batch
+
+    @property
+    def publishes(self) -> bool:
+        """Whether what its handler returns is published."""
+        return self.options.publish is not None
 
     @property
     def paused(self) -> bool:
@@ -284,7 +291,7 @@ class BrokerConsumer:
     @property
     def middleware_states(self) -> tuple[MiddlewareState, ...]:
         """How its middleware is, where that has a state."""
-        return states_of(self.options.middleware)
+        return states_of(self._middleware)
 
     @property
     def address(self) -> str:
@@ -314,7 +321,6 @@ class BrokerConsumer:
             await self._transmission.prepare(topic)
         if self.options.publish is not None:
             await self._transmission.prepare(self.options.publish)
-        await self._fitted.start()
 
     async def _declare(self) -> None:
         for topic in self.options.topics:
@@ -338,9 +344,9 @@ class BrokerConsumer:
             "name": self._name,
         }
         if options.batch is None:
-            return Workers(*self._steps, **common)
+            return Workers(**common)
         size, wait = options.batch.size, seconds(options.batch.wait, "Batch.wait")
-        return BatchWorkers(self._handle_batch, size=size, wait=wait, **common)
+        return BatchWorkers(size=size, wait=wait, **common)
 
     def _make_pumps(self, topic: str) -> list[Pump]:
         options = self.options

@@ -10,7 +10,7 @@ from msgspec import Meta
 from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import AnyHandler, FitsConsumer, Middleware
+from things_kit.messaging.handler import AnyHandler, Middleware
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds
 from things_kit.messaging.topic import Topic, topic_name
 from things_kit.messaging.transform import Transform, checked_transforms
@@ -219,7 +219,7 @@ def _listed(middleware: object) -> tuple[Any, ...]:
 
 def _wraps_lists(middleware: Sequence[object]) -> None:
     for wrap in middleware:
-        if not isinstance(wrap, FitsConsumer) and not callable(getattr(wrap, "handle_batch", None)):
+        if not callable(getattr(wrap, "handle_batch", None)):
             name = getattr(wrap, "__name__", repr(wrap))
             raise ConfigError(
                 f"the middleware {name} wraps the handling of one message; with batch it needs a method handle_batch"

@@ -72,18 +72,18 @@ def compile_handler(
 
 def compile_steps(
     handler: AnyHandler,
-    middleware: Sequence[Middleware] = (),
     *,
     topics: Topics = (),
     publish: Publishing | None = None,
     transforms: Sequence[Transform] = (),
     provides: Provides = NOTHING,
-) -> Steps:
+) -> Callable[[Sequence[Middleware]], Steps]:
     """The same for a consumer, whose handler's answers and results go somewhere: by raising `Results`.
+
+    Returns what puts middleware around it, once there is such, outermost first.
 
     Args:
         handler: What handles; whoever calls passes what it returns to `refuse_unrun`.
-        middleware: What is around it.
         topics: What it is for, by name or contract.
         publish: Where its results go.
         transforms: What was done to values of topics that say nothing of it themselves.
@@ -94,13 +94,17 @@ def compile_steps(
     """
     step, name = _innermost(handler, topics, transforms, provides)
     collected = collecting(step, name, publish)
-    if publish is not None:
-        whole = raising(_around(middleware, collected))
-        return Steps(whole, whole)
-    if not middleware:
-        return Steps(step, raising(collected))
-    handle = _around(middleware, by_kind(ran(step, name), collected))
-    return Steps(handle, raising(handle))
+
+    def around(middleware: Sequence[Middleware]) -> Steps:
+        if publish is not None:
+            whole = raising(_around(middleware, collected))
+            return Steps(whole, whole)
+        if not middleware:
+            return Steps(step, raising(collected))
+        handle = _around(middleware, by_kind(ran(step, name), collected))
+        return Steps(handle, raising(handle))
+
+    return around
 
 
 def _innermost(
@@ -205,7 +209,6 @@ def _wrapped(wrap: Middleware, handle: Handle) -> Handle:
 
 def compile_batch_handler(
     handler: AnyHandler,
-    wraps: Sequence[Callable[[HandleBatch], HandleBatch]] = (),
     *,
     topics: Topics = (),
     transforms: Sequence[Transform] = (),
@@ -213,8 +216,8 @@ def compile_batch_handler(
 ) -> HandleBatch:
     """One async function of a list of messages, from a handler that takes a list of messages or payloads.
 
-    `wraps` are put around it, outermost first; `topics` are what it is for, by name or contract, and `transforms` what was
-    done to values of those that say nothing of it themselves.
+    `topics` are what it is for, by name or contract, and `transforms` what was done to values of those that say nothing of it
+    themselves.
 
     Raises:
         ConfigError: The handler is none, or does not take a list.
@@ -236,8 +239,6 @@ def compile_batch_handler(
         handle = _opening_batches(handle, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
         handle = batch_undone_first(handle, undo)
-    for wrap in reversed(wraps):
-        handle = wrap(handle)
     return handle
 
 

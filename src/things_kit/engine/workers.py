@@ -10,6 +10,7 @@ from itertools import cycle
 from typing import Any, Final, TypeAlias
 
 from things_kit.engine.driver import Delivery, Which
+from things_kit.engine.pipeline import Steps
 from things_kit.engine.state import HANDLING
 from things_kit.engine.threads import HandlerThreads, threads
 from things_kit.engine.unrun import refuse_unrun
@@ -92,8 +93,6 @@ class Workers:
 
     def __init__(
         self,
-        handle: Callable[[Message], Awaitable[object]],
-        request: Callable[[Message], Awaitable[object]],
         *,
         concurrency: int,
         timeout: float | None,
@@ -102,8 +101,6 @@ class Workers:
         name: str,
     ) -> None:
         self.ready: deque[Delivery] = deque()
-        self._handle = handle
-        self._request = request
         self._concurrency = concurrency
         self._timeout = timeout
         self._starved = starved
@@ -118,8 +115,10 @@ class Workers:
         self._paused = self._stopping = False
         self._held = False  # whether anything keeps workers from what is ready
 
-    def start(self) -> None:
-        """Start the workers."""
+    def start(self, steps: Steps) -> None:
+        """Start the workers, which call these with each message."""
+        self._handle: Callable[[Message], Awaitable[object]] = steps.plain
+        self._request: Callable[[Message], Awaitable[object]] = steps.request
         for number in range(self._concurrency):
             worker = Worker()
             worker.context = copy_context()

@@ -19,6 +19,10 @@ class Bound(Protocol):
         """How it hands out lists; None where it handles one message a call."""
 
     @property
+    def publishes(self) -> bool:
+        """Whether what its handler returns is published."""
+
+    @property
     def paused(self) -> bool:
         """Whether it is paused."""
 

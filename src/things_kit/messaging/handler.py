@@ -1,8 +1,7 @@
 """What a user writes: something that handles a message, and what may be wrapped around it."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Concatenate, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Concatenate, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from things_kit.messaging.message import Message
 
@@ -43,47 +42,24 @@ class HasState(Protocol):
         """One of a few words. It may be asked for in any thread."""
 
 
-class FitsConsumer(ABC):
-    """Middleware that is made for each consumer: it knows whose messages it sees, and may give handlers what they ask for."""
+@runtime_checkable
+class FillsParameters(Protocol):
+    """Middleware that gives handlers what they ask for by the types of their parameters."""
 
-    @abstractmethod
-    def fitted(self, fitting: "Fitting") -> "Fitted":
-        """What is around the handler of this consumer. Raises ConfigError where it cannot be."""
-
-    @abstractmethod
     def provides(self) -> Mapping[type, Callable[[], Any]]:
         """By type, what a handler's parameter of that type is filled with, at each call."""
-
-    @abstractmethod
-    def __call__(self, handle: "Handle", /) -> "Handle":
-        """Around what is no consumer's handler."""
-
-
-class Fitting(NamedTuple):
-    """What a consumer tells of itself: as whom it reads, and whether it publishes results."""
-
-    group: str
-    publishes: bool
-
-
-class Fitted(Protocol):
-    """Middleware of one consumer."""
-
-    async def start(self) -> None:
-        """Called before the first message. Raises ConfigError."""
-
-    def around(self, handle: "Handle") -> "Handle":
-        """Around a handler of single messages."""
-
-    def around_batch(self, handle: "HandleBatch") -> "HandleBatch":
-        """Around a handler of lists."""
 
 
 Handle: TypeAlias = Callable[[Message], Awaitable[None]]
 """One step of a pipeline: middleware, decoding and the handler itself all come down to this."""
 
 Middleware: TypeAlias = Callable[[Handle], Handle]
-"""Wraps a step into another; called once, at start."""
+"""Wraps a step into another; called once, at start.
+
+Middleware may have two methods more. `handle_batch(next)` wraps the handling of a list. `bind(consumer)`, which may be async,
+is called before, with the `Bound` that it will see messages of: it may raise ConfigError, and may return middleware of this
+consumer's own, which is used in its place.
+"""
 
 HandleBatch: TypeAlias = Callable[[list[Message]], Awaitable[None]]
 """Handles a list; raises BatchError for those that failed, anything else if all did."""

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, Literal
@@ -65,11 +65,22 @@ class Deduplicate:
         if make is not None:
             await make()
 
-    def bind(self, consumer: Bound) -> None:
-        """Learn the group. Raises ConfigError where it is another's already."""
+    async def bind(self, consumer: Bound) -> None:
+        """Learn the group, and look at the store.
+
+        Raises ConfigError where it is another group's already, or the store lacks its table. A store that is away is waited for.
+        """
         if self._group is not None and self._group != consumer.group:
             raise ConfigError("a deduplicate is of one group: make another one for the other consumer")
         self._group = consumer.group
+        look: Callable[[], Awaitable[None]] | None = getattr(self._marks, "look", None)
+        try:
+            if look is not None:
+                await look()
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it says, messages wait for it as they do later
+            self._is_away(error)
 
     def __call__(self, handle: Handle) -> Handle:
         """Around the handling of one message."""

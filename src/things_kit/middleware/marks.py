@@ -11,7 +11,10 @@ Claim: TypeAlias = Literal["ours", "done", "taken"]
 
 @runtime_checkable
 class Marks(Protocol):
-    """A store of marks, each with its owner and when it expires; all durations are in seconds."""
+    """A store of marks, each with its owner and when it expires; all durations are in seconds.
+
+    It may have `async look()` too, called at a consumer's start: it raises ConfigError where the store cannot be used as it is.
+    """
 
     async def claim(self, mark: str, owner: str, lease: float, /) -> Claim:
         """Make the mark, if nobody has it; of two who ask at once one gets it."""

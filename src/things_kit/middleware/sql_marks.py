@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     delete,
     insert,
+    inspect,
     select,
     update,
 )
@@ -86,6 +87,14 @@ class SQLMarks:
         """See `Marks.release`."""
         mine = (table.c.mark == mark) & (table.c.owner == owner)
         await self._run(lambda connection: connection.execute(delete(table).where(mine)))
+
+    async def look(self) -> None:
+        """Raises ConfigError where the table is missing."""
+        if not await self._run(lambda connection: inspect(connection).has_table(table.name)):
+            raise ConfigError(
+                f"the table {table.name} of deduplicate is missing in {self._engine.url!r}: await its create(), or give "
+                "Alembic things_kit.middleware.sql_marks.metadata"
+            )
 
     async def create(self) -> None:
         """Make the table where it is missing."""

@@ -44,7 +44,7 @@ class Consuming:
         name = inbox.engine.url.database if inbox.dialect == "sqlite" else None
         self._file = Path(name).resolve() if name else None
 
-    async def start(self) -> None:
+    async def look(self) -> None:
         """Look whether the table is there. Raises ConfigError."""
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - whoever has an engine has it
 
@@ -59,7 +59,7 @@ class Consuming:
         finally:
             await transaction.end(commit=False)
 
-    def around(self, handle: Handle) -> Handle:
+    def __call__(self, handle: Handle) -> Handle:
         """Handle what has no mark, in one transaction with its mark."""
 
         async def handled(message: Message) -> None:
@@ -73,7 +73,7 @@ class Consuming:
 
         return handled
 
-    def around_batch(self, handle: HandleBatch) -> HandleBatch:
+    def handle_batch(self, handle: HandleBatch) -> HandleBatch:
         """Handle those of a list that have no mark, in one transaction with their marks."""
 
         async def handled(messages: list[Message]) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from things_kit.engine.clock import steady
+from things_kit.messaging.consumer import Bound
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import FitsConsumer, Fitting, Handle
+from things_kit.messaging.handler import Handle, HandleBatch
 from things_kit.messaging.policy import Seconds, seconds
 from things_kit.patterns.inbox.consuming import Consuming
 from things_kit.patterns.inbox.marks import SWEPT, Marks
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+UNBOUND: Final = "an inbox belongs to a consumer: broker.consumer(..., middleware=[inbox])"
 
-class Inbox(FitsConsumer):
+
+class Inbox:
     """Middleware that has each message handled once, as far as its effects are in one database.
 
     The mark (group, topic, id) is written in one transaction with what the handler does; a message that is marked is
@@ -78,13 +81,18 @@ class Inbox(FitsConsumer):
 
     # --- as middleware
 
-    def fitted(self, fitting: Fitting) -> Consuming:
-        """Around the handler of one consumer. Raises ConfigError for results that nothing would publish."""
-        if fitting.publishes and self.outbox is None:
+    async def bind(self, consumer: Bound) -> Consuming:
+        """What is around the handler of one consumer.
+
+        Raises ConfigError for results that nothing would publish, and where the table of marks is missing.
+        """
+        if consumer.publishes and self.outbox is None:
             raise ConfigError(
                 "with an inbox, publish= needs an outbox, so that results are in the same transaction: say Inbox(outbox=...)"
             )
-        return Consuming(self, fitting.group)
+        consuming = Consuming(self, consumer.group)
+        await consuming.look()
+        return consuming
 
     def provides(self) -> Mapping[type, Callable[[], Any]]:
         """The session, for a parameter of its type."""
@@ -95,7 +103,11 @@ class Inbox(FitsConsumer):
 
     def __call__(self, handle: Handle, /) -> Handle:
         """Refuse to be around what has no group: a mark is a group's. Raises ConfigError."""
-        raise ConfigError("an inbox belongs to a consumer: broker.consumer(..., middleware=[inbox])")
+        raise ConfigError(UNBOUND)
+
+    def handle_batch(self, handle: HandleBatch, /) -> HandleBatch:
+        """The same for lists."""
+        raise ConfigError(UNBOUND)
 
     # --- the marks
 
