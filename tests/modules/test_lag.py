@@ -50,7 +50,9 @@ def reader() -> Iterator[InMemoryMetricReader]:
     reader.shutdown()
 
 
-def lags(reader: InMemoryMetricReader) -> dict[tuple[Any, Any], int | float]:
+def lags(
+    reader: InMemoryMetricReader, name: str = "things_kit.consumer.lag", unit: str = "{message}"
+) -> dict[tuple[Any, Any], int | float]:
     """What the gauge says, by topic and group."""
     data = reader.get_metrics_data()
     metrics = [
@@ -58,11 +60,11 @@ def lags(reader: InMemoryMetricReader) -> dict[tuple[Any, Any], int | float]:
         for resource in (data.resource_metrics if data else ())
         for scope in resource.scope_metrics
         for metric in scope.metrics
-        if metric.name == "things_kit.consumer.lag"
+        if metric.name == name
     ]
     found: dict[tuple[Any, Any], int | float] = {}
     for metric in metrics:
-        assert metric.unit == "{message}"
+        assert metric.unit == unit
         for point in metric.data.data_points:
             said = dict(point.attributes or {})
             key = said["messaging.destination.name"], said["messaging.consumer.group.name"]

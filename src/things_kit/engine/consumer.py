@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from things_kit.engine.ages import ages_of
 from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
@@ -251,7 +252,13 @@ class BrokerConsumer:
             reason=self._trouble(now, oldest),
             put_off=self.put_off,
             middleware=self.middleware_states,
+            age=max(self.ages().values()),
         )
+
+    def ages(self) -> dict[str, float]:
+        """Of each topic for how many seconds the oldest message in hand has been published; 0 where none is."""
+        inboxes = (pump.inbox for pump in self._pumps if pump.inbox is not None)
+        return ages_of(self.options.topics, inboxes)
 
     def _trouble(self, now: float, oldest: float | None) -> str | None:
         if self._broken is not None:

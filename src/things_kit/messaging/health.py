@@ -30,6 +30,7 @@ class ConsumerHealth(msgspec.Struct, frozen=True):
         reason: Why it is not well; None where it is.
         put_off: How many of those in flight wait by `Later`.
         middleware: Of its middleware, outermost first, that which has a state: how it is.
+        age: For how many seconds the oldest of them has been published; 0 where there is none.
     """
 
     topics: tuple[str, ...]
@@ -41,6 +42,7 @@ class ConsumerHealth(msgspec.Struct, frozen=True):
     reason: str | None = None
     put_off: int = 0
     middleware: tuple[MiddlewareState, ...] = ()
+    age: float = 0.0
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -44,6 +44,9 @@ STATE_OF: Final = "things_kit.middleware.name"
 STATE_IS: Final = "things_kit.middleware.state"
 """Ours: a gauge that is 1 for the state that a middleware has."""
 
+AGE: Final = "things_kit.consumer.age"
+"""Ours as well: how long the oldest message in hand has been published."""
+
 BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Seconds: the bounds that the conventions want for both durations."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # what an app does not need to be described is not imported for its types
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import (
     TYPE_CHECKING,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from things_kit.messaging.message import Message
     from things_kit.messaging.policy import Discard, RetryPolicy, Seconds
     from things_kit.messaging.topic import Topic
+    from things_kit.patterns.outbox.relay import Relay
     from things_kit.patterns.periodic import Every
 
 CONSUMES: Final = "__things_kit_consumes__"
@@ -234,14 +236,14 @@ class App(Decorators, kit.App):
         worker: Which of the workers of `things-kit run --workers N` it runs in, from 1.
     """
 
-    def __init__(self, *parts: Part, stop_timeout: float = STOP_TIMEOUT) -> None:
+    def __init__(self, *parts: Part | Relay, stop_timeout: float = STOP_TIMEOUT) -> None:
         """Put an app together; nothing is made or checked before it starts.
 
         Args:
-            parts: Modules, and what `provide` and `invoke` return.
+            parts: Modules, what `provide` and `invoke` return, and relays of an outbox.
             stop_timeout: The most seconds that stopping one hook may take that does not say itself.
         """
-        super().__init__(*parts, stop_timeout=stop_timeout)
+        super().__init__(*map(_as_part, parts), stop_timeout=stop_timeout)
         self.marks = []
         self.ticks = []
         self.published: list[Topic[Any]] = []
@@ -286,12 +288,21 @@ class App(Decorators, kit.App):
 class Module(Decorators, parts.Module):
     """Parts under a name, to which `@module.on(topic, group=...)` adds consumers. Made by `module`."""
 
-    def __init__(self, name: str, parts: Sequence[Part], place: Place) -> None:
-        super().__init__(name, parts, place)
+    def __init__(self, name: str, parts: Sequence[Part | Relay], place: Place) -> None:
+        super().__init__(name, [_as_part(part) for part in parts], place)
         self.marks = []
         self.ticks = []
 
 
-def module(name: str, *parts: Part) -> Module:
+def module(name: str, *parts: Part | Relay) -> Module:
     """Parts under a name: give it to an `App`, or to another module. Giving it twice is fine."""
     return Module(name, parts, caller())
+
+
+def _as_part(part: Part | Relay) -> Part:
+    known = sys.modules.get("things_kit.patterns.outbox.relay")  # who has a relay has imported it
+    if known is None or not isinstance(part, known.Relay):
+        return part  # type: ignore[return-value] # it is no relay
+    from things_kit.modules.relays import RelayPart  # noqa: PLC0415 - of those who use it
+
+    return RelayPart(part)

@@ -16,6 +16,7 @@ from things_kit.engine.broker import Broker
 from things_kit.messaging.health import Health
 from things_kit.modules.instruments import MetricsPage
 from things_kit.modules.pulse import Pulse
+from things_kit.modules.relays import brokers_of, relays_of
 
 PATIENCE: Final = 6.0
 """Seconds within which the app must say whether it is ready: a broker has five to answer."""
@@ -88,10 +89,13 @@ class Pages:
         )
 
     async def _readiness(self) -> dict[str, Any]:
-        brokers = self._app.made(Broker)
+        brokers, relays = brokers_of(self._app), relays_of(self._app)
         healths = await asyncio.gather(*map(_health, brokers))
+        relaying = await asyncio.gather(*(relay.health() for relay in relays if relay.brokers))
         state = self._app.state
-        reason = next((health.reason for health in healths if not health.ok), None)
+        reasons = [each.reason for each in healths if not each.ok]
+        reasons += [each.reason for each in relaying if not each.ok]
+        reason = next(iter(reasons), None)
         if reason is None and state != "running":
             reason = f"the app is {state}"
         return {
@@ -102,6 +106,7 @@ class Pages:
                 {"url": broker.url.display, **msgspec.to_builtins(health)}
                 for broker, health in zip(brokers, healths, strict=True)
             ],
+            "relays": [msgspec.to_builtins(health) for health in relaying],
         }
 
     async def _describe(self) -> dict[str, Any]:
@@ -109,7 +114,7 @@ class Pages:
             **self._about,
             "things_kit": version("things-kit"),
             "state": self._app.state,
-            "brokers": [_described(broker) for broker in self._app.made(Broker)],
+            "brokers": [_described(broker) for broker in brokers_of(self._app)],
         }
 
 

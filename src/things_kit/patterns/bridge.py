@@ -5,6 +5,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
@@ -100,6 +101,7 @@ class Bridge:
         self._far_side = FarSide(target)
         self._producer = source.producer(insist=True)
         self._refusals: dict[object, int] = {}
+        self._held_since: dict[object, datetime] = {}
         self._names = PublishNames(source)
         self._said_at: float | None = None
         self._last_came = 0.0
@@ -176,6 +178,13 @@ class Bridge:
         """What holds the bridge up at the moment; None if nothing does."""
         return self._far_side.trouble or self._consumer.health().reason
 
+    @property
+    def age(self) -> float:
+        """For how many seconds the oldest message that is in hand or refused has been published; 0 where there is none."""
+        now = datetime.now(UTC)
+        refused = ((now - published).total_seconds() for published in self._held_since.values())
+        return max(*self._consumer.ages().values(), *refused, 0.0)
+
     async def lag(self) -> int | None:
         """How many messages are left at the source, those in hand included; None where the broker cannot say.
 
@@ -223,6 +232,7 @@ class Bridge:
             for message, result in zip(messages, results, strict=True):
                 if result is None:
                     self._refusals.pop(_identity(message), None)
+                    self._held_since.pop(_identity(message), None)
         if any(results) and (again := await self._refused(messages, results)):
             raise BatchError(again)
 
@@ -253,7 +263,9 @@ class Bridge:
                 number = self._refusals[_identity(message)] = self._refusals.get(_identity(message), 0) + 1
                 if await self._is_buried(message, error, number):
                     del self._refusals[_identity(message)]
+                    self._held_since.pop(_identity(message), None)
                 else:
+                    self._held_since[_identity(message)] = message.timestamp or datetime.now(UTC)
                     again[index] = Retry(self._retry.wait(number, self._chance))
                     self._say(message, error)
         return again

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from tests.patterns.outbox.sessions import POSTGRES, SQLITE, Opening
 from things_kit import ConfigError, Message, PublishError, Topic, connect
 from things_kit.patterns import Outbox
+from things_kit.patterns.outbox.relay import Relay
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.postgres import PostgresServer
 
@@ -270,6 +271,25 @@ async def test_a_relay_carries_on_what_was_committed(
     for key in set(keys):
         ids = [int(message.id or "") for message in got if message.key == key.encode()]
         assert ids == sorted(ids)
+
+
+async def test_relays_of_one_group_share_the_work_and_keep_the_order_of_each_key(
+    file: str, tmp_path: Path
+) -> None:
+    await made(file)
+    target = f"sqlite:///{tmp_path}/target.db"
+    relays = [Relay(file, target, ["orders"], group="r", max_in_flight=20) for _ in range(2)]
+    async with relays[0], relays[1], SQLITE["aiosqlite"](file, Outbox()) as given:
+        await given.publish_batch([Message("orders", b"%d" % n, b"k%d" % (n % 40)) for n in range(400)])
+        await given.commit()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(relay.until_empty() for relay in relays))
+        assert all(relay.moved for relay in relays)
+        assert sum(relay.moved for relay in relays) == 400
+    got = await received(target, 400)
+    for key in {message.key for message in got}:
+        numbers = [int(message.value) for message in got if message.key == key]
+        assert numbers == sorted(numbers)
 
 
 def test_a_relay_of_another_schema_is_refused(file: str) -> None:
