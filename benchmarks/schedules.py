@@ -27,8 +27,8 @@ async def lateness(url: str, count: int, rate: float) -> list[float]:
     async with connect(url) as broker:
         topic, producer = name("late"), broker.producer()
         await broker.declare(topic, groups=["bench"])
-        # As many as there are when the first is due are to be published by then: about a thousand a second
-        first = datetime.now(UTC) + timedelta(seconds=LEAD + count / 1000)
+        # As many as there are when the first is due are to be published by then: 300 a second and more
+        first = datetime.now(UTC) + timedelta(seconds=LEAD + count / 300)
         try:
             async with broker.consumer(topic, group="bench", handler=handle, concurrency=8):
                 for start in range(0, count, 100):

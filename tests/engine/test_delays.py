@@ -55,3 +55,16 @@ async def test_what_is_cleared_is_never_due() -> None:
     due.delays.hold(delivery("2"), 20.0)
     await asyncio.sleep(100)
     assert due.seen == [(20, b"2")]
+
+
+@virtual
+async def test_what_waits_for_one_moment_keeps_its_order_though_it_was_measured_at_different_times() -> None:
+    due = Due()
+    for _ in range(2):  # a moment that is over leaves nothing behind
+        moment = 1000.0
+        for n, wait in enumerate((5.0, 5.00001, 4.99999)):
+            due.delays.hold(Delivery(Message("t", b"%d" % n), due=moment), wait, moment)
+        due.delays.hold(delivery("before"), 4.0)
+        await asyncio.sleep(6)
+        assert [value for _, value in due.seen] == [b"before", b"0", b"1", b"2"]
+        due.seen.clear()

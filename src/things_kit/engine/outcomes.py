@@ -181,7 +181,8 @@ class Outcomes:
         if self._waits_in_broker(wait):
             delivery.inbox.release(Release(delivery, wait, delivery.message.attempt))
         elif self._copies is None or not self._copies.wanted(wait):
-            self._hold(Release(delivery, wait, delivery.message.attempt), State.ASIDE)
+            delivery.state = State.ASIDE
+            self._delays.hold(delivery, wait, delivery.due)
         else:
             delivery.state = State.LEAVING_ASIDE
             self._copies.add(delivery, wait, self._no_copy, suspect=delivery.suspect)
