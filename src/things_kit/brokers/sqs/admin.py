@@ -42,6 +42,9 @@ COUNTS: Final = [
 RECENT: Final = 60.0
 """Seconds for which a queue that was just subscribed counts as a subscriber: AWS tells of it with some delay."""
 
+AGAIN: Final = 1.0
+"""Seconds for which the queues of a topic are taken for all that there are: AWS is asked for them 30 times a second at the most."""
+
 
 class Admin:
     """What there is at AWS, as far as this connection has asked."""
@@ -52,7 +55,12 @@ class Admin:
         self._topics: dict[str, str] = {}
         self._queues: dict[tuple[str, str], str] = {}
         self._groups: dict[str, str] = {}
-        self._subscribed: dict[str, float] = {}
+        self._subscribed: dict[
+            str, dict[str, float]
+        ] = {}  # of each topic the names of queues, and since when
+        self._members: dict[
+            str, tuple[float, dict[str, str]]
+        ] = {}  # the URLs of queues by their names, and as of when
 
     # --- topics
 
@@ -113,6 +121,7 @@ class Admin:
         """The topic, or a queue of it, turned out to be gone."""
         self._topics.pop(topic, None)
         self._subscribed.pop(topic, None)
+        self._members.pop(topic, None)
         for known in [key for key in self._queues if key[0] == topic]:
             del self._queues[known]
 
@@ -195,8 +204,33 @@ class Admin:
         except ConnectionLost:
             self.forget(topic)  # it may be gone
             raise
-        self._subscribed[topic] = time.monotonic()
+        self._subscribed.setdefault(topic, {})[queue] = time.monotonic()
+        self._members.pop(topic, None)
         return url
+
+    async def queues(self, topic: str) -> list[str] | None:
+        """The URLs of the queues of all groups that there are, as of a second ago; None if there is no such topic."""
+        if self._settings.by_queue:
+            url = await self.queue_url(topic, "")
+            return None if url is None else [url]
+        asked, known = self._members.get(topic, (-math.inf, {}))
+        now = time.monotonic()
+        if now - asked > AGAIN:
+            if await self.topic_arn(topic) is None:
+                return None
+            found = [queue async for _, queue in self.subscriptions(topic) if names.belongs(queue, topic)]
+            urls = [
+                (queue, known.get(queue) or await self._url_of(queue))
+                for queue in {*found, *self._recent(topic)}
+            ]
+            known = {queue: url for queue, url in urls if url is not None}
+            self._members[topic] = now, known
+        return list(known.values())
+
+    def _recent(self, topic: str) -> list[str]:
+        """The names of the queues that we have just subscribed."""
+        now = time.monotonic()
+        return [queue for queue, since in self._subscribed.get(topic, {}).items() if now - since < RECENT]
 
     async def keep_subscribed(self, topic: str, url: str) -> None:
         """Make a queue and its subscription anew where either was removed, as it is with its topic.
@@ -214,7 +248,7 @@ class Admin:
 
     async def has_subscribers(self, topic: str) -> bool | None:
         """Whether anybody is subscribed to a topic, by any protocol; None if we may not ask."""
-        if time.monotonic() - self._subscribed.get(topic, -math.inf) < RECENT:
+        if self._recent(topic):
             return True
         try:
             arn = await self.topic_arn(topic)
@@ -424,7 +458,8 @@ class Admin:
             if name == queue:
                 await self._unsubscribe(subscription)
         await self.delete_queue(url)
-        self._subscribed.pop(topic, None)
+        self._subscribed.get(topic, {}).pop(queue, None)
+        self._members.pop(topic, None)
 
 
 def _counts(found: Any) -> Sequence[int]:

@@ -26,7 +26,8 @@ from things_kit.brokers.sqs.options import Settings
 from things_kit.brokers.sqs.publisher import Publisher
 from things_kit.brokers.sqs.queue import Copy, Queue
 from things_kit.brokers.sqs.receiver import SQSReceiver
-from things_kit.engine.driver import Capabilities, Later, Receiver, Subscription
+from things_kit.brokers.sqs.scheduling import destined
+from things_kit.engine.driver import Capabilities, Later, Receiver, Scheduled, Subscription
 from things_kit.engine.uncounted import Uncounted
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -154,6 +155,14 @@ class SQSDriver:
             queue = await self._queue(topic, group)
             for (index, _), result in zip(part, await _sent_later(queue, part), strict=True):
                 results[index] = result
+        return results
+
+    async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
+        """Send copies to the queues of all groups that there are; SQS, and then their consumers, keep them until they are due."""
+        self._check_open()
+        results: list[Exception | None] = [None] * len(entries)
+        destinations = await destined(entries, self._admin, self._settings.bytes_at_once, results)
+        await self._publisher.dispatch(destinations, results)
         return results
 
     async def _queue(self, topic: str, group: str) -> Queue | None:

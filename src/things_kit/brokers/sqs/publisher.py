@@ -70,7 +70,11 @@ class Publisher:
 
     async def _send(self, messages: Sequence[Message], publishes: Sequence[str]) -> list[Exception | None]:
         results: list[Exception | None] = [None] * len(messages)
-        destinations = await self._sorted(messages, publishes, results)
+        await self.dispatch(await self._sorted(messages, publishes, results), results)
+        return results
+
+    async def dispatch(self, destinations: Sequence[Destination], results: list[Exception | None]) -> None:
+        """Send to each what is for it; what cannot be sent to one of them has its result. Raises ConnectionLost."""
         most = self._settings.options.publishers
         await together(
             [
@@ -79,7 +83,6 @@ class Publisher:
                 for stream in streams(destination.items, min(most, -(-len(destination.items) // IN_ORDER)))
             ]
         )
-        return results
 
     async def _sorted(
         self, messages: Sequence[Message], publishes: Sequence[str], results: list[Exception | None]

@@ -53,7 +53,8 @@ class Lent(msgspec.Struct, frozen=True, gc=False):
         counted: With which it would have come by SQS's count alone.
         keyed: Whether it has a key.
         sent: When it was sent, in seconds since 1970.
-        early: Whether it came before it was due, which is no attempt.
+        early: Whether it came before it was due.
+        counts: Whether SQS's count says of this delivery that it was an attempt.
     """
 
     receipt: str
@@ -64,11 +65,12 @@ class Lent(msgspec.Struct, frozen=True, gc=False):
     keyed: bool
     sent: float = 0.0
     early: bool = False
+    counts: bool = True
 
     @property
     def next(self) -> int:
         """With which attempt it comes next by SQS's count alone."""
-        return self.counted if self.early else self.counted + 1
+        return self.counted + 1 if self.counts else self.counted
 
 
 class SQSReceiver:
@@ -176,6 +178,7 @@ class SQSReceiver:
             keyed,
             found.sent / 1000,
             found.due is not None and found.due > steady(),
+            found.counts,
         )
         return Delivery(message, token, found.suspect, found.due)
 

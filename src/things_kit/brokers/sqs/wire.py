@@ -129,6 +129,7 @@ class Unpacked(msgspec.Struct, gc=False):
         number: By which those that were sent together are sorted.
         due: Before which it is not to be handed out.
         suspect: The mark that this copy carries.
+        counts: Whether this delivery is an attempt: not if it came no more often than it could before it was due.
     """
 
     message: Message
@@ -136,6 +137,7 @@ class Unpacked(msgspec.Struct, gc=False):
     number: int = 0
     due: float | None = None
     suspect: int = 0
+    counts: bool = True
 
 
 def unpack(topic: str, entry: Entry) -> Unpacked:
@@ -164,7 +166,7 @@ def _unpack_ours(message: Message, body: str, said: str, sent: int) -> Unpacked:
     key = message.key if meta.id is None else None
     early = 0 if meta.due is None else _early(meta.due, sent)
     bare = message.replace(value=_value(body, meta), key=key, attempt=max(1, message.attempt - early))
-    return Unpacked(meta.onto(bare), sent, meta.n, meta.due, meta.suspect)
+    return Unpacked(meta.onto(bare), sent, meta.n, meta.due, meta.suspect, message.attempt > early)
 
 
 def _early(due: float, sent: int) -> int:
