@@ -17,7 +17,7 @@ import pydantic
 import pytest
 from typer.testing import CliRunner
 
-from things_kit import App, Topic
+from things_kit import App, Message, Topic
 from things_kit.cli.app import app as program
 from things_kit.codecs import Avro, CloudEvents, MessagePack
 from things_kit.codecs.json_schema import Schemas
@@ -197,6 +197,36 @@ def test_a_message_says_what_may_have_been_done_to_its_value() -> None:
     assert "content-encoding" not in document["components"]["messages"]["Zoo"]["headers"]["properties"]
 
 
+answering = App(config.module, memory.module)
+
+
+@answering.on(Topic("orders", Order, reply=Card), group="billing")
+async def answer(order: Order) -> Card:
+    raise NotImplementedError
+
+
+def test_a_topic_that_is_answered_says_with_what_and_where() -> None:
+    document = answering.asyncapi()
+    reply = document["operations"]["receive_orders_billing"]["reply"]
+    assert reply["address"] == {"location": "$message.header#/reply-to"}
+    channel = at(document, reply["channel"]["$ref"])
+    assert channel["address"] is None
+    (said,) = reply["messages"]
+    message = at(document, at(document, said["$ref"])["$ref"])
+    assert (message["name"], message["contentType"]) == ("Card", "application/json")
+    assert message["correlationId"] == {"location": "$message.header#/correlation-id"}
+    assert "orders_reply" in page(document)
+    headers = document["components"]["messages"]["Order"]["headers"]["properties"]
+    assert {"reply-to", "correlation-id", "deadline"} <= headers.keys()
+
+
+@pytest.mark.parametrize("kind", [str, bytes, Message, list[Card], Card | Cash])
+def test_whatever_answers_is_described(kind: Any) -> None:
+    document = asyncapi("t", topics=[Topic("orders", Order, reply=kind)])
+    for reference in references(document):
+        at(document, reference)
+
+
 def test_the_page_shows_everything_and_escapes_it() -> None:
     text = page(app.asyncapi("a <b>"))
     assert "a &lt;b&gt;" in text
@@ -267,6 +297,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Any:
         Topic("events", Card, codec=CloudEvents(source="/s")),
         Topic("avro", Tree, codec=Avro()),
         Topic("compressed", Card, transforms=[compress("gzip")]),
+        pytest.param(answering, id="answering"),
     ],
     ids=str,
 )

@@ -76,6 +76,13 @@ def test_types_of_a_topic_come_and_go() -> None:
     assert {f.direction for f in diff(document(shop(a=A, b=B)), document(shop(a=A)))} == {"backward"}
 
 
+def test_what_answers_a_request_is_compared_too() -> None:
+    (added,) = diff(
+        document(Topic("t", A, reply=A)), document(Topic("t", A, reply=struct(("id", str), ("n", int))))
+    )
+    assert (added.topic, added.path, added.direction) == ("t_reply", "n", "backward")
+
+
 def test_channels_come_and_go_without_breaking_anybody() -> None:
     findings = diff(document(Topic("a", A)), document(Topic("b", A)))
     assert [(each.topic, each.direction) for each in findings] == [("a", None), ("b", None)]

@@ -7,10 +7,17 @@ from typing import Any, Final, Literal
 import msgspec
 
 from things_kit.codecs.json_schema import Schemas, safe_name
-from things_kit.messaging.names import CONTENT_ENCODING, SCHEMA_VERSION
+from things_kit.messaging.message import Message
+from things_kit.messaging.names import CONTENT_ENCODING, CORRELATION_ID, DEADLINE, REPLY_TO, SCHEMA_VERSION
 from things_kit.messaging.topic import Topic
 
 VERSION: Final = "3.0.0"
+
+_OF_A_REQUEST: Final = {
+    REPLY_TO: "Of a request: the topic where its reply goes.",
+    CORRELATION_ID: "Of a request: what its reply says too.",
+    DEADLINE: "Of a request: when nobody waits for the reply any more.",
+}
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -79,6 +86,7 @@ class _Document:
         self.operations: dict[str, Any] = {}
         self.messages: dict[str, Any] = {}
         self._ids: dict[str, str] = {}
+        self._replies: dict[str, str] = {}  # of a topic's channel, that of its replies
 
     def operation(self, operation: Operation) -> None:
         channel = self.channel(operation.topic, operation.server)
@@ -88,6 +96,8 @@ class _Document:
             found["description"] = operation.description
         if messages:
             found["messages"] = [{"$ref": f"#/channels/{channel}/messages/{each}"} for each in messages]
+        if isinstance(operation.topic, Topic) and operation.topic.reply is not None:
+            found["reply"] = self._reply(channel)
         if operation.group is not None:
             found["x-consumer-group"] = operation.group
             if operation.server == "kafka":
@@ -116,7 +126,39 @@ class _Document:
                     messages[safe_name(name)] = {
                         "$ref": f"#/components/messages/{self._message(topic, value, name)}"
                     }
+            if topic.reply is not None:
+                self._reply_channel(topic, known)
         return known
+
+    def _reply_channel(self, topic: Topic[Any], channel: str) -> None:
+        """Whoever asks says where the reply goes, so its channel has no address."""
+        if channel not in self._replies:
+            known = self._replies[channel] = _free(f"{channel}_reply", self.channels)
+            name = safe_name(_name(topic.reply))
+            reference = {"$ref": f"#/components/messages/{self._answer(topic.reply)}"}
+            self.channels[known] = {"address": None, "messages": {name: reference}}
+
+    def _reply(self, channel: str) -> dict[str, Any]:
+        known = self._replies[channel]
+        return {
+            "address": {"location": f"$message.header#/{REPLY_TO}"},
+            "channel": {"$ref": f"#/channels/{known}"},
+            "messages": [
+                {"$ref": f"#/channels/{known}/messages/{name}"} for name in self.channels[known]["messages"]
+            ],
+        }
+
+    def _answer(self, kind: Any) -> str:
+        message = {"name": _name(kind), "title": _name(kind)}
+        if (content_type := _content_type_of_answer(kind)) is not None:
+            message["contentType"] = content_type
+        free = _free(safe_name(_name(kind)), self.messages)
+        self.messages[free] = message | {
+            "correlationId": {"location": f"$message.header#/{CORRELATION_ID}"},
+            "headers": {"type": "object", "properties": {CORRELATION_ID: {"type": "string"}}},
+            "payload": {} if kind is Message else self.schemas.of(kind),
+        }
+        return free
 
     def _message(self, topic: Topic[Any], value: str | None, name: str) -> str:
         kind = topic.kinds[value]
@@ -148,8 +190,21 @@ def _headers(topic: Topic[Any], value: str | None) -> dict[str, Any]:
         tokens = ", ".join(sorted({token for each in topic.transforms for token in each.tokens}))
         done = f"What was done to the value, in order, where anything was; undone by: {tokens}."
         properties[CONTENT_ENCODING] = {"type": "string", "description": done}
+    if topic.reply is not None:
+        properties |= {name: {"type": "string", "description": text} for name, text in _OF_A_REQUEST.items()}
     properties |= {name: {"type": "string", "const": text} for name, text in topic.headers.items()}
     return {"type": "object", "properties": properties}
+
+
+def _content_type_of_answer(kind: Any) -> str | None:
+    """That of what a handler returns; None where it is a whole message, which says it itself."""
+    if kind is Message:
+        return None
+    if kind is str:
+        return "text/plain; charset=utf-8"
+    if kind is bytes:
+        return "application/octet-stream"
+    return "application/protobuf" if hasattr(kind, "SerializeToString") else "application/json"
 
 
 def _name(kind: Any) -> str:

@@ -36,7 +36,7 @@ def page(document: Mapping[str, Any]) -> str:
         f"<h1>{title} <small>{escape(str(info['version']))}</small></h1>",
         _paragraph(info.get("description")),
         _servers(document.get("servers", {})),
-        "<nav>" + "".join(f'<a href="#{escape(name)}">{escape(str(each["address"]))}</a>' for name, each in channels.items()) + "</nav>",
+        "<nav>" + "".join(f'<a href="#{escape(name)}">{escape(str(each["address"] or name))}</a>' for name, each in channels.items()) + "</nav>",
         *(_channel(document, name, channel) for name, channel in channels.items()),
         "</main></body></html>",
     ]  # fmt: skip
@@ -51,7 +51,7 @@ def _servers(servers: Mapping[str, Any]) -> str:
 
 
 def _channel(document: Mapping[str, Any], name: str, channel: Mapping[str, Any]) -> str:
-    parts = [f'<h2 id="{escape(name)}"><code>{escape(str(channel["address"]))}</code></h2>']
+    parts = [f'<h2 id="{escape(name)}"><code>{escape(str(channel["address"] or name))}</code></h2>']
     for operation in document.get("operations", {}).values():
         if operation["channel"]["$ref"] == f"#/channels/{name}":
             group = operation.get("x-consumer-group")
