@@ -27,6 +27,9 @@ log = logging.getLogger("things_kit.every")
 Overlap: TypeAlias = Literal["skip", "queue", "allow"]
 CatchUp: TypeAlias = Literal["one", "all", "none"]
 
+FIRINGS: Final = "every-"
+"""How the names of topics begin in which firings are."""
+
 GROUP: Final = "every"
 LAST: Final = "last"
 """The `schedule_id` of what was done last."""
@@ -67,7 +70,7 @@ class Every(msgspec.Struct, frozen=True):
     @property
     def topic(self) -> str:
         """Where its firings are."""
-        return f"every-{self.name}"
+        return f"{FIRINGS}{self.name}"
 
 
 def every(when: object, *, tz: str, name: str, overlap: str, catch_up: str) -> Every:
@@ -151,8 +154,10 @@ class Periodic:
             return  # nothing has run for a year
         planned, now = msgspec.json.decode(message.value, type=datetime), _now()
         last, pending = await self._kept()
+        if last is not None and planned == last.planned:
+            return  # whoever did it died, or lost the broker, before it could say so
         if message.attempt == 1:
-            if self._spec.overlap != "allow" and last is not None and planned <= last.planned:
+            if self._spec.overlap != "allow" and last is not None and planned < last.planned:
                 return  # it was there twice
             instead = self._instead(planned, last, now)
             if instead is not None:

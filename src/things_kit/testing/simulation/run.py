@@ -19,6 +19,7 @@ from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP
+from things_kit.patterns.periodic import FIRINGS
 from things_kit.testing.simulation import marks
 from things_kit.testing.simulation.faults import Fault
 from things_kit.testing.simulation.fences import WallClock, fenced
@@ -36,6 +37,9 @@ AT_WILL: Final = 60.0
 
 REST: Final = 7200.0
 """Seconds without any event after which a history that was healed, and is not at rest, never will be."""
+
+AHEAD: Final = 3600.0
+"""Seconds from the end of the workload: what is scheduled for then or sooner is waited for."""
 
 STEPS: Final = 400_000
 """The most steps of a history."""
@@ -166,7 +170,8 @@ class Run:
                 self._heal(now)
             return False
         if not drained and (now > max(self._healed_at, self._noted_at) + REST or self.loop.steps > STEPS):
-            waiting = ", ".join(f"{lag} of {name}" for name, lag in self._lags().items() if lag)
+            behind = [f"{lag} of {name}" for name, lag in self._lags().items() if lag]
+            waiting = ", ".join([*behind, *(f"what is scheduled in {topic}" for topic in self._scheduled())])
             raise CheckFailed(
                 "rest", AssertionError(f"it does not come to rest: {waiting or 'a process is missing'}")
             )
@@ -182,7 +187,16 @@ class Run:
         }
 
     def _drained(self) -> bool:
-        return len(self._running) == self.plan.processes and not any(self._lags().values())
+        return (
+            len(self._running) == self.plan.processes
+            and not any(self._lags().values())
+            and not self._scheduled()
+        )
+
+    def _scheduled(self) -> list[str]:
+        """The topics in which something is still to come, but for those in which every firing plans the next."""
+        waiting = self.server.schedules.waiting((self._worked_at or 0.0) + AHEAD)
+        return [topic for topic in waiting if not topic.startswith(FIRINGS)]
 
     def _heal(self, now: float) -> None:
         self._healed_at = now
@@ -266,7 +280,8 @@ class Run:
         if len(self._running) == self.plan.processes:
             self._all_run.set()
 
-    def _expect(self, consumer: Any) -> None:
+    def _expect(self, made: Any) -> None:
+        consumer = getattr(made, "consumer", made)  # what runs every so often has one
         for contract in consumer.options.contracts.values():
             self.history.decoders[contract.name] = contract_decoder(contract, object, "the history")
         for topic in consumer.options.topics:

@@ -16,7 +16,8 @@ from things_kit.testing.simulation.models import (
     sqs,
     sqs_fifo,
 )
-from things_kit.testing.simulation.models.server import Group, Server, Topic, Traits
+from things_kit.testing.simulation.models.server import Group, Server, Topic
+from things_kit.testing.simulation.models.traits import Traits
 
 MODELS: Final[dict[str, tuple[Traits, Callable[[Server, Topic, str, bool], Group]]]] = {
     module.TRAITS.name: (module.TRAITS, module.GROUP)

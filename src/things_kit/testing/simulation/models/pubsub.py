@@ -13,7 +13,7 @@ from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.server import Traits
+from things_kit.testing.simulation.models.traits import Traits
 
 TRAITS: Final = Traits(
     name="pubsub",

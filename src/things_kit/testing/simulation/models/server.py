@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-import msgspec
-
 from things_kit.engine.driver import (
-    Capabilities,
     ConnectionLost,
     Later,
     Subscription,
@@ -23,6 +20,8 @@ from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, MessageTooLarge
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.testing.simulation.models.scheduling import KeepsSchedules, Schedules, Timetable
+from things_kit.testing.simulation.models.traits import Traits
 from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
 
 if TYPE_CHECKING:
@@ -33,40 +32,6 @@ NEAR: Final = (0.0002, 0.004)
 
 AWAY: Final = (0.5, 8.0)
 """The same of an outage: below the 30 s of `publish_timeout`."""
-
-BY_DEFAULT: Final = Capabilities()
-
-
-class Traits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the contract of one broker is, where models differ.
-
-    Attributes:
-        name: As `simulate(broker=...)` has it.
-        capabilities: Those of its driver.
-        impossible: The faults that it cannot have.
-        pushed: It pushes messages for credit, instead of being asked.
-        counts: It counts deliveries, also those to processes that died.
-        listened: What is published to a topic without a group is dropped, and so refused.
-        keyed: It hands out the messages of one key in order, to one receiver at a time.
-        waits: It hands out no more of a key while any of it is not settled.
-        duplicates: It may hand out a message twice though nothing is wrong.
-        unordered: It keeps no order at all.
-        later: It keeps copies until they are due.
-        partitions: How many a topic has; 0 where there are none.
-    """
-
-    name: str
-    capabilities: Capabilities = BY_DEFAULT
-    impossible: frozenset[str] = frozenset({"rebalance"})
-    pushed: bool = False
-    counts: bool = False
-    listened: bool = False
-    keyed: bool = False
-    waits: bool = False
-    duplicates: bool = False
-    unordered: bool = False
-    later: bool = False
-    partitions: int = 0
 
 
 class Group(Protocol):
@@ -92,12 +57,13 @@ class Group(Protocol):
 
 
 class Topic:
-    """A topic's log and its groups."""
+    """A topic's log, its groups, and what is to come in it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.log: list[Message] = []
         self.groups: dict[str, Group] = {}
+        self.timetable = Timetable()
 
 
 class Server:
@@ -112,6 +78,7 @@ class Server:
         joined: Which groups of which topics have had consumers.
         clock: The wall clock of who runs, in seconds since 1970.
         workload: The messages of the workload by id, numbered in their order.
+        schedules: What is to come in its topics.
     """
 
     def __init__(
@@ -129,6 +96,7 @@ class Server:
         self.joined: set[tuple[str, str]] = set()
         self.workload: dict[str | None, int] = {}
         self.clock: Callable[[], float] = simulated_now
+        self.schedules = Schedules(self)
         self._group = group
         self._connections: list[ModelDriver] = []
         self._away_until = 0.0
@@ -136,7 +104,8 @@ class Server:
     def driver(self, process: SimulatedProcess) -> "ModelDriver":
         """A connection of this process's."""
         plain = ListenedDriver if self.traits.listened else ModelDriver
-        driver = (LaterModelDriver if self.traits.later else plain)(self, process)
+        kind = LaterModelDriver if self.traits.later else plain
+        driver = (SCHEDULING[kind] if self.traits.schedules else kind)(self, process)
         self._connections.append(driver)
         return driver
 
@@ -191,6 +160,14 @@ class Server:
 
     def append(self, message: Message) -> Exception | None:
         """Take a message for good, or say why not."""
+        self.schedules.carry(message.topic)
+        refused = self.refusal(message)
+        if refused is None:
+            self.take(message)
+        return refused
+
+    def refusal(self, message: Message) -> Exception | None:
+        """Why a message is not taken; None where it is."""
         topic = self.topics.get(message.topic)
         if topic is None:
             return UnknownTopic(message.topic)
@@ -199,6 +176,11 @@ class Server:
         most = self.traits.capabilities.dead_letter_bytes
         if most is not None and len(message.value) + len(message.key or b"") > most:
             return MessageTooLarge(f"a message has at most {most} bytes here")
+        return None
+
+    def take(self, message: Message) -> None:
+        """Append it, and hand it to its groups."""
+        topic = self.topics[message.topic]
         partition = self._partition(message, len(topic.log))
         stored = message.replace(offset=len(topic.log), partition=partition, attempt=1)
         topic.log.append(stored)
@@ -207,7 +189,6 @@ class Server:
         for name, group in topic.groups.items():
             if not self.traits.capabilities.targeted or target in {None, name}:
                 group.arrived(stored)
-        return None
 
     def _partition(self, message: Message, number: int) -> int | None:
         count = self.traits.partitions
@@ -311,6 +292,7 @@ class ModelDriver:
         await self.call()
         if not self.capabilities.lag:
             return None
+        self.server.schedules.carry(topic)
         found = self.server.topics.get(topic)
         if found is None:
             return 0
@@ -343,6 +325,24 @@ class LaterModelDriver(ListenedDriver):
             group.add_later(copy, max(0.0, copy.due.timestamp() - now))
         return [None] * len(copies)
 
+
+class ScheduledDriver(KeepsSchedules, ModelDriver):
+    """One whose broker keeps messages until they are due."""
+
+
+class ListenedScheduledDriver(KeepsSchedules, ListenedDriver):
+    """The same, which drops what nobody has subscribed to."""
+
+
+class LaterScheduledDriver(KeepsSchedules, LaterModelDriver):
+    """The same, which keeps copies for a group, too."""
+
+
+SCHEDULING: Final[dict[type[ModelDriver], type[ModelDriver]]] = {
+    ModelDriver: ScheduledDriver,
+    ListenedDriver: ListenedScheduledDriver,
+    LaterModelDriver: LaterScheduledDriver,
+}
 
 EPOCH: Final = 1_800_000_000.0
 """The wall clock's time when a history begins, in seconds since 1970."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.server import Traits
+from things_kit.testing.simulation.models.traits import Traits
 
 TRAITS: Final = Traits(
     name="servicebus",
@@ -24,5 +24,6 @@ TRAITS: Final = Traits(
     counts=True,
     listened=True,
     later=True,
+    schedules=True,
 )
 GROUP: Final = QueueGroup

@@ -11,7 +11,7 @@ from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.server import Traits
+from things_kit.testing.simulation.models.traits import Traits
 
 TRAITS: Final = Traits(
     name="sqlite",
@@ -23,8 +23,11 @@ TRAITS: Final = Traits(
         attempts=True,
         targeted=True,
         suspects=True,
+        schedule_ids=True,
+        schedules=True,
         max_message_bytes=16 * 1024 * 1024,
     ),
     counts=True,
+    schedules=True,
 )
 GROUP: Final = QueueGroup
