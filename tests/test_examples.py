@@ -47,6 +47,7 @@ SAYS = {
     "two_brokers.py": ["bill of o-1"],
     "database.py": ["ada owes 10", "bob owes 5"],
     "outbox.py": ["bill of o-1: 1190 cents", "bill of o-3: 700 cents", "billed: 2"],
+    "django_outbox.py": ["bill for ada", "bill for cleo", "billed: 2 of 2"],
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
@@ -89,6 +90,11 @@ def test_an_example_runs_on_the_broker_of_a_url(name: str, tmp_path: Path) -> No
 def test_the_database_may_be_a_real_postgresql(postgres: PostgresServer) -> None:
     with postgres.database() as url:
         assert run("database.py", url.replace("://", "+asyncpg://")) == sorted(SAYS["database.py"])
+
+
+def test_djangos_database_may_be_a_real_postgresql(postgres: PostgresServer) -> None:
+    with postgres.database() as url:
+        assert run("django_outbox.py", url) == sorted(SAYS["django_outbox.py"])
 
 
 async def test_the_integration_test_runs_on_a_real_kafka(kafka: KafkaServer) -> None:

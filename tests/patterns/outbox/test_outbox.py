@@ -298,5 +298,27 @@ def test_a_relay_of_another_schema_is_refused(file: str) -> None:
 
 
 def test_a_relay_that_would_read_topics_of_another_name_is_refused(file: str) -> None:
-    with pytest.raises(ConfigError, match=r"topic_prefix= is for the target's URL"):
+    with pytest.raises(ConfigError, match="prefix '', and its relay would read those of 'test-'"):
         Outbox().relay(f"{file}?topic_prefix=test-", "memory://", ["orders"])
+    with pytest.raises(ConfigError, match="prefix 'test-', and its relay would read those of ''"):
+        Outbox(topic_prefix="test-").relay(file, "memory://", ["orders"])
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_an_outbox_with_a_prefix_writes_the_topics_of_a_broker_with_that_prefix(
+    kind: str, file: str, database: str
+) -> None:
+    url, opening = (file, SQLITE["aiosqlite"]) if kind == "sqlite" else (database, POSTGRES["asyncpg"])
+    outbox, there = Outbox(topic_prefix="test-"), f"{url}?topic_prefix=test-"
+    await made(there)
+    async with opening(url, outbox) as given:
+        await given.publish(orders, Order("o-1", 1))
+        await given.publish(Message("orders", b"later"), after=3600, schedule_id="r")
+        await given.commit()
+    async with connect(url) as broker, connect("memory://") as target:
+        assert await broker.lag("test-orders", "all of it") == 1
+        await target.declare("orders", ["g"])
+        async with outbox.relay(there, target, ["orders"]) as relay:
+            await relay.until_empty()
+            assert await relay.brokers[0].cancel("orders", "r")
+        assert await target.lag("orders", "g") == 1

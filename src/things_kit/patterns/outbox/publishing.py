@@ -11,6 +11,7 @@ from things_kit.engine.broker import Broker
 from things_kit.engine.clock import steady
 from things_kit.engine.naming import check_name
 from things_kit.engine.outbound import checked_batch, prepare
+from things_kit.engine.prefixed import Prefix
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.keys import Key
@@ -49,17 +50,24 @@ class Outbox:
     Args:
         schema: The schema of the broker's tables; in SQLite what their names begin with.
         max_message_bytes: The largest message; the broker's own by default.
+        topic_prefix: What the names of topics begin with at the broker: as `?topic_prefix=` of its URL.
         lock_keys: In PostgreSQL, lock (topic, key) until the commit: of transactions that are open at once, the messages of
             one key then come in the order of the commits.
     """
 
     def __init__(
-        self, schema: str = "things_kit", *, max_message_bytes: int = LARGEST, lock_keys: bool = False
+        self,
+        schema: str = "things_kit",
+        *,
+        max_message_bytes: int = LARGEST,
+        topic_prefix: str = "",
+        lock_keys: bool = False,
     ) -> None:
         if not schema:
             raise ConfigError("an outbox needs the schema of the broker's tables")
         self.schema = schema
         self._largest = max_message_bytes
+        self._prefix = Prefix(topic_prefix) if topic_prefix else None
         self._lock_keys = lock_keys
         self._metadata: dict[Dialect, MetaData] = {}
 
@@ -260,11 +268,12 @@ class Outbox:
         key. `source` is the broker of the outbox's tables, `target` where messages go: brokers, which are opened if they are
         not, or their URLs. The other arguments are those of `things_kit.patterns.bridge.Bridge`.
         """
-        prefix = (BrokerURL.parse(source) if isinstance(source, str) else source.url).engine.topic_prefix
-        if prefix:
+        there = (BrokerURL.parse(source) if isinstance(source, str) else source.url).engine.topic_prefix
+        ours = self._prefix.prefix if self._prefix is not None else ""
+        if there != ours:
             raise ConfigError(
-                f"the outbox writes topics without a prefix, so its relay cannot read those of {prefix!r}: "
-                "?topic_prefix= is for the target's URL"
+                f"the outbox writes topics with the prefix {ours!r}, and its relay would read those of {there!r}: say the same "
+                "in Outbox(topic_prefix=...) and ?topic_prefix= of the source's URL"
             )
         if isinstance(source, str):
             source = self._checked_source(source)
@@ -316,6 +325,8 @@ class Outbox:
         for index, message in enumerate(messages):
             if index not in refused and (error := refusal(dialect, message)):
                 refused[index] = error
+        if self._prefix is not None:
+            ready = [self._prefix.message_there(message) for message in ready]
         return ready, refused
 
 
