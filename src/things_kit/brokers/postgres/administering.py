@@ -23,7 +23,7 @@ ADMINISTERING: Final = (
         END IF;
         RETURN fresh + (SELECT count(*) FROM {s}.queued q
             WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
-                SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver)));
+                SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver OFFSET 0)));
     END $body$""",
     """CREATE OR REPLACE FUNCTION {s}.mark(p_receiver bigint, p_offset bigint, p_suspect integer) RETURNS void {plpgsql}
     BEGIN

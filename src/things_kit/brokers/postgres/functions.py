@@ -2,8 +2,9 @@
 
 All that concerns a group happens under the lock of its row, so that each function may reason as if it were alone; what
 is before that lock in a function does not count. Written once in SQL, it also needs no state of a session, and holds no
-lock while a client is slow. The planner is told to use the indexes: it would judge tables that are empty now by what
-they were when a plan was made.
+lock while a client is slow. The planner is told to use the indexes, and how to join is written so that it has no choice
+(LATERAL, OFFSET 0, rows by their ctid, which none but us moves): tables that fill and empty all the time are empty when a
+plan is made, and then it would go through all that a group has queued for each message that is taken.
 """
 
 from typing import Final

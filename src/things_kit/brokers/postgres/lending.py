@@ -45,8 +45,8 @@ LENDING: Final = (
         END IF;
         IF NOT FOUND OR NOT (
             EXISTS (SELECT FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen))
-            OR EXISTS (SELECT FROM {s}.message
-                WHERE topic = t.name AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen))))
+            OR EXISTS (SELECT FROM pg_snapshot_xip(t.seen) open(xid) CROSS JOIN LATERAL (
+                SELECT FROM {s}.message m WHERE m.topic = t.name AND m.xid = open.xid LIMIT 1) m)
             OR EXISTS (SELECT FROM {s}.scheduled WHERE topic = t.name AND due <= moment))
         THEN
             RETURN 0;
@@ -66,8 +66,8 @@ LENDING: Final = (
             RETURNING seq, bucket),
         fresh AS (
             SELECT seq, bucket FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen)
-            UNION ALL SELECT seq, bucket FROM {s}.message
-                WHERE topic = t.name AND xid = ANY (ARRAY(SELECT pg_snapshot_xip(t.seen)))
+            UNION ALL SELECT m.seq, m.bucket FROM pg_snapshot_xip(t.seen) open(xid) CROSS JOIN LATERAL (
+                SELECT seq, bucket FROM {s}.message m WHERE m.topic = t.name AND m.xid = open.xid OFFSET 0) m
             UNION ALL SELECT seq, bucket FROM let_in),
         numbered AS (SELECT seq, bucket, row_number() OVER (ORDER BY seq) - 1 AS n FROM fresh),
         cut AS (
@@ -103,24 +103,23 @@ LENDING: Final = (
     # In the lanes given only the first queued message stays free: the others wait for it, and for its back-off.
     """CREATE OR REPLACE FUNCTION {s}.step_back(p_group integer, p_lanes bigint[]) RETURNS void {plpgsql}
     BEGIN
-        UPDATE {s}.queued q SET due = NULL
-        FROM (SELECT l.lane, (SELECT min(f.off) FROM {s}.queued f WHERE f.grp = p_group AND f.lane = l.lane) AS lowest
-            FROM unnest(p_lanes) l(lane)) lowest
-        WHERE q.grp = p_group AND q.lane = lowest.lane AND q.due IS NOT NULL AND q.off > lowest.lowest;
+        UPDATE {s}.queued SET due = NULL WHERE ctid = ANY (ARRAY(
+            SELECT b.ctid FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
+                SELECT q.ctid FROM {s}.queued q WHERE q.grp = p_group AND q.lane = l.lane AND q.due IS NOT NULL
+                AND q.off > (SELECT min(f.off) FROM {s}.queued f WHERE f.grp = p_group AND f.lane = l.lane) OFFSET 0) b));
     END $body$""",
     # In the lanes given, where nothing is free or handed out, the next ones become free.
     """CREATE OR REPLACE FUNCTION {s}.promote(p_group integer, p_lanes bigint[]) RETURNS boolean {plpgsql}
     DECLARE
         moment timestamptz := clock_timestamp();
     BEGIN
-        UPDATE {s}.queued q SET due = moment FROM (
-            SELECT n.off FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
-                SELECT b.off FROM {s}.queued b WHERE b.grp = p_group AND b.lane = l.lane
+        UPDATE {s}.queued SET due = moment WHERE ctid = ANY (ARRAY(
+            SELECT n.ctid FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
+                SELECT b.ctid FROM {s}.queued b WHERE b.grp = p_group AND b.lane = l.lane
                 ORDER BY b.off LIMIT {promoted}) n
             WHERE NOT EXISTS (SELECT FROM {s}.queued f
-                WHERE f.grp = p_group AND f.lane = l.lane AND f.due IS NOT NULL)
-            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.grp = p_group AND o.lane = l.lane)) next
-        WHERE q.grp = p_group AND q.off = next.off;
+                WHERE f.grp = p_group AND f.lane = l.lane AND f.due IS NOT NULL OFFSET 0)
+            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.grp = p_group AND o.lane = l.lane OFFSET 0)));
         RETURN FOUND;
     END $body$""",
     # Writes into a group's loans in which lanes they are, which was left out while nobody had to know.
@@ -217,9 +216,9 @@ LENDING: Final = (
             last := least(g.next - 1, last + CASE WHEN lanes = 'key' THEN least(4 * p_limit + 100, {scan}) ELSE p_limit END);
             WITH seen AS MATERIALIZED (
                 SELECT *, lane IS NULL OR lanes = 'partition' OR (
-                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.grp = p_group AND q.lane = m.lane)
+                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.grp = p_group AND q.lane = m.lane OFFSET 0)
                     AND NOT EXISTS (SELECT FROM {s}.loan l
-                        WHERE l.grp = p_group AND l.lane = m.lane AND l.owner <> p_receiver)) AS flows
+                        WHERE l.grp = p_group AND l.lane = m.lane AND l.owner <> p_receiver OFFSET 0)) AS flows
                 FROM (SELECT *, {s}.lane_of(lanes, key) AS lane FROM {s}.messages_at(g.topic, start, last)) m
                 WHERE target IS NULL OR target = g.name),
             fitting AS MATERIALIZED (
@@ -252,9 +251,9 @@ LENDING: Final = (
         WITH found AS (
             SELECT d.*, m.key, m.value, m.headers, m.id, m.time,
                 sum(octet_length(m.value)) OVER (ORDER BY d.due, d.off) - octet_length(m.value) AS before
-            FROM (SELECT q.* FROM {s}.queued q
+            FROM (SELECT q.*, q.ctid AS place FROM {s}.queued q
                 WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
-                    SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver))
+                    SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver OFFSET 0))
                 ORDER BY q.due, q.off LIMIT p_limit) d
             CROSS JOIN LATERAL (SELECT seqs[d.off - first + 1] AS seq, low, high FROM {s}.segment
                 WHERE topic = p_topic AND first <= d.off ORDER BY first DESC LIMIT 1) e
@@ -262,11 +261,11 @@ LENDING: Final = (
         chosen AS MATERIALIZED (SELECT * FROM found WHERE before < {page_bytes} ORDER BY off),
         lent AS (
             INSERT INTO {s}.loan (owner, off, grp, lane, attempt, suspect)
-            SELECT p_receiver, off, p_group, lane, attempt, suspect FROM chosen)
+            SELECT p_receiver, off, p_group, lane, attempt, suspect FROM chosen),
+        taken AS (DELETE FROM {s}.queued WHERE ctid = ANY (ARRAY(SELECT place FROM chosen)))
         SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
             array_agg(c.time), array_agg(c.attempt), array_agg(c.suspect)
         INTO offsets, keys, payloads, headers, ids, times, attempts, suspects FROM chosen c;
-        DELETE FROM {s}.queued q USING unnest(offsets) o(off) WHERE q.grp = p_group AND q.off = o.off;
     END $body$""",
     # What is due comes first: it is older than whatever nobody has seen.
     """CREATE OR REPLACE FUNCTION {s}.hand_out(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
@@ -336,24 +335,23 @@ LENDING: Final = (
             PERFORM {s}.note_lanes(p_group);
         END IF;
         IF has_queued OR cardinality(p_released) > 0 THEN
-            done_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(p_acknowledged) a(off)
-                JOIN {s}.loan l ON l.owner = p_receiver AND l.off = a.off WHERE lane IS NOT NULL);
+            done_lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan
+                WHERE owner = p_receiver AND off = ANY (p_acknowledged) AND lane IS NOT NULL);
         END IF;
-        DELETE FROM {s}.loan l USING unnest(p_acknowledged) a(off) WHERE l.owner = p_receiver AND l.off = a.off;
+        DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_acknowledged);
         IF cardinality(p_released) = 0 THEN
             RETURN has_queued AND {s}.promote(p_group, done_lanes);
         END IF;
         -- First those alone that were acknowledged: only a lane where something is released may have to step back.
         PERFORM {s}.promote(p_group, done_lanes);
-        back_lanes := ARRAY(SELECT DISTINCT lane FROM unnest(p_released) r(off)
-            JOIN {s}.loan l ON l.owner = p_receiver AND l.off = r.off WHERE lane IS NOT NULL);
-        WITH back AS (
-            DELETE FROM {s}.loan l USING unnest(p_released) r(off)
-            WHERE l.owner = p_receiver AND l.off = r.off RETURNING l.*)
+        back_lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan
+            WHERE owner = p_receiver AND off = ANY (p_released) AND lane IS NOT NULL);
         INSERT INTO {s}.queued (grp, off, lane, due, attempt)
         SELECT b.grp, b.off, CASE WHEN r.aside THEN NULL ELSE b.lane END,
             moment + make_interval(secs => r.delay), r.attempt
-        FROM unnest(p_released, p_delays, p_attempts, p_aside) r(off, delay, attempt, aside) JOIN back b ON b.off = r.off;
+        FROM unnest(p_released, p_delays, p_attempts, p_aside) r(off, delay, attempt, aside) CROSS JOIN LATERAL (
+            SELECT l.grp, l.off, l.lane FROM {s}.loan l WHERE l.owner = p_receiver AND l.off = r.off OFFSET 0) b;
+        DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_released);
         PERFORM {s}.step_back(p_group, back_lanes);
         PERFORM {s}.promote(p_group, back_lanes);
         RETURN true;
