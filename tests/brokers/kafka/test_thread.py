@@ -23,9 +23,12 @@ class Client:
 
     def __init__(self) -> None:
         self.closed = threading.Event()
+        self.failure: Exception | None = None
 
     def close(self) -> None:
         self.closed.set()
+        if self.failure is not None:
+            raise self.failure
 
 
 class Thread(ReceivingThread):
@@ -98,3 +101,12 @@ async def test_what_is_closed_ends_without_a_failure_for_the_engine(thread: Thre
     await thread.close()
     assert isinstance(thread.failure, ConnectionLost)
     await thread.inbox.arrival(0)  # raises what it was told
+
+
+async def test_what_is_raised_while_the_client_closes_ends_the_thread_as_ever(thread: Thread) -> None:
+    """Partitions that are assigned just then are asked for, and the broker may be slow to say where the group is."""
+    thread.client.failure = ConnectionLost("asking where the group is")
+    await thread.close()
+    await asyncio.to_thread(thread.thread.join, 10)
+    assert thread._ended.is_set()
+    assert thread.failure is not None

@@ -266,7 +266,7 @@ class KafkaReceiver(ReceivingThread):
     # --- rebalances: called by librdkafka in the thread, inside of consume() and close()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        if partitions:
+        if partitions and not self._closing:  # a broker that is slow would hold up the end
             partitions = self._places.begin(consumer, partitions)
         consumer.incremental_assign(partitions)
         if partitions:

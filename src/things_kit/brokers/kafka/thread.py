@@ -133,8 +133,8 @@ class ReceivingThread:
             try:
                 self._leave(failure)
                 self._consumer.close()
-            except (KafkaException, RuntimeError) as error:
-                log.debug("%s: closing failed: %s", self._topic, error)
+            except (KafkaException, RuntimeError, ConnectionLost, ConfigError) as error:
+                log.debug("%s: closing failed: %s", self._topic, error)  # ours come out of its callbacks
             del self._consumer  # the last reference, which waits for its end
             self._tell(self._has_ended, failure)
 
