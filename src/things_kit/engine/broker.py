@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from things_kit.engine.blocking import BlockingProducer
 from things_kit.engine.cancelling import abandon, cancellable, ended, is_cancelled
+from things_kit.engine.carrying import Carrying
 from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import Capabilities, Driver
 from things_kit.engine.naming import check_name
@@ -64,6 +65,7 @@ class Broker:
         self._consumers: dict[BrokerConsumer, None] = {}
         self._producers: WeakSet[BrokerProducer] = WeakSet()
         self._requests = Requests(self.transmission)
+        self._carrying = Carrying(self.transmission)
 
     def __repr__(self) -> str:
         return f"<Broker {self.url.display}>"
@@ -124,7 +126,8 @@ class Broker:
         loop = asyncio.get_running_loop()
         errors: list[BaseException] = []
         try:
-            errors += await _failures(consumer.stop() for consumer in list(self._consumers))
+            stops = [consumer.stop() for consumer in self._consumers]
+            errors += await _failures([*stops, self._carrying.close()])
         finally:
             ends = loop.time() + CLOSE
             errors += await _failures([self._requests.close()])
@@ -462,6 +465,7 @@ class Broker:
     def _consumer_started(self, consumer: BrokerConsumer) -> None:
         self._check_open()
         self._consumers[consumer] = None
+        self._carrying.begin()
 
     def _consumer_ended(self, consumer: BrokerConsumer) -> None:
         self._consumers.pop(consumer, None)

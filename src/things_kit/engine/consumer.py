@@ -54,6 +54,8 @@ STUCK: Final = 300.0
 class BrokerConsumer:
     """Brings messages to a handler, from `start` until `stop`. Made by `broker.consumer`."""
 
+    _pump_kind: type[Pump] = Pump
+
     def __init__(
         self,
         transmission: Transmission,
@@ -379,7 +381,7 @@ class BrokerConsumer:
             msgspec.structs.replace(subscription, topic=name, start="earliest", max_in_flight=waiting)
             for name in topics
         )
-        return [Pump(subscription, *parts), *(RetryPump(retry, *parts) for retry in retries)]
+        return [self._pump_kind(subscription, *parts), *(RetryPump(retry, *parts) for retry in retries)]
 
     def _parts_of(self, topic: str) -> tuple[Any, ...]:
         """What the pumps of one topic share: a retried message is of the lane that it always was of."""

@@ -79,6 +79,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         schedule_ids: A driver that is `Scheduling` knows a scheduled message by its `schedule_id`: the same again replaces
             it, and it can be cancelled (`Cancelling`).
         schedules: It can also list what is to come (`ListingSchedules`).
+        carried: Seconds ahead up to which the engine schedules messages by topics of its own (see `carrying`), though the
+            broker, or this version of it, keeps nothing until later; 0: not at all.
         max_batch: The most messages one `send` takes.
         max_message_bytes: The largest value, key and headers together that a user may send; None where the broker sets no
             bound. The broker must take `RESERVE` bytes more, for the headers of a dead letter.
@@ -99,6 +101,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     lag: bool = True
     schedule_ids: bool = False
     schedules: bool = False
+    carried: float = 0.0
     max_batch: int = 10_000
     max_message_bytes: int | None = None
 

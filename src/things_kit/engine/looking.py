@@ -8,6 +8,7 @@ import msgspec
 from things_kit.engine.driver import Listing
 from things_kit.engine.naming import EPHEMERAL, REPLIES
 from things_kit.engine.retry_topics import is_retry_topic
+from things_kit.engine.wait_topics import is_wait_topic
 from things_kit.messaging.errors import ThingsKitError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class GroupRow(msgspec.Struct, frozen=True):
 
 
 async def topics_of(broker: "Broker") -> list[str]:
-    """The names of all topics, but for those that the engine keeps for retries and replies.
+    """The names of all topics, but for those that the engine keeps for retries, replies and what comes later.
 
     Raises:
         UnsupportedError: The broker does not tell names.
@@ -44,7 +45,7 @@ async def topics_of(broker: "Broker") -> list[str]:
     return sorted(
         name
         for name in set(await transmission.patiently(driver.topics))
-        if not is_retry_topic(name) and not name.startswith(REPLIES)
+        if not is_retry_topic(name) and not is_wait_topic(name) and not name.startswith(REPLIES)
     )
 
 

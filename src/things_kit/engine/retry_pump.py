@@ -11,10 +11,11 @@ from things_kit.engine.pump import Pump
 from things_kit.engine.retry_topics import postpone, remaining, restore
 from things_kit.engine.state import State
 from things_kit.messaging.errors import DecodeError, PublishError
+from things_kit.messaging.message import Message
 
 
-class RetryPump(Pump):
-    """Brings what waits in a retry topic to the workers, when it is due."""
+class WaitingPump(Pump):
+    """Holds what arrives until it is due. What that means is said by those that inherit from it."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -24,23 +25,21 @@ class RetryPump(Pump):
         """Admit what is due; the others wait."""
         for delivery in deliveries:
             delivery.inbox = inbox
-            wait = remaining(delivery.message)
+            delivery.state = State.ASIDE
+            wait, moment = self._wait_of(delivery.message)
             if wait > 0:
-                delivery.state = State.ASIDE
-                self._arrivals.hold(delivery, wait)
+                delivery.due = moment
+                self._arrivals.hold(delivery, wait, moment)
             else:
                 self._admit(delivery)
 
+    def _wait_of(self, message: Message) -> tuple[float, float | None]:
+        """For how many seconds it has to wait, and until which moment where several wait for one."""
+        raise NotImplementedError
+
     def _admit(self, delivery: Delivery) -> None:
-        try:
-            delivery.message = restore(delivery.message)
-        except DecodeError as error:
-            delivery.state = State.ASIDE  # of no lane
-            if self.outcomes.keeps:  # no dead letter: it stays where it is
-                self._arrivals.hold(delivery, self.outcomes.longest_wait)
-            else:
-                self.outcomes.failed(delivery, error)
-            return
+        """It is due."""
+        delivery.due = None
         delivery.state = State.READY
         delivery.inbox.admit([delivery])
         self._workers.wake()
@@ -49,6 +48,24 @@ class RetryPump(Pump):
         """Take these out of everything in which they wait."""
         self._arrivals.drop(which)
         super().drop_queued(which)
+
+
+class RetryPump(WaitingPump):
+    """Brings what waits in a retry topic to the workers, when it is due."""
+
+    def _wait_of(self, message: Message) -> tuple[float, float | None]:
+        return remaining(message), None
+
+    def _admit(self, delivery: Delivery) -> None:
+        try:
+            delivery.message = restore(delivery.message)
+        except DecodeError as error:
+            if self.outcomes.keeps:  # no dead letter: it stays where it is
+                self._arrivals.hold(delivery, self.outcomes.longest_wait)
+            else:
+                self.outcomes.failed(delivery, error)
+            return
+        super()._admit(delivery)
 
 
 def sender(producer: BrokerProducer) -> "Callable[[Sequence[Later]], Any]":

@@ -3,9 +3,10 @@
 import functools
 from collections.abc import Sequence
 
-from things_kit.engine.driver import Cancelling, Driver, ListingSchedules, Scheduled, Scheduling
+from things_kit.engine.driver import Cancelling, ListingSchedules, Scheduled, Scheduling
 from things_kit.engine.naming import check_name
 from things_kit.engine.transmission import Sending, Transmission
+from things_kit.engine.wait_topics import WaitTopics
 from things_kit.messaging.errors import UnsupportedError
 from things_kit.messaging.schedule import Schedule
 
@@ -37,11 +38,12 @@ async def schedules(transmission: Transmission, topic: str, limit: int) -> list[
 
 
 def scheduling(transmission: Transmission, *, ids: bool = False) -> Scheduling:
-    """The driver as one that keeps messages until later, with `ids` by a name each. Raises UnsupportedError."""
-    driver: Driver = transmission.driver
+    """What keeps messages until later, with `ids` by a name each: the driver, or we. Raises UnsupportedError."""
+    native = transmission.driver.capabilities
+    driver = WaitTopics(transmission) if native.carried else transmission.driver
     if not isinstance(driver, Scheduling):
         raise UnsupportedError(f"{transmission.url.display} cannot keep a message until later")
-    if ids and not driver.capabilities.schedule_ids:
+    if ids and not native.schedule_ids:
         raise _names_nothing(transmission)
     return driver
 

@@ -53,6 +53,7 @@ class Transmission:
         self.away: Exception | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
         self.instruments: tuple[Instrument, ...] = ()
+        self.carries = asyncio.Event()  # there are topics to carry on from: see wait_topics
         self._declared: dict[str, set[str]] = {}
         self._prepared: set[Topic[Any]] = set()
         self._listeners = Listeners(url.display)
@@ -117,6 +118,10 @@ class Transmission:
         """Create what is missing. Raises BrokerUnavailable, ConfigError."""
         await self.patiently(lambda: self.driver.declare(topic, groups), deadline)
         self._declared.setdefault(topic, set()).update(groups)
+
+    def has_declared(self, topic: str, group: str) -> bool:
+        """Whether a group was declared here, and not removed here."""
+        return group in self._declared.get(topic, ())
 
     async def refuse_pattern(self, topic: str, deadline: float | None = None) -> None:
         """Raise ConfigError for a name that looks like a pattern, unless the broker has a topic of that very name."""

@@ -275,16 +275,18 @@ class Admin:
             doing, lambda client: client.describe_topics(asked, request_timeout=within), within, missing
         )
 
-    async def declare(self, topic: str, *, kept: bool) -> None:
+    async def declare(
+        self, topic: str, *, kept: bool, partitions: int | None = None, settings: Mapping[str, str] = {}
+    ) -> None:
         """Create a topic that is missing. What is in one that is to be `kept` is not cleaned by options of the URL."""
         if await self._is_led(topic):
             return
         options, doing = self._settings.options, f"declaring {topic!r}"
         new = NewTopic(
             topic,
-            num_partitions=options.partitions,
+            num_partitions=partitions or options.partitions,
             replication_factor=options.replication,
-            config=self._settings.topic_settings(kept=kept),
+            config={**self._settings.topic_settings(kept=kept), **settings},
         )
         await self._ask_one(
             doing,
@@ -325,6 +327,18 @@ class Admin:
             UNKNOWN,
         )
         await self._until(self._is_gone, topic, doing, "it is not gone yet")
+
+    async def trim(self, topic: str, ends: Mapping[int, int]) -> None:
+        """Delete what lies before these offsets of its partitions."""
+        asked = [TopicPartition(topic, partition, end) for partition, end in ends.items()]
+        if not asked:
+            return
+        doing = f"deleting what was carried on from {topic!r}"
+        answers = await self._ask(doing, lambda client: client.delete_records(asked, request_timeout=ANSWER))
+        for answer in answers.values():
+            if isinstance(answer, KafkaException) and error_of(answer).code() not in UNKNOWN:
+                with ERRORS.during(doing):
+                    raise answer
 
     async def settings(self, kind: Any, name: str, missing: Container[int] = ()) -> Mapping[str, str]:
         """Those of a topic or broker; none for one of the errors that say it is missing."""

@@ -20,6 +20,7 @@ in threads that nobody waits for.
 """
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -30,10 +31,13 @@ from things_kit.brokers.kafka.options import Settings, check_group, check_topic,
 from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
+from things_kit.brokers.kafka.waits import SESSION, WaitReceiver
+from things_kit.brokers.kafka.waits import SETTINGS as WAIT_SETTINGS
 from things_kit.engine.driver import Capabilities, Pushed, Subscription
 from things_kit.engine.naming import is_dead_letter_group
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
+from things_kit.engine.wait_topics import WAITS, is_wait_topic
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
 from things_kit.messaging.message import Message
 
@@ -56,6 +60,7 @@ class KafkaDriver:
             lasting_inbox=False,
             attempts=self._share,
             lag=not self._share,
+            carried=0.0 if self._share else math.inf,
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings
@@ -104,6 +109,9 @@ class KafkaDriver:
             if self._share:
                 await self._admin.begin_share(group, "earliest")
         self._sizes.forget(topic)
+        if is_wait_topic(topic):
+            await self._admin.declare(topic, kept=True, partitions=len(WAITS), settings=WAIT_SETTINGS)
+            return
         kept = is_retry_topic(topic) or any(is_dead_letter_group(group) for group in groups)
         await self._admin.declare(topic, kept=kept)
 
@@ -162,9 +170,14 @@ class KafkaDriver:
             await self._admin.begin_share(subscription.group, subscription.start)
             return _share_receiver()(self._settings, subscription)
         beginning = await self._beginning(subscription, topic)
-        kind = EphemeralReceiver if subscription.ephemeral else KafkaReceiver
+        settings = self._settings
+        kind: type[KafkaReceiver] = KafkaReceiver
+        if subscription.ephemeral:
+            kind = EphemeralReceiver
+        elif is_wait_topic(subscription.topic):
+            kind, settings = WaitReceiver, settings.with_session(SESSION)
         instance = None if subscription.ephemeral else self._instance(subscription)
-        return kind(self._settings, subscription, self._admin, beginning, instance)
+        return kind(settings, subscription, self._admin, beginning, instance)
 
     async def _beginning(self, subscription: Subscription, topic: Any) -> Beginning:
         """Where to begin in partitions without a place; `start` is only for groups that have none at all."""

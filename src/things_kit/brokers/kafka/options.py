@@ -108,6 +108,13 @@ class Settings(msgspec.Struct, frozen=True):
         """For a topic that is created. One that is to be `kept` is cleaned by the broker's own settings alone."""
         return {name: value for name, value in self.topic.items() if not (kept and name.startswith(CLEANING))}
 
+    def with_session(self, most: float) -> Self:
+        """The same for members of a group that are missed after so many seconds at the latest."""
+        if self.options.session_timeout <= most:
+            return self
+        options = msgspec.structs.replace(self.options, session_timeout=most)
+        return msgspec.structs.replace(self, options=options)
+
     def __repr__(self) -> str:
         return f"Settings({self.url.display!r})"
 

@@ -51,6 +51,11 @@ class Places:
         self._committed: dict[int, Mark] = {}
         self._metadata_limit = LIMIT
 
+    @property
+    def committed(self) -> dict[int, int]:
+        """The offsets before which all is finished, by partition; of those of which anything was committed."""
+        return {number: mark[0] for number, mark in list(self._committed.items())}
+
     # --- partitions that come and go
 
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:

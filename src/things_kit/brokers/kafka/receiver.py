@@ -75,6 +75,7 @@ class KafkaReceiver(ReceivingThread):
         self._acknowledged = 0
         self._emptied = 0
         self._letting_go: Future[None] | None = None
+        self._admin = admin
         self._progress = Progress(admin, subscription.topic, beginning.topic_id)
         self._watching: asyncio.Task[None] | None = None
         # Of the thread
@@ -124,7 +125,7 @@ class KafkaReceiver(ReceivingThread):
         while reason is None:
             emptied = self._emptied
             await asyncio.sleep(INTERVAL)
-            reason = await self._progress.look(dict(self._places.partitions), busy=self._emptied == emptied)
+            reason = await self._progress.look(self._expected(), busy=self._emptied == emptied)
             if reason is None and self._letting_go is None and time.monotonic() - self._turned > STALLED:
                 reason = f"the client of {self._topic!r} hangs"
         self._has_ended(ConnectionLost(reason))
@@ -142,7 +143,11 @@ class KafkaReceiver(ReceivingThread):
         """How many messages its own partitions have that it has not received. Raises ConnectionLost."""
         if self._letting_go is not None:
             return 0  # the thread waits for handlers
-        return sum((await self._progress.overdue(dict(self._places.partitions))).values())
+        return sum((await self._progress.overdue(self._expected())).values())
+
+    def _expected(self) -> dict[int, Offsets]:
+        """The partitions from which what is there should come."""
+        return dict(self._places.partitions)
 
     def abandon(self) -> None:
         """Have the thread close by itself."""

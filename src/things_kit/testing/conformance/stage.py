@@ -11,6 +11,7 @@ import pytest
 
 from things_kit import Broker, Message, RetryPolicy, Topic, connect
 from things_kit.engine.driver import Capabilities
+from things_kit.engine.wait_topics import DEAD_LETTER, wait_topics
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Act, Recorder
@@ -44,6 +45,10 @@ class Stage:
         for worker in self._workers:
             await worker.kill()
         for broker in reversed(self._brokers):
+            if broker.transmission.has_declared(
+                DEAD_LETTER, DEAD_LETTER_GROUP
+            ):  # else all later tests would carry on
+                self.sweep(DEAD_LETTER, *wait_topics(partitions=broker.capabilities.partitions))
             await broker.close()
         async with connect(self.target.url) as sweeper:
             for topic in self._topics:
