@@ -13,10 +13,14 @@ from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
 from things_kit.brokers.pubsub.names import BETWEEN, group_of, subscription_id, topic_id, topic_of
 from things_kit.brokers.pubsub.options import DAY, SHORTEST_LEASE, Settings
 from things_kit.engine.driver import Subscription
+from things_kit.engine.wait_topics import is_wait_topic
 from things_kit.messaging.errors import ConfigError
 
 DELETED: Final = "_deleted-topic_"
 """What the service calls the topic of a subscription whose topic was deleted."""
+
+WAITING: Final = 7 * DAY
+"""Seconds at least for which what waits to be carried on is kept; the longest wait is a day."""
 
 ORDERED: Final = (
     "delete the subscription, so that it is created anew, as this cannot be changed afterwards; or "
@@ -149,13 +153,14 @@ class Admin:
 
     def _wanted(self, topic: str, group: str, *, ephemeral: bool) -> types.Subscription:
         options = self._settings.options
+        kept = max(options.expire, WAITING) if is_wait_topic(topic) else options.expire
         wanted = types.Subscription(
             name=self.subscription_path(topic, group),
             topic=self.topic_path(topic),
             ack_deadline_seconds=max(options.lease, SHORTEST_LEASE),
             enable_message_ordering=options.ordering != "none",
             enable_exactly_once_delivery=options.exactly_once,
-            message_retention_duration=duration_pb2.Duration(seconds=options.expire),
+            message_retention_duration=duration_pb2.Duration(seconds=kept),
             # Without a time to live it stays, else it goes after 31 days without a consumer
             expiration_policy=types.ExpirationPolicy(),
         )

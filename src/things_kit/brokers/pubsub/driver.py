@@ -19,7 +19,7 @@ from google.api_core import exceptions
 from things_kit.brokers.pubsub.admin import Admin
 from things_kit.brokers.pubsub.connection import Connection
 from things_kit.brokers.pubsub.names import subscription_id, topic_id
-from things_kit.brokers.pubsub.options import Settings
+from things_kit.brokers.pubsub.options import LONGEST, Settings
 from things_kit.brokers.pubsub.publisher import Publication
 from things_kit.brokers.pubsub.receiver import PubSubReceiver
 from things_kit.engine.driver import Capabilities, Receiver, Subscription
@@ -40,6 +40,7 @@ class PubSubDriver:
             retained=settings.options.retain > 0,
             lag=False,
             fixed_credit=True,
+            carried=LONGEST,
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings

@@ -10,6 +10,9 @@ from things_kit.messaging.errors import ConfigError
 
 DAY: Final = 86_400
 
+LONGEST: Final = 31 * DAY
+"""Seconds for which the service keeps a message at the most."""
+
 REQUEST_BYTES: Final = 10_000_000
 """The largest request that the service takes (cloud.google.com/pubsub/quotas#resource_limits)."""
 
@@ -54,9 +57,9 @@ class PubSubOptions(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not 1 <= self.lease <= LONGEST_LEASE:
             raise ValueError(f"lease must be from {SHORTEST_LEASE} to {LONGEST_LEASE} seconds")
-        if self.retain and not 600 <= self.retain <= 31 * DAY:
+        if self.retain and not 600 <= self.retain <= LONGEST:
             raise ValueError("retain must be 0, or from 600 seconds to 31 days (2678400)")
-        if not 600 <= self.expire <= 31 * DAY:
+        if not 600 <= self.expire <= LONGEST:
             raise ValueError("expire must be from 600 seconds to 31 days (2678400)")
         if not 1 <= self.max_message_bytes <= REQUEST_BYTES - OVERHEAD:
             raise ValueError(f"max_message_bytes must be from 1 to {REQUEST_BYTES - OVERHEAD}")

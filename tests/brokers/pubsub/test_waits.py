@@ -1,0 +1,86 @@
+"""Messages for later at Pub/Sub: what the conformance suite does not ask of every broker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+pytest.importorskip("google.pubsub_v1")
+
+from things_kit import Broker, Message, UnsupportedError, connect
+from things_kit.brokers.pubsub.driver import PubSubDriver
+from things_kit.engine.looking import topics_of
+from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, declare, wait_topics
+from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.pubsub import PubSubServer
+
+SOON = 0.4
+PATIENCE = 30.0
+DAY = 86_400
+
+pubsub = shared(PubSubServer, "pubsub")
+own_pubsub = own(PubSubServer)
+
+
+@pytest.fixture
+async def url(pubsub: PubSubServer) -> AsyncIterator[str]:
+    """Of names that no other test has; what waits there is removed after it."""
+    url = f"{pubsub.url}&expire=600&topic_prefix=t{uuid4().hex[:10]}-"
+    yield url
+    async with connect(url) as broker:
+        for topic in ("orders", *wait_topics(partitions=False), DEAD_LETTER):
+            await broker.remove(topic)
+
+
+@pytest.fixture
+async def broker(url: str) -> AsyncIterator[Broker]:
+    async with connect(url) as opened:
+        await declare(opened.transmission)
+        yield opened
+
+
+async def test_it_arrives_as_it_was_published_though_many_wait_for_long(broker: Broker) -> None:
+    recorder = Recorder()
+    message = Message("orders", b"\xff", b"k", {"a": "ü"}, timestamp=datetime(2020, 1, 1, tzinfo=UTC), id="i")
+    async with broker.consumer("orders", group="billing", handler=recorder):
+        producer = broker.producer()
+        await producer.publish_batch([Message("orders", b"later") for _ in range(2500)], after=30 * DAY)
+        await producer.publish(message, after=SOON)
+        [found] = await recorder.until_done(1, PATIENCE)
+    assert found.replace(offset=None) == message
+
+
+async def test_more_than_31_days_ahead_are_refused(broker: Broker) -> None:
+    with pytest.raises(UnsupportedError, match="keeps a message for 31 days at most"):
+        await broker.producer().publish(Message("orders", b"v"), after=32 * DAY)
+
+
+async def test_what_waits_is_kept_for_longer_than_a_wait_and_not_shown(broker: Broker, url: str) -> None:
+    prefix = url.rpartition("=")[2]
+    driver = broker.transmission.driver._driver  # type: ignore[attr-defined]
+    assert isinstance(driver, PubSubDriver)
+    for topic in wait_topics(partitions=False):
+        found = await driver._admin.find(prefix + topic, prefix + CARRIER)
+        assert found is not None
+        assert found.message_retention_duration.total_seconds() == 7 * DAY
+    assert await topics_of(broker) == [DEAD_LETTER]
+
+
+async def test_messages_for_later_outlive_the_service(own_pubsub: PubSubServer) -> None:
+    recorder = Recorder()
+    async with (
+        connect(own_pubsub.url) as broker,
+        broker.consumer("orders", group="billing", handler=recorder),
+    ):
+        producer = broker.producer()
+        await producer.publish(Message("orders", b"first"), after=SOON)
+        await recorder.until_done(1, PATIENCE)
+        values = {b"%d" % number for number in range(40)}
+        await producer.publish_batch([Message("orders", value) for value in values], after=1.5)
+        await asyncio.to_thread(own_pubsub.kill)
+        await asyncio.to_thread(own_pubsub.start)
+        await recorder.until_done(41, PATIENCE)
+        assert {message.value for message in recorder.done} >= values
