@@ -15,6 +15,9 @@ _NOT_UNDERSTOOD: Final = (
     "DB index",
 )
 
+_NOT_ALLOWED: Final = ("ACL failure in script", "The user executing the script")
+"""How Redis says so since 7.2, and before."""
+
 
 def _of_a_closed_connection(error: Any) -> bool:
     """In a cluster one command can close a connection while another is about to write to it.
@@ -42,7 +45,7 @@ def _is_not_understood(error: Any) -> bool:
 
 def _is_not_allowed(error: Any) -> bool:
     """What a script is not allowed, whose user the server does not let do everything that it does."""
-    return isinstance(error, exceptions.ResponseError) and "The user executing the script" in str(error)
+    return isinstance(error, exceptions.ResponseError) and any(words in str(error) for words in _NOT_ALLOWED)
 
 
 def _first_word(error: Any) -> str:
