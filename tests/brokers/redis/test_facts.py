@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("redis")
 
-from things_kit import connect
+from things_kit import Message, connect
 from things_kit.brokers.redis.facts import add_server
 from things_kit.brokers.redis.options import RedisOptions
 from things_kit.engine.conclusions import conclude
@@ -15,6 +15,7 @@ from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import Capabilities
 from things_kit.engine.facts import Facts, Finding, Question
 from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.redis import RedisServer
 
@@ -88,6 +89,24 @@ async def test_a_group_without_consumers_that_lags_is_an_error(server: RedisServ
     async with connect(server.url) as broker, broker.consumer(topic, group="g", handler=recorder):
         await recorder.until_done(1, 10)
         assert "group g" not in bad(await findings(server.url, topic=topic, group="g"))
+
+
+async def test_what_is_due_in_a_topic_at_which_nobody_looks_is_seen(server: RedisServer) -> None:
+    topic = f"orders-{uuid4().hex}"
+    async with connect(server.url) as broker:
+        await broker.declare(topic, ["g"])
+        await broker.producer().publish(Message(topic, b"v"), after=60)
+    assert "group g" not in bad(await findings(server.url, topic=topic, group="g"))
+    async with connect(server.url) as broker:
+        await broker.producer().publish(Message(topic, b"v"), after=0.05)
+
+    async def seen() -> bool:
+        return bad(await findings(server.url, topic=topic, group="g")).get("group g") == "error"
+
+    await eventually(seen, 5)
+    server.ask("DEL", topic)
+    said = [each.what for each in await findings(server.url, topic=topic)]
+    assert any("with 2 messages scheduled for it" in what for what in said)
 
 
 @pytest.mark.parametrize(

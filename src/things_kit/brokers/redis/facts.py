@@ -1,11 +1,14 @@
 """How a Redis, a topic's stream and its groups are. Reads only."""
 
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
 from things_kit.brokers.redis.errors import ERRORS
+from things_kit.brokers.redis.keys import topic_keys
 from things_kit.brokers.redis.options import RedisOptions
 from things_kit.engine.facts import Facts, GroupFacts, Limit, Need, Question, Retention, Server, TopicFacts
+from things_kit.engine.phrases import counted
 
 NEEDS: Final = (
     Need((6, 2), "it has neither XAUTOCLAIM nor NOMKSTREAM"),
@@ -93,7 +96,11 @@ async def _topic(facts: Facts, client: Any, options: RedisOptions, topic: str, g
     bound = f"about {options.maxlen:,} messages (maxlen)" if options.maxlen else ""
     found = TopicFacts(name=topic, there=kind == b"stream", retention=Retention(bound=bound))
     facts.topics.append(found)
+    _, scheduled, _ = topic_keys(topic)
     if not found.there:
+        if count := await client.zcard(scheduled):
+            what = f"It is missing, with {counted(count, 'message')} scheduled for it."
+            facts.find("warning", subject, what, "Declare it: they come when they are due.")
         return
     if await client.ttl(topic) >= 0:
         what = "Its key expires: then all its messages are gone."
@@ -105,12 +112,13 @@ async def _topic(facts: Facts, client: Any, options: RedisOptions, topic: str, g
         what = "It has no group: its messages are kept until one has acknowledged them."
         facts.find("warning", subject, what, "Declare a group, or delete the topic.")
     if group is not None:
-        facts.groups.append(_group(topic, group, groups))
+        due = await client.zcount(scheduled, "-inf", round(time.time() * 1_000_000))
+        facts.groups.append(_group(topic, group, groups, due))
 
 
-def _group(topic: str, name: str, groups: Sequence[Any]) -> GroupFacts:
+def _group(topic: str, name: str, groups: Sequence[Any], due: int) -> GroupFacts:
     own = next((each for each in groups if each["name"] == name.encode()), None)
     if own is None:
         return GroupFacts(name=name, topic=topic, there=False)
-    waiting = own["pending"] + (own.get("lag") or 0)
+    waiting = own["pending"] + (own.get("lag") or 0) + due
     return GroupFacts(name=name, topic=topic, ready=waiting, consumers=own["consumers"])
