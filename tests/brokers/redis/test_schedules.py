@@ -149,6 +149,22 @@ async def test_more_than_a_look_takes_comes_in_order_and_is_counted_at_once(
     await receiver.close()
 
 
+async def test_a_batch_comes_behind_what_is_due_in_each_of_its_topics(
+    redis: RedisServer, driver: RedisDriver, topic: str
+) -> None:
+    topics = [topic, f"{topic}-refunds"]
+    for each in topics:
+        await driver.declare(each, ["g"])
+        await schedule_and_forget(redis, at(each, b"due", 0.05))
+    for each in topics:
+        await until_due(driver, each, 1)
+    await driver.send([message(each, b"%d" % number) for number in range(2) for each in topics])
+    for each in topics:
+        receiver = await join(driver, each)
+        assert await values(receiver, 3) == [b"due", b"0", b"1"]
+        await receiver.close()
+
+
 async def test_a_name_whose_message_is_due_already_is_free_again(
     redis: RedisServer, driver: RedisDriver, topic: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Messages that come later: lines 63 to 66."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -94,6 +95,18 @@ class ScheduleSuite(Suite):
         await producer.publish(Message(topic, b"b"), after=0)
         assert {m.value for m in await recorder.until_done(2, stage.patience)} == {b"a", b"b"}
 
+    async def test_a_year_ahead_is_kept_or_refused_at_once(self, stage: Stage) -> None:
+        """Line 63: what a broker cannot keep for so long is UnsupportedError; what it keeps does not come now."""
+        await self._needs(stage)
+        topic, group = stage.topic(), stage.group()
+        recorder = await stage.record(topic, group)
+        producer = stage.broker.producer()
+        with contextlib.suppress(UnsupportedError):
+            await producer.publish(Message(topic, b"a year"), after=365 * 86_400.0)
+        await producer.publish(Message(topic, b"soon"), after=0.2)
+        await recorder.until_done(1, stage.patience)
+        assert [message.value for message in recorder.began] == [b"soon"]
+
     async def test_a_batch_has_one_time(self, stage: Stage) -> None:
         """Line 63: it comes as a whole, in its order."""
         await self._needs(stage)
@@ -169,7 +182,7 @@ class ScheduleSuite(Suite):
             await brokers[number % 3].producer().publish(message, after=3 * SOON, schedule_id="a")
 
         await asyncio.gather(*(schedule(number) for number in range(30)))
-        await stage.broker.producer().publish(Message(topic, b"last"), after=6 * SOON)
+        await stage.broker.producer().publish(Message(topic, b"last"), after=4 * SOON)
         messages = await recorder.until_done(2, stage.patience)
         assert messages[1].value == b"last"
         assert len(recorder.began) == 2
