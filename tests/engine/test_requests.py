@@ -1,8 +1,12 @@
 """Requests, beyond what every broker is seen to do."""
 
 import asyncio
+import gc
 import logging
+import os
 import pickle
+import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +23,7 @@ from things_kit import (
     DecodeError,
     Message,
     NobodyListens,
+    Reject,
     RemoteError,
     RetryPolicy,
     Topic,
@@ -27,6 +32,12 @@ from things_kit import (
 from things_kit.engine.answers import misses_deadline
 from things_kit.engine.naming import REPLIES, inbox_expired
 from things_kit.testing.conformance.waiting import eventually
+
+REQUESTS = int(os.environ.get("REQUESTS", "5000"))
+"""How many one test asks; `REQUESTS=100000` looks for slower leaks."""
+
+NOISE = 8000
+"""Blocks of memory by which a process that stands still differs from itself."""
 
 
 class Order(msgspec.Struct):
@@ -83,6 +94,43 @@ async def test_requests_that_end_badly_leave_nothing(broker: Broker) -> None:
     inbox = broker._requests._inbox
     assert inbox is not None
     assert inbox._waiting == {}
+
+
+async def test_who_asks_for_long_grows_by_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "things_kit")  # what pytest keeps of the log is no leak
+
+    async def discard(_: list[Message]) -> None: ...
+
+    async def refuse(_: Message) -> None:
+        raise Reject("no")
+
+    async def ask_a_thousand() -> None:
+        quiet = [Message("quiet", b"") for _ in range(200)]
+        slow = [broker.request(each, timeout=0.02) for each in quiet]
+        refused = [broker.request(Message("refused", b""), timeout=20) for _ in range(200)]
+        answered = [broker.request(orders, Order("o"), timeout=20) for _ in range(400)]
+        cancelled = [asyncio.ensure_future(broker.request(each)) for each in quiet]
+        results = await asyncio.gather(*slow, *refused, *answered, return_exceptions=True)
+        for task in cancelled:
+            task.cancel()
+        results += await asyncio.gather(*cancelled, return_exceptions=True)
+        ended = Counter(type(each) for each in results)
+        assert ended == {TimeoutError: 200, RemoteError: 200, Invoice: 400, asyncio.CancelledError: 200}
+
+    async with (
+        connect("memory://?retain=0") as broker,
+        broker.consumer(orders, group="g", handler=bill, concurrency=16),
+        broker.consumer("quiet", group="g", handler=discard, batch=Batch(size=100)),
+        broker.consumer("refused", group="g", handler=refuse, dead_letter=DISCARD),
+    ):
+        await broker.request(orders, Order("first"), timeout=20)
+        blocks, tasks = list[int](), asyncio.all_tasks()
+        for _ in range(1 + REQUESTS // 1000):
+            await ask_a_thousand()
+            await eventually(lambda: asyncio.all_tasks() <= tasks, 5, "all is settled")
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+    assert blocks[-1] - blocks[0] < NOISE + REQUESTS / 50, f"it grew: {blocks}"
 
 
 async def test_an_empty_reply_is_none_where_the_type_allows_it(broker: Broker) -> None:
