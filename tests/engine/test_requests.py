@@ -104,7 +104,7 @@ async def test_who_asks_for_long_grows_by_nothing(caplog: pytest.LogCaptureFixtu
     async def refuse(_: Message) -> None:
         raise Reject("no")
 
-    async def ask_a_thousand() -> None:
+    async def ask_a_thousand(broker: Broker) -> None:
         quiet = [Message("quiet", b"") for _ in range(200)]
         slow = [broker.request(each, timeout=0.02) for each in quiet]
         refused = [broker.request(Message("refused", b""), timeout=20) for _ in range(200)]
@@ -126,7 +126,7 @@ async def test_who_asks_for_long_grows_by_nothing(caplog: pytest.LogCaptureFixtu
         await broker.request(orders, Order("first"), timeout=20)
         blocks, tasks = list[int](), asyncio.all_tasks()
         for _ in range(1 + REQUESTS // 1000):
-            await ask_a_thousand()
+            await ask_a_thousand(broker)
             await eventually(lambda: asyncio.all_tasks() <= tasks, 5, "all is settled")
             gc.collect()
             blocks.append(sys.getallocatedblocks())

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import cancellable, ended
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import ConnectionLost, Driver, Listened, Subscription, UnknownTopic
 from things_kit.engine.listeners import HasListeners, Listeners
 from things_kit.engine.naming import looks_like_pattern
@@ -146,11 +147,11 @@ class Transmission:
             create=False,
         )
         try:
-            receiver = await self.patiently(lambda: self.driver.subscribe(look), deadline)
+            reading = await self.patiently(lambda: collect(self.driver, look), deadline)
         except (ConfigError, UnsupportedError):
             return False
         with contextlib.suppress(ConnectionLost):
-            await receiver.close()
+            await reading.close()
         return True
 
     def forget(self, topic: str, group: str | None = None) -> None:

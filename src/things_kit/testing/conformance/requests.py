@@ -9,10 +9,13 @@ import msgspec
 import pytest
 
 from things_kit import DISCARD, ClosedError, Message, Reject, RemoteError, RetryPolicy, Topic
+from things_kit.engine.driver import Listing
+from things_kit.engine.naming import REPLIES
 from things_kit.messaging.names import CORRELATION_ID, DEAD_LETTER_GROUP, DEADLINE, REPLY_TO
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
+from things_kit.testing.conformance.waiting import eventually
 
 
 class Order(msgspec.Struct):
@@ -215,6 +218,25 @@ class RequestSuite(Suite):
         await other.close()
 
         assert not await stage.broker.transmission.has_topic(seen[0])
+
+    async def test_the_inbox_of_a_killed_process_is_removed_by_the_next_that_asks(self, stage: Stage) -> None:
+        """Its name says until when it can have been used; one of a living process stays."""
+        if not isinstance(stage.broker.transmission.driver, Listing):
+            pytest.skip("the broker removes it with the connection that reads it")
+        orders = Topic(stage.topic(), Order)
+        dead, living = f"{REPLIES}1-{stage.name('dead')}", f"{REPLIES}ffffffff-{stage.name('living')}"
+        stage.sweep(dead, living)
+        await stage.broker.declare(dead, groups=["replies"])
+        await stage.broker.declare(living, groups=["replies"])
+        await stage.consume(orders, stage.group(), bill)
+
+        await stage.broker.request(orders, Order("o-1", 21), timeout=stage.patience)
+
+        async def gone() -> bool:
+            return not await stage.broker.transmission.has_topic(dead)
+
+        await eventually(gone, stage.patience, "the inbox of the dead is removed")
+        assert await stage.broker.transmission.has_topic(living)
 
     async def test_a_request_survives_an_outage(self, stage: Stage) -> None:
         """Its inbox comes back, and the reply arrives."""
