@@ -2,13 +2,15 @@
 
 import asyncio
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import DISCARD, Message, PublishError, Reject, Retry, RetryPolicy
-from things_kit.engine.driver import Capabilities
+from things_kit.engine.driver import Capabilities, Delivery
+from things_kit.engine.inbox import ConsumerInbox
 from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of
 
 EVERY_KIND = pytest.mark.parametrize(
@@ -576,3 +578,36 @@ async def test_back_offs_leave_the_rest_of_max_in_flight_to_others() -> None:
         driver.put(message("free"))
         await until(lambda: driver.acknowledged, within=60)
     assert recorder.values[16] == b"free"
+
+
+@EVERY_KIND
+@virtual
+async def test_a_failure_does_not_look_through_all_that_is_held(
+    native: Capabilities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two thousand in back-off that fail at once left a tenth of the speed to all others."""
+    looks = 0
+
+    class Held(dict[Delivery, float]):
+        def __iter__(self) -> Iterator[Delivery]:
+            nonlocal looks
+            for each in super().__iter__():
+                looks += 1
+                yield each
+
+    class Inbox(ConsumerInbox):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.held = Held()
+
+    async def answer(message: Message) -> None:
+        if message.attempt == 1:
+            raise ConnectionError
+
+    monkeypatch.setattr("things_kit.engine.pump.ConsumerInbox", Inbox)
+    driver, recorder = StubDriver(native), Recorder(answer)
+    driver.put(*(message(str(n), f"k{n}") for n in range(200)))
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder, retry=steady()):
+        await until(lambda: len(driver.acknowledged) == 200)
+    assert sorted(recorder.attempts) == [1] * 200 + [2] * 200
+    assert looks < 10 * 200

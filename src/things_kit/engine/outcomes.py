@@ -146,9 +146,10 @@ class Outcomes:
         elif native.lanes and delivery.state is State.LEAVING_ASIDE:
             delivery.inbox.release(again)
         elif native.lanes:
-            for other in delivery.inbox.held:
+            for other in self._leaving.values():
                 if (
                     other.state is State.LEAVING
+                    and other.inbox is delivery.inbox
                     and other is not delivery
                     and self._lanes.lane_of(other) == lane
                 ):
