@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.testing.simulation.test_worlds import QUICK, SEEDS
+from tests.testing.simulation.test_worlds import FEW, QUICK
 from things_kit import Message
 from things_kit.engine.broker import Broker
 from things_kit.patterns.periodic import Periodic, every
@@ -174,7 +174,7 @@ class Later(World):
 def test_what_is_cancelled_or_replaced_never_comes(broker: str) -> None:
     simulate(
         Reminders,
-        seeds=max(1, SEEDS // len(NAMED)),
+        seeds=FEW // len(NAMED),
         broker=broker,
         sometimes=["cancel is True", "cancel is False", "alone"],
     )
@@ -182,7 +182,7 @@ def test_what_is_cancelled_or_replaced_never_comes(broker: str) -> None:
 
 @pytest.mark.parametrize("broker", [*NAMED, "servicebus"])
 def test_what_is_scheduled_comes_when_it_is_due_whoever_dies(broker: str) -> None:
-    simulate(Later, seeds=max(1, SEEDS // 4), broker=broker)
+    simulate(Later, seeds=max(1, FEW // 4), broker=broker)
 
 
 def replaces_nothing(timetable: Timetable, entry: Any) -> None:
@@ -291,8 +291,8 @@ def _between(first: datetime, last: datetime) -> list[datetime]:
 
 def test_what_runs_every_so_often_goes_on() -> None:
     kinds = ["queue", "skip", "allow", "all", "one", "none", "left out"]
-    simulate(Tick, seeds=SEEDS, broker="sqlite", sometimes=kinds)
+    simulate(Tick, seeds=FEW, broker="sqlite", sometimes=kinds)
 
 
 def test_one_run_follows_the_other() -> None:
-    simulate(OneByOne, seeds=max(1, SEEDS // 4), broker="postgres", faults=DEAD, processes=3)
+    simulate(OneByOne, seeds=max(1, FEW // 4), broker="postgres", faults=DEAD, processes=3)
