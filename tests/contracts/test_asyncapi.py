@@ -15,11 +15,12 @@ from uuid import UUID
 import msgspec
 import pydantic
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from typer.testing import CliRunner
 
 from things_kit import App, Message, Topic
 from things_kit.cli.app import app as program
-from things_kit.codecs import Avro, CloudEvents, MessagePack
+from things_kit.codecs import Avro, CloudEvents, MessagePack, Protobuf
 from things_kit.codecs.json_schema import Schemas
 from things_kit.contracts.asyncapi import asyncapi
 from things_kit.contracts.page import example, page
@@ -296,6 +297,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *map(topic_of, KINDS),
         Topic("events", Card, codec=CloudEvents(source="/s")),
         Topic("avro", Tree, codec=Avro()),
+        Topic("protobuf", Struct, codec=Protobuf()),
         Topic("compressed", Card, transforms=[compress("gzip")]),
         pytest.param(answering, id="answering"),
     ],
@@ -308,3 +310,11 @@ def test_a_document_is_valid_by_asyncapi_s_own_schema(made: Any, official: Any) 
         for error in official.iter_errors(json.loads(json.dumps(document)))
     ]
     assert not errors
+
+
+def test_protobuf_s_nested_and_repeated_fields_maps_and_enums_are_described() -> None:
+    schemas = asyncapi("t", topics=[Topic("t", Struct, codec=Protobuf())])["components"]["schemas"]
+    value = {"$ref": "#/components/schemas/Value"}
+    assert schemas["Struct"]["properties"] == {"fields": {"type": "object", "additionalProperties": value}}
+    assert schemas["Value"]["properties"]["null_value"] == {"enum": ["NULL_VALUE"]}
+    assert schemas["ListValue"]["properties"] == {"values": {"type": "array", "items": value}}

@@ -121,6 +121,12 @@ class Avro(Framed, frozen=True):
             found[value] = Subject(name, json.dumps(plain), "AVRO", *imports.of(plain))
         return found
 
+    def described(self, topic: Topic[Any], value: str | None) -> dict[str, Any]:
+        """What a document of the topic says of its bytes: the schema, after those that it refers to."""
+        plain = plain_schema(self._unparsed(topic.kinds[value], value))
+        _, imported = self._imports().of(plain)
+        return {"x-avro": [*(json.loads(each.schema) for each in imported), plain]}
+
     def schema_of(self, kind: Any, value: str | None) -> Any:
         """The schema of a type, ready for fastavro. Raises TypeError where there is none."""
         return parsed_schema(self._unparsed(kind, value), self._imports().texts)

@@ -175,10 +175,21 @@ class Schemas:
         return self._named(cls, record)
 
     def _field(self, field: Any) -> Schema:
-        if field.message_type is not None:
-            return {"type": "object", "description": f"A {field.message_type.full_name}."}
-        kinds = {9: "string", 12: "string", 8: "boolean", 1: "number", 2: "number"}
-        return {"type": kinds.get(field.type, "integer")}
+        message = field.message_type
+        if message is not None and message.GetOptions().map_entry:
+            return {"type": "object", "additionalProperties": self._field(message.fields_by_name["value"])}
+        if message is not None:
+            from google.protobuf.message_factory import GetMessageClass  # noqa: PLC0415 - it is there if a type of its is
+
+            one = self._generated(GetMessageClass(message), message.fields)
+        elif field.enum_type is not None:
+            one = {"enum": [each.name for each in field.enum_type.values]}
+        else:
+            kinds = {9: "string", 12: "string", 8: "boolean", 1: "number", 2: "number"}
+            one = {"type": kinds.get(field.type, "integer")}
+            one |= {"contentEncoding": "base64"} if field.type == 12 else {}
+        repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == 3
+        return {"type": "array", "items": one} if repeated else one
 
 
 def rewrite(schema: Any, references: dict[str, str]) -> Any:

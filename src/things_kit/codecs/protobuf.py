@@ -12,10 +12,19 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.topic import Topic
 
 try:
+    from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.json_format import MessageToDict
     from google.protobuf.message import Message as Generated
 except ImportError as error:
     raise ConfigError('Protobuf needs protobuf: pip install "things-kit[protobuf]"') from error
+
+
+KINDS: Final = {
+    number: name.removeprefix("TYPE_").lower()
+    for name, number in vars(FieldDescriptor).items()
+    if name.startswith("TYPE_")
+}
+"""The names of fields' types."""
 
 
 class Protobuf(Framed, frozen=True):
@@ -73,6 +82,14 @@ class Protobuf(Framed, frozen=True):
             found[value] = Subject(name, _source(file), "PROTOBUF", _imports(file), tuple(imported.values()))
         return found
 
+    def described(self, topic: Topic[Any], value: str | None) -> dict[str, Any]:
+        """What a document of the topic says of its bytes: fields by their numbers, of all messages in it."""
+        descriptor = topic.kinds[value].DESCRIPTOR
+        messages: dict[str, Any] = {}
+        enums: dict[str, list[int]] = {}
+        _describe(descriptor, messages, enums)
+        return {"x-protobuf": {"message": descriptor.full_name, "messages": messages, "enums": enums}}
+
 
 _BUILT_IN: Final = ("google/protobuf/", "google/type/", "confluent/")
 
@@ -95,6 +112,29 @@ def _writer(kind: Any, registered: bool) -> Write:
         return write
     index = _index(kind.DESCRIPTOR)
     return lambda payload: index + write(payload)
+
+
+def _describe(descriptor: Any, messages: dict[str, Any], enums: dict[str, list[int]]) -> None:
+    fields = messages[descriptor.full_name] = {}
+    for field in descriptor.fields:
+        described = {"name": field.name, "type": KINDS[field.type], "label": _label(field)}
+        if field.containing_oneof is not None and not field.containing_oneof.name.startswith("_"):
+            described["oneof"] = field.containing_oneof.name
+        if field.enum_type is not None:
+            described["of"] = field.enum_type.full_name
+            enums[field.enum_type.full_name] = sorted({each.number for each in field.enum_type.values})
+        if field.message_type is not None:
+            described["of"] = field.message_type.full_name
+            if field.message_type.full_name not in messages:
+                _describe(field.message_type, messages, enums)
+        fields[str(field.number)] = described
+
+
+def _label(field: Any) -> str:
+    if hasattr(field, "is_repeated"):
+        return "repeated" if field.is_repeated else "required" if field.is_required else "singular"
+    labels = {FieldDescriptor.LABEL_REPEATED: "repeated", FieldDescriptor.LABEL_REQUIRED: "required"}
+    return labels.get(field.label, "singular")  # as protobuf says it before 6.31
 
 
 def _source(file: Any) -> str:

@@ -168,6 +168,9 @@ class _Document:
             message["description"] = doc
         message["headers"] = _headers(topic, value)
         message["payload"] = self.schemas.of(kind)
+        codec: Any = getattr(topic.codec, "codec", topic.codec)  # the data's of CloudEvents
+        if hasattr(codec, "described"):
+            message |= codec.described(topic, value)
         if topic.key is not None:
             message["x-key"] = topic.key if isinstance(topic.key, str) else "computed"
         if topic.by is not None:

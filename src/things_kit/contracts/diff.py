@@ -1,11 +1,13 @@
 """What a new version of a document breaks: for new consumers that read old messages, or old ones that read new."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from things_kit.contracts.compatibility import Reader, resolve
+from things_kit.contracts.avro import avro_broken
+from things_kit.contracts.compatibility import Broken, Reader, resolve
+from things_kit.contracts.protobuf import protobuf_broken
 from things_kit.messaging.errors import ConfigError
 
 
@@ -87,9 +89,45 @@ def _broken(
     writes: tuple[Mapping[str, Any], Any],
     reads: tuple[Mapping[str, Any], Any],
 ) -> Iterator[Finding]:
-    reader = Reader(writes[0], reads[0])
-    for broken in reader.broken(writes[1].get("payload", {}), reads[1].get("payload", {})):
+    found = _on_the_wire(writes[1], reads[1])
+    if not found and "x-protobuf" not in reads[1]:  # whose names are not on the wire
+        found = Reader(writes[0], reads[0]).broken(writes[1].get("payload", {}), reads[1].get("payload", {}))
+    for broken in found:
         yield Finding(topic, name, broken.path.lstrip("."), direction, broken.reason)
+
+
+_ALL_READ: Final = frozenset({"application/json", "application/msgpack"})
+"""Content types that every consumer of a typed payload reads, as messages say which theirs is."""
+
+
+def _on_the_wire(writes: Mapping[str, Any], reads: Mapping[str, Any]) -> list[Broken]:
+    """What the reader's codec cannot read of the bytes, whatever is in them."""
+    written, read = (str(each.get("contentType", "application/json")) for each in (writes, reads))
+    if written != read and not {written, read} <= _ALL_READ:
+        return [Broken("", f"it is written as {written}, and read as {read}")]
+    for name, judge in _JUDGES.items():
+        if name in writes and name in reads:
+            return _judged(name, judge, writes[name], reads[name], read)
+        if name in writes or name in reads or read.endswith(name.removeprefix("x-")):
+            return [Broken("", f"the document has no {name!r}, so that the bytes cannot be judged")]
+    return []
+
+
+_Judge: TypeAlias = Callable[[Any, Any, str], list[Broken]]
+_JUDGES: Final[Mapping[str, _Judge]] = {
+    "x-avro": lambda writes, reads, read: avro_broken(writes, reads, resolved="confluent" in read),
+    "x-protobuf": lambda writes, reads, _: protobuf_broken(writes, reads),
+}
+"""By what a document calls the schema of the bytes."""
+
+
+def _judged(name: str, judge: _Judge, writes: Any, reads: Any, read: str) -> list[Broken]:
+    try:
+        return judge(writes, reads, read)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name!r} of the document is no schema: {error!r}") from error
+    except RecursionError:
+        raise ConfigError("the schemas are nested too deeply to be compared") from None
 
 
 def _channels(document: Any) -> dict[str, dict[str, Any]]:
