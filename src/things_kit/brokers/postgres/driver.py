@@ -33,6 +33,12 @@ ThingT = TypeVar("ThingT")
 
 SWEEP_EVERY: Final = 30.0
 
+PLACE_EVERY: Final = 5.0
+"""Seconds after which a process that publishes sees to the places of what it has published, where nobody consumes it."""
+
+PLACING: Final = 60.0
+"""Seconds that giving places may take: up to 3 for a million messages at which nobody has looked yet."""
+
 MANY: Final = 50
 """So many messages are worth a second round trip."""
 
@@ -68,6 +74,7 @@ class PostgresDriver:
         self._s = quoted(schema)
         self._insert = filled(INSERT_MANY, schema)
         self._ephemeral: set[Member] = set()
+        self._published: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._undoing: set[asyncio.Task[Any]] = set()
         self._open = False
@@ -89,6 +96,7 @@ class PostgresDriver:
         self._tasks = [
             asyncio.create_task(self._sweep(), name="things-kit-postgres-sweep"),
             asyncio.create_task(self._keep_alive(), name="things-kit-postgres-leases"),
+            asyncio.create_task(self._place(), name="things-kit-postgres-places"),
         ]
 
     async def close(self) -> None:
@@ -134,6 +142,8 @@ class PostgresDriver:
         """Create what is missing."""
         for name in (topic, *groups):
             check_name(name)
+        if groups:
+            await self._give_places([topic])
         await self.ask(f"declaring {topic!r}", "declare_groups($1, $2)", topic, list(groups))
 
     async def remove(self, topic: str, group: str | None = None) -> None:
@@ -223,6 +233,7 @@ class PostgresDriver:
                 for message, refused in zip(messages, results, strict=True)
             ]
         self.say(list(known))
+        self._published |= known
         return [
             refused or (None if message.topic in known else UnknownTopic(message.topic))
             for message, refused in zip(messages, results, strict=True)
@@ -267,6 +278,7 @@ class PostgresDriver:
         return PostgresReceiver(self, member, subscription.inbox)
 
     async def _join(self, subscription: Subscription) -> Member:
+        await self._give_places([subscription.topic])
         latest = not subscription.past if subscription.ephemeral else subscription.start == "latest"
         row = await self.ask(
             f"subscribing to {subscription.topic!r}",
@@ -308,6 +320,24 @@ class PostgresDriver:
             with contextlib.suppress(ConnectionLost, ConfigError):  # whose time comes again
                 await self.upkeep.sweep()
             await asyncio.sleep(SWEEP_EVERY)
+
+    async def _place(self) -> None:
+        """See to the places of what this process publishes, so that whoever consumes later need not wait for all of them."""
+        while True:
+            await asyncio.sleep(PLACE_EVERY)
+            topics, self._published = list(self._published), set()
+            if topics:
+                try:
+                    await self._give_places(topics)
+                except ConnectionLost:
+                    self._published |= set(topics)
+                except ConfigError:  # without the right: whoever consumes does it
+                    return
+
+    async def _give_places(self, topics: Sequence[str]) -> None:
+        """Give places to what has none, with more patience than a look may have."""
+        statement = f"SELECT {self._s}.place(id) FROM {self._s}.topic WHERE name = ANY ($1)"  # noqa: S608 - identifiers
+        await self.connections.rows("giving messages their places", statement, topics, within=PLACING)
 
     async def _keep_alive(self) -> None:
         """Renew the leases of ephemeral groups, which would vanish although their process is well."""

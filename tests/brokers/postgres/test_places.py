@@ -1,0 +1,58 @@
+"""Places are given though nobody looks, so that who comes later need not wait for those of millions of messages."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from tests.brokers.postgres.given import Open, insert, join, names, publish, take
+from things_kit.brokers.postgres import driver
+
+
+async def placed(sql: asyncpg.Connection, schema: str) -> int:
+    return int(await sql.fetchval(f"SELECT coalesce(sum(cardinality(seqs)), 0) FROM {schema}.segment"))
+
+
+async def test_who_publishes_gives_places_to_it(
+    connect: Open, sql: asyncpg.Connection, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "PLACE_EVERY", 0.01)
+    broker = await connect()
+    await broker.declare("t", [])
+    await publish(broker, "a1", "b1")
+    async with asyncio.timeout(20):
+        while await placed(sql, schema) < 2:  # noqa: ASYNC110 - only the server knows
+            await asyncio.sleep(0.01)
+    await publish(broker, "a2")
+    assert names(await take(await join(broker))) == ["a1", "b1", "a2"]
+
+
+async def test_a_sweep_gives_places_to_what_foreign_transactions_have_published(
+    connect: Open, sql: asyncpg.Connection, schema: str
+) -> None:
+    broker = await connect()
+    await broker.declare("t", ["g"])
+    await insert(sql, schema, "a1", "a2")
+    assert await placed(sql, schema) == 0
+    await broker.upkeep.sweep()
+    assert await placed(sql, schema) == 2
+    assert names(await take(await join(broker))) == ["a1", "a2"]
+
+
+async def test_a_consumer_has_patience_while_places_are_given(
+    connect: Open, sql: asyncpg.Connection, schema: str
+) -> None:
+    broker = await connect("&timeout=0.5")
+    await broker.declare("t", [])
+    async with sql.transaction():
+        await insert(sql, schema, "a1")
+    async with sql.transaction():  # as somebody does who gives places to millions
+        await sql.execute(f"SELECT FROM {schema}.topic FOR UPDATE")
+        joining = asyncio.create_task(join(broker))
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1"
+        async with asyncio.timeout(20):
+            while not await sql.fetchval(waiting, f"%{schema}%"):  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        await asyncio.wait({joining}, timeout=0.8)
+        assert not joining.done()
+    assert names(await take(await joining)) == ["a1"]
