@@ -8,6 +8,7 @@ import pytest
 from things_kit import Message
 from things_kit.engine import publishes
 from things_kit.engine.driver import ConnectionLost
+from things_kit.engine.outbound import prepare
 from things_kit.engine.publishes import Named, PublishIds
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -69,6 +70,12 @@ def test_what_nobody_sends_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -
     first = lost(ids, order(b"1"), order(b"2"), order(b"3"))
     assert sent(ids, order(b"2"), order(b"3")) == first[1:]
     assert sent(ids, order(b"1")) != first[:1]
+
+
+def test_what_a_driver_has_kept_with_its_name_may_be_published_again() -> None:
+    (ready,), refused = prepare([Named("orders", b"", publish="relay-1")], None)
+    assert type(ready) is Message
+    assert not refused
 
 
 def test_a_publish_that_has_a_name_keeps_it_and_the_others_get_an_id() -> None:

@@ -87,7 +87,7 @@ def _checked_size(message: Message, topics: set[str], *, ours: bool) -> int:
 
     Every published message pays for these lines; what is not plainly right is looked at again, and named.
     """
-    if type(message) is not Message:
+    if type(message) is not Message and not isinstance(message, Message):
         raise PublishError(f"publish takes a Message, not {type(message).__name__}")
     topic, value, key, headers, identity = (
         message.topic, message.value, message.key, message.headers, message.id,
