@@ -22,6 +22,7 @@ NAMES = (
     "sqs",
     "pubsub",
     "servicebus",
+    "requests",
     "process",
 )
 REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
