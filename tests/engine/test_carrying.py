@@ -67,6 +67,17 @@ async def test_a_message_waits_whole() -> None:
     assert (found.due, found.message) == (BEGAN + 100.0, message)
 
 
+@virtual
+async def test_each_time_that_it_is_put_off_it_has_another_id() -> None:
+    """A broker that drops what it has seen would lose it: four times in a row it may wait for a second."""
+    message = Message("orders", b"v", id="i")
+    first = put_off(message, BEGAN + 4.0, partitions=False)
+    await asyncio.sleep(1.0)
+    second = put_off(message, BEGAN + 4.0, partitions=False)
+    assert first.topic == second.topic
+    assert len({"i", first.id, second.id}) == 3
+
+
 @pytest.mark.parametrize(
     ("after", "topic", "wait"),
     [

@@ -78,13 +78,15 @@ def put_off(message: Message, due: float, *, partitions: bool) -> Message:
     now = steady()
     number = max((n for n, (wait, _) in enumerate(WAITS) if wait <= due - now + SLACK), default=0)
     until = now + WAITS[number][0]
+    if due - until < SHORT:
+        until = due
     whole = message.replace(headers=dict(message.headers))
     return Message(
         TOPIC if partitions else _NAMES[1 + number],
-        _encode(Waiting(due if due - until < SHORT else until, due, whole)),
+        _encode(Waiting(until, due, whole)),
         partition=number if partitions else None,
         timestamp=datetime.fromtimestamp(now, UTC),  # by which some brokers tell how old it is
-        id=message.id,
+        id=f"{message.id}~{until:.6f}",  # one of its own each time: brokers drop what they have seen
     )
 
 
