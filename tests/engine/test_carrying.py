@@ -2,15 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from tests.engine.scenario import Recorder, until, virtual
+from tests.engine.scenario import Recorder, turns, until, virtual
 from things_kit import Broker, Message, UnsupportedError
-from things_kit.engine.driver import Capabilities
+from things_kit.engine.driver import Capabilities, Delivery
 from things_kit.engine.surroundings import surroundings
 from things_kit.engine.wait_topics import (
     CARRIER,
@@ -34,9 +34,10 @@ class VirtualWorld:
     """The wall clock goes by the loop's."""
 
     chance = random.Random(1)
+    ahead = 0.0
 
     def now(self) -> float:
-        return BEGAN + asyncio.get_running_loop().time()
+        return BEGAN + asyncio.get_running_loop().time() + self.ahead
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -136,6 +137,57 @@ async def test_what_has_one_time_comes_in_its_order_and_a_key_goes_by_the_time()
         await producer.publish(Message("orders", b"now", b"k"))
         await until(lambda: len(recorder.seen) == 702)
         assert recorder.values == [b"now", *(message.value for message in batch), b"late"]
+
+
+@virtual
+async def test_what_arrives_late_comes_behind_what_waits_for_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a batch that is read in two parts, when the time comes between them and the timer has not rung yet."""
+    driver = StubDriver(LOG)
+    async with broker_of(driver) as broker:
+        await broker.declare("orders", ["billing"])
+        await broker.producer().publish(Message("orders", b"other"), after=5.0)
+        recorder = Recorder()
+        await consumer(broker, recorder)
+        await until(lambda: (TOPICS[0], CARRIER) in driver.groups)
+        await turns(100)
+        due = VirtualWorld().now() + 0.5
+        first, second = (
+            put_off(Message("orders", value, id="i"), due, partitions=False) for value in (b"1", b"2")
+        )
+        carrier = broker._carrying._carrier
+        assert carrier is not None
+        inbox = carrier._pumps[0].inbox
+        assert inbox is not None
+        inbox.put([Delivery(first)])
+        monkeypatch.setattr(VirtualWorld, "ahead", 1.0)
+        inbox.put([Delivery(second)])
+        await until(lambda: len(recorder.seen) == 2)
+        assert recorder.values == [b"1", b"2"]
+
+
+@virtual
+async def test_one_target_that_hangs_holds_up_no_other() -> None:
+    driver = StubDriver(LOG)
+    async with broker_of(driver) as broker:
+        recorder = Recorder()
+        await consumer(broker, recorder)
+        await broker.declare("refunds", ["billing"])
+        send, hang = driver.send, asyncio.Event()
+
+        async def hanging(messages: Sequence[Message]) -> Sequence[Exception | None]:
+            if messages[0].topic == "refunds":
+                await hang.wait()
+            return await send(messages)
+
+        driver.send = hanging  # type: ignore[method-assign]
+        batch = [Message(topic, b"%d" % n) for n in range(300) for topic in ("refunds", "orders")]
+        await broker.producer().publish_batch(batch, after=2.0)
+        await until(lambda: len(recorder.seen) == 300, within=3.0)
+        assert driver.topics["refunds"] == []
+        hang.set()
+        await until(lambda: len(driver.topics["refunds"]) == 300, within=3.0)
 
 
 @virtual

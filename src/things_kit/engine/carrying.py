@@ -7,7 +7,9 @@ such topics, it costs a look every now and then.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -128,6 +130,7 @@ class Carrier(BrokerConsumer):
         native = transmission.driver.capabilities
         self._partitions = native.partitions
         self._first: Pump | None = None
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         options = ConsumerOptions(
             topics=tuple(wait_topics(partitions=native.partitions)),
             handler=self.carry,
@@ -145,25 +148,39 @@ class Carrier(BrokerConsumer):
     async def carry(self, messages: list[Message]) -> None:
         """A wait is over. Raises BatchError for those that nobody took."""
         errors: dict[int, BaseException] = {}
-        going: dict[int, Message] = {}
-        now = steady()
+        going: dict[str, dict[int, Message]] = {}
         for index, message in enumerate(messages):
             try:
-                found = waiting(message.value)
-            except msgspec.DecodeError as error:
-                errors[index] = DecodeError(f"what is in {message.topic!r} was not scheduled by us: {error}")
-                continue
-            due = found.due > now
-            going[index] = (
-                put_off(found.message, found.due, partitions=self._partitions) if due else found.message
-            )
-        deadline = asyncio.get_running_loop().time() + self._transmission.url.engine.publish_timeout
-        sent = await self._transmission.send(list(going.values()), deadline) if going else ()
-        for index, refusal in zip(going, sent, strict=True):
-            if refusal is not None:
-                errors[index] = Later(AGAIN) if isinstance(refusal, BrokerUnavailable) else refusal
+                following = self._next(message)
+            except DecodeError as error:
+                errors[index] = error
+            else:
+                going.setdefault(following.topic, {})[index] = following
+        for refused in await asyncio.gather(*(self._send(*each) for each in going.items())):
+            errors |= refused
         if errors:
             raise BatchError(errors)
+
+    def _next(self, message: Message) -> Message:
+        """What is to be published now. Raises DecodeError."""
+        try:
+            found = waiting(message.value)
+        except msgspec.DecodeError as error:
+            raise DecodeError(f"what is in {message.topic!r} was not scheduled by us: {error}") from error
+        if found.due <= steady():
+            return found.message
+        return put_off(found.message, found.due, partitions=self._partitions)
+
+    async def _send(self, topic: str, messages: Mapping[int, Message]) -> dict[int, BaseException]:
+        """The errors of those that were not taken. One topic holds up no other, and keeps the order of what goes there."""
+        async with self._turns.setdefault(topic, asyncio.Lock()):
+            deadline = asyncio.get_running_loop().time() + self._transmission.url.engine.publish_timeout
+            results = await self._transmission.send(list(messages.values()), deadline)
+        return {
+            index: Later(AGAIN) if isinstance(refusal, BrokerUnavailable) else refusal
+            for index, refusal in zip(messages, results, strict=True)
+            if refusal is not None
+        }
 
     async def _declare(self) -> None:
         """Who schedules does that: where nothing was scheduled nothing is made."""

@@ -27,7 +27,7 @@ class WaitingPump(Pump):
             delivery.inbox = inbox
             delivery.state = State.ASIDE
             wait, moment = self._wait_of(delivery.message)
-            if wait > 0:
+            if wait > 0 or moment is not None:  # others may still be here that wait for the same moment
                 delivery.due = moment
                 self._arrivals.hold(delivery, wait, moment)
             else:

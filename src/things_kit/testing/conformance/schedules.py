@@ -139,6 +139,26 @@ class ScheduleSuite(Suite):
         recorder = await stage.record(topic, group)
         assert [m.value for m in await recorder.until_done(1, stage.patience)] == [b"v"]
 
+    async def test_who_carries_on_what_is_scheduled_may_be_killed(self, stage: Stage) -> None:
+        """Line 64: whoever comes carries on; nothing is lost."""
+        await self._needs(stage)
+        if not stage.capabilities.carried:
+            pytest.skip("no process carries on what is scheduled here")
+        topic, group, other = stage.topic(), stage.group(), stage.group("shipping")
+        await stage.broker.declare(topic, [group, other])
+        worker = await stage.worker(topic, group)
+        messages = [Message(topic, b"v", id=stage.name(str(number))) for number in range(100)]
+        producer, began = stage.broker.producer(), _now()
+        times = [began + timedelta(seconds=SOON + number / 100) for number in range(100)]
+        await asyncio.gather(
+            *(producer.publish(message, at=at) for message, at in zip(messages, times, strict=True))
+        )
+        await eventually(lambda: len(worker.history.ids("done")) > 20, stage.patience)
+        await worker.kill()
+        recorder = await stage.record(topic, other)
+        expected = {message.id for message in messages}
+        await eventually(lambda: {each.id for each in recorder.began} == expected, stage.patience)
+
     async def test_what_is_due_before_a_publish_comes_before_it(self, stage: Stage) -> None:
         """Line 64: a key's scheduled message takes its place when it is due, though nobody looked at the time."""
         await self._needs(stage)
