@@ -64,7 +64,9 @@ def test_wait_topics_are_known_by_their_names() -> None:
 @virtual
 async def test_a_message_waits_whole() -> None:
     message = Message("orders", b"\xff", b"k", {"a": "ü"}, 2, 7, datetime(2020, 1, 1, tzinfo=UTC), "i", 3)
-    found = waiting(put_off(message, BEGAN + 100.0, partitions=False).value)
+    carrier = put_off(message, BEGAN + 100.0, partitions=False)
+    found = waiting(carrier.value)
+    assert carrier.key == b"k", "a broker that keeps the order of keys keeps it while they wait"
     assert (found.due, found.message) == (BEGAN + 100.0, message)
 
 

@@ -84,6 +84,7 @@ def put_off(message: Message, due: float, *, partitions: bool) -> Message:
     return Message(
         TOPIC if partitions else _NAMES[1 + number],
         _encode(Waiting(until, due, whole)),
+        message.key,  # some brokers keep order by that alone
         partition=number if partitions else None,
         timestamp=datetime.fromtimestamp(now, UTC),  # by which some brokers tell how old it is
         id=f"{message.id}~{until:.6f}",  # one of its own each time: brokers drop what they have seen
