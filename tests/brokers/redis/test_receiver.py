@@ -291,6 +291,29 @@ async def test_what_waits_and_nobody_holds_is_overdue(
     await collecting.close()
 
 
+@pytest.mark.parametrize("ephemeral", [False, True])
+async def test_what_was_put_back_is_not_late_at_a_quiet_server(
+    own_redis: RedisServer, topic: str, ephemeral: bool
+) -> None:
+    """A call that blocks ends by the server's own clock, which is slow there: up to a second late."""
+    own_redis.ask("CONFIG", "SET", "hz", "1")
+    driver = RedisDriver.from_url(BrokerURL.parse(own_redis.url))
+    await driver.open()
+    receiver = await collect(driver, Subscription(topic=topic, group="g", ephemeral=ephemeral))
+    await driver.send([Message(topic, b"x", id="1")])
+    loop, late = asyncio.get_running_loop(), []
+    for _ in range(10):
+        [delivery] = await received(receiver, 1)
+        released = loop.time()
+        await receiver.settle([], [Release(delivery, 0.05, delivery.message.attempt + 1)])
+        [delivery] = await received(receiver, 1)
+        late.append(loop.time() - released - 0.05)
+        await receiver.settle([], [Release(delivery, 0.0, delivery.message.attempt)])
+    assert sorted(late)[7] < 0.2
+    await receiver.close()
+    await driver.close()
+
+
 # --- what others do to the server
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import heapq
+import math
 from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -79,13 +80,15 @@ class EphemeralReceiver:
         topic = self._subscription.topic
         with ERRORS.during(f"receiving from {topic!r}"):
             await self._look(topic)
-        until = min(ends, self._look_at, self._back[0][0] if self._back else ends)
+        due = self._back[0][0] if self._back else math.inf
+        until = min(ends, self._look_at, due)
         block = int(1000 * (until - loop.time()))
         if block > 0:
             command += ("BLOCK", block)
             self._block_until = until
         with ERRORS.during(f"receiving from {topic!r}"):
-            answer = await self._reading.command(*command, "STREAMS", topic, self._place)
+            alarm = due if block > 0 and until == due else None
+            answer = await self._reading.command(*command, "STREAMS", topic, self._place, until=alarm)
         self._block_until = 0.0
         if not answer:
             return 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,6 +53,7 @@ class RedisReceiver:
         self._leaving: set[bytes] = set()  # being put back: by now it may be there, or still with us
         self._cursor: bytes = b"0-0"
         self._look_at = 0.0
+        self._due_at = math.inf  # what was put back, as far as we know
         self._block_until = 0.0
         self._failed = False
         self._closed = False
@@ -96,12 +98,13 @@ class RedisReceiver:
         await self._home.admin.tidy(self._topic)  # here, as nothing waits for it
         # Before the call: what is put back meanwhile may be due sooner
         self._look_at = loop.time() + self._look_every
+        self._due_at = math.inf
         taken, self._cursor, due, scheduled = await self._run(scripts.TAKE, self._lease, limit, self._cursor)
         self._home.timetable.expect(self._topic, scheduled)
         if taken or self._cursor != b"0-0":
             self._look_at = loop.time()
         elif due >= 0:
-            self._look_at = min(self._look_at, loop.time() + due / 1000)
+            self._see_at(loop.time() + due / 1000)
         # What we hold ourselves was late to be renewed, as this process stood still: now it is. What had been put back is
         # new, though the answer that says so may still be on its way
         ours = self._held.keys() | self._leaving
@@ -118,17 +121,24 @@ class RedisReceiver:
     async def _read(self, limit: int, ends: float) -> Sequence[Delivery]:
         loop = asyncio.get_running_loop()
         command: list[Any] = ["XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", limit]
-        block = int(1000 * (min(ends, self._look_at) - loop.time()))
+        until = min(ends, self._look_at)
+        block = int(1000 * (until - loop.time()))
         if block > 0:  # 0 would be for ever
             command += ("BLOCK", block)
             self._block_until = loop.time() + block / 1000
-        answer = await self._reading.command(*command, "STREAMS", self._topic, ">")
+        alarm = until if block > 0 and until >= self._due_at else None
+        answer = await self._reading.command(*command, "STREAMS", self._topic, ">", until=alarm)
         self._block_until = 0.0
         if not answer:
             return []
         [entries] = answer.values()
         self._place = entries[-1][0]
         return self._unpacked(entries)
+
+    def _see_at(self, due: float) -> None:
+        """Something that was put back is due then, by the loop's time."""
+        self._due_at = min(self._due_at, due)
+        self._look_at = min(self._look_at, due)
 
     def _unpacked(self, entries: Sequence[Any]) -> list[Delivery]:
         deliveries = self._home.layout.unpack(self._topic, entries)
@@ -179,7 +189,7 @@ class RedisReceiver:
             self._leaving -= entries
             self._marked -= entries
         soonest = asyncio.get_running_loop().time() + max(0.0, min(given.delay for given in released))
-        self._look_at = min(self._look_at, soonest)
+        self._see_at(soonest)
         if soonest < self._block_until:
             await self._reading.wake()
 
