@@ -80,7 +80,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
             it, and it can be cancelled (`Cancelling`).
         schedules: It can also list what is to come (`ListingSchedules`).
         carried: Seconds ahead up to which the engine schedules messages by topics of its own (see `carrying`), though the
-            broker, or this version of it, keeps nothing until later; 0: not at all.
+            broker, or this version of it, keeps nothing until later; 0: not at all. Where `schedule_ids` is set the driver
+            schedules by itself, and only what waits in those topics from before is carried on.
         max_batch: The most messages one `send` takes.
         max_message_bytes: The largest value, key and headers together that a user may send; None where the broker sets no
             bound. The broker must take `RESERVE` bytes more, for the headers of a dead letter.

@@ -40,7 +40,8 @@ async def schedules(transmission: Transmission, topic: str, limit: int) -> list[
 def scheduling(transmission: Transmission, *, ids: bool = False) -> Scheduling:
     """What keeps messages until later, with `ids` by a name each: the driver, or we. Raises UnsupportedError."""
     native = transmission.driver.capabilities
-    driver = WaitTopics(transmission) if native.carried else transmission.driver
+    by_us = native.carried and not native.schedule_ids
+    driver = WaitTopics(transmission) if by_us else transmission.driver
     if not isinstance(driver, Scheduling):
         raise UnsupportedError(f"{transmission.url.display} cannot keep a message until later")
     if ids and not native.schedule_ids:

@@ -16,9 +16,10 @@ from things_kit.brokers.nats.errors import (
     NoResponders,
     Refused,
 )
-from things_kit.brokers.nats.options import NATSOptions, durable_names, escaped
+from things_kit.brokers.nats.options import NATSOptions, durable_names, escaped, later_subjects
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.errors import ErrorTable
+from things_kit.engine.wait_topics import is_wait_topic
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
 
@@ -32,6 +33,9 @@ IDLE: Final = 60.0
 
 Info = Mapping[str, Any]
 
+
+LATER: Final = later_subjects("").partition(".")[0] + "."
+"""How subjects begin on which streams keep messages for later."""
 
 OURS: Final = "things-kit: "
 """How a consumer's description begins that is a group's; its name follows."""
@@ -78,7 +82,7 @@ class Streams:
         self._missed = missed
         self._errors = errors
 
-    async def _ask(
+    async def ask(
         self, doing: str, where: str, /, *, fine: tuple[int, ...] = (), **question: Any
     ) -> Info | None:
         """The answer; None where the error is one of these."""
@@ -91,20 +95,20 @@ class Streams:
 
     async def account(self) -> Info:
         """What the account has and may have."""
-        return await self._ask("asking for JetStream", "INFO") or {}
+        return await self.ask("asking for JetStream", "INFO") or {}
 
     # --- streams
 
     async def find(self, topic: str) -> str | None:
         """The stream that takes this subject."""
-        found = await self._ask(f"looking for {topic!r}", "STREAM.NAMES", subject=topic)
+        found = await self.ask(f"looking for {topic!r}", "STREAM.NAMES", subject=topic)
         names: Sequence[str] = (found or {}).get("streams") or ()
         return names[0] if names else None
 
     async def stream(self, name: str, topic: str | None = None) -> Info | None:
         """A stream's settings and state, with the count of this topic's messages; None if it is missing."""
         counted = {"subjects_filter": topic} if topic else {}
-        return await self._ask(
+        return await self.ask(
             f"asking for {name!r}", f"STREAM.INFO.{name}", fine=(STREAM_NOT_FOUND,), **counted
         )
 
@@ -112,10 +116,11 @@ class Streams:
         """All subjects that streams take, and of those with wildcards what was published."""
         found: list[str] = []
         for stream in await self._all("asking for all streams", "STREAM.LIST", "streams"):
-            subjects: Sequence[str] = stream["config"].get("subjects") or ()
+            subjects: Sequence[str] = _others(stream["config"])
             if any({"*", ">"} & set(subject.split(".")) for subject in subjects):
                 info = await self.stream(stream["config"]["name"], ">") or {}
-                subjects = [*(info.get("state", {}).get("subjects") or ())]
+                there = info.get("state", {}).get("subjects") or ()
+                subjects = [subject for subject in there if not subject.startswith(LATER)]
             found += subjects
         return found
 
@@ -130,8 +135,9 @@ class Streams:
         found = await self.find(topic)
         if found is None:
             self._check_rest(topic)
-            wanted = self._options.stream or escaped(topic)
-            if self._options.stream and (there := await self.stream(wanted)):
+            shared = None if is_wait_topic(topic) else self._options.stream
+            wanted = shared or escaped(topic)
+            if shared and (there := await self.stream(wanted)):
                 await self._widen(wanted, there, topic)
             else:
                 await self._create(wanted, topic)
@@ -159,7 +165,9 @@ class Streams:
             "discard": options.discard,
             "duplicate_window": int(options.duplicate_window * SECOND),
         }
-        made = await self._ask(
+        if is_wait_topic(topic):  # what was carried on goes, and nothing else does
+            config |= {"retention": "workqueue", "max_age": 0, "max_bytes": -1}
+        made = await self.ask(
             f"declaring {topic!r}", f"STREAM.CREATE.{name}", fine=(STREAM_NAME_IN_USE,), **config
         )
         if made is None and await self.find(topic) != name:  # else somebody else was faster
@@ -171,7 +179,7 @@ class Streams:
     async def _widen(self, name: str, there: Info, topic: str) -> None:
         """Give an existing stream one more subject, as the URL asks for."""
         config = {**there["config"], "subjects": [*there["config"].get("subjects", ()), topic]}
-        await self._ask(f"adding {topic!r} to the stream {name!r}", f"STREAM.UPDATE.{name}", **config)
+        await self.ask(f"adding {topic!r} to the stream {name!r}", f"STREAM.UPDATE.{name}", **config)
 
     async def remove(self, topic: str) -> str | None:
         """Delete a topic's stream, and return its name; of one with other subjects, only its messages and groups."""
@@ -180,16 +188,17 @@ class Streams:
         if name is None or info is None:
             return None
         doing = f"removing {topic!r}"
-        if info["config"].get("subjects") == [topic]:
-            await self._ask(doing, f"STREAM.DELETE.{name}", fine=(STREAM_NOT_FOUND,))
+        if _others(info["config"]) == [topic]:
+            await self.ask(doing, f"STREAM.DELETE.{name}", fine=(STREAM_NOT_FOUND,))
             self._missed.pop(topic, None)  # the server has said that this is done
             return name
         for consumer in await self.consumers(name):
             if consumer["config"].get("filter_subject") == topic:
-                await self._ask(
+                await self.ask(
                     doing, f"CONSUMER.DELETE.{name}.{consumer['name']}", fine=(CONSUMER_NOT_FOUND,)
                 )
-        await self._ask(doing, f"STREAM.PURGE.{name}", filter=topic)
+        for subject in (topic, later_subjects(name, topic)):
+            await self.ask(doing, f"STREAM.PURGE.{name}", filter=subject)
         return None
 
     async def remove_group(self, topic: str, group: str) -> Group | None:
@@ -210,7 +219,7 @@ class Streams:
         """All pages of a list."""
         found: list[Info] = []
         while True:
-            page = await self._ask(doing, where, offset=len(found)) or {}
+            page = await self.ask(doing, where, offset=len(found)) or {}
             found += page.get(what) or ()
             if len(found) >= page.get("total", 0) or not page.get(what):
                 return found
@@ -218,7 +227,7 @@ class Streams:
     async def consumer(self, stream: str, name: str) -> Info | None:
         """A consumer's settings and state; None if it is missing."""
         missing = (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND)
-        return await self._ask(f"asking for {name!r}", f"CONSUMER.INFO.{stream}.{name}", fine=missing)
+        return await self.ask(f"asking for {name!r}", f"CONSUMER.INFO.{stream}.{name}", fine=missing)
 
     async def group(self, stream: str, topic: str, group: str) -> Group | None:
         """The group of a topic; None if it is missing."""
@@ -297,7 +306,7 @@ class Streams:
         exists = (10012, 10013, 10105, 10148)
         where = f"CONSUMER.DURABLE.CREATE.{stream}.{name}"
         doing = f"creating the consumer {name!r}"
-        return await self._ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
+        return await self.ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
 
     async def _checked(self, found: Group, topic: str, *, change: bool) -> Group:
         """A group that we can receive as, with a lease no shorter than this URL's. Raises ConfigError for any other."""
@@ -334,7 +343,7 @@ class Streams:
     async def leave(self, stream: str, name: str) -> None:
         """Delete a group's consumer."""
         fine = (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND)
-        await self._ask(f"deleting {name!r}", f"CONSUMER.DELETE.{stream}.{name}", fine=fine)
+        await self.ask(f"deleting {name!r}", f"CONSUMER.DELETE.{stream}.{name}", fine=fine)
 
     async def lag(self, topic: str, group: str) -> int:
         """What the group has not acknowledged; where it is missing, all that there is."""
@@ -373,13 +382,19 @@ def wrong_kind(config: Info, topic: str) -> str | None:
     return next((said for wrong, said in faults if wrong), None)
 
 
+def _others(config: Info) -> list[str]:
+    """The subjects of a stream, but for those on which it keeps messages for later."""
+    return [subject for subject in config.get("subjects") or () if not subject.startswith(LATER)]
+
+
 def concerns(config: Info, topic: str) -> bool:
     """Whether a consumer receives this topic, and perhaps others."""
     filters = filters_of(config)
-    return not filters or any(_takes(subject.split("."), topic.split(".")) for subject in filters)
+    return not filters or any(takes(subject.split("."), topic.split(".")) for subject in filters)
 
 
-def _takes(pattern: Sequence[str], subject: Sequence[str]) -> bool:
+def takes(pattern: Sequence[str], subject: Sequence[str]) -> bool:
+    """Whether a subject with wildcards, in words, matches all that another one does."""
     for index, word in enumerate(pattern):
         if index == len(subject) or word not in {"*", ">", subject[index]}:
             return False

@@ -229,8 +229,13 @@ class Connection:
     @property
     def version(self) -> str:
         """The server's version, such as 2.9.10."""
+        return ".".join(map(str, self.release))
+
+    @property
+    def release(self) -> tuple[int, int, int]:
+        """The same, to be compared."""
         version = self._client.connected_server_version
-        return f"{version.major}.{version.minor}.{version.patch}"
+        return version.major, version.minor, version.patch
 
     @property
     def max_payload(self) -> int:

@@ -12,24 +12,31 @@ as long as the stream keeps them.
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Self
 
-import msgspec
-from nats.aio.msg import Msg
-
 from things_kit.brokers.nats.admin import Missed, Streams
-from things_kit.brokers.nats.connection import Connection, Outgoing
-from things_kit.brokers.nats.errors import ERRORS, OPENING, NoResponders, Refused, confirmation
+from things_kit.brokers.nats.connection import Connection
+from things_kit.brokers.nats.errors import OPENING
 from things_kit.brokers.nats.marks import Marks
 from things_kit.brokers.nats.options import Settings, check_topic
+from things_kit.brokers.nats.publishing import Row, impossible, judged, pages, too_large
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
+from things_kit.brokers.nats.schedules import Scheduler
+from things_kit.brokers.nats.shelves import SINCE
 from things_kit.brokers.nats.wire import envelope, raw_headers, size_of
-from things_kit.engine.driver import RESERVE, Capabilities, ConnectionLost, Subscription, UnknownTopic
+from things_kit.engine.driver import (
+    RESERVE,
+    Capabilities,
+    ConnectionLost,
+    Subscription,
+    UnknownTopic,
+)
 from things_kit.engine.publishes import PublishIds
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
+from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 
@@ -37,11 +44,6 @@ if TYPE_CHECKING:
     from things_kit.engine.facts import Facts, Question
 
 log = logging.getLogger("things_kit.nats")
-
-AT_ONCE: Final = 500
-"""Messages whose confirmations are waited for together: a stream has room for so many that are on their way."""
-
-BYTES_AT_ONCE: Final = 1_000_000
 
 OVERHEAD: Final = 1024
 """Bytes of a message that its headers of ours may take."""
@@ -64,8 +66,10 @@ class NATSDriver:
         self._publishes = PublishIds()
         self._by_id = settings.options.deduplicate == "id"
         self._envelope = envelope()
+        scheduler = Scheduler(settings, self._connected, self._streams_over, self.send, self._publishes)
+        self.schedule, self.cancel, self.upcoming = scheduler.schedule, scheduler.cancel, scheduler.upcoming
 
-    def _set_capabilities(self, payload: int) -> None:
+    def _set_capabilities(self, payload: int, *, schedules: bool = False) -> None:
         options = self._settings.options
         most = payload - OVERHEAD - RESERVE
         self.capabilities = Capabilities(
@@ -75,6 +79,9 @@ class NATSDriver:
             attempts=True,
             suspects=True,
             counts_releases=True,
+            schedule_ids=schedules,
+            schedules=schedules,
+            carried=math.inf,  # before 2.12, and what waits from then
             max_message_bytes=most
             if options.max_message_bytes is None
             else min(most, options.max_message_bytes),
@@ -89,7 +96,7 @@ class NATSDriver:
         """Connect, and see that JetStream is there."""
         connection = await self._connected()
         await Streams(connection, self._settings.options, self._missed, OPENING).account()
-        self._set_capabilities(connection.max_payload)
+        self._set_capabilities(connection.max_payload, schedules=connection.release >= SINCE)
 
     async def close(self) -> None:
         """Hang up."""
@@ -179,22 +186,20 @@ class NATSDriver:
         connection = await self._connected()
         results: list[Exception | None] = [None] * len(messages)
         with self._publishes.of(messages) as ids:
-            for page in self._pages(messages, ids, results, connection.max_payload):
-                came = await connection.exchange([each for _, each in page])
-                for (index, _), each in zip(page, came, strict=True):
-                    results[index] = _judged(messages[index].topic, each)
+            for page in pages(self._packed(messages, ids, results, connection.max_payload)):
+                came = await connection.exchange([each for _, each, _ in page])
+                for (index, _, _), each in zip(page, came, strict=True):
+                    results[index] = judged(messages[index].topic, each)
             await self._check_unknown(result for result in results if isinstance(result, UnknownTopic))
             if lost := next((result for result in results if isinstance(result, ConnectionLost)), None):
                 raise lost
         return results
 
-    def _pages(
+    def _packed(
         self, messages: Sequence[Message], ids: Sequence[str], results: list[Exception | None], most: int
-    ) -> Iterator[list[tuple[int, Outgoing]]]:
-        """What is sent at once; what cannot be sent has its result at once."""
-        page: list[tuple[int, Outgoing]] = []
-        size = 0
-        refused = _impossible({message.topic for message in messages})
+    ) -> Iterator[Row]:
+        """What is sent; what cannot be sent has its result at once."""
+        refused = impossible({message.topic for message in messages})
         for index, message in enumerate(messages):
             if message.topic in refused:
                 results[index] = refused[message.topic]
@@ -203,19 +208,11 @@ class NATSDriver:
                 self._by_id and REPLAY_GROUP not in message.headers
             )  # what comes back is to be stored again
             headers = raw_headers(message, self._envelope, None if by_id else ids[index])
-            bytes_ = size_of(headers, message.value)
-            if bytes_ > most:
-                results[index] = MessageTooLarge(
-                    f"a message for {message.topic!r} has {bytes_} bytes with its headers; this server takes {most}"
-                )
+            size = size_of(headers, message.value)
+            if size > most:
+                results[index] = too_large(message.topic, size, most)
                 continue
-            page.append((index, (message.topic, message.value, headers)))
-            size += bytes_
-            if len(page) >= AT_ONCE or size >= BYTES_AT_ONCE:
-                yield page
-                page, size = [], 0
-        if page:
-            yield page
+            yield index, (message.topic, message.value, headers), size
 
     async def _check_unknown(self, unknown: Iterable[UnknownTopic]) -> None:
         """Nobody answers for a stream either while a cluster chooses its leader. Raises ConnectionLost then."""
@@ -247,29 +244,3 @@ class NATSDriver:
         from things_kit.brokers.nats.facts import facts_of  # noqa: PLC0415 - nobody else needs it
 
         return await facts_of(await self._connected(), self._settings, question)
-
-
-def _impossible(topics: Iterable[str]) -> dict[str, PublishError]:
-    """Why these topics cannot be, for those that cannot."""
-    refused: dict[str, PublishError] = {}
-    for topic in topics:
-        try:
-            check_topic(topic)
-        except ConfigError as error:
-            refused[topic] = PublishError(str(error))
-    return refused
-
-
-def _judged(topic: str, came: Msg | Exception) -> Exception | None:
-    """The result for one message, by what came back for it."""
-    if isinstance(came, NoResponders):
-        return UnknownTopic(topic)  # see _check_unknown
-    if isinstance(came, Exception):
-        return came
-    try:
-        confirmed = confirmation(came.data)
-    except msgspec.MsgspecError as error:
-        refused = PublishError(f"publishing to {topic!r}: somebody answered who is no stream")
-        refused.__cause__ = error
-        return refused
-    return None if confirmed.error is None else ERRORS.refusal(Refused(confirmed.error), topic)

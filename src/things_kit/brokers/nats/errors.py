@@ -43,6 +43,8 @@ def answer(data: bytes) -> dict[str, Any]:
 CONSUMER_NOT_FOUND: Final = 10014
 STREAM_NOT_FOUND: Final = 10059
 STREAM_NAME_IN_USE: Final = 10058
+NO_SUCH_MESSAGE: Final = (10043, 10057)
+"""The latter also where nobody may delete any."""
 
 
 def _code(error: Any) -> Hashable:

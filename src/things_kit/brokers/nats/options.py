@@ -125,7 +125,7 @@ LONGEST: Final = 160
 """Letters of a name that are kept where it is too long for a file's name; the rest is a digest."""
 
 _PLAIN: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-_RESERVED: Final = ("$", "_INBOX.", "_R_.", "tk-suspects.")
+_RESERVED: Final = ("$", "_INBOX.", "_R_.", "tk-suspects.", "tk-later.")
 
 
 def escaped(name: str, also: str = "") -> str:
@@ -141,6 +141,11 @@ def escaped(name: str, also: str = "") -> str:
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}=h{hashlib.sha256(name.encode()).hexdigest()[:40]}"
     return text
+
+
+def later_subjects(stream: str, topic: str | None = None) -> str:
+    """The subjects on which a stream keeps messages for later, those of one topic or of all."""
+    return f"tk-later.{stream}.>" if topic is None else f"tk-later.{stream}.{escaped(topic)}.>"
 
 
 def durable_names(stream: str, topic: str, group: str) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ key there is none.
 
 import hashlib
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 import msgspec
 from nats.aio.msg import Msg
@@ -24,6 +25,15 @@ from things_kit.engine.envelope import EPOCH, Envelope
 from things_kit.messaging.message import Message
 
 PUBLICATION: Final = "Nats-Msg-Id"
+
+AT: Final = "Nats-Schedule"
+TARGET: Final = "Nats-Schedule-Target"
+NAME: Final = "tk-schedule"
+"""When a stream is to publish what it keeps, to which subject, and the schedule_id that it was given."""
+
+SCHEDULER: Final = "Nats-Scheduler"
+FIRED: Final = (SCHEDULER, "Nats-Schedule-Next", NAME)
+"""What is in the headers of a message that a stream has kept until it was due."""
 
 FRAME: Final = len("NATS/1.0\r\n\r\n")
 LINE: Final = len(": \r\n")
@@ -60,6 +70,32 @@ def raw_headers(message: Message, by: Envelope, publication: str | None) -> dict
     raw = by.fields(message, identity=known != message.id)
     raw[PUBLICATION] = known
     return raw
+
+
+def later_headers(
+    message: Message, by: Envelope, due: datetime, schedule_id: str | None, publication: str
+) -> dict[str, str]:
+    """All headers of a message that a stream is to keep until it is due; one without a name is known by the publish."""
+    raw = {
+        **by.fields(message),
+        AT: f"@at {due.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+        TARGET: message.topic,
+    }
+    return raw | ({PUBLICATION: publication} if schedule_id is None else {NAME: quote(schedule_id, safe="")})
+
+
+def read_headers(block: bytes) -> dict[str, str]:
+    """The headers of a message as it is stored."""
+    _, *lines = block.decode("utf-8", "replace").split("\r\n")
+    return {name: text.strip() for name, colon, text in (line.partition(":") for line in lines) if colon}
+
+
+def read_later(raw: dict[str, str], value: bytes, by: Envelope) -> tuple[Message, datetime, str | None]:
+    """A message that is kept until it is due, when that is, and its name. Raises ValueError, KeyError for any other."""
+    due, name = datetime.fromisoformat(raw[AT].removeprefix("@at ")), raw.get(NAME)
+    own = [(name, text) for name, text in raw.items() if name[:5] != "Nats-" and name != NAME]
+    message, _ = by.message(raw[TARGET], value, own)
+    return message, due, None if name is None else unquote(name)
 
 
 def _known_by_id(message: Message, identity: str, time: str) -> str:
@@ -100,6 +136,8 @@ def unpack(msg: Msg, by: Envelope, at: Coordinates, attempt: int) -> Message:
     """The message of a delivery."""
     raw: dict[str, Any] = msg.headers or {}
     publication = raw.pop(PUBLICATION, None)
+    if SCHEDULER in raw:
+        raw = {name: text for name, text in raw.items() if name not in FIRED}
     message, _ = by.message(
         msg.subject, msg.data, raw.items(), offset=at.seq, identity=publication, attempt=attempt
     )
