@@ -11,7 +11,7 @@ ROWS ?=
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
 
-.PHONY: demo test check docs reference bench soak sabotage matrix mutants format clean
+.PHONY: demo test check docs reference bench bench-growth soak sabotage matrix mutants format clean
 
 demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -36,6 +36,9 @@ reference: $(VENV)/.dev  ## write docs/reference from the code: arguments, comma
 bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group bench
 	@$(BIN)/python -m benchmarks
+
+bench-growth: $(VENV)/.dev  ## what becomes of the speed as a load grows: make bench-growth [ROWS="sqlite redis topics failing"]
+	@$(BIN)/python -m benchmarks growth $(ROWS)
 
 soak: $(VENV)/.dev  ## use a broker, break all around it, see whether it keeps its promises: make soak [BROKER=kafka] [MINUTES=15] [SEED=1]
 	@$(BIN)/python -m things_kit.testing.soak --broker "$(or $(BROKER),sqlite)" --minutes $(MINUTES) --seed $(SEED)

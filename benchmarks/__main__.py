@@ -1,4 +1,7 @@
-"""Run every benchmark whose name is given, or all, and write docs/benchmarks.md when all were run."""
+"""Run every benchmark whose name is given, or all, and write docs/benchmarks.md when all were run.
+
+`growth` is none of all: it shows what becomes of the speed as a load grows, and takes names of brokers and of what grows.
+"""
 
 import asyncio
 import os
@@ -8,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks import growth
 from benchmarks.result import Result
 
 NAMES = (
@@ -55,6 +59,10 @@ def report(results: list[Result]) -> str:
 
 def main() -> int:
     """Returns 1 if a bound was missed."""
+    if sys.argv[1:2] == ["growth"]:
+        grown = asyncio.run(growth.run(*sys.argv[2:]))
+        print(table(grown))
+        return int(not all(result.met for result in grown))
     chosen = sys.argv[1:] or NAMES
     results: list[Result] = []
     for name in chosen:
