@@ -187,7 +187,20 @@ def _plain_values(schema: Any, kind: Any) -> Callable[[Any], Any]:
 
 
 def _reader(schema: Any, convert: Callable[[Any], Any] | None) -> Decode:
-    return lambda message: read_plain(message.value, schema, None, convert)
+    """As `read_plain`, without its calls for each message."""
+    if convert is None:
+        return lambda message: read_plain(message.value, schema)
+    read, stream_of = fastavro.schemaless_reader, io.BytesIO
+
+    def decode(message: Message) -> Any:
+        value = message.value
+        stream = stream_of(value)
+        plain = read(stream, schema, None)
+        if stream.tell() != len(value):
+            raise _too_long(stream, value)
+        return convert(plain)
+
+    return decode
 
 
 def read_plain(
@@ -197,8 +210,12 @@ def read_plain(
     stream = io.BytesIO(value)
     plain = fastavro.schemaless_reader(stream, writer, reader)
     if stream.tell() != len(value):
-        raise ValueError(f"{len(value) - stream.tell()} bytes follow the value")
+        raise _too_long(stream, value)
     return plain if convert is None else convert(plain)
+
+
+def _too_long(stream: io.BytesIO, value: bytes) -> ValueError:
+    return ValueError(f"{len(value) - stream.tell()} bytes follow the value")
 
 
 def _value_of(topic: Topic[Any], kind: Any) -> str | None:

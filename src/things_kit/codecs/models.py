@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -62,7 +63,7 @@ def dumped_for_json(value: Any) -> Any:
 def converter(kind: Any) -> Callable[[Any], Any]:
     """A function to a type from plain values, as a codec reads them without one."""
     if not has_pydantic(kind):
-        return lambda plain: msgspec.convert(plain, kind)
+        return partial(msgspec.convert, type=kind)
     if not is_model(kind) and (adapter := _adapter(kind)) is None:
         return lambda plain: msgspec.convert(plain, kind, dec_hook=_model)
     convert: Callable[[Any], Any] = kind.model_validate if is_model(kind) else adapter.validate_python
