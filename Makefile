@@ -7,6 +7,7 @@ BROKER ?=
 MINUTES ?= 15
 SEED ?= 1
 COUNT ?= 100
+MERMAID := 11.17.2
 ROWS ?=
 # Most tests wait, for servers and for timers: two for each core keep it busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
@@ -27,7 +28,7 @@ check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 	@$(BIN)/md-dead-link-check
 	@$(MAKE) --no-print-directory docs
 
-docs: $(VENV)/.docs  ## build the documentation into site/, strictly: what is missing is an error
+docs: $(VENV)/.docs docs/javascripts/mermaid.min.js  ## build the documentation into site/, strictly: what is missing is an error
 	@$(BIN)/zensical build --strict --clean
 
 reference: $(VENV)/.dev  ## write docs/reference from the code: arguments, commands, configuration
@@ -76,6 +77,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the test tools ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[app,cli,kafka,nats,ops,otel,postgres,pubsub,rabbitmq,redis,reload,s3,servicebus,sqs]" --group dev
 	@touch $@ $(VENV)/.demo
+
+docs/javascripts/mermaid.min.js:  # the site's own, so that its pages need no other host; without npm diagrams stay text
+	@folder=$$(mktemp -d) && cd $$folder && npm pack --silent mermaid@$(MERMAID) >/dev/null && tar xzf *.tgz package/dist/mermaid.min.js \
+		&& cp package/dist/mermaid.min.js $(CURDIR)/$@ || echo "npm cannot fetch Mermaid: diagrams stay text"; rm -rf "$$folder"
 
 $(VENV)/.docs: $(VENV)/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group docs
