@@ -1,5 +1,7 @@
 """The inbox: a message's mark, what its handler does and what it publishes are there together, or not at all."""
 
+import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
@@ -121,7 +123,7 @@ class Inbox:
         return self._at_once(self.marks.sweep, lambda: {"now": steady(), "most": SWEPT}, once=False)
 
     def _at_once(self, statement: str, parameters: Callable[[], dict[str, Any]], *, once: bool) -> Any:
-        """Run a statement in transactions of its own, until it changes few rows."""
+        """Run a statement in transactions of its own, until it changes few rows; between them handlers have their turn."""
         from sqlalchemy import text  # noqa: PLC0415
 
         engine: Any = self.engine
@@ -129,11 +131,13 @@ class Inbox:
             return self._at_once_async(statement, parameters, once=once)
         total = 0
         while True:
+            began = time.monotonic()
             with engine.begin() as connection:
                 count = int(connection.execute(text(statement), parameters()).rowcount)
             total += count
             if once or count < SWEPT:
                 return total
+            time.sleep(time.monotonic() - began)
 
     async def _at_once_async(
         self, statement: str, parameters: Callable[[], dict[str, Any]], *, once: bool
@@ -143,8 +147,10 @@ class Inbox:
         engine: Any = self.engine
         total = 0
         while True:
+            began = time.monotonic()
             async with engine.begin() as connection:
                 count = int((await connection.execute(text(statement), parameters())).rowcount)
             total += count
             if once or count < SWEPT:
                 return total
+            await asyncio.sleep(time.monotonic() - began)

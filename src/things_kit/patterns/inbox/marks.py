@@ -14,10 +14,13 @@ _MARK: Final = (
     "ON CONFLICT (grp, topic, id) DO UPDATE SET expires = excluded.expires WHERE i.expires <= :now"
 )
 _FORGET: Final = "DELETE FROM {t} WHERE grp = :grp AND topic = :topic AND id = :id"
-_SWEEP: Final = (
-    "DELETE FROM {t} WHERE (grp, topic, id) IN "
-    "(SELECT grp, topic, id FROM {t} WHERE expires <= :now ORDER BY expires LIMIT :most{locking})"
-)
+_SWEEP: Final = {
+    "sqlite": "DELETE FROM {t} WHERE (grp, topic, id) IN "
+    "(SELECT grp, topic, id FROM {t} WHERE expires <= :now ORDER BY expires LIMIT :most)",
+    # What another process sweeps, or a handler holds, is left for the next time. By the key it took three times as long.
+    "postgresql": "DELETE FROM {t} WHERE ctid = ANY (ARRAY("
+    "SELECT ctid FROM {t} WHERE expires <= :now ORDER BY expires LIMIT :most FOR UPDATE SKIP LOCKED))",
+}
 _LOOK: Final = "SELECT 1 FROM {t} WHERE grp IS NULL"
 _LOCK: Final = "UPDATE {t} SET expires = expires WHERE grp IS NULL"
 _PROLONG: Final = "UPDATE {s}_receiver SET expires = expires + :held WHERE expires > :began"
@@ -30,11 +33,9 @@ class Marks:
         check_schema(dialect, schema)
         fill = in_sqlite if dialect == "sqlite" else in_postgres
         table = fill("{s}_inbox" if dialect == "sqlite" else "{s}.inbox", schema)
-        # What another process sweeps, or a handler holds, is left for the next time.
-        locking = "" if dialect == "sqlite" else " FOR UPDATE SKIP LOCKED"
         self.mark = _MARK.replace("{t}", table)
         self.forget = _FORGET.replace("{t}", table)
-        self.sweep = _SWEEP.replace("{t}", table).replace("{locking}", locking)
+        self.sweep = _SWEEP[dialect].replace("{t}", table)
         self.look = _LOOK.replace("{t}", table)
         self.lock = _LOCK.replace("{t}", table)  # a statement that writes, though it finds nothing
         self.prolong = in_sqlite(_PROLONG, schema)
