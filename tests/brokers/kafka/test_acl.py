@@ -1,6 +1,7 @@
 """What a user may not do, and what a broker does not offer, on a broker that has such bounds."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -20,6 +21,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # no __all__
 )
 
 from things_kit import Broker, ConfigError, Message, MessageTooLarge, PublishError, connect
+from things_kit.engine.wait_topics import DEAD_LETTER, TOPIC, declare
+from things_kit.testing.conformance.recorder import Recorder
+from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.fixtures import unavailable
 from things_kit.testing.servers.kafka import KafkaServer
@@ -176,3 +180,26 @@ async def test_what_the_broker_does_not_offer_is_said_so(
             with pytest.raises(ConfigError) as raised:
                 await started_and_ended(consumer)
     assert_sentence(raised.value, option.partition("=")[0])
+
+
+async def test_who_may_not_carry_on_consumes_all_the_same_and_it_is_said(
+    guarded: KafkaServer, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages for later wait in a topic of ours, of which bob may know nothing."""
+    caplog.set_level(logging.INFO, "things_kit.carrier")
+    allow(guarded, ResourceType.TOPIC, topic, AclOperation.ALL)
+    allow(guarded, ResourceType.GROUP, "billing", AclOperation.ALL)
+    recorder = Recorder()
+    async with connect(guarded.url) as broker:
+        await declare(broker.transmission)
+        async with (
+            bob(guarded) as bobs,
+            bobs.consumer(topic, group="billing", handler=recorder, dead_letter=None) as consumer,
+        ):
+            await broker.producer().publish(Message(topic, b"x"))
+            await recorder.until_done(1, 20.0)
+            await eventually(lambda: [each for each in caplog.messages if "needs an ACL" in each], 20.0)
+            assert consumer.health().reason is None
+        for waits in (TOPIC, DEAD_LETTER):
+            await broker.remove(waits)
+    assert any(f"nothing is carried on from {TOPIC!r}" in each for each in caplog.messages)
