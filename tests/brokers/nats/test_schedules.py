@@ -208,6 +208,27 @@ async def test_what_replaces_until_the_old_one_is_due_is_there_afterwards(
         assert _values(await recorder.until_done(2, 10.0)) == [b"old", b"new"]
 
 
+async def test_what_the_end_of_the_old_one_took_away_is_published_again(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server had taken the old one, and stored it only after what replaced it: that is confirmed, and gone."""
+    recorder, producer = Recorder(), broker.producer()
+    await producer.publish(Message(topic, b"old"), after=SOON, schedule_id="a")
+
+    async def overtaken(schedules: Schedules, page: Any) -> Any:
+        monkeypatch.setattr(Schedules, "_publish", publish)
+        came = await publish(schedules, page)
+        await asyncio.sleep(SOON)  # the old one's time is over
+        await schedules._connection.ask(f"STREAM.PURGE.{topic}", filter=page[0][1][0])
+        return came
+
+    publish: Callable[..., Any] = Schedules._publish
+    monkeypatch.setattr(Schedules, "_publish", overtaken)
+    async with broker.consumer(topic, group="billing", handler=recorder):
+        await producer.publish(Message(topic, b"new"), after=1.2, schedule_id="a")
+        assert _values(await recorder.until_done(1, 10.0)) == [b"new"]
+
+
 async def test_messages_for_later_outlive_the_server(own_nats: NATSServer) -> None:
     recorder = Recorder()
     async with connect(own_nats.url) as broker:
