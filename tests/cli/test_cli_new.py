@@ -88,6 +88,17 @@ async def test_a_new_project_consumes_and_stops(make: Callable[..., Path]) -> No
         assert await broker.lag("orders", "web-shop") == 0
 
 
+@pytest.mark.parametrize("broker", BROKERS)
+def test_the_readme_of_a_project_names_its_broker_by_a_url_that_is_understood(
+    make: Callable[..., Path], broker: str
+) -> None:
+    url = BROKERS[broker].url
+    connect(url)
+    assert BROKERS[broker].address.split(": ")[1].strip("[]") in url
+    readme = (make("shop", "--broker", broker) / "README.md").read_text()
+    assert f"things-kit dlq replay {url} orders-dlq" in readme
+
+
 @pytest.mark.parametrize("name", ["Shop", "1shop", "shop.main", "class", "tests", "shöp"])
 def test_a_bad_name_is_refused_with_a_sentence(cli: Cli, tmp_path: Path, name: str) -> None:
     result = cli("new", str(tmp_path / name))

@@ -15,9 +15,10 @@ SUFFIX: Final = ".tmpl"
 
 
 class Place(NamedTuple):
-    """How a broker is said in config.yaml, the extra that its client comes with, and its service for compose.yaml."""
+    """How a broker is said in config.yaml and by URL, the extra that its client comes with, and its service for compose.yaml."""
 
     address: str
+    url: str
     extra: str | None = None
     service: str = ""
 
@@ -89,14 +90,18 @@ SQS: Final = """\
 """
 
 BROKERS: Final = {
-    "kafka": Place("brokers: [localhost:9092]", "kafka", KAFKA),
-    "nats": Place("servers: [localhost:4222]", "nats", NATS),
-    "pubsub": Place("project: my-project", "pubsub", PUBSUB),
-    "rabbitmq": Place("hosts: [localhost:5672]", "rabbitmq", RABBITMQ),
-    "redis": Place("hosts: [localhost:6379]", "redis", REDIS),
-    "servicebus": Place("namespace: my-namespace.servicebus.windows.net", "servicebus"),
-    "sqlite": Place("path: events.db", None, SQLITE),
-    "sqs": Place("region: us-east-1", "sqs", SQS),
+    "kafka": Place("brokers: [localhost:9092]", "kafka://localhost:9092", "kafka", KAFKA),
+    "nats": Place("servers: [localhost:4222]", "nats://localhost:4222", "nats", NATS),
+    "pubsub": Place("project: my-project", "pubsub://my-project", "pubsub", PUBSUB),
+    "rabbitmq": Place("hosts: [localhost:5672]", "amqp://localhost:5672", "rabbitmq", RABBITMQ),
+    "redis": Place("hosts: [localhost:6379]", "redis://localhost:6379", "redis", REDIS),
+    "servicebus": Place(
+        "namespace: my-namespace.servicebus.windows.net",
+        "servicebus://my-namespace.servicebus.windows.net",
+        "servicebus",
+    ),
+    "sqlite": Place("path: events.db", "sqlite:///events.db", None, SQLITE),
+    "sqs": Place("region: us-east-1", "sqs://us-east-1", "sqs", SQS),
 }
 
 
@@ -131,6 +136,7 @@ def write(folder: Path, broker: str) -> list[Path]:
         "broker": broker,
         "modules": ", ".join(sorted(["config", "logging", "ops", broker])),
         "address": place.address,
+        "url": place.url,
         "extras": extras,
         "service": place.service,
     }
