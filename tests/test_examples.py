@@ -1,6 +1,7 @@
 """Every program of `examples/` runs as it stands, and says what it is to say."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ SAYS = {
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
-ELSEWHERE = {"integration_test.py", "driver.py", "simulation.py"}
+ELSEWHERE = {"integration_test.py", "driver.py", "simulation.py", "simulation_outbox.py"}
 """Those that a test below runs, or the conformance suite."""
 
 TAKE_A_URL = [
@@ -115,3 +116,18 @@ def test_the_simulation_shows_the_wrong_handler_and_passes_the_right_one() -> No
     ).stdout
     assert "AssertionError: an order was charged twice" in told
     assert "200 histories on the model of kafka" in told
+
+
+def test_the_simulation_shows_both_wrong_outboxes_and_passes_the_right_one() -> None:
+    told = subprocess.run(
+        [sys.executable, FOLDER / "simulation_outbox.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    ).stdout
+    lost, phantom, passed = told.split(" histories on the model of redis")[1:]
+    assert "is there, and nobody was told" in lost
+    assert "was announced, and is not there" in phantom
+    assert all(len(re.findall(r"^ +[\d.]+ s ", history, re.MULTILINE)) <= 18 for history in (lost, phantom))
+    assert "failed" not in passed

@@ -7,8 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
+from things_kit.codecs.contract import contract_decoder
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import ERROR_TYPE, ORIGINAL_TOPIC
+from things_kit.messaging.topic import Topic
 
 UNSHOWN: Final = ("delivered", "joins", "acknowledged", "comes again", "all is healed")
 """What is part of the trace, and tells a reader nothing that other lines do not."""
@@ -161,6 +163,8 @@ class History:
     def published(self, topic: Any) -> Messages:
         """What was published to a topic for good, each message once, in the order of the broker."""
         name = getattr(topic, "name", topic)
+        if isinstance(topic, Topic):
+            self.decoders.setdefault(name, contract_decoder(topic, object, "the history"))
         return Messages(list(self._published[name].values()), self.decoders.get(name))
 
     def handled(self, *, key: str | bytes | None = None, group: str | None = None) -> Messages:

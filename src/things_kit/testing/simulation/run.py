@@ -13,6 +13,7 @@ import msgspec
 
 from things_kit.codecs.contract import contract_decoder
 from things_kit.engine.broker import Broker
+from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.naming import REPLIES
 from things_kit.engine.surroundings import surroundings
 from things_kit.engine.url import BrokerURL
@@ -109,6 +110,7 @@ class Run:
         self._checks_always = False
         self._running: dict[int, SimulatedProcess] = {}
         self._brokers: dict[SimulatedProcess, Broker] = {}
+        self._parts: dict[SimulatedProcess, list[Any]] = {}
         self._condemned: dict[SimulatedProcess, tuple[str, int]] = {}
         self._main: asyncio.Task[None]
         self._all_run = asyncio.Event()
@@ -171,10 +173,9 @@ class Run:
             return False
         if not drained and (now > max(self._healed_at, self._noted_at) + REST or self.loop.steps > STEPS):
             behind = [f"{lag} of {name}" for name, lag in self._lags().items() if lag]
-            waiting = ", ".join([*behind, *(f"what is scheduled in {topic}" for topic in self._scheduled())])
-            raise CheckFailed(
-                "rest", AssertionError(f"it does not come to rest: {waiting or 'a process is missing'}")
-            )
+            behind += [f"what is scheduled in {topic}" for topic in self._scheduled()]
+            waiting = ", ".join(behind) or "a process is missing, or at_rest() is not True"
+            raise CheckFailed("rest", AssertionError(f"it does not come to rest: {waiting}"))
         return drained
 
     def _lags(self) -> dict[str, int]:
@@ -191,6 +192,7 @@ class Run:
             len(self._running) == self.plan.processes
             and not any(self._lags().values())
             and not self._scheduled()
+            and self._world.at_rest()
         )
 
     def _scheduled(self) -> list[str]:
@@ -267,10 +269,10 @@ class Run:
             broker = self._brokers[process] = self._connect(process)
             await broker.open()
             made = self._world.consumers(broker)
-            consumers = list(await made if inspect.isawaitable(made) else made)
-            for consumer in consumers:
-                self._expect(consumer)
-                await consumer.start()
+            parts = self._parts[process] = list(await made if inspect.isawaitable(made) else made)
+            for part in parts:
+                self._expect(part)
+                await part.start()
         except ClosedError:
             return  # it was told to stop while it started
         except Exception as error:  # noqa: BLE001 - the world's own fault
@@ -282,6 +284,8 @@ class Run:
 
     def _expect(self, made: Any) -> None:
         consumer = getattr(made, "consumer", made)  # what runs every so often has one
+        if not isinstance(consumer, BrokerConsumer):
+            return  # such as a relay
         for contract in consumer.options.contracts.values():
             self.history.decoders[contract.name] = contract_decoder(contract, object, "the history")
         for topic in consumer.options.topics:
@@ -311,7 +315,7 @@ class Run:
         self.note(f"{process} crashes", None)
         process.gone = True
         self.loop.abandon(process)
-        self._kept.append(self._brokers.pop(process, None))
+        self._kept += [self._brokers.pop(process, None), self._parts.pop(process, None)]
         self._running.pop(process.number, None)
         self._in(None, lambda: self._bury(process))
 
@@ -332,6 +336,9 @@ class Run:
 
     async def _end(self, process: SimulatedProcess, broker: Broker) -> None:
         try:
+            for part in self._parts.pop(process, []):
+                if not isinstance(part, BrokerConsumer):  # those are the broker's
+                    await part.stop()
             await broker.close()
         except Exception as error:  # noqa: BLE001 - the engine's fault
             self.loop.fail(CheckFailed("stop", error))

@@ -22,7 +22,10 @@ class World:
         """Make what outlives a crash."""
 
     def consumers(self, broker: "Broker") -> Iterable[Any]:
-        """The consumers of one process, made anew at each of its starts; the simulation starts them."""
+        """The consumers of one process, made anew at each of its starts; the simulation starts and stops them.
+
+        Anything else with `start` and `stop` may be among them, such as a relay.
+        """
         raise NotImplementedError(f"{type(self).__name__}.consumers")
 
     async def workload(self, producer: Any) -> None:
@@ -33,6 +36,10 @@ class World:
 
     def eventually(self) -> None:
         """Checked when all is healed and everything was handled."""
+
+    def at_rest(self) -> bool:
+        """Whether nothing of the world's own is left to do, such as in an outbox: `eventually` waits for that."""
+        return True
 
     def crashed(self, process: int) -> None:
         """A process has died: let go of what a database would, such as its connections and transactions."""

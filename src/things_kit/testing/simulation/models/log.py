@@ -97,6 +97,8 @@ class LogGroup:
             self._rebalance()
 
     def _free(self, member: "LogReceiver") -> None:
+        if member.subscription.ephemeral:
+            self.topic.groups.pop(self.name, None)
         self.owners = {partition: owner for partition, owner in self.owners.items() if owner is not member}
 
     def shuffle(self) -> None:
