@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.testing.simulation.test_worlds import Buried, Engine, InPlace, PutAside
+from tests.testing.simulation.test_worlds import Buried, Engine, InPlace, PutAside, Replayed
 from things_kit import Message
-from things_kit.engine import pump
+from things_kit.engine import pump, replay
 from things_kit.engine.copies import Copies
 from things_kit.engine.driver import Delivery, Release
 from things_kit.engine.inbox import ConsumerInbox
@@ -70,6 +70,19 @@ def loses_retry_copies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Copies, "__init__", losing)
 
 
+def skips_a_replay(patch: pytest.MonkeyPatch) -> None:
+    """The last dead letter of those that it reads at once is taken for brought back."""
+    bring_back = replay._bring_back
+
+    async def skipping(producer: Any, reading: Any, chosen: list[Delivery], to: str | None) -> int:
+        count = await bring_back(producer, reading, chosen[:-1], to)
+        if chosen:
+            await reading.acknowledge(chosen[-1:])
+        return count
+
+    patch.setattr(replay, "_bring_back", skipping)
+
+
 class OnceEach(Engine):
     """Without a fault of the broker nothing is handled twice, however slow the handler."""
 
@@ -97,6 +110,7 @@ FOUND = [
     (drops_at_a_rebalance, Engine, "kafka", Faults.only("rebalance", "slow_handler")),
     (counts_attempts_twice, Counted, "sqlite", Faults.none()),
     (loses_retry_copies, PutAside, "rabbitmq", Faults.none()),
+    (skips_a_replay, Replayed, "redis", Faults.none()),
 ]
 
 

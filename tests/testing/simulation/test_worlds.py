@@ -95,6 +95,40 @@ class Buried(Engine):
         assert {int(letter.value) for letter in self.history.dead_letters} == {0, 5, 10, 15}
 
 
+class Replayed(Engine):
+    """What was refused is brought back once its cause is mended, by whoever is told to: then all of it is handled."""
+
+    async def setup(self) -> None:
+        self.mended = False
+
+    def consumers(self, broker: Broker) -> list[Any]:
+        async def bring_back(message: Message) -> None:
+            if await broker.replay("orders-dlq"):
+                reached("failed")
+
+        return [
+            *super().consumers(broker),
+            broker.consumer("repairs", group="operator", handler=bring_back, retry=self.retry),
+        ]
+
+    async def handle(self, message: Message) -> None:
+        if int(message.value) % 4 == 0 and not self.mended:
+            raise Reject("not while it is broken")
+
+    async def workload(self, producer: Any) -> None:
+        await super().workload(producer)
+        self.mended = True
+        for number in range(3):
+            await asyncio.sleep(20)
+            await producer.publish(Message("repairs", b"%d" % number))
+
+    def eventually(self) -> None:
+        self.history.nothing_lost()
+        done = set(self.history.handled(group="g").ids)
+        lost = [message for message in self.history.published("orders") if message.id not in done]
+        assert not lost, f"{lost[0].value!r} was never brought back"
+
+
 class Batched(Engine):
     """Lists, of which some fail in part."""
 
@@ -165,7 +199,7 @@ class Asking(Engine):
         assert self.answered == set(range(20))
 
 
-WORLDS = (InPlace, PutAside, Buried, Batched, Forwarding, Asking)
+WORLDS = (InPlace, PutAside, Buried, Replayed, Batched, Forwarding, Asking)
 
 
 @pytest.mark.parametrize("world", WORLDS)
