@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.pushed import PushingDriver
 from tests.engine.scenario import Recorder, turns, until, virtual
 from things_kit import Broker, Message, UnsupportedError
 from things_kit.engine.driver import Capabilities, Delivery
@@ -311,3 +312,18 @@ async def test_a_time_too_far_ahead_is_refused_at_the_call() -> None:
             await broker.producer().publish(Message("orders", b"v"), after=1, schedule_id="a")
         with pytest.raises(UnsupportedError, match="cannot say what is scheduled"):
             await broker.schedules("orders")
+
+
+@virtual
+async def test_more_than_is_first_asked_for_may_wait_at_once_and_what_is_due_soon_comes_in_time() -> None:
+    driver = PushingDriver()
+    driver.capabilities = Capabilities(retained=True, partitions=True, carried=30 * DAY)
+    async with broker_of(driver) as broker:
+        recorder = Recorder()
+        await consumer(broker, recorder)
+        producer = broker.producer()
+        await producer.publish_batch([Message("orders", b"later") for _ in range(1100)], after=25 * DAY)
+        began = asyncio.get_running_loop().time()
+        await producer.publish_batch([Message("orders", b"soon") for _ in range(300)], after=0.5)
+        await until(lambda: len(recorder.seen) == 300)
+        assert max(recorder.times) < began + 1.0

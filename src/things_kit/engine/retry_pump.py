@@ -32,6 +32,7 @@ class WaitingPump(Pump):
                 self._arrivals.hold(delivery, wait, moment)
             else:
                 self._admit(delivery)
+        self._room.set()  # what waits here is in nobody's way: whoever is pushed to may have more
 
     def _wait_of(self, message: Message) -> tuple[float, float | None]:
         """For how many seconds it has to wait, and until which moment where several wait for one."""
