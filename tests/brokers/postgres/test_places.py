@@ -7,6 +7,7 @@ import pytest
 
 from tests.brokers.postgres.given import Open, insert, join, names, publish, take
 from things_kit.brokers.postgres import driver
+from things_kit.testing.conformance.waiting import eventually
 
 
 async def placed(sql: asyncpg.Connection, schema: str) -> int:
@@ -56,3 +57,23 @@ async def test_a_consumer_has_patience_while_places_are_given(
         await asyncio.wait({joining}, timeout=0.8)
         assert not joining.done()
     assert names(await take(await joining)) == ["a1"]
+
+
+async def test_a_sweep_that_waits_for_a_topic_holds_no_group(
+    connect: Open, sql: asyncpg.Connection, schema: str
+) -> None:
+    """Who removes a topic has locked it, and locks its groups then: each would wait for the other."""
+    broker, other = await connect(), await connect()
+    await broker.declare("t", ["g"])
+    await sql.execute(f"UPDATE {schema}.consumer_group SET ephemeral = true")
+    await sql.execute(
+        f"INSERT INTO {schema}.receiver (grp, expires) SELECT id, now() FROM {schema}.consumer_group"
+    )
+    await insert(sql, schema, "a1")
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1"
+    async with sql.transaction():
+        await sql.execute(f"SELECT FROM {schema}.topic FOR UPDATE")
+        sweeping = asyncio.create_task(broker.upkeep.sweep())
+        await eventually(lambda: other.connections.rows("looking", waiting, f"%{schema}%"), what="it waits")
+        await sql.execute(f"SELECT FROM {schema}.consumer_group FOR UPDATE NOWAIT")
+    await sweeping

@@ -127,8 +127,7 @@ ADMINISTERING: Final = (
                 AND s.first + width_bucket(m.seq, s.seqs) > coalesce(g.cursor, 0)
             WHERE m.topic = p_topic AND m.target IS NOT NULL AND m.target <> p_group);
     END $body$""",
-    # Forgets what is old and settled by all groups of its topic, and the ephemeral groups of processes that died; gives
-    # places to what foreign transactions have published and nobody has looked at.
+    # Forgets what is old and settled by all groups of its topic, and the ephemeral groups of processes that died.
     """CREATE OR REPLACE FUNCTION {s}.sweep(p_retain double precision) RETURNS void {plpgsql}
     DECLARE
         t record;
@@ -137,7 +136,6 @@ ADMINISTERING: Final = (
         PERFORM {s}.drop_group(g.id) FROM {s}.receiver r JOIN {s}.consumer_group g ON g.id = r.grp
             WHERE g.ephemeral AND r.expires < clock_timestamp();
         FOR t IN SELECT id FROM {s}.topic ORDER BY id LOOP
-            PERFORM {s}.place(t.id);
             settled := (SELECT min(cursor) FROM {s}.consumer_group WHERE topic = t.id);
             WITH gone AS (
                 DELETE FROM {s}.segment WHERE topic = t.id AND first = ANY (ARRAY(

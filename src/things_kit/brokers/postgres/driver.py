@@ -335,9 +335,13 @@ class PostgresDriver:
                     return
 
     async def _give_places(self, topics: Sequence[str]) -> None:
-        """Give places to what has none, with more patience than a look may have."""
-        statement = f"SELECT {self._s}.place(id) FROM {self._s}.topic WHERE name = ANY ($1)"  # noqa: S608 - identifiers
-        await self.connections.rows("giving messages their places", statement, topics, within=PLACING)
+        """Give places to what has none, with more patience than a look may have.
+
+        Topic by topic: who holds the locks of several, in no order, and others that look at them would wait for each other.
+        """
+        statement = f"SELECT {self._s}.place(id) FROM {self._s}.topic WHERE name = $1"  # noqa: S608 - identifiers
+        for topic in topics:
+            await self.connections.rows("giving messages their places", statement, topic, within=PLACING)
 
     async def _keep_alive(self) -> None:
         """Renew the leases of ephemeral groups, which would vanish although their process is well."""

@@ -84,7 +84,13 @@ class Upkeep:
         )
 
     async def sweep(self) -> None:
-        """Forget what is old and settled, and see to the partitions, where we may; what is locked waits for another time."""
+        """Give places to what nobody has looked at, forget what is old and settled, and see to the partitions, where we may.
+
+        What is locked waits for another time.
+        """
+        # Apart, as the other locks groups: who locks a topic and a group locks the topic first, and of several the first first
+        places = f"SELECT {self._s}.place(id) FROM (SELECT id FROM {self._s}.topic ORDER BY id) t"  # noqa: S608 - an identifier
+        await self._connections.rows("giving messages their places", places, within=60.0)
         await self._connections.rows("sweeping", f"SELECT {self._s}.sweep($1)", self._retain, within=60.0)
         if not self.may_create:
             return
