@@ -17,7 +17,10 @@ LOG4J: Final = "2.25.1"
 IMAGE: Final = "confluentinc/cp-kafka:8.2.0"
 """Kafka 4.2, in the packaging that testcontainers knows how to start."""
 
-JAVA: Final = ("java", "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=WARN", "-cp")
+JAVA: Final = ("java", "-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=WARN")
+
+SHORT_LIVED: Final = "-XX:TieredStopAtLevel=1"
+"""Has Java compile once and simply: a third less processor time for a server that lives for seconds."""
 
 PROPERTIES: Final[Mapping[str, str]] = {
     "process.roles": "broker,controller",
@@ -75,6 +78,8 @@ class KafkaServer(ServerProcess):
 
     name: ClassVar[str] = "kafka"
     port_count: ClassVar[int] = 3
+    lasting: ClassVar[bool] = False
+    """Whether Java should take the time to make it fast."""
 
     def __init__(
         self,
@@ -114,7 +119,8 @@ class KafkaServer(ServerProcess):
 
     def command(self) -> Sequence[str | Path]:
         """The broker, in the foreground."""
-        return [*JAVA, _installation() / "lib" / "*", "kafka.Kafka", self.folder / "server.properties"]
+        java = JAVA if self.lasting else (*JAVA, SHORT_LIVED)
+        return [*java, "-cp", _installation() / "lib" / "*", "kafka.Kafka", self.folder / "server.properties"]
 
     def check(self) -> None:
         """FindCoordinator without an error: only then topics can be made and groups can form."""
@@ -182,7 +188,7 @@ def _install(folder: Path) -> None:
 def _format(installation: Path, properties: Path, features: Mapping[str, int]) -> None:
     cluster = secrets.token_urlsafe(16)
     levels = [f"--feature={name}={level}" for name, level in features.items()]
-    tool = (*JAVA, installation / "lib" / "*", "kafka.tools.StorageTool")
+    tool = (*JAVA, SHORT_LIVED, "-cp", installation / "lib" / "*", "kafka.tools.StorageTool")
     run(*tool, "format", f"--cluster-id={cluster}", "-c", properties, *levels)
 
 

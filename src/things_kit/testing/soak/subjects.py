@@ -193,6 +193,7 @@ class _PatientKafka(KafkaServer):
     """On a busy machine a broker that was killed takes minutes to come back."""
 
     patience = 240.0
+    lasting = True
 
 
 class _PatientRabbitMQ(RabbitMQServer):
