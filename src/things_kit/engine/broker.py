@@ -228,6 +228,7 @@ class Broker:
         """Have a scheduled message not come: True if it will not, False if it is too late, or there is none of that name.
 
         Raises:
+            ConfigError: The `schedule_id` can be none.
             UnsupportedError: The broker knows no `schedule_id`.
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
         """
@@ -238,6 +239,7 @@ class Broker:
         """What is to come in a topic, soonest first, also what has no `schedule_id`.
 
         Raises:
+            ConfigError: `limit` is no whole number from 1.
             UnsupportedError: The broker cannot say.
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
         """

@@ -2,13 +2,17 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Final
 
 from things_kit.engine.driver import Cancelling, ListingSchedules, Scheduled, Scheduling
 from things_kit.engine.naming import check_name
 from things_kit.engine.transmission import Sending, Transmission
 from things_kit.engine.wait_topics import WaitTopics
-from things_kit.messaging.errors import UnsupportedError
-from things_kit.messaging.schedule import Schedule
+from things_kit.messaging.errors import ConfigError, UnsupportedError
+from things_kit.messaging.schedule import Schedule, check_schedule_id
+
+MOST: Final = 2**31 - 1
+"""The largest limit that is said to a broker: every one can count so far."""
 
 
 def sender_of(driver: Scheduling, entries: Sequence[Scheduled]) -> Sending:
@@ -18,9 +22,9 @@ def sender_of(driver: Scheduling, entries: Sequence[Scheduled]) -> Sending:
 
 
 async def cancel(transmission: Transmission, topic: str, schedule_id: str) -> bool:
-    """Whether a scheduled message will not come. Raises UnsupportedError, BrokerUnavailable."""
+    """Whether a scheduled message will not come. Raises ConfigError, UnsupportedError, BrokerUnavailable."""
     check_name("topic", topic)
-    check_name("schedule_id", schedule_id)
+    check_schedule_id(schedule_id)
     driver = scheduling(transmission, ids=True)
     if not isinstance(driver, Cancelling):
         raise _names_nothing(transmission)
@@ -28,12 +32,14 @@ async def cancel(transmission: Transmission, topic: str, schedule_id: str) -> bo
 
 
 async def schedules(transmission: Transmission, topic: str, limit: int) -> list[Schedule]:
-    """What is to come, soonest first. Raises UnsupportedError, BrokerUnavailable."""
+    """What is to come, soonest first. Raises ConfigError, UnsupportedError, BrokerUnavailable."""
     check_name("topic", topic)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ConfigError(f"limit must be a whole number from 1; it is {limit!r}")
     driver = scheduling(transmission)
     if not (isinstance(driver, ListingSchedules) and transmission.driver.capabilities.schedules):
         raise UnsupportedError(f"{transmission.url.display} cannot say what is scheduled")
-    found = await transmission.patiently(functools.partial(driver.upcoming, topic, limit))
+    found = await transmission.patiently(functools.partial(driver.upcoming, topic, min(limit, MOST)))
     return [Schedule(entry.schedule_id, entry.due, entry.message) for entry in found]
 
 

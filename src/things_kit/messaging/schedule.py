@@ -1,12 +1,15 @@
 """Messages that come later: when, and what is said of them until then."""
 
-import math
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import msgspec
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
+
+FARTHEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+"""What is later is due then: brokers keep seconds as floats, which round the last moments up to the year 10000."""
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -32,15 +35,26 @@ def due_at(
         ConfigError: The arguments are no time, or do not go together.
     """
     if schedule_id is not None:
-        if not isinstance(schedule_id, str) or not schedule_id:
-            raise ConfigError(f"schedule_id= must be a name; it is {schedule_id!r}")
+        check_schedule_id(schedule_id)
         if after is None and at is None:
             raise ConfigError(f"schedule_id={schedule_id!r} is for a message with a time: give after= or at=")
     if at is not None:
         if after is not None:
             raise ConfigError("after= and at= exclude each other: a message has one time")
-        return _moment(at)
-    return None if after is None else _in_seconds(now, after)
+        return min(_moment(at), FARTHEST)
+    return None if after is None else min(_in_seconds(now, after), FARTHEST)
+
+
+def check_schedule_id(name: object) -> None:
+    """Raise ConfigError unless this is text, not empty, that every broker can keep."""
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"schedule_id= must be a name; it is {name!r}")
+    if "\0" in name:
+        raise ConfigError(f"schedule_id= can have no null character; it is {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"schedule_id= is not text that UTF-8 can carry: {name!r}") from None
 
 
 def _moment(at: datetime) -> datetime:
@@ -53,9 +67,9 @@ def _moment(at: datetime) -> datetime:
 
 
 def _in_seconds(now: float, after: float) -> datetime:
-    if isinstance(after, bool) or not isinstance(after, int | float) or math.isnan(after) or after < 0:
+    if isinstance(after, bool) or not isinstance(after, int | float) or not after >= 0:  # NaN is neither
         raise ConfigError(f"after= must be a number of seconds, from 0; it is {after!r}")
     try:
         return datetime.fromtimestamp(now, UTC) + timedelta(seconds=after)
     except OverflowError:
-        raise ConfigError(f"after={after!r} is beyond the year 9999") from None
+        raise ConfigError("after= is beyond the year 9999") from None

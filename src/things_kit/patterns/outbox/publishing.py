@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from things_kit.engine.broker import Broker
 from things_kit.engine.clock import steady
-from things_kit.engine.naming import check_name
 from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.engine.prefixed import Prefix
 from things_kit.engine.url import BrokerURL
@@ -332,10 +331,6 @@ class Outbox:
 
 def _later(after: float | None, at: datetime | None, schedule_id: str | None = None) -> Later | None:
     """When and by which name, if not at once. Raises ConfigError."""
-    if schedule_id is not None:
-        check_name("schedule_id=", schedule_id)
-        if "\0" in schedule_id:
-            raise ConfigError(f"schedule_id= can have no null character; it is {schedule_id!r}")
     now = steady()
     due = due_at(now, after, at, schedule_id)
     if due is None or (schedule_id is None and due.timestamp() <= now):

@@ -57,12 +57,19 @@ class ScheduleSuite(Suite):
                 await stage.broker.schedules(topic)
 
     async def test_a_time_that_is_none_is_refused(self, stage: Stage) -> None:
-        """Line 63: a naive time, NaN, a negative one, two at once, a name without one."""
+        """Line 63: a naive time, NaN, a negative one, two at once, a name without one, or that no broker can keep."""
         producer, message = stage.broker.producer(), Message(stage.topic(), b"v")
         naive = datetime(2030, 1, 1)
-        for wrong in ({"at": naive}, {"after": float("nan")}, {"after": -1}, {"after": float("inf")}):
+        for wrong in (float("nan"), -1, float("inf"), 10**400):
             with pytest.raises(ConfigError):
-                await producer.publish(message, **wrong)
+                await producer.publish(message, after=wrong)
+        with pytest.raises(ConfigError):
+            await producer.publish(message, at=naive)
+        for name in ("", "\ud800", "a\0b"):
+            with pytest.raises(ConfigError):
+                await producer.publish(message, after=1, schedule_id=name)
+            with pytest.raises(ConfigError):
+                await stage.broker.cancel(message.topic, name)
         with pytest.raises(ConfigError):
             await producer.publish(message, after=1, at=_now())
         with pytest.raises(ConfigError):
@@ -255,3 +262,21 @@ class ScheduleSuite(Suite):
         assert (first.message.value, first.message.key, first.message.id) == (b"v", b"k", "m-1")
         assert first.message.headers == {"type": "reminder"}
         assert len(await stage.broker.schedules(topic, limit=1)) == 1
+        assert len(await stage.broker.schedules(topic, limit=10**30)) == 2
+        with pytest.raises(ConfigError):
+            await stage.broker.schedules(topic, limit=-1)
+
+    async def test_the_last_moment_of_all_is_kept_and_listed(self, stage: Stage) -> None:
+        """Line 66: a time that a float of seconds would round up to the year 10000 is the last second before it."""
+        await self._needs(stage)
+        if not stage.capabilities.schedules:
+            pytest.skip("this broker cannot say what is scheduled, and says so")
+        topic = stage.topic()
+        await stage.broker.declare(topic)
+        never = datetime.max.replace(tzinfo=UTC)
+        try:
+            await stage.broker.producer().publish(Message(topic, b"never"), at=never)
+        except UnsupportedError:
+            return  # it does not keep it for so long, and says so
+        [entry] = await stage.broker.schedules(topic)
+        assert never - entry.due < timedelta(seconds=1)
