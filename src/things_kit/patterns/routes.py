@@ -17,9 +17,7 @@ def routes_of(
     Raises:
         ConfigError: A name is none, is given twice, or is renamed but not moved; or what is moved would come round again.
     """
-    if isinstance(topics, str) or not topics:
-        raise ConfigError(f"a bridge needs a list of topics; it is {topics!r}")
-    for name in (*topics, *rename, *rename.values()):
+    for name in (*listed(topics), *rename, *rename.values()):
         check_name("a bridge's topic", name)
     if len(set(topics)) != len(topics):
         raise ConfigError("a bridge's topics must differ from one another")
@@ -32,6 +30,13 @@ def routes_of(
     if same_broker(source, target):
         _refuse_circles(routes, source.url)
     return routes
+
+
+def listed(topics: Sequence[str]) -> tuple[str, ...]:
+    """The topics to be moved. Raises ConfigError for none, and for a single name, which is a list of letters."""
+    if isinstance(topics, str) or not topics:
+        raise ConfigError(f"a bridge needs a list of topics; it is {topics!r}")
+    return tuple(topics)
 
 
 def same_broker(one: Broker, other: Broker) -> bool:

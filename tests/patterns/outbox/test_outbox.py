@@ -297,6 +297,12 @@ def test_a_relay_of_another_schema_is_refused(file: str) -> None:
         Outbox("shop").relay(file, "memory://", ["orders"])
 
 
+@pytest.mark.parametrize("topics", ["orders", []])
+def test_a_relay_of_no_list_of_topics_is_refused_where_it_is_made(file: str, topics: list[str]) -> None:
+    with pytest.raises(ConfigError, match="a bridge needs a list of topics"):
+        Outbox().relay(file, "memory://", topics)
+
+
 def test_a_relay_that_would_read_topics_of_another_name_is_refused(file: str) -> None:
     with pytest.raises(ConfigError, match="prefix '', and its relay would read those of 'test-'"):
         Outbox().relay(f"{file}?topic_prefix=test-", "memory://", ["orders"])

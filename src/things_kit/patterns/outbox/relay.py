@@ -14,6 +14,7 @@ from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, ThingsKitError
 from things_kit.messaging.instrument import Instrument
 from things_kit.patterns.bridge import Bridge
+from things_kit.patterns.routes import listed
 
 PATIENCE: Final = 2.0
 """Seconds that the source may take to say how much is left, where somebody asks for the relay's health."""
@@ -58,7 +59,7 @@ class Relay:
     def __init__(
         self, source: Broker | str, target: Broker | str, topics: Sequence[str], **choices: Any
     ) -> None:
-        self.topics = tuple(topics)
+        self.topics = listed(topics)
         self.brokers: tuple[Broker, ...] = ()
         self.instruments: Sequence[Instrument] = ()
         self._source, self._target = source, target
