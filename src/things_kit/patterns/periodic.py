@@ -2,12 +2,14 @@
 
 A firing is a message in a topic of its own, scheduled for its planned time; handling it schedules the next. So it is kept
 by the broker, handed to one process, tried again, and ends in a dead letter like any message. What was done last is kept
-there as well, as a message that is always due in a year.
+there as well, as a message that is always due in a year; and where the broker keeps no order across processes, the claim
+of whoever runs (see `turns`). Both have a header `kind`.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,6 +23,7 @@ from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
 from things_kit.messaging.schedule import Schedule
 from things_kit.patterns.plans import INSTANT, Plan, plan_of
+from things_kit.patterns.turns import Turns
 
 log = logging.getLogger("things_kit.every")
 
@@ -40,16 +43,24 @@ KEPT: Final = timedelta(days=360)
 AT_ONCE: Final = 16
 """Runs at once in a process that may overlap."""
 
+KNOWN: Final = 100
+"""How many of what was done before are known, where what a killed process had may come again after later ones."""
+
 LATE: Final = timedelta(seconds=60)
 """From which delay on a planned time was missed, where nothing is caught up."""
 
 
-class Done(msgspec.Struct):
-    """What was done last."""
+class Done(msgspec.Struct, omit_defaults=True):
+    """What was done last; `before` are the planned times that were done before, where turns are claimed."""
 
     planned: datetime
     began: datetime
     ended: datetime
+    before: tuple[datetime, ...] = ()
+
+    def and_before(self, planned: datetime) -> tuple[datetime, ...]:
+        """What is known as done before, with one more."""
+        return (*self.before, planned)[-KNOWN:]
 
 
 class Every(msgspec.Struct, frozen=True):
@@ -103,6 +114,7 @@ class Periodic:
         self._spec = spec
         self._call = call
         self._producer = broker.producer()
+        self._turns: Turns | None = None
         self.consumer: BrokerConsumer = broker.consumer(
             spec.topic,
             group=GROUP,
@@ -115,7 +127,7 @@ class Periodic:
         """See that the next firing is scheduled, and begin.
 
         Raises:
-            UnsupportedError: The broker cannot keep messages by a name until later, or not their order across processes.
+            UnsupportedError: The broker cannot keep messages by a name until later.
         """
         capabilities, where = self._broker.capabilities, self._broker.url.display
         if not (capabilities.schedule_ids and capabilities.schedules):
@@ -123,10 +135,7 @@ class Periodic:
                 f"every needs a broker that names what it keeps until later, which {where} does not"
             )
         if not capabilities.lanes and self._spec.overlap != "allow":
-            raise UnsupportedError(
-                f"overlap={self._spec.overlap!r} needs the order of a key across processes, which {where} does not keep; "
-                'say overlap="allow"'
-            )
+            self._turns = Turns(self._broker, self._producer, self._spec.topic)
         await self._broker.declare(self._spec.topic, groups=[GROUP])
         await self._begin()
         await self.consumer.start()
@@ -150,13 +159,21 @@ class Periodic:
             await self._remember(last)
 
     async def _handle(self, message: Message) -> None:
-        if message.headers.get("kind") == LAST:
-            return  # nothing has run for a year
-        planned, now = msgspec.json.decode(message.value, type=datetime), _now()
+        if "kind" in message.headers:
+            return  # nothing has run for a year, or somebody was killed who did
+        planned = msgspec.json.decode(message.value, type=datetime)
+        async with self._turn(planned):
+            await self._fire(planned, message.attempt)
+
+    def _turn(self, planned: datetime) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._turns is None else self._turns.turn(planned)
+
+    async def _fire(self, planned: datetime, attempt: int) -> None:
+        now = _now()
         last, pending = await self._kept()
-        if last is not None and planned == last.planned:
+        if last is not None and (planned == last.planned or planned in last.before):
             return  # whoever did it died, or lost the broker, before it could say so
-        if message.attempt == 1:
+        if attempt == 1:
             if self._spec.overlap != "allow" and last is not None and planned < last.planned:
                 return  # it was there twice
             instead = self._instead(planned, last, now)
@@ -167,7 +184,10 @@ class Periodic:
             await self._schedule(self._spec.plan.following(planned))
         await self._call(planned)
         if last is None or planned > last.planned:
-            await self._remember(Done(planned, now, _now()))
+            before = () if last is None or self._turns is None else last.and_before(last.planned)
+            await self._remember(Done(planned, now, _now(), before))
+        elif self._turns is not None:
+            await self._remember(msgspec.structs.replace(last, before=last.and_before(planned)))
 
     def _instead(self, planned: datetime, last: Done | None, now: datetime) -> datetime | None:
         """The planned time that is to follow at once, where this one is left out; None where it runs."""
@@ -196,11 +216,12 @@ class Periodic:
         found = await self._broker.schedules(self._spec.topic, limit=1000)
         last = next((each for each in found if each.schedule_id == LAST), None)
         done = None if last is None else msgspec.json.decode(last.message.value, type=Done)
-        return done, [each for each in found if each.schedule_id != LAST]
+        return done, [each for each in found if "kind" not in each.message.headers]
 
     async def _schedule(self, planned: datetime) -> None:
         """Of the same time there is one, whoever schedules it."""
-        key = None if self._spec.overlap == "allow" else self._spec.name.encode()
+        laned = self._spec.overlap != "allow" and self._turns is None
+        key = self._spec.name.encode() if laned else None
         message = Message(self._spec.topic, msgspec.json.encode(planned), key)
         await self._producer.publish(message, at=planned, schedule_id=planned.isoformat())
 
