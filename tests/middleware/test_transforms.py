@@ -257,6 +257,13 @@ async def test_a_store_that_is_away_is_waited_for_by_who_consumes(caplog: pytest
     assert [(each.value, each.attempt) for each in seen] == [(TEXT, 1), (b"after", 1)]
 
 
+def test_what_would_lose_every_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="more than 0 seconds"):
+        claim_check(tmp_path, keep=0)
+    with pytest.raises(ConfigError, match="would unpack nothing"):
+        compress("gzip", limit=0)
+
+
 def test_a_store_is_checked() -> None:
     assert isinstance(Away(), Store)
     for wrong in (None, 5, "http://x", "s3://", "s3://b?nonsense=1", Away):

@@ -71,6 +71,8 @@ class claim_check(Transform):  # noqa: N801 - it is used as a function
         self._store = _store(store)
         self._above = above
         self._keep = seconds(keep, "claim_check(keep=)")
+        if not self._keep:
+            raise ConfigError("claim_check(keep=) must be more than 0 seconds")
         self._swept: float | None = None
         self._sweeping: asyncio.Task[None] | None = None
 

@@ -37,6 +37,8 @@ class compress(Transform):  # noqa: N801 - it is used as a function
         for name, number in (("above", above), ("limit", limit)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ConfigError(f"compress({name}=) is a number of bytes; it is {number!r}")
+        if not limit:
+            raise ConfigError("compress(limit=0) would unpack nothing")
         self._algorithm = algorithm
         self._above = above
         self._limit = limit
