@@ -24,8 +24,8 @@ from things_kit.messaging.message import Message
 SendLater: TypeAlias = Callable[[Sequence[Later]], Awaitable[Sequence[Exception | None]]]
 """As `SendsLater.send_later`."""
 
-FAREWELL: Final = 0.5
-"""Seconds for the last deliveries to arrive when we leave."""
+FAREWELL: Final = 1.1
+"""Seconds for the last deliveries to arrive when we leave, and for the queue to have all back: a busy broker takes its time."""
 
 RECEIVERS: Final[WeakSet["RabbitMQReceiver"]] = WeakSet()
 """All of this process, for the lag: another `Broker` may have the consumer."""
@@ -290,8 +290,9 @@ class RabbitMQReceiver:
         """Close the channel; the broker gives to others what was not settled."""
         if self._closed:
             return
+        ends = asyncio.get_running_loop().time() + FAREWELL
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FAREWELL):
+            async with asyncio.timeout_at(ends):
                 await self.quiesce()  # what is on its way goes back as well
         self._closed = True
         for task in self._tasks:
@@ -301,10 +302,10 @@ class RabbitMQReceiver:
             self._channel.tell(Queue.Delete(queue=self._source.queue, nowait=True))
         elif self._out:
             self._give_back([_as_it_came(each) for each in self._out.values() if each not in self._last])
-            await self._close_and_return()
+            await self._close_and_return(ends)
         await self._channel.close()
 
-    async def _close_and_return(self) -> None:
+    async def _close_and_return(self, ends: float) -> None:
         """Not with the answer, but a moment later the queue has back what we held.
 
         Who consumes before that gets what is behind it first.
@@ -312,7 +313,7 @@ class RabbitMQReceiver:
         if self._channel.error is not None or not self._consumers.ended:
             return
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-            async with asyncio.timeout(FAREWELL):
+            async with asyncio.timeout_at(ends):
                 before = await self._members()
                 await self._channel.close()
                 while await self._members() >= before:  # noqa: ASYNC110 - the broker tells nobody

@@ -189,7 +189,7 @@ class ConnectionSuite(Suite):
         """Line 40: each call after publish_timeout, with BrokerUnavailable, and works again afterwards."""
         topic = stage.topic()
         await stage.keep(topic)
-        broker, driver = await faulty(stage, publish_timeout=0.4)
+        broker, driver = await faulty(stage, publish_timeout=1.0)
         producer = broker.producer()
         await producer.publish(Message(topic, b"before"))
         driver.go_away()
@@ -197,7 +197,7 @@ class ConnectionSuite(Suite):
         calls = [producer.publish(Message(topic, b"x")) for _ in range(5)]
         results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), stage.patience)
         assert [type(result) for result in results] == [BrokerUnavailable] * 5
-        assert 0.35 <= time.monotonic() - began <= 2.4
+        assert 0.95 <= time.monotonic() - began <= 3.0
         with pytest.raises(BrokerUnavailable):
             await broker.lag(topic, group=stage.group())
         driver.come_back()
