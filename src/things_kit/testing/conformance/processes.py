@@ -1,6 +1,7 @@
 """Consumers in processes of their own, as the test that started them sees them."""
 
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,9 @@ class WorkerProcess:
         await asyncio.wait({ready, worker._listening}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             ready.cancel()
+            if worker.alive:
+                process.send_signal(signal.SIGUSR1)
+                await asyncio.wait({worker._listening}, timeout=1)
             said = worker.complaints()
             await worker.kill()
             raise AssertionError(f"the worker process did not start; it said: {said}")

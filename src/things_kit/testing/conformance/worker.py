@@ -1,7 +1,8 @@
 """A consumer in a process of its own, for tests that kill it: run by the suite with `python -m`.
 
 Arguments: URL TOPIC GROUP, then NAME=NUMBER settings (see `Settings`). Every step of the handler is a line of JSON on
-standard output; the line `ready` comes first. SIGTERM stops it as a consumer should be stopped.
+standard output; the line `ready` comes first. SIGTERM stops it as a consumer should be stopped; on
+SIGUSR1 it says what it waits for.
 """
 
 import asyncio
@@ -49,6 +50,12 @@ def _say(kind: Kind, message: Message) -> None:
     sys.stdout.buffer.flush()
 
 
+def _tell_tasks() -> None:
+    """Say on standard error where every task is: for who waits for this process in vain."""
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=3, file=sys.stderr)
+
+
 async def work(url: str, topic: str, group: str, settings: Settings) -> None:
     """Consume until SIGTERM."""
     handled = 0
@@ -69,6 +76,7 @@ async def work(url: str, topic: str, group: str, settings: Settings) -> None:
 
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _tell_tasks)
     async with connect(url) as broker:
         consumer = broker.consumer(
             topic,
