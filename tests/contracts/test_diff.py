@@ -165,3 +165,12 @@ def test_what_cannot_be_read_is_exit_code_2(content: str, tmp_path: Path) -> Non
     wrong.write_text(content)
     assert run(str(wrong), str(wrong)).exit_code == 2
     assert run(str(tmp_path / "missing"), str(wrong)).exit_code == 2
+
+
+def test_why_a_file_cannot_be_read_is_said_without_the_machine_s_words(tmp_path: Path) -> None:
+    binary = tmp_path / "old.json"
+    binary.write_bytes(b"\xfe\xff")
+    assert "is no text in UTF-8" in run(str(binary), str(binary)).output
+    missing = run(str(tmp_path / "none.json"), str(binary)).output
+    assert "No such file or directory" in missing
+    assert "Errno" not in missing

@@ -84,8 +84,10 @@ def _document(source: str, folder: Path) -> Any:
             return document_of([source], folder)
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandFailed(f"{source} cannot be read: {error}", WRONG_USE) from error
+    except OSError as error:
+        raise CommandFailed(f"{source} cannot be read: {error.strerror}", WRONG_USE) from error
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"{source} is no text in UTF-8", WRONG_USE) from error
     try:
         return json.loads(text)
     except RecursionError:
