@@ -18,7 +18,7 @@ demo: $(VENV)/.demo  ## audit this Python environment through a broker: make dem
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
 
 test: $(VENV)/.dev  ## run the whole suite, on the embedded brokers and on all that can be started here
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -q
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder -q --durations=30
 
 check: $(VENV)/.dev  ## ruff, mypy, import-linter, dead links in the docs
 	@$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """From a URL to a broker: drivers are imported only when a URL asks for them."""
 
+import functools
 from importlib import import_module
 from typing import Final, cast
 
@@ -78,6 +79,7 @@ def _driver(scheme: str) -> type[Driver]:
     return cast("type[Driver]", getattr(module, built_in.name))
 
 
+@functools.cache  # looking goes through all packages that are installed
 def _registered(scheme: str) -> type[Driver]:
     from importlib.metadata import entry_points  # noqa: PLC0415
 
