@@ -9,8 +9,8 @@ SEED ?= 1
 COUNT ?= 100
 MERMAID := 11.17.2
 ROWS ?=
-# Most tests wait, for servers and for timers: two for each core keep it busy
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(2 * os.cpu_count())')
+# Most tests wait, for servers and for timers: five for two cores keep them busy
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(5 * os.cpu_count() // 2)')
 
 .PHONY: demo test check docs reference bench bench-growth soak sabotage matrix mutants format clean
 
