@@ -20,7 +20,7 @@ from things_kit.testing.conformance.waiting import eventually
 HELD: Final = "held"
 REST: Final = "rest"
 IDS: Final = tuple(str(number) for number in range(40))
-LEASE: Final = 0.5
+LEASE: Final = 4.0
 
 
 @asynccontextmanager
