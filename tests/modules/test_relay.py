@@ -84,14 +84,14 @@ async def test_lag_and_age_of_a_relay_are_in_health_and_metrics(
             (found,) = answer["relays"]
             return {**found, "ready": answer["ready"]}
 
-        async with asyncio.timeout(20):
-            while (found := await relay())["moved"] == 0 or found["held"] == 0:
+        async with asyncio.timeout(20):  # what was moved is acknowledged at the source a moment later
+            while [(found := await relay())[count] for count in ("moved", "held", "lag")] != [1, 1, 1]:
                 pass
         assert not found["ready"]
         assert not found["ok"]
         assert "the target refuses 1 of its messages" in found["reason"]
         assert 3600 < found["age"] < 3700
-        assert (found["lag"], found["held"], found["moved"], found["topics"]) == (1, 1, 1, ["orders"])
+        assert found["topics"] == ["orders"]
         await eventually(lambda: lags(reader) == {("orders", "bridge"): 1})
     assert lags(reader) == {}
 
