@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner
 
-from tests.codecs.test_registry import Server
+from tests.codecs.given import Server
 from things_kit import Topic
 from things_kit.cli.app import app as program
 from things_kit.codecs import Avro, CloudEvents, MessagePack, Protobuf

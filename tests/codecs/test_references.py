@@ -3,14 +3,13 @@
 import asyncio
 import enum
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from tests.codecs.test_registry import Server, decode
+from tests.codecs.given import Server, decode
 from things_kit import ConfigError, DecodeError, Message, Topic
 from things_kit.codecs import Avro, MemoryRegistry, Protobuf, Registry, Unprepared
 from things_kit.codecs import schemas as client
@@ -50,16 +49,6 @@ class Left(msgspec.Struct, tag=True):
 
 
 HOME = Address("Main Street", Country.AT)
-
-
-@pytest.fixture(params=["memory", "http"])
-def schemas(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "memory":
-        yield MemoryRegistry()
-        return
-    made = Server()
-    yield Registry(made.url)
-    made.close()
 
 
 async def read_by_a_stranger(schemas: Any, topic: Topic[Any], message: Message) -> Any:

@@ -1,7 +1,7 @@
 """A message's mark, what its handler does and what it publishes are there together, or not at all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,22 +16,9 @@ from sqlalchemy.pool import NullPool
 from things_kit import Batch, BatchError, ConfigError, Message, PublishError, RetryPolicy, Topic, connect
 from things_kit.engine.broker import Broker
 from things_kit.patterns import Inbox, Outbox
-from things_kit.testing.servers.fixtures import shared
-from things_kit.testing.servers.postgres import PostgresServer
 
-postgres = shared(PostgresServer, "postgres")
 SOON = RetryPolicy(attempts=5, first=0.01, factor=1.0)
 bills = Topic("bills", dict[str, str])
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/app.db"
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    with server.database() as url:
-        yield url.replace("postgres://", "postgresql://")
 
 
 @asynccontextmanager

@@ -1,10 +1,7 @@
 """A process that dies at any await of the handling leaves each effect in the database once."""
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
@@ -12,22 +9,9 @@ from sqlalchemy.pool import NullPool
 from tests.patterns.mortal import KILLED, child, doom
 from things_kit import Message, connect
 from things_kit.patterns import Inbox, Outbox
-from things_kit.testing.servers.fixtures import shared
-from things_kit.testing.servers.postgres import PostgresServer
 
-postgres = shared(PostgresServer, "postgres")
 POINTS = 40
 """Turns of the event loop from the beginning of a transaction at which the process dies: beyond the commit on both databases."""
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/app.db"
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    with server.database() as url:
-        yield url.replace("postgres://", "postgresql://")
 
 
 async def serve(url: str, point: int | None) -> None:

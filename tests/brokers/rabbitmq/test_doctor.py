@@ -1,8 +1,5 @@
 """What the doctor finds at a RabbitMQ, and what it advises."""
 
-from collections.abc import AsyncIterator
-from uuid import uuid4
-
 import pytest
 
 pytest.importorskip("pika")
@@ -14,24 +11,7 @@ from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import Capabilities
 from things_kit.engine.facts import Facts, Question
 from things_kit.testing.conformance.recorder import Recorder
-from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
-
-rabbitmq = shared(RabbitMQServer, "rabbitmq")
-
-
-@pytest.fixture
-async def broker(rabbitmq: RabbitMQServer) -> AsyncIterator[Broker]:
-    async with connect(rabbitmq.url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    for each in (name, f"{name}-dlq"):
-        await broker.remove(each)
 
 
 async def test_a_group_that_is_consumed_is_well(broker: Broker, topic: str) -> None:

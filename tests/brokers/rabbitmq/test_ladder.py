@@ -1,10 +1,9 @@
 """Messages for later at RabbitMQ: what the conformance suite does not ask of every broker."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -17,7 +16,7 @@ from things_kit.brokers.rabbitmq.ladder import LONGEST, UNIT, level_and_bits
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
-from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
 SOON = 0.3
@@ -34,21 +33,7 @@ class HastyServer(RabbitMQServer):
         return found
 
 
-rabbitmq = shared(RabbitMQServer, "rabbitmq")
 own_rabbitmq = own(HastyServer)
-
-
-@pytest.fixture
-async def broker(rabbitmq: RabbitMQServer) -> AsyncIterator[Broker]:
-    async with connect(rabbitmq.url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    await broker.remove(name)
 
 
 @pytest.fixture

@@ -2,11 +2,10 @@
 
 import math
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -17,14 +16,11 @@ pytest.importorskip("pika")
 import pika
 from pika.spec import BasicProperties
 
-from things_kit import Broker, Message, connect
+from things_kit import Broker, Message
 from things_kit.brokers.rabbitmq.amqp.properties import DEEPEST, read_properties
 from things_kit.brokers.rabbitmq.wire import Unpacker
 from things_kit.testing.conformance.recorder import Recorder
-from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
-
-rabbitmq = shared(RabbitMQServer, "rabbitmq")
 
 YEAR_50000 = 1_600_000_000_000
 """Milliseconds, where AMQP has seconds."""
@@ -140,18 +136,9 @@ def test_nothing_that_could_be_written_raises(content: bytes, flags: int) -> Non
 
 
 @pytest.fixture
-async def broker(rabbitmq: RabbitMQServer) -> AsyncIterator[Broker]:
-    async with connect(rabbitmq.url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    await broker.declare(name, groups=["g"])
-    yield name
-    for each in (name, f"{name}-dlq"):
-        await broker.remove(each)
+async def topic(broker: Broker, topic: str) -> str:
+    await broker.declare(topic, groups=["g"])
+    return topic
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What is particular to RabbitMQ, on a real one."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -29,24 +29,7 @@ from things_kit.testing.conformance.history import assert_lanes, merged
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Recorder, failing
 from things_kit.testing.conformance.waiting import eventually
-from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
-
-rabbitmq = shared(RabbitMQServer, "rabbitmq")
-
-
-@pytest.fixture
-async def broker(rabbitmq: RabbitMQServer) -> AsyncIterator[Broker]:
-    async with connect(rabbitmq.url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    for each in (name, f"{name}-dlq"):
-        await broker.remove(each)
 
 
 @pytest.fixture

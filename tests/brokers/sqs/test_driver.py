@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -34,33 +33,14 @@ from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import Delivery, Later, Release, Subscription
 from things_kit.engine.facts import Question
 from things_kit.testing.conformance.waiting import eventually
-from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.sqs import SQSServer
 
-sqs = shared(SQSServer, "sqs")
 own_sqs = own(SQSServer)
 
+pytestmark = pytest.mark.usefixtures("credentials")
+
 ONCE = RetryPolicy(attempts=1)
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-
-
-@pytest.fixture
-async def broker(sqs: SQSServer) -> AsyncIterator[Broker]:
-    async with connect(f"{sqs.url}&grace=0") as broker:
-        yield broker
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    for each in (name, f"{name}-dlq", f"{name}.fifo", f"{name}-dlq.fifo"):
-        await broker.remove(each)
 
 
 def driver(broker: Broker) -> Any:

@@ -1,10 +1,8 @@
 """What comes later on SQS: copies in the queues of all groups, which wait there until they are due."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -13,33 +11,14 @@ pytest.importorskip("aiobotocore")
 from things_kit import Broker, Message, NobodyListens, RetryPolicy, UnsupportedError, connect
 from things_kit.brokers.sqs import scheduling
 from things_kit.testing.conformance.recorder import Recorder, failing
-from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.sqs import SQSServer
 
-sqs = shared(SQSServer, "sqs")
 own_sqs = own(SQSServer)
 
+pytestmark = pytest.mark.usefixtures("credentials")
+
 DAY = 86_400.0
-
-
-@pytest.fixture(autouse=True)
-def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "geheim")
-
-
-@pytest.fixture
-async def broker(sqs: SQSServer) -> AsyncIterator[Broker]:
-    async with connect(f"{sqs.url}&grace=0") as broker:
-        yield broker
-
-
-@pytest.fixture
-async def topic(broker: Broker) -> AsyncIterator[str]:
-    name = f"orders-{uuid4().hex[:10]}"
-    yield name
-    for each in (name, f"{name}.fifo"):
-        await broker.remove(each)
 
 
 def now() -> datetime:

@@ -1,6 +1,5 @@
 """Alembic makes the outbox's tables, and then sees no difference, also once the broker has added what it needs."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,6 @@ from sqlalchemy.pool import NullPool
 
 from things_kit import ConfigError, Message, connect
 from things_kit.patterns import Outbox
-from things_kit.testing.servers.fixtures import shared
-from things_kit.testing.servers.postgres import PostgresServer
-
-postgres = shared(PostgresServer, "postgres")
 
 ENV = """
 from alembic import context
@@ -52,16 +47,6 @@ def upgrade():
 def downgrade():
     ${downgrades if downgrades else "pass"}
 """
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/app.db"
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    with server.database() as url:
-        yield url.replace("postgres://", "postgresql://")
 
 
 def of_sqlalchemy(url: str) -> str:

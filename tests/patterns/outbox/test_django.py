@@ -9,10 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.postgres import PostgresServer
-
-postgres = shared(PostgresServer, "postgres")
 
 PROGRAM = """
 import json

@@ -20,10 +20,7 @@ from tests.patterns.outbox.sessions import POSTGRES, SQLITE, Opening
 from things_kit import ConfigError, Message, PublishError, Topic, connect
 from things_kit.patterns import Outbox
 from things_kit.patterns.outbox.relay import Relay
-from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.postgres import PostgresServer
-
-postgres = shared(PostgresServer, "postgres")
 
 
 class Order(msgspec.Struct, frozen=True):

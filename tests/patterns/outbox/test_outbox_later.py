@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +12,10 @@ from tests.patterns.outbox.sessions import POSTGRES, SQLITE
 from things_kit import ConfigError, Message, PublishError, Topic, connect
 from things_kit.engine.broker import Broker
 from things_kit.patterns import Outbox
-from things_kit.testing.servers.fixtures import shared
-from things_kit.testing.servers.postgres import PostgresServer
 
-postgres = shared(PostgresServer, "postgres")
 orders = Topic("orders", dict[str, int], headers={"source": "shop"})
 KINDS = [*(("sqlite", kind) for kind in SQLITE), *(("postgresql", kind) for kind in POSTGRES)]
 ONE_OF_EACH = [("sqlite", "aiosqlite"), ("postgresql", "asyncpg")]
-
-
-@pytest.fixture
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/app.db"
-        return
-    server: PostgresServer = request.getfixturevalue("postgres")
-    with server.database() as url:
-        yield url.replace("postgres://", "postgresql://")
 
 
 @pytest.fixture

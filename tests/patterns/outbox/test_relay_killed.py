@@ -16,7 +16,6 @@ from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.nats import NATSServer
 from things_kit.testing.servers.postgres import PostgresServer
 
-postgres = shared(PostgresServer, "postgres")
 nats = shared(NATSServer, "nats")
 POINTS = 20
 """Turns of the event loop from the first publish at which the process dies: beyond the acknowledgement on all brokers."""
