@@ -21,12 +21,19 @@ def _caused(text: str, cause: Exception) -> Exception:
     return error
 
 
+def _resolving(error: OSError) -> OSError:
+    """As aiohttp says it: an error with the resolver's code for its number, raised for the resolver's."""
+    error.__cause__ = socket.gaierror(-2, "x")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (ConnectionLost("away"), "away"),
         (_caused("no server", OSError(errno.ECONNREFUSED, "x")), "no server (connection refused)"),
         (_caused("no server", socket.gaierror(-2, "x")), "no server (unknown host)"),
+        (_caused("no server", _resolving(OSError(-2, "x"))), "no server (unknown host)"),
         (_caused("Connection refused", OSError(errno.ECONNREFUSED, "x")), "Connection refused"),
     ],
 )

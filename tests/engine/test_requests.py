@@ -283,8 +283,10 @@ async def test_what_is_no_message_is_refused(broker: Broker) -> None:
         await ask(b"orders", timeout=5)
     with pytest.raises(TypeError, match="needs a payload"):
         await ask(orders, timeout=5)
-    with pytest.raises(TypeError, match="for a Topic alone"):
+    with pytest.raises(TypeError, match="request takes key= for a Topic alone"):
         await ask(Message("orders", b""), key="k", timeout=5)
+    with pytest.raises(TypeError, match="request has no argument 'after'"):
+        await ask(Message("orders", b""), after=60, timeout=5)
 
 
 async def test_a_broker_that_is_closed_asks_nobody() -> None:

@@ -377,7 +377,7 @@ class Broker:
             reply = message.reply if reply is UNSET and message.reply is not None else reply
             await self.transmission.prepare(message)
         decode = reply_decoder(Message if reply is UNSET else reply)
-        answer = await self._requests.ask(message_to_publish(message, payload, fields), timeout)
+        answer = await self._requests.ask(message_to_publish(message, payload, fields, "request"), timeout)
         return await decode_reply(decode, answer)
 
     def blocking(self, *, transforms: Sequence[Transform] = ()) -> BlockingProducer:

@@ -230,7 +230,7 @@ def compile_batch_handler(
     element = _element(kind)
     if element is None:
         raise ConfigError(
-            f"the batch handler {name_of(target)} must take a list, such as list[Message], not {kind!r}"
+            f"the batch handler {name_of(target)} must take a list, such as list[Message], not {name_of(kind)}"
         )
     handle: HandleBatch = (
         call if element is Message else _decoded_batch(call, _decoder(element, topics, name))

@@ -1,6 +1,7 @@
 """Why a broker cannot be reached, in words that people search for."""
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def word_of(error: BaseException) -> str | None:
     """What keeps a connection from being made: "connection refused", "unknown host"."""
     if isinstance(error, socket.gaierror):
         return "unknown host"
-    if isinstance(error, OSError) and error.errno:
+    if (
+        isinstance(error, OSError) and error.errno and error.errno in errno.errorcode
+    ):  # some clients put a resolver's code there
         return os.strerror(error.errno).lower()
     return None
 

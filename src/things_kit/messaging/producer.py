@@ -89,13 +89,23 @@ class Producer(Protocol):
         """Send what is waiting, then close. Closing twice is fine."""
 
 
-def message_to_publish(message: Message | Topic[Any], payload: Any, fields: Mapping[str, Any]) -> Message:
-    """What `publish` was asked to publish. Raises TypeError where its arguments do not go together."""
+def message_to_publish(
+    message: Message | Topic[Any], payload: Any, fields: Mapping[str, Any], call: str = "publish"
+) -> Message:
+    """What `publish`, or another `call`, was asked to publish. Raises TypeError where its arguments do not go together."""
+    for name in fields:
+        if name not in Fields.__annotations__:
+            raise TypeError(f"{call} has no argument {name!r}")
     if isinstance(message, Topic):
         if payload is UNSET:
-            raise TypeError(f"publish({message!r}) needs a payload")
+            raise TypeError(f"{call}({message!r}) needs a payload")
         return message.message(payload, **fields)
-    if payload is not UNSET or fields:
-        what = "a payload" if payload is not UNSET else f"{next(iter(fields))}="
-        raise TypeError(f"publish takes {what} for a Topic alone; a Message says it itself")
-    return message
+    if payload is UNSET and not fields:
+        return message
+    if not isinstance(message, Message):
+        raise TypeError(
+            f"{call} takes a Message, or a Topic and a payload, not {type(message).__name__}: "
+            f'{call}(Message("orders", b"..."))'
+        )
+    what = "a payload" if payload is not UNSET else f"{next(iter(fields))}="
+    raise TypeError(f"{call} takes {what} for a Topic alone; a Message says it itself")

@@ -30,10 +30,12 @@ from things_kit.brokers.sqs import wire as wire_module
 from things_kit.engine import watch
 from things_kit.engine.collected import collect
 from things_kit.engine.diagnosis import diagnose
-from things_kit.engine.driver import Delivery, Later, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.engine.facts import Question
+from things_kit.engine.reasons import reason_of
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own
+from things_kit.testing.servers.process import free_ports
 from things_kit.testing.servers.sqs import SQSServer
 
 own_sqs = own(SQSServer)
@@ -578,3 +580,18 @@ async def _until_published(producer: Any, message: Message) -> None:
         return True
 
     await eventually(published, 15, "somebody listens")
+
+
+async def test_a_broker_that_is_not_there_is_found_out_at_the_first_attempt() -> None:
+    (port,) = free_ports(1)
+    away = driver(connect(f"sqs://us-east-1?endpoint=http://127.0.0.1:{port}"))
+    attempts: list[int] = []
+    await away._clients.open()
+    try:
+        away._clients.sqs.meta.events.register("before-send.sqs.ListQueues", lambda **_: attempts.append(1))
+        with pytest.raises(ConnectionLost) as raised:
+            await away.ping()
+    finally:
+        await away.close()
+    assert reason_of(raised.value).endswith("(connection refused)")
+    assert len(attempts) == 1

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiosqlite
@@ -201,6 +202,12 @@ async def test_a_two_phase_transaction_is_refused(database: str) -> None:
     with Session(engine, twophase=True) as session, pytest.raises(ConfigError, match="two-phase"):
         Outbox().publish_sync(session, Message("orders", b"1"))
     engine.dispose()
+
+
+@pytest.mark.parametrize("limit", [-1, 0, True, "16", 1.5])
+def test_a_limit_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(ConfigError, match="max_message_bytes must be a whole number from 1; it is"):
+        Outbox(max_message_bytes=limit)
 
 
 async def test_a_session_of_the_wrong_kind_is_named(file: str) -> None:

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from aiobotocore.session import AioSession, get_session
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ConnectTimeoutError, EndpointConnectionError
 from botocore.loaders import Loader, create_loader
 
 from things_kit.brokers.sqs.errors import ERRORS
@@ -30,6 +30,12 @@ def _descriptions() -> Loader:
     for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
         loader.load_data(name)
     return loader
+
+
+def _said_at_once(caught_exception: Exception | None = None, **_: object) -> None:
+    """A broker that is not there is asked again by the engine, which says why; the client would keep that for seconds."""
+    if isinstance(caught_exception, (EndpointConnectionError, ConnectTimeoutError)):
+        raise caught_exception
 
 
 class Clients:
@@ -60,6 +66,7 @@ class Clients:
             for service in ("sqs", "sns"):
                 client = await stack.enter_async_context(session.create_client(service, **options))
                 setattr(self, service, client)
+            self.sqs.meta.events.register_first("needs-retry.sqs.ListQueues", _said_at_once)
         except (BotoCoreError, ValueError, OSError) as error:
             await stack.aclose()
             raise ERRORS.translate(error, f"{self._settings.url.display}: making its clients") from error

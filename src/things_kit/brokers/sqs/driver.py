@@ -96,7 +96,7 @@ class SQSDriver:
             await self._clients.close()
 
     async def ping(self) -> None:
-        """Ask for a list of queues; not to be allowed that is an answer too."""
+        """Ask for a list of queues; not to be allowed that is an answer too. What cannot be reached is said at once."""
         self._check_open()
         doing = f"asking {self._settings.url.display} for an answer"
         try:

@@ -64,6 +64,12 @@ class Outbox:
     ) -> None:
         if not schema:
             raise ConfigError("an outbox needs the schema of the broker's tables")
+        if (
+            isinstance(max_message_bytes, bool)
+            or not isinstance(max_message_bytes, int)
+            or max_message_bytes < 1
+        ):
+            raise ConfigError(f"max_message_bytes must be a whole number from 1; it is {max_message_bytes!r}")
         self.schema = schema
         self._largest = max_message_bytes
         self._prefix = Prefix(topic_prefix) if topic_prefix else None
