@@ -94,6 +94,70 @@ def test_upcasters_make_a_change_backward_and_a_version_is_refused_by_older_cons
     assert diff(document(lenient), document(second)) == []
 
 
+def document_of(payload: Any, **schemas: Any) -> dict[str, Any]:
+    """A document as other programs write it."""
+    messages = {"m": {"payload": payload}}
+    return {
+        "asyncapi": "3.0.0",
+        "channels": {"t": {"messages": messages}},
+        "components": {"schemas": schemas},
+    }
+
+
+WHOLE, TEXT = {"type": "integer"}, {"type": "string"}
+X = {"$ref": "#/components/schemas/X"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "broken"),
+    [
+        ({"type": "array", "prefixItems": [TEXT]}, {"type": "array", "prefixItems": [WHOLE]}, BOTH),
+        ({"type": "array", "prefixItems": [TEXT]}, {"type": "array", "prefixItems": [TEXT]}, set()),
+        ({"schemaFormat": "a", "schema": {}}, {"schemaFormat": "a", "schema": {"fields": []}}, BOTH),
+        ({"required": ["a"], "properties": {"a": TEXT}}, {"required": ["a", "b"], "properties": {"a": TEXT}}, {"backward"}),
+        ({}, {"minLength": 1}, {"backward"}),
+        (TEXT, {"properties": {"a": WHOLE}}, {"forward"}),
+        ({"allOf": [{"type": "integer", "minimum": 1}]}, {"allOf": [{"type": "integer", "minimum": 1}, {"minimum": 5}]}, {"backward"}),
+        ({"allOf": [{"minimum": 1}, {"minimum": 5}]}, {"allOf": [{"minimum": 1}, {"minimum": 5}]}, set()),
+        ({"type": "object", "properties": {"a": TEXT}},
+         {"allOf": [{"properties": {"a": TEXT}}, {"properties": {"a": {"maxLength": 1}}}], "type": "object"}, {"backward"}),
+        ({"type": "object", "properties": {"a": TEXT}},
+         {"type": "object", "properties": {"a": TEXT}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, {"backward"}),
+        ({"anyOf": [TEXT, WHOLE]}, {"anyOf": [TEXT, WHOLE], "oneOf": [TEXT]}, {"backward"}),
+        ({"type": "object", "patternProperties": {"a": TEXT}}, {"type": "object", "properties": {"aa": WHOLE}}, BOTH),
+        ({"type": "integer", "multipleOf": 0.3}, {"type": "integer", "multipleOf": 0.1}, {"forward"}),
+        ({"anyOf": [False, TEXT]}, TEXT, set()),
+        (False, TEXT, {"forward"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_schema_of_another_program_is_judged_or_said_to_be_broken(
+    old: Any, new: Any, broken: set[str]
+) -> None:
+    assert {each.direction for each in diff(document_of(old), document_of(new))} == broken
+
+
+def test_what_both_say_and_the_rules_do_not_know_is_compared_behind_its_references() -> None:
+    one = document_of({"not": X}, X={"type": "object", "properties": {"x": X}})
+    assert diff(one, one) == []
+    assert {each.direction for each in diff(one, document_of({"not": X}, X=TEXT))} == BOTH
+
+
+def test_what_held_as_long_as_another_did_is_looked_at_again() -> None:
+    """`B` is in `A`, which is no alternative in the end: then `B` is not read either."""
+
+    def a(text: Any) -> dict[str, Any]:
+        inside = {"b": {"$ref": "#/components/schemas/B"}, "x": text}
+        return {"type": "object", "properties": inside, "required": ["b"]}
+
+    b = {"type": "object", "properties": {"a": {"$ref": "#/components/schemas/A"}}}
+    refs = {name: {"$ref": f"#/components/schemas/{name}"} for name in "AB"}
+    holds = {"type": "object", "properties": {"p": refs["A"]}}
+    old = document_of({"type": "array", "items": [holds, refs["B"]]}, A=a(TEXT), B=b)
+    new = document_of({"type": "array", "items": [{"anyOf": [holds, {}]}, refs["B"]]}, A=a(WHOLE), B=b)
+    assert "backward" in {each.direction for each in diff(old, new)}
+
+
 def test_recursive_types_are_compared() -> None:
     first = document(Topic("t", Tree))
     changed = json.loads(json.dumps(first))

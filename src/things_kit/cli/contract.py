@@ -1,6 +1,5 @@
 """`things-kit contract diff`: what a change of contracts breaks."""
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ import msgspec
 import typer
 
 from things_kit.cli.asyncapi import AppDir
+from things_kit.cli.documents import document_in
 from things_kit.cli.named import document_of
 from things_kit.cli.needs import application_kit
 from things_kit.cli.options import JsonFlag
@@ -82,26 +82,4 @@ def _document(source: str, folder: Path) -> Any:
     if not file.is_file() and ":" in source:
         with application_kit():
             return document_of([source], folder)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CommandFailed(f"{source} cannot be read: {error.strerror}", WRONG_USE) from error
-    except UnicodeDecodeError as error:
-        raise CommandFailed(f"{source} is no text in UTF-8", WRONG_USE) from error
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise CommandFailed(f"{source} is nested too deeply", WRONG_USE) from None
-    except ValueError:
-        return _yaml(source, text)
-
-
-def _yaml(source: str, text: str) -> Any:
-    with application_kit():
-        import yaml  # noqa: PLC0415 - an extra
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise CommandFailed(
-            f"{source} is neither JSON nor YAML: {error}".splitlines()[0], WRONG_USE
-        ) from error
+    return document_in(file)

@@ -8,9 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from things_kit.contracts.compatibility import Broken
+from things_kit.contracts.shapes import Avro, check
+from things_kit.messaging.errors import ConfigError
+
+KEY: Final = "x-avro"
+"""By which a document has the schema of the bytes, after those that it refers to."""
 
 _PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 _PARTS: Final = {"array": "items", "map": "values"}
+_OF_NAMED: Final = {"record": "fields", "error": "fields", "enum": "symbols", "fixed": "size"}
 _LOGICAL: Final = ("logicalType", "precision", "scale")
 _WIDER: Final[Mapping[str, frozenset[str]]] = {
     "int": frozenset({"long", "float", "double"}),
@@ -47,6 +53,7 @@ class _Schema:
     def __init__(self, schemas: Sequence[Any]) -> None:
         self.named: dict[str, dict[str, Any]] = {}
         self.root: Any = None
+        check(schemas, Avro, f"{KEY!r} of the document is no schema")
         for each in schemas:
             self.root = self._plain(each, "")
 
@@ -56,21 +63,24 @@ class _Schema:
         if isinstance(schema, str):
             return schema if schema in _PRIMITIVES else self._known(_full(schema, space))
         kind = schema["type"]
-        if kind in {"record", "error", "enum", "fixed"}:
+        if not isinstance(kind, str):
+            return self._plain(kind, space)
+        if kind in _OF_NAMED:
             return self._name(schema, kind, space)
         if kind in _PARTS:
-            return {"type": kind, "of": self._plain(schema[_PARTS[kind]], space)}
+            return {"type": kind, "of": self._plain(_needed(schema, _PARTS[kind], f"type {kind!r}"), space)}
         logical = {name: schema[name] for name in _LOGICAL if name in schema}
         return {"type": kind, **logical} if logical else self._plain(kind, space)
 
     def _known(self, name: str) -> str:
         if name not in self.named:
-            raise ValueError(f"no type has the name {name!r}")
+            raise ConfigError(f"{KEY!r} of the document is no schema: no type has the name {name!r}")
         return name
 
     def _name(self, schema: Mapping[str, Any], kind: str, space: str) -> str:
-        name = _full(schema["name"], schema.get("namespace", space))
+        name = _full(_needed(schema, "name", f"type {kind!r}"), schema.get("namespace", space))
         inside = name.rpartition(".")[0]
+        _needed(schema, _OF_NAMED[kind], f"type {name!r}")
         kept = {each: schema[each] for each in ("symbols", "size", *_LOGICAL) if each in schema}
         entry: dict[str, Any] = {"type": kind, "name": name, "aliases": schema.get("aliases", []), **kept}
         if kind == "enum" and "default" in schema:
@@ -172,6 +182,12 @@ class _Resolution:
         if isinstance(written, Mapping) and "name" in written:
             return kinds[0] == kinds[1] and _is_named(written["name"], read)
         return kinds[0] == kinds[1] or kinds[1] in _WIDER.get(str(kinds[0]), ())
+
+
+def _needed(schema: Mapping[str, Any], key: str, what: str) -> Any:
+    if key not in schema:
+        raise ConfigError(f"{KEY!r} of the document is no schema: the {what} has no {key!r}")
+    return schema[key]
 
 
 def _full(name: str, space: str) -> str:

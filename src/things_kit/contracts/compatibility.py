@@ -6,19 +6,26 @@ judged is said to be broken.
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
+from things_kit.contracts.shapes import Schema, check
 from things_kit.messaging.errors import ConfigError
 
 DEEPEST: Final = 200
 """Schemas in one another that are looked at."""
 
-_UNJUDGED: Final = (
-    "not", "if", "then", "else", "patternProperties", "propertyNames", "contains", "dependencies", "minProperties",
-    "maxProperties", "additionalItems", "dependentRequired", "dependentSchemas", "unevaluatedProperties",
-)  # fmt: skip
+MOST: Final = 100_000
+"""Schemas, and alternatives of them, that are looked at: what has more cannot be compared."""
+
+_KINDS: Final = ("object", "array", "string", "number", "boolean", "null")
+_JUDGED: Final = frozenset({
+    "type", "enum", "const", "properties", "additionalProperties", "required", "items", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems", "maxItems", "format",
+    "pattern", "contentEncoding",
+})  # fmt: skip
+"""What the rules know; of anything else both sides must say the same."""
 _LOWER: Final = (("minimum", False), ("exclusiveMinimum", True))
 _UPPER: Final = (("maximum", False), ("exclusiveMaximum", True))
 
@@ -34,33 +41,47 @@ class Reader:
     """Compares what a writer's schema may write with what a reader's takes; each document has its own references."""
 
     def __init__(self, written_in: Mapping[str, Any], read_in: Mapping[str, Any]) -> None:
-        self._written_in = written_in
-        self._read_in = read_in
-        self._assumed: set[tuple[str, str]] = set()
+        self._written = _Schemas(written_in, "written")
+        self._read = _Schemas(read_in, "read")
+        self._assumed: dict[tuple[str, str], None] = {}
+        self._left = MOST
+
+    def payload(self, writes: Any, reads: Any) -> list[Broken]:
+        """What of a message's payload the reader does not take. Raises ConfigError for what is no schema."""
+        try:
+            return self.broken(self._written.checked(writes), self._read.checked(reads))
+        except RecursionError:
+            raise ConfigError("the schemas are nested too deeply to be compared") from None
 
     def broken(self, writes: Any, reads: Any, path: str = "", depth: int = 0) -> list[Broken]:
         """What of the writer's schema the reader's does not take; nothing where all is read."""
         if depth > DEEPEST:
             raise ConfigError("the schemas are nested too deeply to be compared")
-        pair = (_reference(writes), _reference(reads))
-        if pair[0] and pair[1]:
+        self._look()
+        pair, before = (_reference(writes), _reference(reads)), len(self._assumed)
+        if all(pair):
             if pair in self._assumed:
                 return []  # of a recursive type: it holds unless something else breaks it
-            self._assumed.add(pair)
-        writes, reads = _resolved(writes, self._written_in), _resolved(reads, self._read_in)
+            self._assumed[pair] = None
+        writes, reads = self._written.resolved(writes), self._read.resolved(reads)
         if reads is True or not reads:
             return [Broken(path, "nothing is read here any more")] if reads is False else []
         found: list[Broken] = []
-        for alternative in self._alternatives(writes, self._written_in):
+        for alternative in self._alternatives(writes, self._written):
             found += self._alternative(alternative, reads, path, depth)
-        if found and pair[0] and pair[1]:
-            self._assumed.discard(pair)
+        while found and len(self._assumed) > before:
+            self._assumed.popitem()  # with it goes what held only as long as it did
         return found
+
+    def _look(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise ConfigError("the schemas have too many alternatives to be compared")
 
     def _alternative(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
         """One that is written must be one of those that are read; the nearest tells what is broken."""
         best: list[Broken] | None = None
-        for alternative in self._alternatives(reads, self._read_in):
+        for alternative in self._alternatives(reads, self._read):
             found = self._one(writes, alternative, path, depth)
             if not found:
                 return []
@@ -68,27 +89,28 @@ class Reader:
                 best = found
         return best if best is not None else [Broken(path, "nothing is read here any more")]
 
-    def _alternatives(self, schema: Any, document: Mapping[str, Any]) -> Iterator[Any]:
+    def _alternatives(self, schema: Any, schemas: "_Schemas", depth: int = 0) -> Iterator[Any]:
         """What a union, or a type of several, may be."""
-        schema = _resolved(schema, document)
+        self._look()
+        if depth > DEEPEST:
+            raise ConfigError("the schemas are nested too deeply to be compared")
+        schema = schemas.resolved(schema)
         if not isinstance(schema, Mapping):
-            yield {}
+            if schema is not False:
+                yield {}
             return
-        parts = schema.get("anyOf") or schema.get("oneOf")
-        if parts:
-            rest = {
-                name: each
-                for name, each in schema.items()
-                if name not in {"anyOf", "oneOf", "default", "title"}
-            }
-            for part in parts:
-                for alternative in self._alternatives(part, document):
-                    yield {**alternative, **_constraining(rest)} if _constraining(rest) else alternative
-        elif isinstance(schema.get("allOf"), list):
-            merged = {name: each for name, each in schema.items() if name != "allOf"}
-            for part in schema["allOf"]:
-                merged = _merged(merged, _resolved(part, document))
-            yield from self._alternatives(merged, document)
+        name = next((each for each in ("allOf", "anyOf", "oneOf") if each in schema), None)
+        if name is not None:
+            rest = {each: value for each, value in schema.items() if each != name and each not in _SILENT}
+            if name == "allOf":
+                for part in schema[name]:
+                    rest = _merged(rest, schemas.resolved(part))
+                yield from self._alternatives(rest, schemas, depth + 1)
+                return
+            for part in schema[name]:
+                yield from self._alternatives(
+                    _merged(rest, schemas.resolved(part)) if rest else part, schemas, depth + 1
+                )
         elif isinstance(kinds := schema.get("type"), list):
             yield from ({**schema, "type": kind} for kind in kinds)
         else:
@@ -99,16 +121,20 @@ class Reader:
     def _one(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
         if not _constraining(reads):
             return []
-        unjudged = [name for name in _UNJUDGED if name in reads and reads[name] != writes.get(name)]
-        if unjudged:
-            return [Broken(path, f"whether {unjudged[0]!r} holds cannot be judged")]
-        values, taken = _values(writes), _values(reads)
-        if values is not None:
+        if (unjudged := self._unjudged(writes, reads)) is not None:
+            return [Broken(path, f"whether {unjudged!r} holds cannot be judged")]
+        if (values := _values(writes)) is not None:
             return self._values_read(values, reads, path)
-        if taken is not None:
+        if (taken := _values(reads)) is not None:
             both = {"true", "false"} <= {_text(each) for each in taken} and writes.get("type") == "boolean"
             return [] if both else [Broken(path, f"only {_shown(taken)} are read")]
+        return self._of_kinds(writes, reads, path, depth)
+
+    def _of_kinds(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
         kind, wanted = writes.get("type"), reads.get("type")
+        if kind is None and wanted is None:  # either may be anything
+            every = ({**writes, "type": each} for each in _KINDS)
+            return next(filter(None, (self._of_kinds(each, reads, path, depth) for each in every)), [])
         if wanted is not None and kind != wanted and not (kind == "integer" and wanted == "number"):
             return [Broken(path, f"{kind or 'anything'} is written, {wanted} is read")]
         return [
@@ -116,6 +142,30 @@ class Reader:
             *self._object(writes, reads, path, depth),
             *self._array(writes, reads, path, depth),
         ]
+
+    def _unjudged(self, writes: Any, reads: Any) -> str | None:
+        """A keyword that the rules do not know and that the two do not share."""
+        unknown = [name for name in _constraining(reads) if name not in _JUDGED]
+        unknown += [name for name in _WIDENING if name in writes]
+        if not unknown or self._same(_constraining(writes), _constraining(reads)):
+            return None
+        return unknown[0]
+
+    def _same(self, one: Any, other: Any, assumed: frozenset[tuple[str, str]] = frozenset()) -> bool:
+        """Whether two say the same, also behind their references."""
+        self._look()
+        if isinstance(one, list) and isinstance(other, list):
+            return len(one) == len(other) and all(
+                self._same(*pair, assumed) for pair in zip(one, other, strict=True)
+            )
+        if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+            return bool(type(one) is type(other) and one == other)
+        pair = (_reference(one), _reference(other))
+        if all(pair):
+            if pair in assumed:
+                return True
+            return self._same(self._written.resolved(one), self._read.resolved(other), assumed | {pair})
+        return one.keys() == other.keys() and all(self._same(one[name], other[name], assumed) for name in one)
 
     def _values_read(self, values: Iterable[Any], reads: Any, path: str) -> list[Broken]:
         taken = _values(reads)
@@ -186,9 +236,7 @@ def _bounds(writes: Any, reads: Any, path: str) -> list[Broken]:
         if name in reads and reads[name] != writes.get(name)
     ]
     step, theirs = reads.get("multipleOf"), writes.get("multipleOf")
-    if step is not None and (
-        not theirs or not math.isclose(theirs / step, round(theirs / step), abs_tol=1e-9)
-    ):
+    if step is not None and (theirs is None or Fraction(str(theirs)) % Fraction(str(step))):
         found.append(Broken(path, f"multipleOf is {step}"))
     return found
 
@@ -199,18 +247,34 @@ def _edge(schema: Any, sides: Iterable[tuple[str, bool]], sign: int) -> tuple[fl
     return max(edges) if edges else None
 
 
+class _Schemas:
+    """The schemas of a document, each looked at before it is used."""
+
+    def __init__(self, document: Mapping[str, Any], side: str) -> None:
+        self._document = document
+        self._side = side
+        self._known: dict[str, Any] = {}
+
+    def checked(self, schema: Any, reference: str = "") -> Any:
+        """A schema. Raises ConfigError for what is none."""
+        where = f" at {reference}" if reference else ""
+        check(schema, bool | Schema, f"the schema that is {self._side}{where} is none")
+        return schema
+
+    def resolved(self, schema: Any) -> Any:
+        """What references lead to. Raises ConfigError where they lead nowhere, or to what is no schema."""
+        for _ in range(DEEPEST):
+            reference = _reference(schema)
+            if not reference:
+                return schema
+            if reference not in self._known:
+                self._known[reference] = self.checked(resolve(self._document, reference), reference)
+            schema = self._known[reference]
+        raise ConfigError(f"the reference {reference!r} leads to itself")
+
+
 def _reference(schema: Any) -> str:
     return str(schema["$ref"]) if isinstance(schema, Mapping) and "$ref" in schema else ""
-
-
-def _resolved(schema: Any, document: Mapping[str, Any]) -> Any:
-    """What references lead to. Raises ConfigError where they lead nowhere."""
-    for _ in range(DEEPEST):
-        reference = _reference(schema)
-        if not reference:
-            return schema
-        schema = resolve(document, reference)
-    raise ConfigError(f"the reference {reference!r} leads to itself")
 
 
 def resolve(document: Mapping[str, Any], reference: str) -> Any:
@@ -227,20 +291,31 @@ def resolve(document: Mapping[str, Any], reference: str) -> Any:
 
 
 def _merged(one: Mapping[str, Any], other: Any) -> dict[str, Any]:
-    """What satisfies both."""
+    """What satisfies both; where they say different things of one keyword, with a note that nobody can judge."""
     if not isinstance(other, Mapping):
-        return dict(one)
+        return dict(one) if other is True else {**one, "not": {}}
     merged = {**other, **one}
-    if "properties" in one or "properties" in other:
-        merged["properties"] = {**other.get("properties", {}), **one.get("properties", {})}
-    if "required" in one or "required" in other:
-        merged["required"] = [*one.get("required", ()), *other.get("required", ())]
+    for name in sorted((one.keys() & other.keys()) - _SILENT):
+        if one[name] == other[name]:
+            continue
+        if name == "properties":
+            both = one[name].keys() & other[name].keys()
+            shared = {each: {"allOf": [one[name][each], other[name][each]]} for each in both}
+            merged[name] = {**other[name], **one[name], **shared}
+        elif name == "required":
+            merged[name] = [*one[name], *other[name]]
+        else:
+            merged[_CONFLICT] = [*merged.get(_CONFLICT, ()), [name, one[name], other[name]]]
     return merged
 
 
+_CONFLICT: Final = "allOf of the same keyword"
+_WIDENING: Final = ("patternProperties",)
+"""By which more may be written than the rules see."""
+
 _SILENT: Final = frozenset({
     "title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly",
-    "discriminator", "externalDocs", "uniqueItems",
+    "discriminator", "externalDocs", "uniqueItems", "example", "$defs", "definitions",
 })  # fmt: skip
 """What constrains nothing that a reader would refuse."""
 

@@ -5,9 +5,9 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from things_kit.contracts.avro import avro_broken
-from things_kit.contracts.compatibility import Broken, Reader, resolve
-from things_kit.contracts.protobuf import protobuf_broken
+from things_kit.contracts import avro, protobuf
+from things_kit.contracts.compatibility import DEEPEST, Broken, Reader, resolve
+from things_kit.contracts.shapes import Document, Message, check
 from things_kit.messaging.errors import ConfigError
 
 
@@ -90,8 +90,8 @@ def _broken(
     reads: tuple[Mapping[str, Any], Any],
 ) -> Iterator[Finding]:
     found = _on_the_wire(writes[1], reads[1])
-    if not found and "x-protobuf" not in reads[1]:  # whose names are not on the wire
-        found = Reader(writes[0], reads[0]).broken(writes[1].get("payload", {}), reads[1].get("payload", {}))
+    if not found and protobuf.KEY not in reads[1]:  # whose names are not on the wire
+        found = Reader(writes[0], reads[0]).payload(writes[1].get("payload", {}), reads[1].get("payload", {}))
     for broken in found:
         yield Finding(topic, name, broken.path.lstrip("."), direction, broken.reason)
 
@@ -107,7 +107,7 @@ def _on_the_wire(writes: Mapping[str, Any], reads: Mapping[str, Any]) -> list[Br
         return [Broken("", f"it is written as {written}, and read as {read}")]
     for name, judge in _JUDGES.items():
         if name in writes and name in reads:
-            return _judged(name, judge, writes[name], reads[name], read)
+            return _judged(judge, writes[name], reads[name], read)
         if name in writes or name in reads or read.endswith(name.removeprefix("x-")):
             return [Broken("", f"the document has no {name!r}, so that the bytes cannot be judged")]
     return []
@@ -115,33 +115,38 @@ def _on_the_wire(writes: Mapping[str, Any], reads: Mapping[str, Any]) -> list[Br
 
 _Judge: TypeAlias = Callable[[Any, Any, str], list[Broken]]
 _JUDGES: Final[Mapping[str, _Judge]] = {
-    "x-avro": lambda writes, reads, read: avro_broken(writes, reads, resolved="confluent" in read),
-    "x-protobuf": lambda writes, reads, _: protobuf_broken(writes, reads),
+    avro.KEY: lambda writes, reads, read: avro.avro_broken(writes, reads, resolved="confluent" in read),
+    protobuf.KEY: lambda writes, reads, _: protobuf.protobuf_broken(writes, reads),
 }
 """By what a document calls the schema of the bytes."""
 
 
-def _judged(name: str, judge: _Judge, writes: Any, reads: Any, read: str) -> list[Broken]:
+def _judged(judge: _Judge, writes: Any, reads: Any, read: str) -> list[Broken]:
     try:
         return judge(writes, reads, read)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ConfigError(f"{name!r} of the document is no schema: {error!r}") from error
     except RecursionError:
         raise ConfigError("the schemas are nested too deeply to be compared") from None
 
 
 def _channels(document: Any) -> dict[str, dict[str, Any]]:
-    """By topic, its messages by their names."""
+    """By topic, its messages by their names. Raises ConfigError for what is no such document."""
     if not isinstance(document, Mapping) or not str(document.get("asyncapi", "")).startswith("3."):
         raise ConfigError("it is no AsyncAPI 3 document")
+    check(document, Document, "it is no AsyncAPI document")
     found: dict[str, dict[str, Any]] = {}
-    try:
-        for identity, channel in (document.get("channels") or {}).items():
-            messages = found.setdefault(str(channel.get("address") or identity), {})
-            for key, message in (channel.get("messages") or {}).items():
-                if "$ref" in message:
-                    message = resolve(document, message["$ref"])  # noqa: PLW2901 - the same message
-                messages[str(message.get("name") or key)] = message
-    except (AttributeError, TypeError) as error:
-        raise ConfigError(f"it is no AsyncAPI document: {error}") from error
+    for identity, channel in (document.get("channels") or {}).items():
+        messages = found.setdefault(channel.get("address") or identity, {})
+        for key, named in (channel.get("messages") or {}).items():
+            message = _resolved(document, named)
+            check(message, Message, f"the message {key!r} of {identity!r} is none")
+            messages[message.get("name") or key] = message
     return found
+
+
+def _resolved(document: Mapping[str, Any], message: Any) -> Any:
+    for _ in range(DEEPEST):
+        reference = message.get("$ref") if isinstance(message, Mapping) else None
+        if reference is None:
+            return message
+        message = resolve(document, str(reference))
+    raise ConfigError(f"the reference {reference!r} leads to itself")

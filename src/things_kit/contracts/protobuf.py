@@ -7,6 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from things_kit.contracts.compatibility import Broken
+from things_kit.contracts.shapes import Protobuf, check
+from things_kit.messaging.errors import ConfigError
+
+KEY: Final = "x-protobuf"
+"""By which a document has the numbers and types of fields."""
 
 _WIDER: Final[Mapping[str, frozenset[str]]] = {
     "int32": frozenset({"int64"}),
@@ -21,7 +26,25 @@ _WIDER: Final[Mapping[str, frozenset[str]]] = {
 
 def protobuf_broken(written: Mapping[str, Any], read: Mapping[str, Any]) -> list[Broken]:
     """What of the writer's message the reader's does not take for the same."""
+    for each in (written, read):
+        _check(each)
     return list(_Comparison(written, read).message(written["message"], read["message"], ""))
+
+
+def _check(described: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what cannot be compared."""
+    what = f"{KEY!r} of the document is no schema"
+    check(described, Protobuf, what)
+    messages, enums = described["messages"], described["enums"]
+    if described["message"] not in messages:
+        raise ConfigError(f"{what}: it has no message {described['message']!r}")
+    for name, fields in messages.items():
+        for field in fields.values():
+            homes = {"message": messages, "group": messages, "enum": enums}.get(field["type"])
+            if homes is not None and field.get("of") not in homes:
+                raise ConfigError(
+                    f"{what}: it has no {field['type']} {field.get('of')!r}, of which a field of {name!r} is"
+                )
 
 
 class _Comparison:
