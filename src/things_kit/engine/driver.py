@@ -76,6 +76,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         lasting_inbox: The inbox for replies has a group whose place the broker keeps over a lost connection. Otherwise
             it is read without one, where a group is slow to join, or would outlive its process.
         lag: The broker can say how many messages a group has not acknowledged.
+        scheduled_in_lag: What is scheduled is in that number from its publish on, as the broker has one number for it and for
+            what waits to be tried again. Otherwise it is there when it is due.
         schedule_ids: A driver that is `Scheduling` knows a scheduled message by its `schedule_id`: the same again replaces
             it, and it can be cancelled (`Cancelling`).
         schedules: It can also list what is to come (`ListingSchedules`).
@@ -100,6 +102,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     partitions: bool = False
     lasting_inbox: bool = True
     lag: bool = True
+    scheduled_in_lag: bool = False
     schedule_ids: bool = False
     schedules: bool = False
     carried: float = 0.0
@@ -352,7 +355,7 @@ class Scheduling(Protocol):
         """Keep these until they are due; returns when all are confirmed or refused, with results as of `Driver.send`.
 
         When it is due, and never before, a message takes its place in its topic, and with it in its key's order and in the
-        lag of the groups that there are then. Of two with one time the first to be scheduled comes first. One with the
+        lag of the groups that there are then (see `Capabilities.scheduled_in_lag`). Of two with one time the first to be scheduled comes first. One with the
         `schedule_id` of another that still waits in the same topic takes its place; the later of two in one call stays.
         `UnsupportedError` is the result of a time that is too far ahead for the broker.
 

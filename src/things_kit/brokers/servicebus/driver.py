@@ -49,6 +49,7 @@ class ServiceBusDriver:
             suspects=True,
             targeted=True,
             lag=self._admin.known,
+            scheduled_in_lag=True,
             max_message_bytes=settings.options.max_message_bytes,
         )
 

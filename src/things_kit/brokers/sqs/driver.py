@@ -58,6 +58,7 @@ class SQSDriver:
             targeted=True,
             suspects=True,
             counts_releases=True,
+            scheduled_in_lag=True,
             max_batch=MOST_AT_ONCE,
             max_message_bytes=settings.max_message_bytes,
         )

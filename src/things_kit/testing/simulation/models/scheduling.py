@@ -24,6 +24,9 @@ class Timetable:
         self._waiting: list[tuple[datetime, int, Scheduled]] = []
         self._count = 0
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def add(self, entry: Scheduled) -> None:
         """Keep it, in place of another of its `schedule_id`."""
         if entry.schedule_id is not None:

@@ -297,7 +297,8 @@ class ModelDriver:
         if found is None:
             return 0
         if group in found.groups:
-            return found.groups[group].lag()
+            ahead = len(found.timetable) if self.capabilities.scheduled_in_lag else 0
+            return found.groups[group].lag() + ahead
         return len(found.log) if self.capabilities.retained else 0
 
 

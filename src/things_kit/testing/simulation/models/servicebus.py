@@ -18,7 +18,13 @@ from things_kit.testing.simulation.models.traits import Traits
 TRAITS: Final = Traits(
     name="servicebus",
     capabilities=Capabilities(
-        delay_from=1.0, lease=60.0, attempts=True, suspects=True, targeted=True, max_message_bytes=240 * 1024
+        delay_from=1.0,
+        lease=60.0,
+        attempts=True,
+        suspects=True,
+        targeted=True,
+        scheduled_in_lag=True,
+        max_message_bytes=240 * 1024,
     ),
     pushed=True,
     counts=True,

@@ -25,6 +25,7 @@ TRAITS: Final = Traits(
         targeted=True,
         suspects=True,
         counts_releases=True,
+        scheduled_in_lag=True,
         max_batch=10,
         max_message_bytes=240 * 1024,
     ),
