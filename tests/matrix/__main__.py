@@ -19,9 +19,9 @@ PAGE = ROOT / "docs" / "compatibility.md"
 
 INTRODUCTION = """# Compatibility
 
-The suite against what users run today: conformance and the drivers' own tests against newer servers, what needs no server on newer Pythons,
-and conformance with the lowest versions of all clients that `pyproject.toml` allows. Written by `make matrix`; it needs root and a Debian, as newer
-servers and Pythons come from a newer suite of it in a folder of their own.
+The suite against what users run today: conformance and the drivers' own tests against other servers, what needs no server on newer Pythons,
+and conformance with the lowest versions of all clients that `pyproject.toml` allows. Written by `make matrix`; it needs root and a Debian, as other
+servers and Pythons come from other releases of it in folders of their own.
 
 What the suite is run with every day is in the table of [brokers](brokers.md); Kafka's is 4.2.
 

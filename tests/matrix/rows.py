@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from tests.matrix.suite import by_loader, mounted, programs, suite
+from tests.matrix.suite import NEWEST, by_loader, mounted, programs, suite, visible, with_package
+from things_kit.testing.servers.postgres import server_user
 from things_kit.testing.servers.process import cached, run
 
 ROOT: Final = Path(__file__).parents[2]
@@ -64,17 +65,17 @@ def _of_broker(name: str) -> tuple[str, str]:
 
 def _redis() -> Ready:
     command = by_loader(suite(), "usr/bin/redis-server")
-    return Ready(_version("Redis", command), path=programs(_folder("redis"), redis_server=command))
+    return Ready(_version("Redis", command), path=programs(_folder("redis"), {"redis-server": command}))
 
 
 def _valkey() -> Ready:
     command = by_loader(suite(), "usr/bin/valkey-server")
-    return Ready(_version("Valkey", command), path=programs(_folder("valkey"), redis_server=command))
+    return Ready(_version("Valkey", command), path=programs(_folder("valkey"), {"redis-server": command}))
 
 
 def _nats() -> Ready:
     program = str(suite() / "usr/sbin/nats-server")
-    return Ready(_version("NATS", program), path=programs(_folder("nats"), nats_server=program))
+    return Ready(_version("NATS", program), path=programs(_folder("nats"), {"nats-server": program}))
 
 
 def _rabbitmq() -> Ready:
@@ -83,12 +84,39 @@ def _rabbitmq() -> Ready:
     inside = f"chroot {folder}"
     path = programs(
         _folder("rabbitmq"),
-        rabbitmq_server=f"{inside} /usr/lib/rabbitmq/bin/rabbitmq-server",
-        rabbitmqctl=f"{inside} /usr/lib/rabbitmq/bin/rabbitmqctl",
-        epmd=f"{inside} /usr/bin/epmd",
+        {
+            "rabbitmq-server": f"{inside} /usr/lib/rabbitmq/bin/rabbitmq-server",
+            "rabbitmqctl": f"{inside} /usr/lib/rabbitmq/bin/rabbitmqctl",
+            "epmd": f"{inside} /usr/bin/epmd",
+        },
     )
     package = run("chroot", folder, "dpkg-query", "-W", "-f", "${Version}", "rabbitmq-server")
     return Ready(f"RabbitMQ {package.strip()}", path=path)
+
+
+def _postgres(release: str, major: int) -> Callable[[], Ready]:
+    """In a namespace of its own, as it refuses to run as root, and nobody else may change the root of what he sees."""
+
+    def prepare() -> Ready:
+        inside = f"/usr/lib/postgresql/{major}/bin"
+        row = _folder(f"postgres-{major}")
+        folder = visible(with_package(release, f"postgresql-{major}"), row.with_name(f"{row.name}-root"))
+        mounted(folder, Path(tempfile.gettempdir()), Path("/dev/shm"))
+        _known(folder, server_user().pw_uid)
+        enter = f"unshare --user --map-current-user --root {folder} --wd /"
+        names = ("postgres", "initdb", "createdb", "dropdb", "pg_basebackup")
+        path = programs(row, {name: f"{enter} {inside}/{name}" for name in names})
+        return Ready(_version("PostgreSQL", str(path / "postgres")), path=path)
+
+    return prepare
+
+
+def _known(folder: Path, uid: int) -> None:
+    """Have a name for this user, who is another one in the folder, or nobody."""
+    users = folder / "etc/passwd"
+    text = users.read_text()
+    if not any(line.split(":")[2] == str(uid) for line in text.splitlines()):
+        users.write_text(f"{text}server:x:{uid}:{uid}::/:/bin/sh\n")
 
 
 # --- Pythons and clients
@@ -193,7 +221,7 @@ def _versions(python: Sequence[str]) -> str:
 
 
 def _version(product: str, command: str) -> str:
-    found = re.search(r"v=?(\d[\d.]*)", _said(*command.split(), "--version"))
+    found = re.search(r"(?:v=?|\) )(\d[\d.]*)", _said(*command.split(), "--version"))
     return f"{product} {found[1] if found else '?'}"
 
 
@@ -210,6 +238,9 @@ ROWS: Final = (
     Row("valkey-9", "Valkey 9", _valkey, _of_broker("redis")),
     Row("nats-2.15", "NATS 2.15", _nats, _of_broker("nats")),
     Row("rabbitmq-4.3", "RabbitMQ 4.3", _rabbitmq, _of_broker("rabbitmq")),
+    Row("postgres-13", "PostgreSQL 13", _postgres("bullseye", 13), _of_broker("postgres")),
+    Row("postgres-17", "PostgreSQL 17", _postgres("trixie", 17), _of_broker("postgres")),
+    Row("postgres-18", "PostgreSQL 18", _postgres(NEWEST, 18), _of_broker("postgres")),
     Row("python-3.12", "Python 3.12", _python("3.12"), EMBEDDED),
     Row("python-3.13", "Python 3.13", _python("3.13"), EMBEDDED),
     Row("python-3.14", "Python 3.14", _python("3.14"), EMBEDDED),

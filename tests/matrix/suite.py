@@ -1,14 +1,15 @@
-"""A newer Debian in a folder: servers and Pythons of today, beside those of the system. Needs root, and debootstrap once."""
+"""Another Debian in a folder: servers and Pythons of today, or of long ago, beside the system's. Needs root, and debootstrap once."""
 
 import atexit
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from things_kit.testing.servers.process import cached, run
+from things_kit.testing.servers.process import cached, locked, run
 
-SUITE: Final = "sid"
+NEWEST: Final = "sid"
 MIRROR: Final = "http://deb.debian.org/debian"
 PYTHONS: Final = ("python3.14", "python3.15")
 SERVERS: Final = ("rabbitmq-server", "redis-server", "valkey-server", "nats-server")
@@ -18,18 +19,47 @@ LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 
 
 def suite() -> Path:
-    """The folder, made once: it takes a few minutes."""
-    return cached(f"debian-{SUITE}", _bootstrap)
+    """The folder of the newest, made once: it takes a few minutes."""
+    return cached(f"debian-{NEWEST}", _bootstrap_newest)
 
 
-def _bootstrap(folder: Path) -> None:
-    packages = ",".join(["ca-certificates", *(f"{python}-venv" for python in PYTHONS)])
-    run("debootstrap", "--variant=minbase", f"--include={packages}", SUITE, folder, MIRROR)
+def _bootstrap_newest(folder: Path) -> None:
+    _bootstrap(folder, NEWEST, "ca-certificates", *(f"{python}-venv" for python in PYTHONS))
+    _install(folder, *SERVERS)
+
+
+def with_package(release: str, package: str) -> Path:
+    """The folder of a release that has this package; each is made, and installed, once."""
+    if release == NEWEST:
+        folder = suite()
+    else:
+        folder = cached(f"debian-{release}", lambda folder: _bootstrap(folder, release))
+    with locked(folder.with_name(f".{folder.name}-{package}.lock")):
+        if not (folder / f"usr/share/doc/{package}").exists():
+            _install(folder, package)
+    return folder
+
+
+def _bootstrap(folder: Path, release: str, *packages: str) -> None:
+    include = [f"--include={','.join(packages)}"] if packages else []
+    run("debootstrap", "--variant=minbase", *include, release, folder, MIRROR)
     policy = folder / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")  # no package is to start a service
     policy.chmod(0o755)
+
+
+def _install(folder: Path, *packages: str) -> None:
     mounted(folder)
-    run("chroot", folder, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *SERVERS)
+    # A mirror may be weeks behind; its signatures are checked all the same
+    run("chroot", folder, "apt-get", "update", "-qq", "-o", "Acquire::Check-Valid-Until=false")
+    run("chroot", folder, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages)
+
+
+def visible(folder: Path, place: Path) -> Path:
+    """The folder under a name that every user may follow, until this process ends: a cache is its owner's alone."""
+    place.mkdir(parents=True, exist_ok=True)
+    _bind(folder, place)
+    return place
 
 
 def mounted(folder: Path, *inside: Path) -> None:
@@ -40,17 +70,21 @@ def mounted(folder: Path, *inside: Path) -> None:
     for each in inside:
         place = folder / each.relative_to("/")
         place.mkdir(parents=True, exist_ok=True)
-        if not any(line.split()[1] == str(place) for line in Path("/proc/mounts").read_text().splitlines()):
-            run("mount", "--bind", each, place)
-            atexit.register(run, "umount", "-l", place)  # who deletes the suite is not to delete what is ours
+        _bind(each, place)
 
 
-def programs(row: Path, **commands: str) -> Path:
+def _bind(folder: Path, place: Path) -> None:
+    if not any(line.split()[1] == str(place) for line in Path("/proc/mounts").read_text().splitlines()):
+        run("mount", "--bind", folder, place)
+        atexit.register(run, "umount", "-l", place)  # who deletes the suite is not to delete what is ours
+
+
+def programs(row: Path, commands: Mapping[str, str]) -> Path:
     """A folder for the front of the search path, with a script for each command; {suite} is the folder of the suite."""
     shutil.rmtree(row, ignore_errors=True)
     row.mkdir(parents=True)
     for name, command in commands.items():
-        script = row / name.replace("_", "-")
+        script = row / name
         script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
     return row
