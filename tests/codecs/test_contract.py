@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, TypedDict
 
 import msgspec
@@ -242,6 +243,25 @@ def test_models_are_upcast_too() -> None:
     topic = Topic("orders", Model, version=2, upcast={1: add_currency})
     assert decode(topic, Model, message(b'{"id": "a"}')) == Model(id="a", currency="DEM")
     assert decode(topic, Model, topic.message(Model(id="a", currency="X"))) == Model(id="a", currency="X")
+
+
+class Strict(pydantic.BaseModel, strict=True):
+    at: datetime
+    counts: dict[int, int]
+
+
+class Counted(msgspec.Struct):
+    at: datetime
+    counts: dict[int, int]
+
+
+@pytest.mark.parametrize("kind", [Strict, Counted])
+@pytest.mark.parametrize("codec", [JSON(), MessagePack()])
+def test_what_json_says_as_text_is_upcast_too(kind: Any, codec: Any) -> None:
+    topic: Topic[Any] = Topic("t", kind, version=2, codec=codec, upcast={1: lambda old: old})
+    payload = kind(at=datetime(2026, 1, 2, tzinfo=UTC), counts={1: 2})
+    sent = topic.message(payload)
+    assert decode(topic, kind, sent.replace(headers={**sent.headers, "schema-version": "1"})) == payload
 
 
 def test_without_a_version_the_header_is_not_read() -> None:

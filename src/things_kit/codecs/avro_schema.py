@@ -147,6 +147,8 @@ class _Schemas:
 
     def _model(self, kind: Any) -> Schema:
         name = _record_name(kind)
+        if getattr(kind, "__pydantic_root_model__", False):
+            return self.of(kind.model_fields["root"].annotation, name)
         if (known := self._known(name, kind)) is not None:
             return known
         from pydantic_core import PydanticUndefined  # noqa: PLC0415 - it is there if a model is

@@ -1,5 +1,6 @@
 """Pydantic, wherever in a payload's type it is; nothing here imports it before somebody else has."""
 
+import contextlib
 import dataclasses
 import sys
 import typing
@@ -47,10 +48,15 @@ def model_encoder(kind: Any) -> Callable[[Any], bytes]:
 
 
 def dumped(value: Any) -> Any:
-    """A model as plain values, for msgspec. Raises TypeError for what is none."""
-    if not is_model(type(value)):
-        raise TypeError(f"a {type(value).__qualname__} cannot be encoded")
-    return value.model_dump(by_alias=True)
+    """A model as plain values, for msgspec, and what is in one and pydantic alone knows. Raises TypeError for what is neither."""
+    if is_model(type(value)):
+        return value.model_dump(by_alias=True)
+    if "pydantic" in sys.modules:
+        from pydantic_core import to_jsonable_python  # noqa: PLC0415 - it is there if a model is
+
+        with contextlib.suppress(ValueError):
+            return to_jsonable_python(value)
+    raise TypeError(f"a {type(value).__qualname__} cannot be encoded")
 
 
 def dumped_for_json(value: Any) -> Any:
@@ -61,13 +67,40 @@ def dumped_for_json(value: Any) -> Any:
 
 
 def converter(kind: Any) -> Callable[[Any], Any]:
-    """A function to a type from plain values, as a codec reads them without one."""
+    """A function to a type from plain values, as a codec reads them without one: keys may be the text that JSON makes of them."""
     if not has_pydantic(kind):
-        return partial(msgspec.convert, type=kind)
+        return partial(msgspec.convert, type=kind, str_keys=True)
     if not is_model(kind) and (adapter := _adapter(kind)) is None:
-        return lambda plain: msgspec.convert(plain, kind, dec_hook=_model)
-    convert: Callable[[Any], Any] = kind.model_validate if is_model(kind) else adapter.validate_python
-    return convert
+        return lambda plain: msgspec.convert(plain, kind, str_keys=True, dec_hook=_model)
+    return (
+        _model_validator(kind)
+        if is_model(kind)
+        else _validator(adapter.validate_python, adapter.validate_json)
+    )
+
+
+def _model_validator(kind: Any) -> Callable[[Any], Any]:
+    return _validator(kind.model_validate, kind.model_validate_json)
+
+
+def _validator(of_python: Callable[[Any], Any], of_json: Callable[[bytes], Any]) -> Callable[[Any], Any]:
+    """Plain values are such as JSON has, but that pydantic does not know: a strict model takes text for a UUID of JSON alone."""
+    from pydantic_core import to_json  # noqa: PLC0415 - it is there if a model is
+
+    def as_json(plain: Any) -> bytes | None:
+        with contextlib.suppress(ValueError):
+            return to_json(plain)
+        return None  # there are bytes in it that are no text
+
+    def validate(plain: Any) -> Any:
+        try:
+            return of_python(plain)
+        except ValueError:
+            if (text := as_json(plain)) is None:
+                raise
+        return of_json(text)
+
+    return validate
 
 
 def model_decoder_of_message_pack(kind: Any) -> Callable[[bytes], Any]:
@@ -75,7 +108,8 @@ def model_decoder_of_message_pack(kind: Any) -> Callable[[bytes], Any]:
     adapter = _adapter(kind)
     if adapter is None:
         return msgspec.msgpack.Decoder(kind, dec_hook=_model).decode
-    return lambda value: adapter.validate_python(msgspec.msgpack.decode(value))
+    validate = _validator(adapter.validate_python, adapter.validate_json)
+    return lambda value: validate(msgspec.msgpack.decode(value))
 
 
 def _adapter(kind: Any) -> Any:
@@ -100,7 +134,7 @@ def _model_of_json(kind: Any, value: Any) -> Any:
 
 
 def _model(kind: Any, value: Any) -> Any:
-    return kind.model_validate(value)
+    return _model_validator(kind)(value)
 
 
 def _is_pydantics(part: Any) -> bool:
