@@ -104,8 +104,7 @@ class WorkerProcess:
     async def _listen(self) -> None:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
-            if line == b"ready\n":
-                self._ready.set()
-            elif line.endswith(b"\n"):  # a killed process may leave half a line
+            self._ready.set()  # by whichever line: a message may kill it before it can say that it is ready
+            if line != b"ready\n" and line.endswith(b"\n"):  # a killed process may leave half a line
                 event = msgspec.json.decode(line, type=Event)
                 self.history.events.append(msgspec.structs.replace(event, worker=self.name))
