@@ -46,7 +46,8 @@ had, the test asserts the refusal, or skips and says why.
 
 **What a failure means.** A test fails with what it waited for and what it saw last. The order tests print the story of
 the lane that was broken: which message began, failed or was done, in which attempt and in which process. Tests with
-random plans print how to repeat theirs.
+random plans print how to repeat theirs. A test of leases or of times that failed while its own process stood still, on
+a machine with other things to do, has shown nothing: it is begun anew, twice at most.
 """
 
 from typing import TYPE_CHECKING, Any

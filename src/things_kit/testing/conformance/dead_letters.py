@@ -198,6 +198,8 @@ class DeadLetterSuite(Suite):
         consumer = await stage.consume(topic, other, bystander)
         [sent] = await stage.publish(topic, b"\xffx", key=b"k", headers={"type": "order"})
         await bystander.until_done(1, stage.patience)
+        await recorder.until_began(1, stage.patience)
+        await stage.until_lag(topic, group, 0)
         await stage.until_lag(f"{topic}-dlq", "dead-letters", 1)
         await stage.until_lag(topic, other, 0)
         if (
@@ -233,6 +235,7 @@ class DeadLetterSuite(Suite):
         [sent] = await stage.publish(topic, b"x", headers={"type": "order"})
         for round_ in (1, 2):
             await recorder.until_began(round_, stage.patience)
+            await stage.until_lag(topic, group, 0)
             await stage.until_lag(f"{topic}-dlq", "dead-letters", 1)
             if round_ == 1:
                 await self._replay(stage, topic, 1)

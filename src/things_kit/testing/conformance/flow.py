@@ -9,6 +9,7 @@ from things_kit.middleware import Later, circuit_breaker
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
+from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
@@ -46,6 +47,7 @@ class FlowSuite(Suite):
         assert set(recorder.attempts) == {1}
         await stage.until_lag(topic, group, 0)
 
+    @while_it_runs
     async def test_what_waits_is_leased_for_longer_than_a_lease(self, stage: Stage) -> None:
         """Another process gets neither it nor what is behind it; it is handled once, by who had put it off."""
         topic, group = stage.topic(), stage.group()
@@ -102,12 +104,10 @@ class FlowSuite(Suite):
         topic, group = stage.topic(), stage.group()
         await stage.broker.declare(topic, groups=[group])
         sent = await stage.publish(topic, *(b"%d" % number for number in range(16)))
-        refusing, owner = Recorder(_never_now), await stage.open(**stage.target.lease_options)
-        consumer = await stage.consume(
-            topic, group, refusing, broker=owner, concurrency=8, max_in_flight=8, retry=ONCE
-        )
+        refusing = Recorder(_never_now)
+        consumer = await stage.consume(topic, group, refusing, concurrency=8, max_in_flight=8, retry=ONCE)
         await refusing.until_began(4, stage.patience)
-        other = (await stage.worker(topic, group, attempts=2)).history
+        other = (await stage.worker(topic, group, short_lease=False, attempts=2)).history
 
         def held() -> int:
             in_flight: int = consumer.health().in_flight

@@ -42,7 +42,7 @@ class HandlerSuite(Suite):
     async def test_a_handler_that_exits_has_failed_and_its_process_goes_on(self, stage: Stage) -> None:
         """Line 48: `sys.exit` in a handler is tried again, then a dead letter; the same process handles the next."""
         topic, group = stage.topic(), stage.group()
-        worker = await stage.worker(topic, group, attempts=2)
+        worker = await stage.worker(topic, group, short_lease=False, attempts=2)
         [bad] = await stage.publish(topic, EXIT, key=b"k")
         [good] = await stage.publish(topic, b"fine", key=b"k")
         await eventually(

@@ -77,6 +77,7 @@ class OperationsSuite(Suite):
 
     async def test_publish_waits_out_an_outage(self, stage: Stage) -> None:
         """Line 40: it returns once the broker is back and has the message."""
+        stage.needs_outage()
         topic, group = stage.topic(), stage.group()
         recorder = await stage.record(topic, group)
         await stage.publish(topic, b"before")
@@ -90,18 +91,19 @@ class OperationsSuite(Suite):
 
     async def test_publish_fails_in_time_when_the_outage_lasts(self, stage: Stage) -> None:
         """Line 40: after publish_timeout, with BrokerUnavailable; afterwards the same producer works again."""
+        stage.needs_outage()
         topic = stage.topic()
         await stage.keep(topic)
-        limit = 3.0  # some clients need half a second for their first message
+        limit = 3.0
         broker = await stage.open(publish_timeout=limit)
         producer = broker.producer()
-        await producer.publish(Message(topic, b"before"))
+        await stage.until_published(producer, Message(topic, b"before"))
         async with stage.outage():
             began = time.monotonic()
             with pytest.raises(BrokerUnavailable):
                 await producer.publish(Message(topic, b"during"))
             assert 0.9 * limit <= time.monotonic() - began <= limit + stage.patience
-        await producer.publish(Message(topic, b"after"))
+        await stage.until_published(producer, Message(topic, b"after"))
 
     async def test_a_broker_that_is_not_there_is_reported_in_time(self, stage: Stage) -> None:
         """Line 40: at connect or at the first use."""
@@ -253,6 +255,7 @@ class OperationsSuite(Suite):
 
     async def test_health_turns_bad_when_the_broker_is_gone_and_good_again(self, stage: Stage) -> None:
         """Line 42: with a reason."""
+        stage.needs_outage()
         topic = stage.topic()
         recorder = await stage.record(topic, stage.group())
 

@@ -152,13 +152,17 @@ class RequestSuite(Suite):
         await stage.broker.declare(topic, groups=[group])
         with pytest.raises(TimeoutError, match="no reply"):
             await stage.broker.request(Message(topic, b"late"), timeout=0.5)
+        asks = {REPLY_TO: stage.name("gone"), CORRELATION_ID: "1", DEADLINE: "2001-02-03T04:05:06Z"}
+        await stage.publish(topic, b"late", headers=asks)
         recorder = Recorder()
         consumer = await stage.consume(topic, group, recorder)
         await stage.publish(topic, b"plain")
-
-        assert [message.value for message in await recorder.until_done(1, stage.patience)] == [b"plain"]
+        await recorder.until_done(1, stage.patience)
         await stage.until_lag(topic, group, 0)
-        assert consumer.expired == 1
+
+        # On a busy machine the first was too late already to be published
+        await eventually(lambda: consumer.expired in {1, 2}, stage.patience, "what was late is counted")
+        assert [message.value for message in recorder.began] == [b"plain"]
 
     async def test_without_an_answer_there_is_a_timeout_that_leaves_nothing(self, stage: Stage) -> None:
         """The error names the topic."""
@@ -217,7 +221,10 @@ class RequestSuite(Suite):
         await other.request(Message(topic, b"x"), timeout=stage.patience)
         await other.close()
 
-        assert not await stage.broker.transmission.has_topic(seen[0])
+        async def gone() -> bool:
+            return not await stage.broker.transmission.has_topic(seen[0])
+
+        await eventually(gone, stage.patience, "its inbox is gone")
 
     async def test_the_inbox_of_a_killed_process_is_removed_by_the_next_that_asks(self, stage: Stage) -> None:
         """Its name says until when it can have been used; one of a living process stays."""
@@ -240,6 +247,7 @@ class RequestSuite(Suite):
 
     async def test_a_request_survives_an_outage(self, stage: Stage) -> None:
         """Its inbox comes back, and the reply arrives."""
+        stage.needs_outage()
         topic, asked = stage.topic(), asyncio.Event()
         go_on = asyncio.Event()
 

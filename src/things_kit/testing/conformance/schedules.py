@@ -11,6 +11,7 @@ from things_kit.engine.driver import Scheduling
 from things_kit.engine.wait_topics import declare
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.stage import Stage
+from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 SOON = 0.6
@@ -75,6 +76,7 @@ class ScheduleSuite(Suite):
         with pytest.raises(ConfigError):
             await producer.publish(message, schedule_id="a")
 
+    @while_it_runs
     async def test_a_scheduled_message_arrives_when_it_is_due_and_not_before(self, stage: Stage) -> None:
         """Line 63: with the time of its publish, what is due first coming first."""
         await self._needs(stage)
@@ -181,6 +183,7 @@ class ScheduleSuite(Suite):
         expected = {message.id for message in messages}
         await eventually(lambda: {each.id for each in recorder.began} == expected, stage.patience)
 
+    @while_it_runs
     async def test_what_is_due_before_a_publish_comes_before_it(self, stage: Stage) -> None:
         """Line 64: a key's scheduled message takes its place when it is due, though nobody looked at the time."""
         await self._needs(stage)
@@ -198,6 +201,7 @@ class ScheduleSuite(Suite):
         values = [message.value for message in await recorder.until_done(2, stage.patience)]
         assert values == [b"scheduled", b"published"]
 
+    @while_it_runs
     async def test_the_same_schedule_id_again_replaces(self, stage: Stage) -> None:
         """Line 65: sooner or later than before; in another topic it is another."""
         await self._needs(stage, ids=True)
@@ -212,6 +216,7 @@ class ScheduleSuite(Suite):
         if stage.capabilities.schedules:
             assert await stage.broker.schedules(topic) == []
 
+    @while_it_runs
     async def test_of_many_who_replace_one_wins(self, stage: Stage) -> None:
         """Line 65: whoever schedules at the same time under one schedule_id, one message comes."""
         await self._needs(stage, ids=True)
@@ -237,7 +242,9 @@ class ScheduleSuite(Suite):
         producer, cancelled = stage.broker.producer(), set()
         assert await stage.broker.cancel(topic, "unknown") is False
         schedule = [
-            producer.publish(Message(topic, b"%d" % number), after=SOON, schedule_id=f"s-{number}")
+            producer.publish(
+                Message(topic, b"%d" % number), after=SOON if number else 3600, schedule_id=f"s-{number}"
+            )
             for number in range(30)
         ]
         await asyncio.gather(*schedule)
@@ -252,7 +259,7 @@ class ScheduleSuite(Suite):
         expected = {b"%d" % number for number in range(30)} - cancelled | {b"last"}
         messages = await recorder.until_done(len(expected), stage.patience)
         assert {message.value for message in messages} == expected
-        assert cancelled, "the first of them were far from their time"
+        assert b"0" in cancelled, "it was far from its time"
 
     async def test_what_is_to_come_can_be_listed(self, stage: Stage) -> None:
         """Line 66: soonest first, up to a limit, with and without a schedule_id, as it was published."""

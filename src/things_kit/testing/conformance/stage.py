@@ -1,6 +1,7 @@
 """What every test of the suite stands on: brokers of the target, names of its own, and cleaning up after it."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -9,13 +10,13 @@ from uuid import uuid4
 
 import pytest
 
-from things_kit import Broker, Message, RetryPolicy, Topic, connect
+from things_kit import Broker, BrokerUnavailable, Message, Producer, RetryPolicy, Topic, connect
 from things_kit.engine.driver import Capabilities
 from things_kit.engine.wait_topics import DEAD_LETTER, wait_topics
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Act, Recorder
-from things_kit.testing.conformance.target import Target
+from things_kit.testing.conformance.target import Hook, Target
 from things_kit.testing.conformance.waiting import eventually
 
 QUICK: Final = RetryPolicy(attempts=3, first=0.02, factor=2.0, limit=0.1, jitter=0.0)
@@ -146,9 +147,14 @@ class Stage:
         return await self.broker.lag(topic, group=group)
 
     async def until_lag(self, topic: str, group: str, expected: int) -> None:
-        """Wait until the lag is this. Where the broker cannot say, check that it says so."""
+        """Wait until the lag is this.
+
+        Where the broker cannot say, check that it says so, and let those who have begun with all there is finish it.
+        """
         if not self.capabilities.lag:
             assert await self.lag(topic, group) is None
+            if expected == 0:
+                await eventually(lambda: not self._held(topic, group), self.patience, "all is settled")
             return
         seen: list[int | None] = []
 
@@ -161,20 +167,45 @@ class Stage:
         except AssertionError as error:
             raise AssertionError(f"{error}; the lag is {seen[0]}") from None
 
+    def _held(self, topic: str, group: str) -> int:
+        """How many messages the test's consumers have and have not settled."""
+        health = [consumer.health() for consumer in self.consumers]
+        return sum(
+            each.in_flight for each in health if each.running and topic in each.topics and group == each.group
+        )
+
+    async def until_published(self, producer: Producer, message: Message) -> None:
+        """Publish it, again and again where its publish_timeout is shorter than a busy machine takes."""
+
+        async def published() -> bool:
+            with contextlib.suppress(BrokerUnavailable):
+                await producer.publish(message)
+                return True
+            return False
+
+        await eventually(published, self.patience, "it is published")
+
     async def dead_letters(self, topic: str, count: int) -> list[Message]:
         """Wait for so many dead letters of a topic, and take them as the group that keeps them."""
         recorder = await self.record(f"{topic}-dlq", DEAD_LETTER_GROUP, dead_letter=None)
         return await recorder.until_done(count, self.patience)
 
-    @asynccontextmanager
-    async def outage(self) -> AsyncIterator[None]:
-        """The broker is away inside of this; skips the test where that cannot be done."""
+    def needs_outage(self) -> tuple[Hook, Hook]:
+        """How the broker is taken away and brought back; skips the test where that cannot be done.
+
+        For its first line: what was begun before a skip would be left to the tests after it.
+        """
         hooks = self.target.outage
         if hooks is None:
             pytest.skip(
                 "this target can neither be paused nor killed: there is no broker apart from this process"
             )
-        away, back = hooks
+        return hooks
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        """The broker is away inside of this. See `needs_outage`."""
+        away, back = self.needs_outage()
         await away()
         try:
             yield

@@ -94,6 +94,7 @@ class SurvivalSuite(Suite):
 
     async def test_a_broker_that_goes_away_and_returns_loses_nothing(self, stage: Stage) -> None:
         """Line 10: publishers and consumers go on through it, without being told."""
+        stage.needs_outage()
         topic, group = stage.topic(), stage.group()
         recorder = await stage.record(topic, group, concurrency=4)
         messages, _ = _load(topic, 300, keys=10)
@@ -198,6 +199,7 @@ class SurvivalSuite(Suite):
 
     async def test_a_consumer_stops_while_it_reconnects(self, stage: Stage) -> None:
         """Line 13: stop does not wait for the broker to return."""
+        stage.needs_outage()
         topic, group = stage.topic(), stage.group()
         recorder = Recorder()
         consumer = await stage.consume(topic, group, recorder, drain_timeout=1.0)
