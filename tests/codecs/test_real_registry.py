@@ -68,14 +68,17 @@ async def test_schemas_refer_to_others(server: RegistryServer) -> None:
     name = f"t-{uuid.uuid4().hex}"
     kind = generated(*FILES)["Order"]
     topics: list[tuple[Topic[Any], Any]] = []
-    for codec, of, payload in (
-        (Avro(references={f"{name}-address": Address, f"{name}-country": Country}), Parcel, PARCEL),
-        (Protobuf(), kind, kind(to={"street": "s"})),
-    ):
-        registry = Registry(server.url)
-        topic: Topic[Any] = Topic(
-            f"{name}-{of.__name__}", of, codec=msgspec.structs.replace(codec, registry=registry)
-        )
+    made = [Registry(server.url) for _ in range(3)]
+    avro = {f"{name}-address": Address, f"{name}-country": Country}
+    json = {f"{name}-address-json": Address, f"{name}-country-json": Country}
+    codecs: list[tuple[Any, Any, Any]] = [
+        (Avro(references=avro, registry=made[0]), Parcel, PARCEL),
+        (JSON(references=json, registry=made[1]), Parcel, PARCEL),
+        (Protobuf(registry=made[2]), kind, kind(to={"street": "s"})),
+    ]
+    for codec, of, payload in codecs:
+        registry = codec.registry
+        topic: Topic[Any] = Topic(f"{name}-{type(codec).__name__}", of, codec=codec)
         await topic.prepare()
         topics.append((topic, payload))
         for subject in topic.codec.subjects(topic).values():  # type: ignore[union-attr] # both have it

@@ -3,15 +3,17 @@
 import asyncio
 import enum
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from tests.codecs.given import Server, decode
 from things_kit import ConfigError, DecodeError, Message, Topic
-from things_kit.codecs import Avro, MemoryRegistry, Protobuf, Registry, Unprepared
+from things_kit.codecs import JSON, Avro, MemoryRegistry, Protobuf, Registry, Unprepared
 from things_kit.codecs import schemas as client
 from things_kit.codecs.framed import framed
 
@@ -44,7 +46,7 @@ class Moved(msgspec.Struct, tag=True):
     to: Address
 
 
-class Left(msgspec.Struct, tag=True):
+class Stayed(msgspec.Struct, tag=True):
     at: Address | None = None
 
 
@@ -89,15 +91,15 @@ async def test_types_that_are_registered_by_themselves_have_their_names_alone(sc
 
 
 async def test_a_union_may_be_of_types_that_are_all_elsewhere(schemas: Any) -> None:
-    references = {"moved": Moved, "left": Left, "address": Address}
+    references = {"moved": Moved, "stayed": Stayed, "address": Address}
     make: Any = Topic
-    topic: Topic[Any] = make("moves", Moved | Left, codec=Avro(references=references, registry=schemas))
+    topic: Topic[Any] = make("moves", Moved | Stayed, codec=Avro(references=references, registry=schemas))
     await topic.prepare()
     registered = await schemas.latest("moves-value")
-    assert json.loads(registered["schema"]) == ["Moved", "Left"]
-    for payload in (Moved(HOME), Left(HOME), Left()):
+    assert json.loads(registered["schema"]) == ["Moved", "Stayed"]
+    for payload in (Moved(HOME), Stayed(HOME), Stayed()):
         message = topic.message(payload)
-        assert decode(topic, Moved | Left, message) == payload
+        assert decode(topic, Moved | Stayed, message) == payload
         assert await read_by_a_stranger(schemas, topic, message) == msgspec.to_builtins(payload)
 
 
@@ -185,6 +187,95 @@ async def test_a_registry_whose_schemas_have_no_end_is_refused_and_one_that_goes
     await circle.fetch(1)
 
 
+# --- JSON
+
+
+class Street(pydantic.BaseModel):
+    name: str
+    country: Country
+
+
+class Town(pydantic.BaseModel):
+    main: Street
+    others: list[Street] = []
+
+
+@dataclass
+class Trip:
+    towns: list[Town]
+    last: Street | None = None
+
+
+async def test_types_inside_json_that_are_registered_by_themselves_are_referred_to(schemas: Any) -> None:
+    references = {"addresses": Address, "countries": Country}
+    topic = Topic("orders", Order, codec=JSON(references=references, registry=schemas))
+    await topic.prepare()
+    registered = await schemas.latest("orders-value")
+    assert registered["schemaType"] == "JSON"
+    assert registered["references"] == [{"name": "Address.json", "subject": "addresses", "version": 1}]
+    schema = json.loads(registered["schema"])
+    assert schema["properties"]["to"] == {"$ref": "Address.json"}
+    assert "definitions" not in schema
+    address = await schemas.latest("addresses")
+    assert address["references"] == [{"name": "Country.json", "subject": "countries", "version": 1}]
+    message = topic.message(Order("o-1", HOME))
+    assert decode(topic, Order, message) == Order("o-1", HOME)
+    await schemas.fetch(int.from_bytes(message.value[1:5], "big"))
+
+
+async def test_models_may_be_referred_to_and_leave_nothing_of_theirs_behind(schemas: Any) -> None:
+    references = {"streets": Street, "towns": Town}
+    topic = Topic("trips", Trip, codec=JSON(references=references, registry=schemas))
+    await topic.prepare()
+    registered = await schemas.latest("trips-value")
+    assert [each["name"] for each in registered["references"]] == ["Street.json", "Town.json"]
+    assert "definitions" not in json.loads(registered["schema"])
+    town = await schemas.latest("towns")
+    assert json.loads(town["schema"])["properties"]["main"] == {"$ref": "Street.json"}
+    street = json.loads((await schemas.latest("streets"))["schema"])
+    assert street["definitions"].keys() == {"Country"}
+    payload = Trip([Town(main=Street(name="s", country=Country.CH))])
+    assert decode(topic, Trip, topic.message(payload)) == payload
+
+
+async def test_what_a_topic_carries_itself_may_be_among_its_references(schemas: Any) -> None:
+    codec = JSON(references={"towns": Town, "streets": Street}, registry=schemas)
+    await Topic("towns", Town, codec=codec).prepare()
+    assert (await schemas.latest("towns-value"))["references"][0]["name"] == "Street.json"
+
+
+class Left(msgspec.Struct):
+    right: "Right | None" = None
+
+
+class Right(msgspec.Struct):
+    left: Left | None = None
+
+
+class Hen(msgspec.Struct):
+    right: Right
+
+
+@pytest.mark.parametrize(
+    ("references", "why"),
+    [
+        ({"a": list[Address]}, "the reference 'a': it is no named type"),
+        ({"a": Address, "b": Address}, "the reference 'b': another one has the name 'Address'"),
+        ({"a": Left, "b": Right}, "schemas that refer to one another: Right.json and Left.json"),
+        ({"a": object()}, "."),
+        ({"a": "{}"}, "."),
+    ],
+    ids=str,
+)
+def test_references_of_json_that_cannot_be_are_refused_when_the_topic_is_made(
+    references: Any, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Topic("t", Hen, codec=JSON(references=references, registry=MemoryRegistry()))
+    with pytest.raises(ConfigError, match="needs registry="):
+        JSON(references=references)
+
+
 # --- Protobuf
 
 
@@ -237,6 +328,7 @@ async def test_confluent_s_serializers_write_and_read_the_same_bytes() -> None:
     pytest.importorskip("authlib", reason="confluent-kafka's extra schemaregistry is not installed")
     confluent = pytest.importorskip("confluent_kafka.schema_registry")
     theirs_avro = pytest.importorskip("confluent_kafka.schema_registry.avro")
+    theirs_json = pytest.importorskip("confluent_kafka.schema_registry.json_schema")
     theirs_protobuf = pytest.importorskip("confluent_kafka.schema_registry.protobuf")
     from confluent_kafka.serialization import MessageField, SerializationContext  # noqa: PLC0415 - as above
 
@@ -259,6 +351,23 @@ async def test_confluent_s_serializers_write_and_read_the_same_bytes() -> None:
         assert await asyncio.to_thread(write, Order("o-1", HOME), context) == ours
         read = theirs_avro.AvroDeserializer(theirs, conf=naming)
         assert await asyncio.to_thread(read, ours, context) == msgspec.to_builtins(Order("o-1", HOME))
+
+        parcels = Topic("parcels", Order, codec=JSON(references={"a": Address, "c": Country}, registry=made))
+        await parcels.prepare()
+        context = SerializationContext("parcels", MessageField.VALUE)
+        known = await asyncio.to_thread(theirs.get_latest_version, "parcels-value")
+        ours = parcels.message(Order("o-1", HOME)).value
+        read = theirs_json.JSONDeserializer(known.schema, schema_registry_client=theirs, conf=naming)
+        assert await asyncio.to_thread(read, ours, context) == msgspec.to_builtins(Order("o-1", HOME))
+        write = theirs_json.JSONSerializer(
+            known.schema,
+            theirs,
+            lambda order, _: msgspec.to_builtins(order),
+            {"auto.register.schemas": False, **naming},
+        )
+        written = await asyncio.to_thread(write, Order("o-1", HOME), context)
+        assert written[:5] == ours[:5]
+        assert decode(parcels, Order, Message("parcels", written)) == Order("o-1", HOME)
 
         kind = generated(*FILES)["Order"]
         context = SerializationContext("times", MessageField.VALUE)

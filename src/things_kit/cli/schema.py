@@ -115,13 +115,8 @@ def _run(url: str | None, ask: Callable[[Any], Awaitable[None]]) -> None:
 
 def _subjects(topic: Topic[Any], schemas: Any) -> Sequence[Any]:
     """What a topic registers with a registry, and what that refers to. Raises CommandFailed where its codec has no schemas."""
-    from things_kit.codecs.json_codec import JSON  # noqa: PLC0415 - as above
-    from things_kit.codecs.json_registered import subjects  # noqa: PLC0415 - as above
-
     codec: Any = topic.codec
     codec = getattr(codec, "codec", codec)  # the data's of CloudEvents
-    if isinstance(codec, JSON):
-        return list(subjects(codec.subject, topic).values())
     if not hasattr(codec, "subjects"):
         what = "is raw" if codec is None else f"is written as {codec.content_type}"
         raise CommandFailed(f"the topic {topic.name!r} {what}, which has no schema in a registry", WRONG_USE)

@@ -3,15 +3,19 @@
 import codecs
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
 from things_kit.codecs.known import check_known
 from things_kit.codecs.models import dumped_for_json, has_pydantic, model_decoder, model_encoder
 from things_kit.messaging.codec import Decode, Encode
+from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 from things_kit.messaging.topic import Topic
+
+if TYPE_CHECKING:
+    from things_kit.codecs.schemas import Subject
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -22,16 +26,21 @@ class JSON(msgspec.Struct, frozen=True):
     Attributes:
         registry: Where schemas are registered; each value has the id of its own before it then.
         subject: How their subjects are named: "topic" is the default, "topic-record" for topics of several types.
+        references: Types in the payload's whose schemas are registered by themselves, by their subjects: others refer to
+            one as `Address.json`.
     """
 
     registry: Any = None
     subject: Literal["topic", "record", "topic-record"] | None = None
+    references: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.registry is not None or self.subject is not None:
+        if (self.registry, self.subject, self.references) != (None, None, None):
             from things_kit.codecs.subjects import check_naming  # noqa: PLC0415 - of those who have one
 
             check_naming(self.registry, self.subject)
+            if self.registry is None:
+                raise ConfigError("references= of JSON needs registry=")
 
     @property
     def content_type(self) -> str:
@@ -44,7 +53,7 @@ class JSON(msgspec.Struct, frozen=True):
         if self.registry is not None:
             from things_kit.codecs.json_registered import registered_encoder  # noqa: PLC0415 - as above
 
-            return registered_encoder(self.registry, self.subject, topic, encode)
+            return registered_encoder(self.registry, self.subject, self.references, topic, encode)
         return bare(encode)
 
     def decoder(self, kind: Any, topic: Topic[Any] | None, /) -> Decode:
@@ -59,10 +68,15 @@ class JSON(msgspec.Struct, frozen=True):
     async def prepare(self, topic: Topic[Any], /) -> None:
         """Look up the schemas, or register them, where there is a registry."""
         if self.registry is not None:
-            from things_kit.codecs.json_registered import subjects  # noqa: PLC0415 - as above
             from things_kit.codecs.subjects import prepare_all  # noqa: PLC0415 - as above
 
-            await prepare_all(self.registry, subjects(self.subject, topic))
+            await prepare_all(self.registry, self.subjects(topic))
+
+    def subjects(self, topic: Topic[Any]) -> "dict[str | None, Subject]":
+        """What a topic registers, by the header's value."""
+        from things_kit.codecs.json_registered import subjects  # noqa: PLC0415 - as above
+
+        return subjects(self.subject, self.references, topic)
 
 
 def bare(encode: Callable[[Any], bytes]) -> Encode:

@@ -2,7 +2,7 @@
 
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -51,10 +51,16 @@ class Schemas:
         components: The named ones.
     """
 
-    def __init__(self, prefix: str = COMPONENTS) -> None:
-        """Begin with none. `prefix` is where references find the named ones."""
+    def __init__(self, prefix: str = COMPONENTS, elsewhere: Mapping[Any, str] = {}) -> None:
+        """Begin with none.
+
+        Args:
+            prefix: Where references find the named ones.
+            elsewhere: Types that are described elsewhere, and where references find those.
+        """
         self.components: dict[str, Schema] = {}
         self._prefix = prefix
+        self._elsewhere = elsewhere
         self._names: dict[Any, str] = {}
 
     def of(self, kind: Any) -> Schema:
@@ -130,6 +136,8 @@ class Schemas:
         return _described(record, info.cls)
 
     def _named(self, cls: Any, make: Any) -> Schema:
+        if cls in self._elsewhere:
+            return {"$ref": self._elsewhere[cls]}
         if (name := self._names.get(cls)) is None:
             name = self._names[cls] = self._free(_type_name(cls))
             self.components[name] = {}  # it may be in itself
@@ -145,25 +153,29 @@ class Schemas:
     # --- pydantic's, and Protobuf's
 
     def _pydantic(self, kind: Any) -> Schema:
-        from pydantic import TypeAdapter  # noqa: PLC0415 - it is there if a type of its is
-        from pydantic.errors import PydanticUserError  # noqa: PLC0415
+        from pydantic.errors import PydanticUserError  # noqa: PLC0415 - it is there if a type of its is
 
         try:
-            whole = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+            whole, definitions = _of_pydantic(kind)
+            away = {
+                name: place
+                for each, place in self._elsewhere.items()
+                if (name := getattr(each, "__name__", "")) in definitions
+                and has_pydantic(each)
+                and _of_pydantic(each)[1].get(name) == definitions[name]
+            }
         except PydanticUserError as error:
             raise TypeError(str(error).splitlines()[0]) from error
-        definitions = whole.pop("$defs", {})
-        if is_model(kind) and "$ref" not in whole:
-            definitions[kind.__name__], whole = whole, {"$ref": f"#/$defs/{kind.__name__}"}
+        here = {name: definitions[name] for name in _reached(whole, definitions, away)}
         names: dict[str, str] = {}
-        for name, schema in definitions.items():
-            rewritten = rewrite(schema, {each: self._prefix + safe_name(each) for each in definitions})
+        for name, schema in here.items():
+            rewritten = rewrite(schema, {**{each: self._prefix + safe_name(each) for each in here}, **away})
             known = self.components.get(safe_name(name))
             names[name] = (
                 safe_name(name) if known is None or known == rewritten else self._free(safe_name(name))
             )
-        references = {name: self._prefix + free for name, free in names.items()}
-        for name, schema in definitions.items():
+        references = {**{name: self._prefix + free for name, free in names.items()}, **away}
+        for name, schema in here.items():
             self.components[names[name]] = rewrite(schema, references)
         found: Schema = rewrite(whole, references)
         return found
@@ -190,6 +202,41 @@ class Schemas:
             one |= {"contentEncoding": "base64"} if field.type == 12 else {}
         repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == 3
         return {"type": "array", "items": one} if repeated else one
+
+
+def _of_pydantic(kind: Any) -> tuple[Schema, dict[str, Schema]]:
+    """Pydantic's schema of a type, and the definitions that it names."""
+    from pydantic import TypeAdapter  # noqa: PLC0415 - as above
+
+    whole = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+    definitions = whole.pop("$defs", {})
+    if is_model(kind) and "$ref" not in whole:
+        definitions[kind.__name__], whole = whole, {"$ref": f"#/$defs/{kind.__name__}"}
+    return whole, definitions
+
+
+def _reached(schema: Any, definitions: Mapping[str, Schema], away: Mapping[str, str]) -> list[str]:
+    """The definitions that a schema needs, without those that are elsewhere and what they alone need."""
+    found: dict[str, None] = {}
+    waiting = [schema]
+    while waiting:
+        for reference in references_in(waiting.pop()):
+            name = reference.rpartition("/")[2]
+            if name in definitions and name not in found and name not in away:
+                found[name] = None
+                waiting.append(definitions[name])
+    return [name for name in definitions if name in found]
+
+
+def references_in(found: Any) -> Iterator[str]:
+    """All references of a schema."""
+    if isinstance(found, dict):
+        if isinstance(found.get("$ref"), str):
+            yield found["$ref"]
+        found = list(found.values())
+    if isinstance(found, list):
+        for each in found:
+            yield from references_in(each)
 
 
 def rewrite(schema: Any, references: dict[str, str]) -> Any:
