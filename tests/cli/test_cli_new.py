@@ -1,6 +1,7 @@
 """`things-kit new`: the project that it writes passes its own tests, is clean, and runs."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -13,13 +14,18 @@ import yaml
 
 from tests.cli.conftest import Cli
 from things_kit import Message, connect
-from things_kit.cli.new.project import BROKERS
+from things_kit.cli.new.places import BROKERS
 from things_kit.testing import MockHandler
 
 
-def run(folder: Path, *command: str) -> str:
+def run(folder: Path, *command: str, **variables: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -40,28 +46,50 @@ def test_a_new_project_passes_its_own_tests_and_is_clean(make: Callable[..., Pat
     assert "4 passed" in run(project, "pytest", "-q", "-W", "error")
     run(project, "ruff", "check", "--no-cache", ".")
     run(project, "ruff", "format", "--no-cache", "--check", ".")
-    run(project, "mypy", "--cache-dir", str(project / ".cache"))
+    packages = [make(f"for-{broker}", "--broker", broker) / f"for_{broker}" for broker in BROKERS]
+    run(project, "mypy", "--cache-dir", str(project / ".cache"), "web_shop", "tests", *map(str, packages))
     for file in project.rglob("*"):
         if file.suffix in {"", ".yaml", ".md", ".toml"} and file.is_file() and ".cache" not in file.parts:
             assert "$" not in file.read_text(), file
 
 
 @pytest.mark.parametrize("broker", BROKERS)
-def test_every_broker_has_a_project_whose_configuration_is_right(
+def test_every_broker_has_a_project_whose_configuration_is_right_wherever_it_runs(
     make: Callable[..., Path], broker: str
 ) -> None:
     project = make("shop", "--broker", broker)
-    shown = run(project, "things_kit.cli", "config", "--json", "shop.main:app")
-    assert '"shop"' in shown
     services = yaml.safe_load((project / "compose.yaml").read_text())["services"]
+    told = services["app"].get("environment", {})
+    in_force = json.loads(run(project, "things_kit", "config", "--json", "shop.main:app", **told))[broker]
+    assert in_force["group_id"] == "shop"
+    fields = {name.removeprefix(f"{broker.upper()}_").lower(): said for name, said in told.items()}
+    for name in in_force.keys() & fields.keys():
+        assert in_force[name] in (fields[name], [fields[name]])
     assert services["app"]["stop_grace_period"] == "35s"
-    assert ("broker" in services) == (broker not in {"sqlite", "servicebus"})
-    (deployment,) = yaml.safe_load_all((project / "kubernetes.yaml").read_text())
+    if broker == "servicebus":  # which nothing runs here
+        assert not told
+        assert "broker" not in services
+    else:
+        assert in_force.keys() & fields.keys()
+        assert ("broker" in services) == (broker != "sqlite")
+        assert all(port.startswith("127.0.0.1:") for port in services.get("broker", {}).get("ports", ()))
+    deployment, *more = yaml.safe_load_all((project / "kubernetes.yaml").read_text())
     pod = deployment["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 35
-    assert {"livenessProbe", "readinessProbe", "startupProbe"} <= pod["containers"][0].keys()
+    (container,) = pod["containers"]
+    assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
+    assert {each["name"] for each in container.get("env", ())} <= told.keys()
+    if broker == "sqlite":  # a file that must outlive its pod, and that no two machines may write
+        (claim,) = more
+        assert deployment["spec"]["replicas"] == 1
+        assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        assert container["env"][0]["value"].startswith(container["volumeMounts"][0]["mountPath"])
+    else:
+        assert not more
+        assert deployment["spec"]["replicas"] == 2
     assert "check" in yaml.safe_load((project / ".github/workflows/ci.yaml").read_text())["jobs"]
     run(project, "ruff", "check", "--no-cache", ".")
+    run(project, "ruff", "format", "--no-cache", "--check", ".")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
@@ -94,7 +122,7 @@ def test_the_readme_of_a_project_names_its_broker_by_a_url_that_is_understood(
 ) -> None:
     url = BROKERS[broker].url
     connect(url)
-    assert BROKERS[broker].address.split(": ")[1].strip("[]") in url
+    assert BROKERS[broker].address.partition("\n")[0].split(": ")[1].strip("[]") in url
     readme = (make("shop", "--broker", broker) / "README.md").read_text()
     assert f"things-kit dlq replay {url} orders-dlq" in readme
 

@@ -3,11 +3,20 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
-from things_kit import BrokerUnavailable, ConfigError, Message, NobodyListens, PublishError, RetryPolicy
+from things_kit import (
+    BrokerUnavailable,
+    ConfigError,
+    Message,
+    NobodyListens,
+    PublishError,
+    RetryPolicy,
+    Topic,
+)
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
@@ -200,6 +209,46 @@ def test_what_must_arrive_waits_for_somebody_who_listens(kind: type[StubDriver],
         assert published(driver) == [b"1", b"2"]
 
     scenario()
+
+
+@pytest.mark.parametrize("kind", [Answering, Silent])
+def test_what_a_handler_returns_for_a_topic_that_no_group_has_is_told_soon_and_every_ten_seconds(
+    kind: type[StubDriver],
+) -> None:
+    orders, bills = Topic("orders", str), Topic("bills", str)
+    times: list[float] = []
+
+    async def bill(order: str) -> str:
+        return f"bill of {order}"
+
+    class Clock(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "no group has the topic 'bills'" in record.getMessage():
+                times.append(asyncio.get_running_loop().time())
+
+    @virtual
+    async def scenario() -> None:
+        driver = kind()
+        async with (
+            broker_of(driver) as broker,
+            broker.consumer(orders, group="billing", handler=bill, publish=bills),
+        ):
+            await broker.producer().publish(orders, "o-1")
+            await asyncio.sleep(60)
+            assert not published(driver, "bills")
+            await driver.declare("bills", ["shipping"])
+            await asyncio.sleep(30)
+            assert published(driver, "bills") == [b"bill of o-1"]
+
+    log, clock = logging.getLogger("things_kit.broker"), Clock()
+    log.addHandler(clock)
+    try:
+        scenario()
+    finally:
+        log.removeHandler(clock)
+    assert 1.5 <= times[0] <= 4
+    assert 4 <= len(times) <= 6
+    assert all(9 <= later - earlier <= 16 for earlier, later in pairwise(times))
 
 
 @pytest.mark.parametrize("kind", [Answering, Silent])

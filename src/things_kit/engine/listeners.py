@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from typing import Final, TypeAlias
 
 from things_kit.messaging.errors import NobodyListens
@@ -11,6 +11,12 @@ log = logging.getLogger("things_kit.broker")
 
 ANEW: Final = 60.0
 """Seconds after which a broker is asked again whether somebody still listens."""
+
+FIRST_WORD: Final = 1.5
+"""Seconds after which it is said that messages wait for somebody to listen."""
+
+NEXT_WORD: Final = 10.0
+"""Seconds between two such words of one topic."""
 
 HasListeners: TypeAlias = Callable[[str], Awaitable[bool | None]]
 """As `Listened.has_listeners`."""
@@ -53,3 +59,28 @@ class Listeners:
             )  # fmt: skip
         self._good_until[topic] = now + ANEW
         return None
+
+
+class Unheard:
+    """Says of which topics messages wait for somebody to listen: nothing else would tell why they do."""
+
+    def __init__(self, broker: str) -> None:
+        self._broker = broker
+        self._next: dict[str, float] = {}
+
+    def tell(self, topics: Set[str]) -> None:
+        """Say so, if they have waited for a while and it was not said just now."""
+        now = asyncio.get_running_loop().time()
+        for topic in sorted(topics):
+            if self._next.setdefault(topic, now + FIRST_WORD) <= now:
+                self._next[topic] = now + NEXT_WORD
+                log.warning(
+                    "%s: no group has the topic %r: what is to be published there waits until somebody declares one",
+                    self._broker,
+                    topic,
+                )
+
+    def forget(self, topics: Set[str]) -> None:
+        """They have a listener, or nothing waits for one any more."""
+        for topic in topics:
+            self._next.pop(topic, None)

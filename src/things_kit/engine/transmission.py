@@ -12,7 +12,7 @@ from things_kit.engine.backoff import Backoff
 from things_kit.engine.cancelling import cancellable, ended
 from things_kit.engine.collected import collect
 from things_kit.engine.driver import ConnectionLost, Driver, Listened, Subscription, UnknownTopic
-from things_kit.engine.listeners import HasListeners, Listeners
+from things_kit.engine.listeners import HasListeners, Listeners, Unheard
 from things_kit.engine.naming import looks_like_pattern
 from things_kit.engine.reasons import reason_of
 from things_kit.engine.url import BrokerURL
@@ -58,6 +58,7 @@ class Transmission:
         self._declared: dict[str, set[str]] = {}
         self._prepared: set[Topic[Any]] = set()
         self._listeners = Listeners(url.display)
+        self._unheard_of = Unheard(url.display)
         self._has_listeners = driver.has_listeners if isinstance(driver, Listened) else None
 
     async def open(self) -> None:
@@ -337,12 +338,15 @@ class Transmission:
                 for index in again:
                     results[index] = self._unrouted_too_long(results[index])
                 return results
+            topics = {messages[index].topic for index in again}
+            self._unheard_of.tell(topics)
             await backoff.wait(deadline)
             if self._declares:
-                await self._declare_all({messages[index].topic for index in again}, deadline)
+                await self._declare_all(topics, deadline)
             repeated = await self._try([messages[index] for index in again], deadline, ask=True)
             for index, result in zip(again, repeated, strict=True):
                 results[index] = result
+        self._unheard_of.forget({message.topic for message in messages})
         return results
 
     def _unrouted_too_long(self, last: Exception | None) -> BrokerUnavailable:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from things_kit.cli.new.project import BROKERS, package_of, write
+from things_kit.cli.new.places import BROKERS
+from things_kit.cli.new.project import package_of, write
 from things_kit.cli.printing import complain, safe, say
 from things_kit.cli.running import CommandFailed
 

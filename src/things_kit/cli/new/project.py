@@ -6,103 +6,13 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from string import Template
-from typing import Final, NamedTuple
+from typing import Final
 
+from things_kit.cli.new.places import BROKERS, in_cluster, in_compose, look, replicas, storage
 from things_kit.cli.running import WRONG_USE, CommandFailed
 
 SUFFIX: Final = ".tmpl"
 """Templates end so, or tools would take them for code of this package."""
-
-
-class Place(NamedTuple):
-    """How a broker is said in config.yaml and by URL, the extra that its client comes with, and its service for compose.yaml."""
-
-    address: str
-    url: str
-    extra: str | None = None
-    service: str = ""
-
-
-KAFKA: Final = """\
-    environment: { KAFKA_BROKERS: "broker:9092" }
-    depends_on: [broker]
-  broker:
-    image: apache/kafka:4.0.0
-    environment:
-      KAFKA_NODE_ID: 1
-      KAFKA_PROCESS_ROLES: broker,controller
-      KAFKA_LISTENERS: PLAINTEXT://:9092,CONTROLLER://:9093
-      KAFKA_ADVERTISED_LISTENERS: PLAINTEXT://broker:9092
-      KAFKA_CONTROLLER_LISTENER_NAMES: CONTROLLER
-      KAFKA_CONTROLLER_QUORUM_VOTERS: 1@localhost:9093
-      KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR: 1
-"""
-NATS: Final = """\
-    environment: { NATS_SERVERS: "broker:4222" }
-    depends_on: [broker]
-  broker:
-    image: nats:2
-    command: [--jetstream, --store_dir, /data]
-    volumes: [data:/data]
-volumes:
-  data:
-"""
-RABBITMQ: Final = """\
-    environment: { RABBITMQ_HOSTS: "broker:5672" }
-    depends_on: [broker]
-  broker:
-    image: rabbitmq:4
-    hostname: broker
-    volumes: [data:/var/lib/rabbitmq]
-volumes:
-  data:
-"""
-REDIS: Final = """\
-    environment: { REDIS_HOSTS: "broker:6379" }
-    depends_on: [broker]
-  broker:
-    image: redis:8
-    command: [redis-server, --appendonly, "yes"]
-    volumes: [data:/data]
-volumes:
-  data:
-"""
-SQLITE: Final = """\
-    environment: { SQLITE_PATH: /data/events.db }
-    user: root # whose the volume is
-    volumes: [data:/data]
-volumes:
-  data:
-"""
-PUBSUB: Final = """\
-    environment: { PUBSUB_ENDPOINT: "broker:8085" }
-    depends_on: [broker]
-  broker:
-    image: gcr.io/google.com/cloudsdktool/google-cloud-cli:emulators
-    command: gcloud beta emulators pubsub start --host-port=0.0.0.0:8085
-"""
-SQS: Final = """\
-    environment: { SQS_ENDPOINT: "http://broker:4566" }
-    depends_on: [broker]
-  broker:
-    image: localstack/localstack:4
-    environment: { SERVICES: "sqs,sns" }
-"""
-
-BROKERS: Final = {
-    "kafka": Place("brokers: [localhost:9092]", "kafka://localhost:9092", "kafka", KAFKA),
-    "nats": Place("servers: [localhost:4222]", "nats://localhost:4222", "nats", NATS),
-    "pubsub": Place("project: my-project", "pubsub://my-project", "pubsub", PUBSUB),
-    "rabbitmq": Place("hosts: [localhost:5672]", "amqp://localhost:5672", "rabbitmq", RABBITMQ),
-    "redis": Place("hosts: [localhost:6379]", "redis://localhost:6379", "redis", REDIS),
-    "servicebus": Place(
-        "namespace: my-namespace.servicebus.windows.net",
-        "servicebus://my-namespace.servicebus.windows.net",
-        "servicebus",
-    ),
-    "sqlite": Place("path: events.db", "sqlite:///events.db", None, SQLITE),
-    "sqs": Place("region: us-east-1", "sqs://us-east-1", "sqs", SQS),
-}
 
 
 def package_of(folder: Path) -> str:
@@ -129,7 +39,8 @@ def write(folder: Path, broker: str) -> list[Path]:
         )
     if place is None:
         raise CommandFailed(f"unknown broker {broker!r}; known are {', '.join(BROKERS)}", WRONG_USE)
-    extras = ",".join(sorted({"app", "ops", *([place.extra] if place.extra else [])}))
+    extras = ",".join(sorted({"app", "cli", "ops", *([place.extra] if place.extra else [])}))
+    volumes, claim = storage(broker, name)
     words = {
         "name": name,
         "package": package,
@@ -139,6 +50,13 @@ def write(folder: Path, broker: str) -> list[Path]:
         "url": place.url,
         "extras": extras,
         "service": place.service,
+        "look": look(broker, name),
+        "compose": in_compose(broker),
+        "replicas": replicas(broker),
+        "cluster": in_cluster(broker),
+        "volumes": volumes,
+        "claim": claim,
+        "owned": "/srv /data" if broker == "sqlite" else "/srv",
     }
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
