@@ -27,8 +27,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """How likely one fault is at each occasion, and how often it may happen in one history.
 
     An occasion is a handler that begins (crash, stop, slow_handler), a delivery (redelivery, lease_expiry), a fetch
-    (rebalance), a settlement (lost_acknowledgement), a publish (unknown_publish), a call of the broker (outage), or the
-    start of a process (clock_skew).
+    (rebalance), a settlement (lost_acknowledgement; redelivery, where others are still held), a publish
+    (unknown_publish), a call of the broker (outage), or the start of a process (clock_skew).
     """
 
     probability: float

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.testing.simulation.loop import SimulationLoop
@@ -40,14 +39,14 @@ class WallClock:
     def __init__(self, loop: SimulationLoop, traveller: Any) -> None:
         self._loop = loop
         self._traveller = traveller
-        self._shown = EPOCH
+        self._shown = 0.0
 
     def show(self, skew: float) -> None:
         """Set it for whoever goes on now."""
-        now = EPOCH + self._loop.time() + skew
+        now = self._loop.time() + skew
         if now != self._shown:
+            self._traveller.shift(now - self._shown)
             self._shown = now
-            self._traveller.move_to(now, tick=False)
 
 
 @contextmanager
@@ -58,7 +57,8 @@ def fenced(loop: SimulationLoop, chance: random.Random) -> Iterator[WallClock]:
     with ExitStack() as stack:
         traveller = stack.enter_context(time_machine.travel(EPOCH, tick=False))
         for target, name, replacement in _replacements(loop, chance):
-            stack.enter_context(mock.patch.object(target, name, replacement))
+            stack.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, replacement)
         try:
             yield WallClock(loop, traveller)
         finally:
@@ -113,7 +113,7 @@ def _line() -> str:
     own = str(Path(__file__).parent)
     for frame in reversed(traceback.extract_stack()):
         inside = frame.filename.startswith(own) or frame.filename in {
-            threading.__file__, socket.__file__, subprocess.__file__, mock.__file__,
+            threading.__file__, socket.__file__, subprocess.__file__,
         }  # fmt: skip
         if not inside and f"{os.sep}concurrent{os.sep}futures{os.sep}" not in frame.filename:
             return f"{frame.filename}:{frame.lineno}: {frame.line}"

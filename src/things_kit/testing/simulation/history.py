@@ -134,12 +134,12 @@ class History:
         self._published: dict[str, dict[str | None, Message]] = defaultdict(dict)
         self._dead: dict[str | None, Message] = {}
         self._groups: dict[str, set[str]] = defaultdict(set)
-        self._digest = hashlib.sha256()
+        self._trace: list[str] = []
 
     @property
     def hash(self) -> str:
         """Of all that the broker has seen: the same seed has the same."""
-        return self._digest.hexdigest()[:16]
+        return hashlib.sha256("".join(self._trace).encode()).hexdigest()[:16]
 
     # --- what is noted
 
@@ -148,7 +148,7 @@ class History:
         shown = "" if message is None else _shown(message)
         if not what.startswith(UNSHOWN):
             self.rows.append(Row(process, at, what, shown))
-        self._digest.update(f"{process}|{at:.6f}|{what}|{shown}\n".encode())
+        self._trace.append(f"{process}|{at:.6f}|{what}|{shown}\n")
         if message is not None and what == "published":
             self._published[message.topic].setdefault(message.id, message)
             if ORIGINAL_TOPIC in message.headers and ERROR_TYPE in message.headers:

@@ -11,10 +11,10 @@ import logging
 import sys
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import Context, copy_context
 from itertools import count
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
 
@@ -27,6 +27,10 @@ Choose = Callable[[int], int]
 """Which of so many tasks goes on."""
 
 
+STRIDE: Final = 16
+"""Steps from one question whether it is over to the next."""
+
+
 class NothingLeft(Exception):
     """There is no task, callback or timer any more."""
 
@@ -34,11 +38,11 @@ class NothingLeft(Exception):
 class SimulatedFuture(asyncio.Future[Any]):
     """One whose hash does not come from its address, so that sets of it have the same order in each run."""
 
-    def __init__(self, *, loop: "SimulationLoop") -> None:
-        self._number = loop.number()
-        super().__init__(loop=loop)
+    _number = 0
 
     def __hash__(self) -> int:
+        if not self._number:  # most are never asked
+            self._number = self.get_loop().number()  # type: ignore[attr-defined] # it is a loop of ours
         return self._number
 
 
@@ -48,19 +52,37 @@ class SimulatedTask(asyncio.Task[Any]):
     def __init__(self, coroutine: Any, *, loop: "SimulationLoop", **options: Any) -> None:
         self._number = loop.number()
         super().__init__(coroutine, loop=loop, **options)
+        loop.tasks.append(self)
 
     def __hash__(self) -> int:
         return self._number
 
 
-class _Ready:
-    """A handle, and whose it is."""
+class SimulatedHandle(asyncio.TimerHandle):
+    """What is to be called, and whose it is. Without the questions for debug mode that asyncio's asks each time."""
 
-    __slots__ = ("handle", "owner")
+    __slots__ = ("owner",)
 
-    def __init__(self, handle: asyncio.Handle, owner: SimulatedProcess | None) -> None:
-        self.handle = handle
-        self.owner = owner
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: "SimulationLoop",
+        context: Context,
+    ) -> None:
+        self._when = when
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = context
+        self._cancelled = self._scheduled = False
+        self._repr = self._source_traceback = None
+        self.owner = context.get(PROCESS)
+
+    def cancel(self) -> None:
+        """It is passed over when its turn has come."""
+        self._cancelled = True
 
 
 class SimulationLoop(asyncio.AbstractEventLoop):
@@ -69,7 +91,8 @@ class SimulationLoop(asyncio.AbstractEventLoop):
     Attributes:
         failure: What ends the history at once, whatever code catches it.
         steps: How many tasks were resumed.
-        before: Told whose turn it is.
+        tasks: All there were.
+        before: Told whose turn it is, whenever that or the time is another than before.
         after_step: Told whose task went on.
         forgotten: Handles and tasks of crashed processes: kept, so that no `finally` of theirs ever runs.
     """
@@ -77,15 +100,17 @@ class SimulationLoop(asyncio.AbstractEventLoop):
     def __init__(self, choose: Choose) -> None:
         self.failure: BaseException | None = None
         self.steps = 0
+        self.tasks: list[SimulatedTask] = []
         self.forgotten: list[object] = []
         self.before: Callable[[SimulatedProcess | None], None] = lambda _: None
         self.after_step: Callable[[SimulatedProcess | None], None] = lambda _: None
         self._choose = choose
         self._now = 0.0
         self._numbers = count(1)
-        self._callbacks: deque[_Ready] = deque()
-        self._tasks: list[_Ready] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle, SimulatedProcess | None]] = []
+        self._turn: tuple[SimulatedProcess | None, float] | None = None
+        self._callbacks: deque[SimulatedHandle] = deque()
+        self._tasks: list[SimulatedHandle] = []
+        self._timers: list[tuple[float, int, SimulatedHandle]] = []
         self._running = False
         self._closed = False
         self._generators: list[object] = []
@@ -101,7 +126,7 @@ class SimulationLoop(asyncio.AbstractEventLoop):
     # --- running
 
     def run(self, until: Callable[[], bool]) -> None:
-        """Run until this holds, asked after each step.
+        """Run until this holds, asked now and then.
 
         Raises:
             NothingLeft: Nothing can happen any more, and it does not hold.
@@ -113,9 +138,10 @@ class SimulationLoop(asyncio.AbstractEventLoop):
         events._set_running_loop(self)  # noqa: SLF001 - made for loops
         try:
             while not until():
-                self._step()
-                if self.failure is not None:
-                    raise self.failure
+                for _ in range(STRIDE):
+                    self._step()
+                    if self.failure is not None:
+                        raise self.failure
         finally:
             events._set_running_loop(None)  # noqa: SLF001
             self._running = False
@@ -123,32 +149,33 @@ class SimulationLoop(asyncio.AbstractEventLoop):
 
     def _step(self) -> None:
         if self._callbacks:
-            ready = self._callbacks.popleft()
-            if not ready.handle.cancelled():
-                self.before(ready.owner)
-                ready.handle._run()  # noqa: SLF001 - made for loops
+            self._call(self._callbacks.popleft())
         elif self._tasks:
-            self._resume_one()
+            count = len(self._tasks)
+            handle = self._tasks.pop(self._choose(count) if count > 1 else 0)
+            if not handle._cancelled:  # noqa: SLF001 - ours
+                self.steps += 1
+                self._call(handle)
+                self.after_step(handle.owner)
         else:
             self._advance()
 
-    def _resume_one(self) -> None:
-        index = self._choose(len(self._tasks)) if len(self._tasks) > 1 else 0
-        ready = self._tasks.pop(index)
-        if ready.handle.cancelled():
+    def _call(self, handle: SimulatedHandle) -> None:
+        if handle._cancelled:  # noqa: SLF001
             return
-        self.steps += 1
-        self.before(ready.owner)
-        ready.handle._run()  # noqa: SLF001
-        self.after_step(ready.owner)
+        turn = (handle.owner, self._now)
+        if turn != self._turn:
+            self._turn = turn
+            self.before(handle.owner)
+        handle._run()  # noqa: SLF001 - made for loops
 
     def _advance(self) -> None:
         while self._timers:
-            when, _, handle, owner = heapq.heappop(self._timers)
-            if handle.cancelled():
+            when, _, handle = heapq.heappop(self._timers)
+            if handle._cancelled:  # noqa: SLF001
                 continue
             self._now = max(self._now, when)
-            self._enqueue(handle, owner)
+            self._callbacks.append(handle)
             return
         raise NothingLeft
 
@@ -158,12 +185,14 @@ class SimulationLoop(asyncio.AbstractEventLoop):
 
     def abandon(self, process: SimulatedProcess) -> None:
         """A process is no more: its tasks never go on, its callbacks and timers never come."""
-        gone = [each for each in (*self._callbacks, *self._tasks) if each.owner is process]
-        self.forgotten += gone
+        self.forgotten += [
+            handle
+            for handle in (*self._callbacks, *self._tasks, *(timer[2] for timer in self._timers))
+            if handle.owner is process
+        ]
         self._callbacks = deque(each for each in self._callbacks if each.owner is not process)
         self._tasks = [each for each in self._tasks if each.owner is not process]
-        self.forgotten += [entry for entry in self._timers if entry[3] is process]
-        self._timers = [entry for entry in self._timers if entry[3] is not process]
+        self._timers = [timer for timer in self._timers if timer[2].owner is not process]
         heapq.heapify(self._timers)
 
     # --- what asyncio asks of a loop
@@ -176,17 +205,16 @@ class SimulationLoop(asyncio.AbstractEventLoop):
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """Run it in its turn; a task's step when it is drawn."""
-        context = copy_context() if context is None else context
-        handle = asyncio.Handle(callback, args, self, context)
-        owner = context.get(PROCESS)
-        if owner is not None and owner.gone:
+        handle = SimulatedHandle(
+            self._now, callback, args, self, copy_context() if context is None else context
+        )
+        if handle.owner is not None and handle.owner.gone:
             self.forgotten.append(handle)
+        elif isinstance(getattr(callback, "__self__", None), asyncio.Task):
+            self._tasks.append(handle)
         else:
-            self._enqueue(handle, owner, isinstance(getattr(callback, "__self__", None), asyncio.Task))
+            self._callbacks.append(handle)
         return handle
-
-    def _enqueue(self, handle: asyncio.Handle, owner: SimulatedProcess | None, is_task: bool = False) -> None:
-        (self._tasks if is_task else self._callbacks).append(_Ready(handle, owner))
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -212,17 +240,12 @@ class SimulationLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run it at this time of the loop's."""
-        context = copy_context() if context is None else context
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        owner = context.get(PROCESS)
-        if owner is not None and owner.gone:
+        handle = SimulatedHandle(when, callback, args, self, copy_context() if context is None else context)
+        if handle.owner is not None and handle.owner.gone:
             self.forgotten.append(handle)
         else:
-            heapq.heappush(self._timers, (when, self.number(), handle, owner))
+            heapq.heappush(self._timers, (when, self.number(), handle))
         return handle
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is passed over when its time has come."""
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
@@ -259,8 +282,10 @@ class SimulationLoop(asyncio.AbstractEventLoop):
         return self._closed
 
     def close(self) -> None:
-        """Nothing runs on it any more."""
+        """Nothing runs on it any more: asyncio forgets its tasks, among which it would look for those of others."""
         self._closed = True
+        for task in self.tasks:
+            asyncio._unregister_task(task)  # noqa: SLF001 - made for tasks of others
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """What a callback raised, and nobody else will ever see."""

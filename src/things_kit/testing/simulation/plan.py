@@ -3,10 +3,14 @@
 import random
 from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from things_kit.testing.simulation.faults import Fault
+
+REST: Final = 7200.0
+"""Seconds without any event after which a history that was healed, and is not at rest, never will be."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +22,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         faults: Only these occurrences, as (name, number of the occasion); None: as they are drawn.
         messages: Only these messages of the workload, by their number; None: all.
         turns: Only so many of the loop's choices are drawn, the rest is first in, first out; None: all.
+        rest: Seconds without any event after which it counts as one that never comes to rest.
     """
 
     seed: int
@@ -25,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     faults: frozenset[tuple[str, int]] | None = None
     messages: frozenset[int] | None = None
     turns: int | None = None
+    rest: float = REST
 
     @property
     def plain(self) -> "Plan":

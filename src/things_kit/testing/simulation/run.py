@@ -36,9 +36,6 @@ from things_kit.testing.simulation.world import World
 AT_WILL: Final = 60.0
 """Seconds after the workload during which things go wrong still, unless all is handled before."""
 
-REST: Final = 7200.0
-"""Seconds without any event after which a history that was healed, and is not at rest, never will be."""
-
 AHEAD: Final = 3600.0
 """Seconds from the end of the workload: what is scheduled for then or sooner is waited for."""
 
@@ -117,7 +114,6 @@ class Run:
         self._worked_at: float | None = None
         self._healed_at: float | None = None
         self._noted_at = 0.0
-        self._looked = 0
         self._kept: list[object] = []
 
     def execute(self) -> Outcome:
@@ -137,6 +133,8 @@ class Run:
             )
         except Exception as error:  # noqa: BLE001 - such as what reached outside of the simulation
             outcome.check, outcome.error, outcome.text = "simulation", _name(error), _text(error)
+        finally:
+            self.loop.close()
         outcome.hash, outcome.rows = self.history.hash, self.history.rows
         outcome.happened, outcome.turns = self.chance.happened, self.chance.turns
         outcome.reached, outcome.seconds = self.history.reached, self.loop.time()
@@ -151,19 +149,16 @@ class Run:
         try:
             self.loop.run(self._at_rest)
         except NothingLeft:
-            if not self._at_rest(look=True):
+            if not self._at_rest():
                 raise CheckFailed(
                     "rest", AssertionError("everything waits, and nothing could ever wake it")
                 ) from None
         self._check("eventually")
 
-    def _at_rest(self, *, look: bool = False) -> bool:
+    def _at_rest(self) -> bool:
         if self._main.done() and not self._main.cancelled() and (error := self._main.exception()) is not None:
             raise error
         if self._worked_at is None:
-            return False
-        self._looked += 1
-        if self._looked % 16 and not look:
             return False
         now = self.loop.time()
         drained = self._drained()
@@ -171,7 +166,9 @@ class Run:
             if drained or now > self._worked_at + AT_WILL:
                 self._heal(now)
             return False
-        if not drained and (now > max(self._healed_at, self._noted_at) + REST or self.loop.steps > STEPS):
+        if not drained and (
+            now > max(self._healed_at, self._noted_at) + self.plan.rest or self.loop.steps > STEPS
+        ):
             behind = [f"{lag} of {name}" for name, lag in self._lags().items() if lag]
             behind += [f"what is scheduled in {topic}" for topic in self._scheduled()]
             waiting = ", ".join(behind) or "a process is missing, or at_rest() is not True"

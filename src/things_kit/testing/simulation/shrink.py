@@ -10,8 +10,11 @@ from things_kit.testing.simulation.run import Outcome
 
 ItemT = TypeVar("ItemT")
 
-MOST: Final = 500_000
+MOST: Final = 200_000
 """Steps of all histories together that shrinking takes at most: some seconds."""
+
+SOON: Final = 300.0
+"""Seconds without any event after which one that does not come to rest is taken for such, until the last is run in full."""
 
 NEAR: Final = 4
 """Occasions by which a fault is moved to an earlier one."""
@@ -24,18 +27,27 @@ class Shrinker:
         self.best = failing
         self._run = run
         self._left = MOST
+        self._tried: set[Plan] = set()
+        self._plain: dict[Plan, bool] = {}
 
     def shrink(self) -> Outcome:
         """The shortest history found."""
+        failing = self.best
         self._fix()
+        if failing.check == "rest":
+            self._try(msgspec.structs.replace(self.best.plan, rest=SOON))
         before = None
         while before != self.best.plan and self._left > 0:
             before = self.best.plan
             self._fewer_processes()
+            self._try(msgspec.structs.replace(self.best.plan, turns=0))
+            self._fewer("faults")  # before messages, as each is moved about where there are fewer
             self._fewer("messages")
-            self._fewer("faults")
             self._fewer_turns()
-        return self.best
+        if self.best.plan.rest == failing.plan.rest:
+            return self.best
+        shortest = self._run(msgspec.structs.replace(self.best.plan, rest=failing.plan.rest))
+        return shortest if shortest.same_failure(failing) else failing
 
     def _fix(self) -> None:
         """Say explicitly what was drawn, so that it can be taken away."""
@@ -50,16 +62,24 @@ class Shrinker:
 
     def _try(self, plan: Plan, *, workload: bool = False) -> bool:
         """Whether this fails too; a shorter workload counts only if it passes where nothing goes wrong."""
-        if self._left <= 0 or plan == self.best.plan:
+        if self._left <= 0 or plan in self._tried or (workload and self._plain.get(plan.plain) is False):
             return False
-        outcome = self._run(plan)
-        self._left -= 100 + outcome.steps
-        if not outcome.same_failure(self.best):
-            return False
-        if workload and self._run(plan.plain).check is not None:
+        self._tried.add(plan)
+        outcome = self._run_one(plan)
+        if not outcome.same_failure(self.best) or (workload and not self._passes(plan.plain)):
             return False
         self.best = outcome
         return True
+
+    def _passes(self, plain: Plan) -> bool:
+        if plain not in self._plain:
+            self._plain[plain] = self._run_one(plain).check is None
+        return self._plain[plain]
+
+    def _run_one(self, plan: Plan) -> Outcome:
+        outcome = self._run(plan)
+        self._left -= 100 + outcome.steps
+        return outcome
 
     def _fewer_processes(self) -> None:
         while self.best.plan.processes > 1 and self._try(

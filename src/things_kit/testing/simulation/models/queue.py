@@ -62,7 +62,7 @@ class QueueGroup:
 
     def arrived(self, message: Message) -> None:
         """It is to be handed out."""
-        self._put(Entry(message, place=len(self.topic.log)))
+        self._put(Entry(message, place=len(self.topic.log)), at_once=True)
 
     def join(self, driver: ModelDriver, subscription: Subscription) -> "QueueReceiver":
         """Another receiver."""
@@ -93,7 +93,7 @@ class QueueGroup:
         """A copy is a message of its own, at the end of the queue."""
         message = copy.message.replace(attempt=copy.attempt)
         due = self._now() + delay
-        self._put(Entry(message, due, copy.attempt, due, copy.suspect, aside=True), places=False)
+        self._put(Entry(message, due, copy.attempt, due, copy.suspect, aside=True))
 
     # --- handing out
 
@@ -135,7 +135,7 @@ class QueueGroup:
         self._waiting.remove(entry)
         if self.server.traits.duplicates and chance.strikes("redelivery"):
             again = Entry(entry.message, entry.place, entry.attempt, self._now() + chance.between(0.0, 1.0))
-            self._put(again, places=False)
+            self._put(again)
         self._tokens += 1
         self._out[self._tokens] = entry
         entry.holder, entry.frozen, entry.ends = receiver, False, None
@@ -181,7 +181,7 @@ class QueueGroup:
             entry.due = self._now() + release.delay if traits.capabilities.delay else 0.0
             entry.aside = entry.aside or release.aside
             entry.suspect = 0  # whoever gives it back has survived it
-            self._put(entry, places=False)
+            self._put(entry)
         self.wake()
 
     def extend(self, receiver: "QueueReceiver", tokens: Sequence[Any]) -> None:
@@ -222,14 +222,15 @@ class QueueGroup:
                 entry.attempt += 1
             self.server.note("comes again", entry.message)
             entry.due = 0.0
-            self._put(entry, places=False)
+            self._put(entry)
 
-    def _put(self, entry: Entry, *, places: bool = True) -> None:
+    def _put(self, entry: Entry, *, at_once: bool = False) -> None:
         entry.holder = entry.ends = None
         insort(self._waiting, entry, key=lambda each: each.place)
-        self._look_at(entry.due)
-        if places:
+        if at_once:
             self.wake()
+        else:
+            self._look_at(entry.due)
 
     # --- waking
 
@@ -244,8 +245,9 @@ class QueueGroup:
 
     def wake(self) -> None:
         """There may be something to be had."""
-        for receiver in self._receivers:
-            receiver.wake()
+        if self._waiting:
+            for receiver in self._receivers:
+                receiver.wake()
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -297,6 +299,15 @@ class QueueReceiver:
             self.group.server.note("settles, and its connection breaks", None)
         self.check()
         self.group.settle(self, done, back)
+        self.breaks()
+
+    def breaks(self) -> bool:
+        """Whether its connection breaks now, so that what it still holds comes again."""
+        if not (self.group.held_by(self) and self.group.server.chance.strikes("redelivery")):
+            return False
+        self.group.server.note("its connection breaks", None)
+        self.break_off(dead=False)
+        return True
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Renew the leases."""
@@ -337,10 +348,7 @@ class FetchingReceiver(QueueReceiver):
 
     def _take(self, limit: int) -> Sequence[Delivery]:
         self.check()
-        server = self.group.server
-        if self.group.held_by(self) and server.chance.strikes("redelivery"):
-            server.note("its connection breaks", None)
-            self.break_off(dead=False)
+        if self.breaks():
             self.check()
         return self.group.take(self, limit)
 
@@ -380,9 +388,7 @@ class PushedReceiver(QueueReceiver):
         if self.broken:
             self.subscription.inbox.fail(ConnectionLost("the connection to the simulated broker broke"))
         elif not self.quiet and (room := self._credit - self.group.held_by(self)) > 0:
-            if self.group.held_by(self) and self.group.server.chance.strikes("redelivery"):
-                self.group.server.note("its connection breaks", None)
-                self.break_off(dead=False)
+            if self.breaks():
                 return
             taken = self.group.take(self, room)
             refused = self.subscription.inbox.put(taken)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from things_kit.engine.driver import Delivery, Subscription
 
@@ -12,19 +11,22 @@ class Waiting:
 
     def __init__(self, subscription: Subscription) -> None:
         self._inbox = subscription.inbox
-        self._woken = asyncio.Event()
+        self._woken: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
         """Look again."""
-        self._woken.set()
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
 
     async def bring(self, look: Callable[[], Sequence[Delivery]], wait: float) -> None:
         """Put what `look` finds into the inbox; what it raises is raised here."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
-        while not (taken := look()) and loop.time() < deadline:
-            self._woken.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
-                    await self._woken.wait()
+        timer = loop.call_at(deadline, self.wake)
+        try:
+            while not (taken := look()) and loop.time() < deadline:
+                self._woken = loop.create_future()
+                await self._woken
+        finally:
+            timer.cancel()
         self._inbox.put(taken)
