@@ -3,9 +3,12 @@
 import asyncio
 import functools
 import gc
+import random
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, overload
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias, overload
 
+from things_kit.engine.surroundings import surroundings
 from things_kit.messaging.message import Message
 from things_kit.testing import run_virtual
 
@@ -52,6 +55,22 @@ class Recorder:
                 self._keys.discard(message.key)
 
 
+BEGAN: Final = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+
+
+class VirtualWorld:
+    """The wall clock goes by the loop's, from `BEGAN` on."""
+
+    chance = random.Random(1)
+    ahead = 0.0
+
+    def now(self) -> float:
+        return BEGAN + asyncio.get_running_loop().time() + self.ahead
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
 async def until(condition: Callable[[], object], within: float = 1000.0) -> None:
     """Wait, in virtual time, until the condition holds; looks ever more seldom."""
     loop = asyncio.get_running_loop()
@@ -89,21 +108,26 @@ def virtual(test: Test) -> Callable[..., None]: ...
 
 
 @overload
-def virtual(*, grace: float = 0.0, clean: bool = True) -> Callable[[Test], Callable[..., None]]: ...
+def virtual(
+    *, grace: float = 0.0, clean: bool = True, wall_clock: bool = False
+) -> Callable[[Test], Callable[..., None]]: ...
 
 
 def virtual(
-    test: Test | None = None, *, grace: float = 0.0, clean: bool = True
+    test: Test | None = None, *, grace: float = 0.0, clean: bool = True, wall_clock: bool = False
 ) -> Callable[..., None] | Callable[[Test], Callable[..., None]]:
     """Run an async test under virtual time; afterwards no task may be left, and no error may have got lost.
 
-    `grace` is for handlers in threads; `clean=False` is for tests that provoke lost errors.
+    `grace` is for handlers in threads; `clean=False` is for tests that provoke lost errors. With `wall_clock` the time
+    that other processes read as well is virtual too.
     """
 
     def decorate(test: Test) -> Callable[..., None]:
         @functools.wraps(test)
         def run(*arguments: Any, **named: Any) -> None:
             async def main() -> None:
+                if wall_clock:
+                    surroundings.set(VirtualWorld())  # for this task and what it begins
                 await test(*arguments, **named)
 
             run_virtual(_checked(main()) if clean else main(), grace=grace)

@@ -1,15 +1,14 @@
 """Publishing for later on a broker that keeps nothing until then: topics of waits, and who carries on from them."""
 
 import asyncio
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from tests.engine.pushed import PushingDriver
-from tests.engine.scenario import Recorder, turns, until, virtual
+from tests.engine.scenario import BEGAN, Recorder, VirtualWorld, turns, until, virtual
 from things_kit import Broker, Message, UnsupportedError
 from things_kit.engine.driver import Capabilities, Delivery
 from things_kit.engine.surroundings import surroundings
@@ -28,20 +27,6 @@ from things_kit.testing.stub import StubDriver, broker_of
 DAY = 86_400.0
 LOG = Capabilities(retained=True, carried=30 * DAY)
 TOPICS = wait_topics(partitions=False)
-BEGAN = datetime(2030, 1, 1, tzinfo=UTC).timestamp()
-
-
-class VirtualWorld:
-    """The wall clock goes by the loop's."""
-
-    chance = random.Random(1)
-    ahead = 0.0
-
-    def now(self) -> float:
-        return BEGAN + asyncio.get_running_loop().time() + self.ahead
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
 
 
 @pytest.fixture(autouse=True)

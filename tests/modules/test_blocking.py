@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from things_kit import App, Message, Producer
 from things_kit.modules import config, memory
 from things_kit.testing import MockHandler
 
-SLOW = 1.8
+SLOW = 0.8
+NAMED = threading.Event()
 
 
 async def blocks(message: Message) -> None:
-    time.sleep(SLOW)  # noqa: ASYNC251 - the very mistake
+    NAMED.wait(60)  # the very mistake, for as long as nobody says so
 
 
 def thinks(message: Message) -> None:
@@ -35,6 +37,16 @@ async def test_only_a_handler_that_blocks_the_event_loop_is_named_with_its_line(
     named: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    NAMED.clear()
+    monkeypatch.setattr("things_kit.modules.blocking.LONG", 0.4)
+    monkeypatch.setattr("things_kit.modules.blocking.BEAT", 0.1)
+    emit = caplog.handler.emit
+
+    def heard(record: logging.LogRecord) -> None:
+        emit(record)
+        NAMED.set()
+
+    monkeypatch.setattr(caplog.handler, "emit", heard)
     after = MockHandler()
     app = App(
         config.module,

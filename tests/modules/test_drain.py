@@ -66,7 +66,8 @@ class Orders:
 
     async def handle(self, message: Message) -> None:
         print("begun", message.value.decode(), flush=True)
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005 if self.handled < 100 else 0.1)  # then some are left for long
+        self.handled += 1
         print("handled", message.value.decode(), flush=True)
 
 App(config.module, logging.module, broker.module, provide(Orders), invoke(broker.run_consumer)).run()

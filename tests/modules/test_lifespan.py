@@ -124,7 +124,7 @@ async def order_until_it_stops(url: str, term: asyncio.Event) -> set[str]:
             if len(answered) == 50:
                 term.set()
 
-    async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(60):
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client, asyncio.timeout(60):
         await asyncio.gather(*(customer(client, name) for name in range(4)))
     return answered
 

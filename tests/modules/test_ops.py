@@ -205,7 +205,9 @@ async def test_a_blocked_event_loop_is_neither_alive_nor_ready_though_the_endpoi
         await producer.publish(Message("orders", b""))
         await asked.wait()
         await until_ready_is(client, url, ready=True)
-        assert (await client.get(f"{url}/livez")).status_code == 200
+        async with asyncio.timeout(60):
+            while (await client.get(f"{url}/livez")).status_code != 200:
+                pass
     alive, ready, info = said
     assert not alive["alive"]
     assert "the event loop has not turned for" in alive["reason"]

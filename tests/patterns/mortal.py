@@ -29,7 +29,7 @@ def doom(turns: int | None) -> None:
         loop.left = turns
 
 
-def child(work: Coroutine[Any, Any, object], within: float = 20) -> int:
+def child(work: Coroutine[Any, Any, object], within: float = 60) -> int:
     """The exit code of a process that does this."""
     pid = os.fork()
     if pid == 0:

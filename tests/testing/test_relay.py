@@ -131,10 +131,10 @@ async def test_a_slow_network_delays_each_way_also_for_new_connections(relay: Re
         began = time.monotonic()
         await echo(ends)
         assert time.monotonic() - began >= 0.2
+        relay.slow(600)
         relay.slow(0)
-        began = time.monotonic()
-        await echo(ends)
-        assert time.monotonic() - began < 0.1
+        async with asyncio.timeout(60):
+            await echo(ends)
 
 
 async def test_a_sliced_network_passes_few_bytes_at_once(relay: Relay, server: Listening) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from tests.patterns.outbox.sessions import POSTGRES, SQLITE, Opening
 from things_kit import ConfigError, Message, PublishError, Topic, connect
-from things_kit.patterns import Outbox
+from things_kit.patterns import Outbox, far_side
 from things_kit.patterns.outbox.relay import Relay
 from things_kit.testing.servers.postgres import PostgresServer
 
@@ -55,7 +55,7 @@ async def received(url: str, count: int, topic: str = "orders") -> list[Message]
 
     async with connect(url) as broker:
         group = f"g-{uuid4().hex}"
-        async with broker.consumer(topic, group=group, handler=collect), asyncio.timeout(20):
+        async with broker.consumer(topic, group=group, handler=collect), asyncio.timeout(60):
             await enough.wait()
         assert await broker.lag(topic, group) == 0
     return got
@@ -236,7 +236,7 @@ async def test_messages_of_locked_keys_come_in_the_order_of_the_commits(database
 
     waiting = asyncio.create_task(publish_second())
     locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await first.fetchval(locks):  # noqa: ASYNC110 - only the server knows
             await asyncio.sleep(0.01)
     await one.commit()
@@ -266,7 +266,7 @@ async def test_a_relay_carries_on_what_was_committed(
                     ]
                     await given.publish_batch(messages)
                     await given.commit()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await relay.until_empty()
         assert relay.bridge.moved == 200
         assert await relay.lag() == 0
@@ -277,16 +277,33 @@ async def test_a_relay_carries_on_what_was_committed(
         assert ids == sorted(ids)
 
 
+def both_have_some(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let no relay publish before two of them have something to publish; tells when."""
+    publish, both, those = far_side.FarSide.publish, asyncio.Event(), set[int]()
+
+    async def together(self: far_side.FarSide, *arguments: Any) -> Any:
+        those.add(id(self))
+        if len(those) == 2:
+            both.set()
+        await both.wait()
+        return await publish(self, *arguments)
+
+    monkeypatch.setattr(far_side.FarSide, "publish", together)
+    return both
+
+
 async def test_relays_of_one_group_share_the_work_and_keep_the_order_of_each_key(
-    file: str, tmp_path: Path
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await made(file)
     target = f"sqlite:///{tmp_path}/target.db"
     relays = [Relay(file, target, ["orders"], group="r", max_in_flight=20) for _ in range(2)]
+    both = both_have_some(monkeypatch)
     async with relays[0], relays[1], SQLITE["aiosqlite"](file, Outbox()) as given:
         await given.publish_batch([Message("orders", b"%d" % n, b"k%d" % (n % 40)) for n in range(400)])
         await given.commit()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
+            await both.wait()  # one alone may have all that it can hold, and no more
             await asyncio.gather(*(relay.until_empty() for relay in relays))
         assert all(relay.moved for relay in relays)
         assert sum(relay.moved for relay in relays) == 400
