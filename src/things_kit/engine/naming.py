@@ -13,6 +13,10 @@ REPLIES: Final = "things-kit-replies-"
 """How the names of inboxes for replies begin; then comes until when they may be used, in hexadecimal seconds since 1970."""
 
 
+LONGEST: Final = 2000
+"""Bytes of a name in UTF-8: what a database indexes it with has no room for much more."""
+
+
 def inbox_expired(topic: str, now: float) -> bool:
     """Whether this is the inbox of a process that cannot use it any more."""
     if not topic.startswith(REPLIES):
@@ -22,14 +26,17 @@ def inbox_expired(topic: str, now: float) -> bool:
 
 
 def check_name(what: str, name: object) -> None:
-    """Raise ConfigError unless this is text, not empty, that UTF-8 can carry."""
+    """Raise ConfigError unless this is text, not empty and not too long, that UTF-8 can carry."""
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{what} must be a name; it is {name!r}")
+    size = len(name)
     if not name.isascii():
         try:
-            name.encode()
+            size = len(name.encode())
         except UnicodeEncodeError as error:
             raise ConfigError(f"{what} is not text that UTF-8 can carry: {name!r}") from error
+    if size > LONGEST:
+        raise ConfigError(f"{what} has {size} bytes, and may have {LONGEST}: {name[:40]!r}…")
 
 
 def is_dead_letter_group(name: str) -> bool:

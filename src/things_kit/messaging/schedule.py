@@ -11,6 +11,9 @@ from things_kit.messaging.message import Message
 FARTHEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """What is later is due then: brokers keep seconds as floats, which round the last moments up to the year 10000."""
 
+LONGEST_ID: Final = 512
+"""Bytes of a `schedule_id` in UTF-8: with the longest name of a topic it fits into an entry of a database's index."""
+
 
 class Schedule(msgspec.Struct, frozen=True):
     """A message that waits for its time.
@@ -52,9 +55,11 @@ def check_schedule_id(name: object) -> None:
     if "\0" in name:
         raise ConfigError(f"schedule_id= can have no null character; it is {name!r}")
     try:
-        name.encode()
+        size = len(name.encode())
     except UnicodeEncodeError:
         raise ConfigError(f"schedule_id= is not text that UTF-8 can carry: {name!r}") from None
+    if size > LONGEST_ID:
+        raise ConfigError(f"schedule_id= has {size} bytes, and may have {LONGEST_ID}: {name[:40]!r}…")
 
 
 def _moment(at: datetime) -> datetime:

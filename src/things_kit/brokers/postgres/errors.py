@@ -23,6 +23,10 @@ def _of_class(*classes: str) -> Any:
     return lambda error: (code_of(error) or "").startswith(classes)
 
 
+def _is_closed(error: Any) -> bool:
+    return isinstance(error, asyncpg.InterfaceError) and "closed" in str(error)
+
+
 RIGHTS: Final = (
     "{doing}: the user lacks a right: {said} (see the page of PostgreSQL in our docs for the GRANTs)"
 )
@@ -41,6 +45,12 @@ ERRORS: Final = ErrorTable(
         raises=ConnectionLost,
         says="{doing}: the server gave up: {said} (see statement_timeout of the user)",
     ),
+    on(
+        "25P03",
+        "25P04",
+        raises=ConnectionLost,
+        says="{doing}: the server ended the transaction: {said} (see the timeouts of the user)",
+    ),
     on("55P03", raises=ConnectionLost, says="{doing}: something else holds a lock: {said}"),
     on("53100", raises=ConnectionLost, publishing=PublishError, says="{doing}: the disk is full: {said}"),
     on("53300", raises=ConnectionLost, says="{doing}: the server has too many connections: {said}"),
@@ -54,7 +64,14 @@ ERRORS: Final = ErrorTable(
     ),
     on("42P01", "42883", "42703", "42804", "3F000", raises=ConfigError, says=OTHER_TABLES),
     on(_of_class("08", "40", "53", "55", "57", "58", "XX"), raises=ConnectionLost),
-    on(asyncpg.InterfaceError, asyncpg.InternalClientError, raises=ConnectionLost),
+    # These speak of the client's own states, in which a connection is that the server has left
+    on(
+        asyncpg.InternalClientError,
+        _is_closed,
+        raises=ConnectionLost,
+        says="{doing}: the server has closed the connection",
+    ),
+    on(asyncpg.InterfaceError, raises=ConnectionLost),
     on(asyncpg.InvalidCachedStatementError, raises=ConnectionLost),
     client=CLIENT,
     code=code_of,

@@ -66,7 +66,7 @@ class ScheduleSuite(Suite):
                 await producer.publish(message, after=wrong)
         with pytest.raises(ConfigError):
             await producer.publish(message, at=naive)
-        for name in ("", "\ud800", "a\0b"):
+        for name in ("", "\ud800", "a\0b", "\u00e9" * 300):
             with pytest.raises(ConfigError):
                 await producer.publish(message, after=1, schedule_id=name)
             with pytest.raises(ConfigError):
