@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "compatibility.md"
 INTRODUCTION = """# Compatibility
 
 The suite against what users run today: conformance and the drivers' own tests against other servers, what needs no server on newer Pythons,
-and conformance with the lowest versions of all clients that `pyproject.toml` allows. Written by `make matrix`; it needs root and a Debian, as other
+conformance with the lowest versions of all clients that `pyproject.toml` allows, and our AsyncAPI documents with AsyncAPI's own parser. Written by `make matrix`; it needs root and a Debian, as other
 servers and Pythons come from other releases of it in folders of their own.
 
 What the suite is run with every day is in the table of [brokers](brokers.md); Kafka's is 4.2.

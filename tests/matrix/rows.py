@@ -16,6 +16,9 @@ from things_kit.testing.servers.process import cached, run
 
 ROOT: Final = Path(__file__).parents[2]
 
+PARSER: Final = "3.6.6"
+"""The version of `@asyncapi/parser`."""
+
 EXTRAS: Final = "app,cli,kafka,nats,ops,otel,pubsub,rabbitmq,redis,reload,servicebus,sqs"
 
 EMBEDDED: Final = ("tests/engine", "tests/messaging", "tests/codecs", "tests/app", "tests/conformance/test_memory.py", "tests/conformance/test_sqlite.py")  # fmt: skip
@@ -233,6 +236,25 @@ def _folder(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"things-kit-matrix-{os.getuid()}" / name
 
 
+# --- AsyncAPI
+
+
+def _asyncapi_parser() -> Ready:
+    """AsyncAPI's own parser, from the package registry of Node."""
+    package = f"@asyncapi/parser@{PARSER}"
+
+    def build(folder: Path) -> None:
+        run("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, package)
+
+    modules = cached(f"matrix-asyncapi-parser-{PARSER}", build) / "node_modules"
+    script = ROOT / "tests/matrix/asyncapi_parser.js"
+    command = f"env NODE_PATH={modules} node {script}"
+    return Ready(
+        f"{package}, Node {_said('node', '--version')}",
+        path=programs(_folder("asyncapi"), {"asyncapi-parser": command}),
+    )
+
+
 ROWS: Final = (
     Row("redis-8", "Redis 8", _redis, _of_broker("redis")),
     Row("valkey-9", "Valkey 9", _valkey, _of_broker("redis")),
@@ -245,5 +267,6 @@ ROWS: Final = (
     Row("python-3.13", "Python 3.13", _python("3.13"), EMBEDDED),
     Row("python-3.14", "Python 3.14", _python("3.14"), EMBEDDED),
     Row("python-3.15", "Python 3.15", _python("3.15"), EMBEDDED),
+    Row("asyncapi", "AsyncAPI's own parser, which reads our documents", _asyncapi_parser, ["tests/contracts/test_asyncapi_parser.py"]),
     Row("lowest", "the lowest clients that `pyproject.toml` allows", _lowest, [f"tests/conformance/test_{name}.py" for name in CLIENTS]),
 )  # fmt: skip
