@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.testing.simulation.test_worlds import Buried, Engine, InPlace, PutAside, Replayed
+from tests.testing.simulation.test_worlds import Buried, Deployed, Engine, InPlace, PutAside, Replayed
 from things_kit import Message
 from things_kit.engine import pump, replay
 from things_kit.engine.copies import Copies
@@ -70,6 +70,17 @@ def loses_retry_copies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Copies, "__init__", losing)
 
 
+def releases_in_the_wrong_order(patch: pytest.MonkeyPatch) -> None:
+    """What came last goes back first."""
+    release = ConsumerInbox.release
+
+    def releasing(self: ConsumerInbox, back: Release) -> None:
+        release(self, back)
+        self._released.sort(key=lambda each: each.delivery.message.offset or 0, reverse=True)
+
+    patch.setattr(ConsumerInbox, "release", releasing)
+
+
 def skips_a_replay(patch: pytest.MonkeyPatch) -> None:
     """The last dead letter of those that it reads at once is taken for brought back."""
     bring_back = replay._bring_back
@@ -110,6 +121,7 @@ FOUND = [
     (drops_at_a_rebalance, Engine, "kafka", Faults.only("rebalance", "slow_handler")),
     (counts_attempts_twice, Counted, "sqlite", Faults.none()),
     (loses_retry_copies, PutAside, "rabbitmq", Faults.none()),
+    (releases_in_the_wrong_order, Deployed, "nats", Deployed.stops),
     (skips_a_replay, Replayed, "redis", Faults.none()),
 ]
 
@@ -118,8 +130,8 @@ FOUND = [
 def test_a_planted_fault_is_found(
     mutant: Any, world: type[Engine], broker: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    simulate(world, seeds=10, broker=broker, faults=faults)
+    simulate(world, seeds=10, broker=broker, processes=world.processes, faults=faults)
     mutant(monkeypatch)
     with pytest.raises(SimulationFailed) as raised:
-        simulate(world, seeds=SEEDS, broker=broker, faults=faults)
+        simulate(world, seeds=SEEDS, broker=broker, processes=world.processes, faults=faults)
     print(f"{mutant.__name__} on {broker}: found by history {raised.value.report.histories}")

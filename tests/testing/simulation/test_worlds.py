@@ -9,7 +9,7 @@ import pytest
 
 from things_kit import Batch, BatchError, Message, Reject, Retry, RetryPolicy, Topic
 from things_kit.engine.broker import Broker
-from things_kit.testing import Faults, World, reached, simulate
+from things_kit.testing import Fault, Faults, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 
 SEEDS = int(os.environ.get("SEEDS", "500"))
@@ -27,6 +27,7 @@ class Engine(World):
 
     retry = QUICK
     options: ClassVar[dict[str, Any]] = {}
+    processes = 2
 
     def consumers(self, broker: Broker) -> list[Any]:
         return [
@@ -69,6 +70,16 @@ class Ordered(InPlace):
     def eventually(self) -> None:
         super().eventually()
         self.history.order_by_key()
+
+
+class Deployed(Ordered):
+    """The same where the only process is stopped again and again: what it gives back, it gives back in order."""
+
+    processes = 1
+    stops = Faults(stop=Fault(probability=0.3, budget=3), slow_handler=Fault(probability=0.1, budget=3))
+
+    async def handle(self, message: Message) -> None:
+        await asyncio.sleep(0.3)
 
 
 class PutAside(InPlace):
@@ -214,6 +225,11 @@ def test_the_engine_keeps_its_promises(world: type[World]) -> None:
 def test_one_process_keeps_the_order_of_each_key(broker: str) -> None:
     faults = Faults.only("slow_handler", "clock_skew")
     simulate(Ordered, seeds=max(1, SEEDS // len(MODELS)), broker=broker, processes=1, faults=faults)
+
+
+@pytest.mark.parametrize("broker", [name for name in MODELS if name != "sqs"])
+def test_the_order_of_each_key_outlives_stops(broker: str) -> None:
+    simulate(Deployed, seeds=max(1, FEW // 5), broker=broker, processes=1, faults=Deployed.stops)
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "postgres"])

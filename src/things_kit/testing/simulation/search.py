@@ -61,7 +61,7 @@ def simulate(
         raise ConfigError(f"faults must be Faults; it is {chosen!r}")
     traits, _ = model(broker)
     asked = chosen.for_broker(broker, traits.impossible)
-    return Simulation(world, broker, processes, asked).search(seeds, workers, tuple(sometimes))
+    return Simulation(world, broker, processes, asked).search(range(seeds), workers, tuple(sometimes))
 
 
 class Simulation:
@@ -84,12 +84,10 @@ class Simulation:
         self._kept.append(run)  # with all that its crashes have abandoned: it must not be closed
         return run.execute()
 
-    def search(self, seeds: int, workers: int, sometimes: Sequence[str]) -> Report:
-        """Run all; raise for the first that fails."""
+    def search(self, seeds: Sequence[int], workers: int, sometimes: Sequence[str]) -> Report:
+        """Run the histories of these seeds; raise for the first that fails."""
         only = selection.seed()
-        plans = [
-            Plan(seed=seed, processes=self._processes) for seed in (range(seeds) if only is None else [only])
-        ]
+        plans = [Plan(seed=seed, processes=self._processes) for seed in (seeds if only is None else [only])]
         batches = [plans[start : start + BATCH] for start in range(0, len(plans), BATCH)]
         happened: Counter[str] = Counter()
         reached: set[str] = set()

@@ -4,6 +4,8 @@ What the real one may do, and where that is written:
 
 * A message that is not acknowledged within `ack_wait` is delivered again to anybody, and so is one whose
   acknowledgement was lost; the server counts deliveries (NATS documentation, "Consumers", "AckWait", "MaxDeliver").
+* What was given back, or was not acknowledged in time, is handed out before what is new, in the order in which it was
+  given back, whatever its place in the stream was (docs/brokers/nats.md). Our driver sorts what it gives back; this model does not.
 * `nak` with a delay puts one message off; those behind it go on. There is no order across the processes of a group.
 * A stream keeps its messages whatever was acknowledged.
 """
@@ -26,5 +28,6 @@ TRAITS: Final = Traits(
         max_message_bytes=1024 * 1024,
     ),
     counts=True,
+    returned_first=True,
 )
 GROUP: Final = QueueGroup

@@ -18,6 +18,10 @@ FROZEN: Final = (0.02, 2.0)
 """Seconds after which a lease ends under its owner, from and to, where that is the fault."""
 
 
+FIRST: Final = 1_000_000_000.0
+"""Places before that of the first message in its topic, for what comes back to be handed out first."""
+
+
 class Entry(msgspec.Struct, eq=False):
     """One message of one group, and how it stands with it.
 
@@ -52,7 +56,7 @@ class QueueGroup:
         self._waiting: list[Entry] = []
         self._out: dict[int, Entry] = {}
         self._receivers: list[QueueReceiver] = []
-        self._tokens = 0
+        self._tokens = self._returns = 0
         if earliest:
             for message in topic.log:
                 if message.headers.get(REPLAY_GROUP, name) == name or not server.traits.capabilities.targeted:
@@ -178,9 +182,12 @@ class QueueGroup:
             del self._out[token]
             if traits.capabilities.attempts:
                 entry.attempt = release.attempt
-            entry.due = self._now() + release.delay if traits.capabilities.delay else 0.0
+            delayed = traits.capabilities.delay and release.delay > 0.0
+            entry.due = self._now() + release.delay if delayed else 0.0
             entry.aside = entry.aside or release.aside
             entry.suspect = 0  # whoever gives it back has survived it
+            if not entry.due:
+                self._place_first(entry)
             self._put(entry)
         self.wake()
 
@@ -222,7 +229,14 @@ class QueueGroup:
                 entry.attempt += 1
             self.server.note("comes again", entry.message)
             entry.due = 0.0
+            self._place_first(entry)
             self._put(entry)
+
+    def _place_first(self, entry: Entry) -> None:
+        """Where its broker has it so: before what was never handed out, behind what has come back before."""
+        if self.server.traits.returned_first:
+            self._returns += 1
+            entry.place = self._returns - FIRST
 
     def _put(self, entry: Entry, *, at_once: bool = False) -> None:
         entry.holder = entry.ends = None

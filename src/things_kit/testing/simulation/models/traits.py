@@ -23,6 +23,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
         waits: It hands out no more of a key while any of it is not settled.
         duplicates: It may hand out a message twice though nothing is wrong.
         unordered: It keeps no order at all.
+        returned_first: What was given back is handed out before all else, first what was given back first.
         later: It keeps copies until they are due.
         schedules: It keeps messages for all groups until they are due.
         partitions: How many a topic has; 0 where there are none.
@@ -38,6 +39,7 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     waits: bool = False
     duplicates: bool = False
     unordered: bool = False
+    returned_first: bool = False
     later: bool = False
     schedules: bool = False
     partitions: int = 0
