@@ -1,7 +1,7 @@
 """`@app.on`: functions and methods as consumers."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from things_kit import (
     App,
     Batch,
     Broker,
+    Handle,
     Message,
     Producer,
     Topic,
@@ -88,6 +89,47 @@ async def test_a_function_handles_a_topic_with_what_it_asks_for_and_its_result_i
     assert await bill(Order("o-2", 5), Ledger(), Message("orders", b"")) == Invoice("o-2"), "it is unchanged"
 
 
+class Transaction:
+    """What a middleware opens for each message."""
+
+
+class Opens:
+    """A middleware that fills parameters of the type `Transaction`."""
+
+    def __init__(self) -> None:
+        self.opened: Transaction | None = None
+
+    def provides(self) -> Mapping[type, Callable[[], Any]]:
+        return {Transaction: lambda: self.opened}
+
+    def __call__(self, handle: Handle, /) -> Handle:
+        async def handled(message: Message) -> None:
+            self.opened = Transaction()
+            await handle(message)
+
+        return handled
+
+
+async def test_what_middleware_fills_is_not_asked_of_the_app() -> None:
+    app, one, other = App(config.module, memory.module, provide(Ledger)), Opens(), Opens()
+
+    @app.on(orders, group="billing", middleware=[one])
+    async def bill(order: Order, transaction: Transaction, message: Message, *, ledger: Ledger) -> None:
+        ledger.add((order.id, transaction is one.opened, message.key))
+
+    @app.on(orders, group="post", middleware=[other])
+    def send(order: Order, ledger: Ledger, transaction: Transaction) -> None:
+        ledger.add(transaction is other.opened)
+
+    app.check()
+    async with app:
+        ledger = await app.get(Ledger)
+        for _ in range(2):
+            await (await app.get(Producer)).publish(orders, Order("o-1", 5))
+        await ledger.has(4)
+        assert sorted(ledger.entries, key=str) == [("o-1", True, b"o-1")] * 2 + [True] * 2
+
+
 async def test_a_marked_method_is_that_of_every_provided_class_which_has_it() -> None:
     billing = module("billing")
 
@@ -162,6 +204,7 @@ def test_check_finds_a_provider_that_is_missing() -> None:
             "bill is to consume from 'kafka', which is no broker of this app; there is memory",
         ),
         ({"middleware": [5]}, "bill: middleware is a function"),
+        ({"middleware": 5}, "bill: middleware is a list"),
     ],
     ids=str,
 )

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Annotated, Any, Final, NamedTuple
 
 from things_kit.app.app import App
@@ -11,6 +11,7 @@ from things_kit.app.lifecycle import Lifecycle
 from things_kit.app.parts import Invoke, Provide, name_of
 from things_kit.app.settings import Section
 from things_kit.engine.broker import Broker
+from things_kit.engine.fitting import provided_by
 from things_kit.messaging.message import Message
 from things_kit.modules.application import Mark, Tick
 from things_kit.modules.broker_module import make_consumer, mistakes_of, run
@@ -45,8 +46,10 @@ def _parts(mark: Mark, sections: dict[str, type], provided: Sequence[type]) -> I
     try:
         name = broker_of(mark, sections)
         owners = owners_of(mark, provided, f"is to handle {mark.topic!r}")
+        middleware = mark.arguments.get("middleware", ())
+        fills = provided_by(middleware) if isinstance(middleware, Sequence) else ()  # else its check says so
         for owner in owners:
-            yield _part(mark, name, sections[name], Shape.of(mark.function, owner))
+            yield _part(mark, name, sections[name], Shape.of(mark.function, owner, fills))
     except Mistake as mistake:
         text = str(mistake)
         yield Invoke(nothing, mark.place, lambda: [text])
@@ -100,17 +103,18 @@ def owners_of(mark: Mark | Tick, provided: Sequence[type], purpose: str) -> list
 
 
 class Shape(NamedTuple):
-    """The parameters of a handler: the payload's, the message's if it wants that, and those that are injected."""
+    """The parameters of a handler: the payload's, the message's if it wants that, what middleware fills, what is injected."""
 
     function: Callable[..., Any]
     owner: type | None
     payload: inspect.Parameter
     message: str | None
+    filled: tuple[inspect.Parameter, ...]
     injected: tuple[inspect.Parameter, ...]
 
     @classmethod
-    def of(cls, function: Callable[..., Any], owner: type | None) -> "Shape":
-        """Read a function, or the method of a class. Raises Mistake."""
+    def of(cls, function: Callable[..., Any], owner: type | None, fills: Container[object] = ()) -> "Shape":
+        """Read a function, or the method of a class; `fills` are the types that middleware fills. Raises Mistake."""
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except (NameError, AttributeError, TypeError) as error:
@@ -129,11 +133,15 @@ class Shape(NamedTuple):
             )
         payload, *others = parameters
         message = next((each.name for each in others if each.annotation is Message), None)
-        injected = tuple(each for each in others if each.name != message)
-        return cls(function, owner, payload, message, injected)
+        rest = [each for each in others if each.name != message]
+        filled = tuple(
+            each for each in rest if isinstance(each.annotation, type) and each.annotation in fills
+        )
+        injected = tuple(each for each in rest if each not in filled)
+        return cls(function, owner, payload, message, filled, injected)
 
     def handler(self, owner: Any, injected: dict[str, Any]) -> Callable[..., Any]:
-        """A function of the payload, and of the message, that calls this one."""
+        """A function of the payload, of the message, and of what middleware fills, that calls this one."""
         function = self.function if self.owner is None else functools.partial(self.function, owner)
         named = self.message
 
@@ -143,13 +151,13 @@ class Shape(NamedTuple):
         call: Any
         if inspect.iscoroutinefunction(self.function):
 
-            async def call(payload: Any, *message: Message) -> Any:
-                return await function(payload, **arguments(message))
+            async def call(payload: Any, *message: Message, **filled: Any) -> Any:
+                return await function(payload, **arguments(message), **filled)
 
         else:
 
-            def call(payload: Any, *message: Message) -> Any:
-                return function(payload, **arguments(message))
+            def call(payload: Any, *message: Message, **filled: Any) -> Any:
+                return function(payload, **arguments(message), **filled)
 
         call.__qualname__ = call.__name__ = name_of(self.function)
         call.__signature__ = self.signature
@@ -163,6 +171,7 @@ class Shape(NamedTuple):
         seen = [inspect.Parameter("payload", kind, annotation=self.payload.annotation)]
         if self.message is not None:
             seen.append(inspect.Parameter("message", kind, annotation=Message))
+        seen += [each.replace(kind=each.KEYWORD_ONLY) for each in self.filled]
         return inspect.Signature(seen)
 
 

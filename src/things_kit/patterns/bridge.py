@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from things_kit.engine.broker import Broker
@@ -24,6 +24,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP, REPLAY_GROUP
 from things_kit.messaging.outcomes import BatchError, Retry
 from things_kit.messaging.policy import Batch, RetryPolicy
+from things_kit.messaging.topic import Topic
 from things_kit.patterns.far_side import Behind, FarSide, hold_back, waves
 from things_kit.patterns.publish_names import PublishNames
 from things_kit.patterns.routes import routes_of
@@ -63,7 +64,7 @@ class Bridge:
     Args:
         source: Where messages come from; open.
         target: Where they go; open.
-        topics: The topics to move.
+        topics: The topics to move, by name or contract.
         group: As whom the source is read; its position is where a bridge goes on.
         rename: The target's name of a topic, where it is another one.
         target_groups: Groups to declare at the target before the first message.
@@ -80,7 +81,7 @@ class Bridge:
         self,
         source: Broker,
         target: Broker,
-        topics: Sequence[str],
+        topics: Sequence[str | Topic[Any]],
         *,
         group: str = GROUP,
         rename: Mapping[str, str] | None = None,

@@ -2,41 +2,44 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from things_kit.engine.broker import Broker
 from things_kit.engine.naming import check_name
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.topic import Topic, topic_name
 
 
 def routes_of(
-    source: Broker, target: Broker, topics: Sequence[str], rename: Mapping[str, str]
+    source: Broker, target: Broker, topics: Sequence[str | Topic[Any]], rename: Mapping[str, str]
 ) -> dict[str, str]:
     """The target's topic for each of the source's.
 
     Raises:
         ConfigError: A name is none, is given twice, or is renamed but not moved; or what is moved would come round again.
     """
-    for name in (*listed(topics), *rename, *rename.values()):
+    names = listed(topics)
+    for name in (*names, *rename, *rename.values()):
         check_name("a bridge's topic", name)
-    if len(set(topics)) != len(topics):
+    if len(set(names)) != len(names):
         raise ConfigError("a bridge's topics must differ from one another")
     for old in rename:
-        if old not in topics:
+        if old not in names:
             raise ConfigError(
-                f"{old!r} is renamed, but is none of the topics to be moved: {', '.join(topics)}"
+                f"{old!r} is renamed, but is none of the topics to be moved: {', '.join(names)}"
             )
-    routes = {topic: rename.get(topic, topic) for topic in topics}
+    routes = {name: rename.get(name, name) for name in names}
     if same_broker(source, target):
         _refuse_circles(routes, source.url)
     return routes
 
 
-def listed(topics: Sequence[str]) -> tuple[str, ...]:
-    """The topics to be moved. Raises ConfigError for none, and for a single name, which is a list of letters."""
-    if isinstance(topics, str) or not topics:
+def listed(topics: Sequence[str | Topic[Any]]) -> tuple[str, ...]:
+    """The names of the topics to be moved. Raises ConfigError for none, and for a single name, which is a list of letters."""
+    if isinstance(topics, str | Topic) or not topics:
         raise ConfigError(f"a bridge needs a list of topics; it is {topics!r}")
-    return tuple(topics)
+    return tuple(map(topic_name, topics))
 
 
 def same_broker(one: Broker, other: Broker) -> bool:

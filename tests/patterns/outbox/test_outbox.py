@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from tests.patterns.outbox.sessions import POSTGRES, SQLITE, Opening
 from things_kit import ConfigError, Message, PublishError, Topic, connect
@@ -154,6 +155,20 @@ async def test_the_outbox_makes_the_tables_that_the_broker_uses(file: str, datab
     assert len(await received(f"{database}?schema=my%20shop", 1)) == 1
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_tables_may_be_made_by_several_at_once_and_by_brokers_beside_them(
+    kind: str, file: str, database: str
+) -> None:
+    url, driver = (file, "aiosqlite") if kind == "sqlite" else (database, "asyncpg")
+    engine = create_async_engine(url.replace("://", f"+{driver}://"), poolclass=NullPool)
+    everybody = [*(Outbox().create(engine) for _ in range(4)), *(made(url) for _ in range(2))]
+    await asyncio.gather(*everybody)
+    async with engine.begin() as connection:
+        await Outbox().publish(connection, orders, Order("o-1", 1))
+    await engine.dispose()
+    assert len(await received(url, 1)) == 1
+
+
 async def test_publishing_makes_no_tables(file: str, database: str) -> None:
     for opening, url in (
         (SQLITE["AsyncSession"], file),
@@ -256,7 +271,7 @@ async def test_a_relay_carries_on_what_was_committed(
     await made(url)
     outbox, target = Outbox(), f"sqlite:///{tmp_path}/target.db"
     keys = [f"k{number % 7}" for number in range(200)]
-    async with outbox.relay(url, target, ["orders"], rename={"orders": "shop.orders"}) as relay:
+    async with outbox.relay(url, target, [orders], rename={"orders": "shop.orders"}) as relay:
         for number, key in enumerate(keys):
             if number % 50 == 0:
                 async with opening(url, outbox) as given:
@@ -313,13 +328,26 @@ async def test_relays_of_one_group_share_the_work_and_keep_the_order_of_each_key
         assert numbers == sorted(numbers)
 
 
+async def test_a_relay_may_start_before_anything_was_published(file: str) -> None:
+    async with connect("memory://") as target, Outbox().relay(file, target, [orders]) as relay:
+        await target.declare("orders", ["g"])
+        async with SQLITE["aiosqlite"](file, Outbox()) as given:
+            await given.publish(orders, Order("o-1", 1))
+            await given.commit()
+        await relay.until_empty()
+        assert await target.lag("orders", "g") == 1
+    with pytest.raises(ConfigError, match="'nowhere'"):
+        async with Outbox().relay(f"{file}?declare=false", "memory://", ["nowhere"]):
+            pass
+
+
 def test_a_relay_of_another_schema_is_refused(file: str) -> None:
     with pytest.raises(ConfigError, match="say \\?schema="):
         Outbox("shop").relay(file, "memory://", ["orders"])
 
 
-@pytest.mark.parametrize("topics", ["orders", []])
-def test_a_relay_of_no_list_of_topics_is_refused_where_it_is_made(file: str, topics: list[str]) -> None:
+@pytest.mark.parametrize("topics", ["orders", orders, []])
+def test_a_relay_of_no_list_of_topics_is_refused_where_it_is_made(file: str, topics: Any) -> None:
     with pytest.raises(ConfigError, match="a bridge needs a list of topics"):
         Outbox().relay(file, "memory://", topics)
 

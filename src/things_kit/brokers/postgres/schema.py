@@ -16,6 +16,9 @@ from typing import Final
 
 SCHEMA_VERSION: Final = 1
 
+LOCK: Final = "SELECT pg_advisory_xact_lock(hashtextextended('things_kit.' || {schema}, 0))"
+"""For whoever makes tables, until the end of the transaction; `{schema}` is for the place of a parameter."""
+
 TABLES: Final = (
     """CREATE TABLE IF NOT EXISTS {s}.installation (
         one boolean PRIMARY KEY DEFAULT true CHECK (one),

@@ -7,7 +7,7 @@ import asyncpg
 
 from things_kit.brokers.postgres.connections import Connections
 from things_kit.brokers.postgres.functions import functions
-from things_kit.brokers.postgres.schema import SCHEMA_VERSION, ddl, quoted
+from things_kit.brokers.postgres.schema import LOCK, SCHEMA_VERSION, ddl, quoted
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ConfigError
 
@@ -79,9 +79,7 @@ class Upkeep:
 
     async def _lock(self, connection: Any) -> None:
         """Be the only one that makes tables, until the end of the transaction."""
-        await connection.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('things_kit.' || $1, 0))", self._schema
-        )
+        await connection.execute(LOCK.format(schema="$1"), self._schema)
 
     async def sweep(self) -> None:
         """Give places to what nobody has looked at, forget what is old and settled, and see to the partitions, where we may.

@@ -3,19 +3,31 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from things_kit.brokers.postgres.schema import LOCK
 
-def create(engine: Any, ddl: Callable[[str], Sequence[str]]) -> Awaitable[None] | None:
-    """Run the statements of the engine's dialect in one transaction; to be awaited with an `AsyncEngine`."""
+
+def create(engine: Any, ddl: Callable[[str], Sequence[str]], schema: str) -> Awaitable[None] | None:
+    """Run the statements of the engine's dialect in one transaction; to be awaited with an `AsyncEngine`.
+
+    Nobody else makes tables in that schema meanwhile: several may start at once, also beside the broker.
+    """
     statements = ddl(engine.dialect.name)
     if hasattr(engine, "sync_engine"):
-        return _create_async(engine, statements)
+        return _create_async(engine, statements, schema)
     with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
+        _run(connection, statements, schema)
     return None
 
 
-async def _create_async(engine: Any, statements: Sequence[str]) -> None:
+async def _create_async(engine: Any, statements: Sequence[str], schema: str) -> None:
     async with engine.begin() as connection:
-        for statement in statements:
-            await connection.exec_driver_sql(statement)
+        await connection.run_sync(_run, statements, schema)
+
+
+def _run(connection: Any, statements: Sequence[str], schema: str) -> None:
+    from sqlalchemy import text  # noqa: PLC0415 - whoever has an engine has it
+
+    if connection.dialect.name == "postgresql":  # where "IF NOT EXISTS" may fail beside another transaction
+        connection.execute(text(LOCK.format(schema=":schema")), {"schema": schema})
+    for statement in statements:
+        connection.exec_driver_sql(statement)

@@ -224,7 +224,7 @@ class Outbox:
 
     def create(self, engine: Any) -> Any:
         """Make the tables where they are missing; awaited with an `AsyncEngine`, plain with an `Engine`."""
-        return create(engine, self.ddl)
+        return create(engine, self.ddl, self.schema)
 
     @property
     def metadata(self) -> "MetaData":
@@ -260,7 +260,7 @@ class Outbox:
         self,
         source: Broker | str,
         target: Broker | str,
-        topics: Sequence[str],
+        topics: Sequence[str | Topic[Any]],
         *,
         group: str = GROUP,
         rename: Mapping[str, str] | None = None,

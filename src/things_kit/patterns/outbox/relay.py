@@ -13,6 +13,7 @@ from things_kit.engine.broker import Broker
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, ThingsKitError
 from things_kit.messaging.instrument import Instrument
+from things_kit.messaging.topic import Topic
 from things_kit.patterns.bridge import Bridge
 from things_kit.patterns.routes import listed
 
@@ -57,7 +58,11 @@ class Relay:
     """
 
     def __init__(
-        self, source: Broker | str, target: Broker | str, topics: Sequence[str], **choices: Any
+        self,
+        source: Broker | str,
+        target: Broker | str,
+        topics: Sequence[str | Topic[Any]],
+        **choices: Any,
     ) -> None:
         self.topics = listed(topics)
         self.brokers: tuple[Broker, ...] = ()
@@ -68,10 +73,11 @@ class Relay:
         self._bridge: Bridge | None = None
 
     async def start(self) -> None:
-        """Open the brokers that are not open, and begin.
+        """Open the brokers that are not open, and begin: with topics that nobody has published to yet as well.
 
         Raises:
-            ConfigError: The source has no such topic, the target cannot have one of that name, or it runs already.
+            ConfigError: The source has no such topic and `declare` is off there, the target cannot have one of that name, or
+                it runs already.
             BrokerUnavailable: One of the two was not there for its `publish_timeout`.
         """
         if self.brokers:
@@ -79,6 +85,9 @@ class Relay:
         async with AsyncExitStack() as stack:
             source = await self._opened(stack, self._source)
             target = await self._opened(stack, self._target)
+            if source.url.engine.declare:
+                for topic in self.topics:
+                    await source.declare(topic)
             bridge = Bridge(source, target, self.topics, **self._choices)
             await stack.enter_async_context(bridge)
             self._bridge, self.brokers, self._stack = bridge, (source, target), stack.pop_all()
