@@ -52,8 +52,8 @@ SAYS = {
     "mocks.py": ["all as expected"],
     "web.py": ["202 ordered", "billed o-1"],
 }
-ELSEWHERE = {"integration_test.py", "driver.py", "simulation.py", "simulation_outbox.py"}
-"""Those that a test below runs, or the conformance suite."""
+ELSEWHERE = {"integration_test.py", "driver.py", "simulation.py", "simulation_outbox.py", "shop"}
+"""Those that a test below or beside this runs, or the conformance suite."""
 
 TAKE_A_URL = [
     "simple_handler.py",
@@ -104,7 +104,7 @@ async def test_the_integration_test_runs_on_a_real_kafka(kafka: KafkaServer) -> 
 
 
 def test_every_example_is_run_and_listed() -> None:
-    there = {path.name for path in FOLDER.glob("[!_]*.py")}
+    there = {path.name for path in FOLDER.glob("[!_]*") if path.suffix == ".py" or path.is_dir()}
     assert there == {*SAYS, *ELSEWHERE}
     listed = (FOLDER / "README.md").read_text()
     assert all(f"]({name})" in listed for name in there)
