@@ -9,12 +9,22 @@ SEED ?= 1
 COUNT ?= 100
 MERMAID := 11.17.2
 ROWS ?=
+# The extra that a broker's URL needs, where its scheme is called otherwise; two brokers need none
+EXTRA_amqp := rabbitmq
+EXTRA_amqps := rabbitmq
+EXTRA_memory := cli
+EXTRA_postgresql := postgres
+EXTRA_rediss := redis
+EXTRA_sqlite := cli
+EXTRA_tls := nats
+SCHEME := $(firstword $(subst :, ,$(BROKER)))
+EXTRA := $(or $(EXTRA_$(SCHEME)),$(SCHEME))
 # Most tests wait, for servers and for timers: five for two cores keep them busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(5 * os.cpu_count() // 2)')
 
 .PHONY: demo test check docs reference bench bench-growth soak sabotage matrix mutants format clean
 
-demo: $(VENV)/.demo  ## audit this Python environment through a broker: make demo [BROKER=kafka://host:9092]
+demo: $(VENV)/.demo $(if $(EXTRA),$(VENV)/.extra-$(EXTRA))  ## audit this Python environment through a broker: make demo [BROKER=postgres://host/database]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
 
 test: $(VENV)/.dev  ## run the whole suite, on the embedded brokers and on all that can be started here
@@ -71,6 +81,10 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cli,kafka]"
+	@touch $@
+
+$(VENV)/.extra-%: $(VENV)/.demo
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import rich.console
 
-from things_kit.brokers.connect import connect
+from things_kit.brokers.connect import BUILT_IN, connect
 from things_kit.cli.demo.audit import Audit
 from things_kit.cli.demo.command import impatient
 from things_kit.cli.demo.crew import Crew
@@ -206,6 +207,20 @@ def test_a_broker_in_memory_cannot_serve_worker_processes(cli: Any) -> None:
     result = cli("demo", "--broker", "memory://")
     assert result.exit_code == 2
     assert "workers are processes" in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("scheme", BUILT_IN)
+def test_make_demo_installs_what_the_broker_of_its_url_needs(scheme: str) -> None:
+    said = subprocess.run(
+        ["make", "-n", "demo", f"BROKER={scheme}://there", "VENV=nowhere"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert f'-e ".[{BUILT_IN[scheme].extra or "cli"}]"' in said.stdout
 
 
 def _children(pid: int) -> list[int]:
