@@ -31,6 +31,11 @@ def doom(turns: int | None) -> None:
 
 def child(work: Coroutine[Any, Any, object], within: float = 60) -> int:
     """The exit code of a process that does this."""
+    return ended(started(work, within))
+
+
+def started(work: Coroutine[Any, Any, object], within: float = 20) -> int:
+    """The id of a process that does this."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -41,4 +46,9 @@ def child(work: Coroutine[Any, Any, object], within: float = 60) -> int:
         finally:
             os._exit(code)
     work.close()
+    return pid
+
+
+def ended(pid: int) -> int:
+    """The exit code of this process, once it has ended."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

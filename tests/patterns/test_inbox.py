@@ -13,9 +13,20 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from things_kit import Batch, BatchError, ConfigError, Message, PublishError, RetryPolicy, Topic, connect
+from things_kit import (
+    Batch,
+    BatchError,
+    ConfigError,
+    Message,
+    PublishError,
+    Reject,
+    RetryPolicy,
+    Topic,
+    connect,
+)
 from things_kit.engine.broker import Broker
 from things_kit.patterns import Inbox, Outbox
+from things_kit.testing.servers.postgres import PostgresServer
 
 SOON = RetryPolicy(attempts=5, first=0.01, factor=1.0)
 bills = Topic("bills", dict[str, str])
@@ -124,10 +135,9 @@ async def test_commit_is_a_savepoint_and_rollback_undoes_what_came_after_it(data
         assert await effects(engine) == ["kept", "kept too"]
 
 
-async def test_a_plain_handler_gets_a_session_of_an_engine(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/app.db"
-    async with engine_of(url) as there, connect("memory://") as broker:
-        engine = create_engine(url)
+async def test_a_plain_handler_gets_a_session_of_an_engine(database: str) -> None:
+    async with engine_of(database) as there, connect("memory://") as broker:
+        engine = create_engine(database.replace("postgresql://", "postgresql+psycopg://"))
         inbox = Inbox(engine)
 
         def handle(message: Message, session: Session) -> None:
@@ -190,6 +200,98 @@ async def test_of_a_batch_all_are_marked_but_those_that_failed(database: str) ->
             await settled(broker)
         assert batches[0] == ["a", "bad", "b"]
         assert await effects(engine) == ["a", "b", "bad"]
+
+
+async def test_of_a_batch_that_fails_as_a_whole_nothing_is_there(database: str) -> None:
+    calls = 0
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(messages: list[Message]) -> None:
+            nonlocal calls
+            calls += 1
+            for each in messages:
+                await write(inbox.session(), each.value.decode())
+            if calls == 1:
+                raise OSError
+
+        await broker.declare("orders", ["g"])
+        await broker.producer().publish_batch([message(name) for name in "ab"])
+        async with broker.consumer(
+            "orders", group="g", handler=handle, middleware=[inbox], batch=Batch(2, 0.5), retry=SOON
+        ):
+            await settled(broker)
+        assert await effects(engine) == ["a", "b"]
+
+
+async def test_a_dead_letter_has_no_mark_and_is_handled_when_it_is_replayed(database: str) -> None:
+    well = False
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(message: Message, session: AsyncSession) -> None:
+            await write(session, message.value.decode())
+            if not well:
+                raise Reject("not today")
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox]):
+            await broker.producer().publish(message("a"))
+            await settled(broker)
+            assert await effects(engine) == []
+            well = True
+            assert await broker.replay("orders-dlq") == 1
+            await settled(broker)
+        assert await effects(engine) == ["a"]
+
+
+async def test_a_reply_is_sent_after_the_commit(database: str) -> None:
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(message: Message, session: AsyncSession) -> dict[str, str]:
+            await write(session, message.value.decode())
+            return {"billed": message.value.decode()}
+
+        async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox]):
+            reply = await broker.request(message("a"), reply=dict[str, str], timeout=20)
+            assert await effects(engine) == ["a"]
+        assert reply == {"billed": "a"}
+
+
+async def test_a_sweep_and_a_handler_do_not_wait_for_each_other_in_postgresql(
+    postgres: PostgresServer,
+) -> None:
+    with postgres.database() as url:
+        async with engine_of(url) as engine, connect("memory://") as broker:
+            inbox = Inbox(engine)
+            began, go_on = asyncio.Event(), asyncio.Event()
+
+            async def handle(message: Message, session: AsyncSession) -> None:
+                await write(session, message.value.decode())
+                if message.id == "held":
+                    began.set()
+                    await go_on.wait()
+
+            expired = [{"id": name} for name in ("held", "1", "2")]
+            async with engine.begin() as connection:
+                await connection.execute(
+                    text("INSERT INTO things_kit.inbox VALUES ('g', 'orders', :id, 1)"), expired
+                )
+            async with broker.consumer(
+                "orders", group="g", handler=handle, middleware=[inbox], concurrency=2
+            ):
+                await broker.producer().publish(message("held"))
+                await began.wait()
+                async with asyncio.timeout(20), engine.begin() as sweeping:
+                    swept = await sweeping.execute(text(inbox.marks.sweep), {"now": 2, "most": 1000})
+                    assert swept.rowcount == 2, "all but the mark that a handler writes anew"
+                    await broker.producer().publish(message("new"))
+                    while await broker.lag("orders", "g") != 1:  # noqa: ASYNC110 - only the broker knows
+                        await asyncio.sleep(0.01)  # a handler with a new mark ends meanwhile
+                go_on.set()
+                await broker.producer().publish(message("held"))
+                await settled(broker)
+            assert await effects(engine) == ["held", "new"]
 
 
 async def test_marks_are_a_groups_own_and_can_be_forgotten_and_swept(database: str) -> None:

@@ -13,8 +13,8 @@ import aiosqlite
 import asyncpg
 import msgspec
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -80,6 +80,9 @@ async def check_session(opening: Opening, url: str) -> None:
         with pytest.raises(PublishError) as caught:
             await given.publish_batch([Message("orders", b"good"), Message("", b"bad")])
         assert list(caught.value.failures) == [1]
+        async with given.undone():
+            await given.publish(orders, Order("undone", 1))
+            await given.publish_batch([Message("orders", b"undone")] * 2)
         await given.publish_batch(orders.messages([Order(f"o-{number}", number) for number in range(2, 300)]))
         await given.commit()
     first, second, *others = await received(url, 300)
@@ -93,6 +96,7 @@ async def check_session(opening: Opening, url: str) -> None:
     assert (second.value, second.key) == (b"\x00%s?", None)
     assert [message.key for message in others] == [f"o-{number}".encode() for number in range(2, 300)]
     assert second.id
+    assert second.timestamp
 
 
 @pytest.mark.parametrize("kind", SQLITE)
@@ -122,21 +126,6 @@ async def test_a_topic_that_is_new_comes_with_its_first_message(file: str) -> No
         await given.publish(Message("new", b"1"))
         await given.commit()
     assert [message.value for message in await received(file, 1, "new")] == [b"1"]
-
-
-def test_a_savepoint_that_is_undone_takes_its_messages_with_it(file: str) -> None:
-    outbox, engine = Outbox(), create_engine(file)
-    outbox.create(engine)
-    with Session(engine) as session, session.begin():
-        outbox.publish_sync(session, orders, Order("kept", 1))
-        with contextlib.suppress(KeyError), session.begin_nested():
-            outbox.publish_sync(session, orders, Order("undone", 1))
-            raise KeyError
-        outbox.publish_sync(session, orders, Order("kept too", 1))
-    with engine.connect() as connection:
-        keys = [key for (key,) in connection.execute(text("SELECT key FROM things_kit_message ORDER BY seq"))]
-    engine.dispose()
-    assert keys == [b"kept", b"kept too"]
 
 
 async def test_the_outbox_makes_the_tables_that_the_broker_uses(file: str, database: str) -> None:
@@ -217,6 +206,11 @@ async def test_a_two_phase_transaction_is_refused(database: str) -> None:
     with Session(engine, twophase=True) as session, pytest.raises(ConfigError, match="two-phase"):
         Outbox().publish_sync(session, Message("orders", b"1"))
     engine.dispose()
+    another = create_async_engine(database.replace("://", "+psycopg://"))
+    async with AsyncSession(another, twophase=True) as session:
+        with pytest.raises(ConfigError, match="two-phase"):
+            await Outbox().publish(session, Message("orders", b"1"))
+    await another.dispose()
 
 
 @pytest.mark.parametrize("limit", [-1, 0, True, "16", 1.5])
@@ -259,6 +253,25 @@ async def test_messages_of_locked_keys_come_in_the_order_of_the_commits(database
     await first.close()
     await second.close()
     assert [message.value for message in await received(database, 3) if message.key == b"k"] == [b"1", b"2"]
+
+
+async def test_batches_that_lock_the_same_keys_do_not_lock_each_other_out(database: str) -> None:
+    await made(database)
+    outbox = Outbox(lock_keys=True)
+    messages = [Message("orders", b"", b"%d" % number) for number in range(20)]
+
+    async def publish(batch: list[Message]) -> None:
+        connection = await asyncpg.connect(database)
+        for _ in range(20):
+            async with connection.transaction():
+                await outbox.publish_batch(connection, batch)
+        await connection.close()
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(
+            publish(messages), publish(messages[::-1]), publish(messages[10:] + messages[:10])
+        )
+    assert len(await received(database, 1200)) == 1200
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -307,14 +320,16 @@ def both_have_some(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     return both
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 async def test_relays_of_one_group_share_the_work_and_keep_the_order_of_each_key(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, file: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await made(file)
+    url, opening = (file, SQLITE["aiosqlite"]) if kind == "sqlite" else (database, POSTGRES["asyncpg"])
+    await made(url)
     target = f"sqlite:///{tmp_path}/target.db"
-    relays = [Relay(file, target, ["orders"], group="r", max_in_flight=20) for _ in range(2)]
+    relays = [Relay(url, target, ["orders"], group="r", max_in_flight=20) for _ in range(2)]
     both = both_have_some(monkeypatch)
-    async with relays[0], relays[1], SQLITE["aiosqlite"](file, Outbox()) as given:
+    async with relays[0], relays[1], opening(url, Outbox()) as given:
         await given.publish_batch([Message("orders", b"%d" % n, b"k%d" % (n % 40)) for n in range(400)])
         await given.commit()
         async with asyncio.timeout(60):
