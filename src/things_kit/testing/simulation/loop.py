@@ -148,9 +148,12 @@ class SimulationLoop(asyncio.AbstractEventLoop):
             sys.set_asyncgen_hooks(*before)
 
     def _step(self) -> None:
-        if self._callbacks:
+        """All callbacks, of which each version of Python has its own number, and then one task, or the next timer."""
+        while self._callbacks:
             self._call(self._callbacks.popleft())
-        elif self._tasks:
+            if self.failure is not None:
+                return
+        if self._tasks:
             count = len(self._tasks)
             handle = self._tasks.pop(self._choose(count) if count > 1 else 0)
             if not handle._cancelled:  # noqa: SLF001 - ours
