@@ -1,6 +1,9 @@
 """What all tests share."""
 
 import gc
+from pathlib import Path
+
+import pytest
 
 pytest_plugins = ["pytester"]
 
@@ -12,3 +15,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def mypy_cache(pytestconfig: pytest.Config) -> Path:
+    """What mypy knows of this package and of those that it uses, which takes it longer than what a test shows it."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("mypy")

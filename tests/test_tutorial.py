@@ -19,7 +19,7 @@ TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
 STEP = re.compile(r'^```(\w+)(?: title="(\S+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 LOOKING = re.compile(r"things-kit (topics|dlq list|doctor)|curl")
 """Commands that change nothing: they are asked again until what was begun before them is done."""
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Reader:
@@ -101,6 +101,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         reader.service.wait()
 
 
+@pytest.mark.timeout(300)  # some fifty programs, one after another
 def test_who_follows_the_tutorial_sees_what_it_shows(reader: Reader) -> None:
     steps = STEP.findall(TUTORIAL.read_text(encoding="utf-8"))
     for kind, file, text in steps:

@@ -18,7 +18,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.policy import RetryPolicy
 
 SOURCES = str(Path(__file__).parents[2] / "src")
-PATIENCE = 30
+PATIENCE = 60
 
 
 class Cli(Protocol):

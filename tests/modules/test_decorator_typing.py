@@ -71,10 +71,12 @@ async def spelt(order: Order) -> None: ...
 """
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("checker", [mypy, pyright])
 def test_a_type_checker_accepts_what_is_right_and_refuses_what_is_wrong(
-    checker: Callable[..., str], tmp_path: Path
+    checker: Callable[..., str], tmp_path: Path, mypy_cache: Path
 ) -> None:
+    (tmp_path / "cache").symlink_to(mypy_cache)
     (tmp_path / "accepted.py").write_text(ACCEPTED)
     (tmp_path / "refused.py").write_text(REFUSED)
     output = checker(tmp_path, "accepted.py", "refused.py")
