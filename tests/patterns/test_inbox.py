@@ -381,7 +381,7 @@ async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
             attempts.append(message.attempt)
             begun.set()
             await write(inbox.session(), "once")
-            await asyncio.sleep(1.5)  # five leases
+            await asyncio.sleep(0.9)  # three leases
             if fails and calls == 1:
                 raise OSError
 
