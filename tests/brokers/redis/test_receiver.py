@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -17,11 +17,13 @@ from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.driver import RedisDriver
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.brokers.redis.keys import CONSUMER, delayed_key, suspects_key
+from things_kit.brokers.redis.receiver import RedisReceiver
 from things_kit.engine.collected import Collecting, collect
 from things_kit.engine.driver import ConnectionLost, Marking, Release, Subscription
 from things_kit.engine.url import BrokerURL
 from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
+from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
@@ -102,6 +104,7 @@ async def test_fields_may_have_other_names(redis: RedisServer, client: Any, topi
 # --- leases, attempts, putting back
 
 
+@while_it_runs
 async def test_what_a_receiver_had_is_there_for_the_next_as_soon_as_it_is_closed(
     driver: RedisDriver, client: Any, topic: str
 ) -> None:
@@ -154,6 +157,7 @@ async def test_only_idle_consumers_of_ours_that_have_nothing_are_swept(
     await heir.close()
 
 
+@while_it_runs
 async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver, topic: str) -> None:
     subscription = Subscription(topic=topic, group="g")
     slow, quick = await collect(driver, subscription), await collect(driver, subscription)
@@ -171,6 +175,7 @@ async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver,
     await quick.close()
 
 
+@while_it_runs
 async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_outcome(
     driver: RedisDriver, client: Any, topic: str
 ) -> None:
@@ -213,6 +218,22 @@ async def test_a_cancelled_receive_loses_and_doubles_nothing(driver: RedisDriver
     await receiver.close()
 
 
+async def test_who_is_cancelled_while_it_closes_has_disconnected_all_the_same(
+    driver: RedisDriver, topic: str
+) -> None:
+    """As when a loop ends that had left it to itself; else the connection is found, unclosed, by whoever collects garbage."""
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
+    reading = cast("RedisReceiver", receiver.receiver)._reading
+    waiting = asyncio.create_task(receiver.receive(1, 30))
+    await eventually(lambda: reading._call is not None)
+    closing = asyncio.create_task(reading.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    assert isinstance((await asyncio.gather(closing, return_exceptions=True))[0], asyncio.CancelledError)
+    assert reading._client.connection is None
+    await asyncio.wait({waiting})
+
+
 async def test_what_is_put_back_and_taken_again_before_the_answer_is_handed_out(
     driver: RedisDriver, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +264,7 @@ async def test_what_is_put_back_and_taken_again_before_the_answer_is_handed_out(
     await receiver.close()
 
 
+@while_it_runs
 async def test_what_is_on_its_way_back_when_its_lease_ends_is_handed_out_once(
     driver: RedisDriver, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +294,7 @@ async def test_what_is_on_its_way_back_when_its_lease_ends_is_handed_out_once(
 
 
 @pytest.mark.parametrize("group", ["g", None], ids=["group", "ephemeral"])
+@while_it_runs
 async def test_what_waits_and_nobody_holds_is_overdue(
     driver: RedisDriver, topic: str, group: str | None
 ) -> None:

@@ -86,11 +86,14 @@ class Reading:
             )  # it may have been on its way to the server as we woke it
 
     async def close(self) -> None:
-        """Break off what is running, and disconnect."""
-        if self._call is not None:
-            await ended(self._call)
-            self._call = None
-        await ended(*self._waking)
+        """Break off what is running, and disconnect, also if this is cancelled meanwhile."""
+        call, self._call = self._call, None
+        try:
+            await ended(*self._waking, *([] if call is None else [call]))
+        finally:
+            await self._disconnect()
+
+    async def _disconnect(self) -> None:
         connection = self._client.connection
         if connection is not None:
             with contextlib.suppress(ConnectionLost, ConfigError), ERRORS.during("disconnecting"):
