@@ -59,6 +59,7 @@ async def test_a_leader_of_a_cluster_that_is_killed_loses_nothing(cluster: list[
     messages = [Message(topic, b"%d" % n, key=b"%d" % (n % 10), id=f"m-{n}") for n in range(1500)]
     async with connect(f"nats://{hosts}?replicas=3&lease=2&publish_timeout=60") as broker:
         await broker.declare(topic, [group])
+        dying = await leader_of(topic, cluster)
         seen = Recorder()
         async with broker.consumer(topic, group=group, handler=seen, concurrency=8, dead_letter=None):
 
@@ -69,7 +70,6 @@ async def test_a_leader_of_a_cluster_that_is_killed_loses_nothing(cluster: list[
 
             publishing = asyncio.create_task(publish())
             await seen.until_done(200, 30)
-            dying = await leader_of(topic, cluster)
             assert not publishing.done()
             await asyncio.to_thread(dying.kill)
             try:

@@ -51,7 +51,7 @@ DEAD = dict.fromkeys(
 
 @pytest.fixture
 async def broker(nats_server: NATSServer) -> AsyncIterator[Broker]:
-    async with connect(nats_server.url + "?lease=2") as broker:
+    async with connect(nats_server.url + "?lease=10") as broker:
         yield broker
 
 
@@ -416,7 +416,7 @@ async def test_another_process_goes_on_counting_attempts(
     await broker.producer().publish(Message(topic, b"x"))
     await gate.until_began(1, 10)
     await held.stop()
-    async with connect(nats_server.url + "?lease=2") as other:
+    async with connect(nats_server.url + "?lease=10") as other:
         failing = Recorder(fail)
         consumer = other.consumer(topic, group="g", handler=failing, dead_letter=None)
         await consumer.start()
@@ -505,14 +505,14 @@ async def test_a_lease_that_is_too_short_and_may_not_be_changed_is_said(
     nats_server: NATSServer, broker: Broker, stream: JetStreamContext, topic: str
 ) -> None:
     await broker.declare(topic, ["g"])
-    async with connect(f"{nats_server.url}?declare=false&lease=10") as strict:
-        with pytest.raises(ConfigError, match="hands messages out again after 2 s"):
+    async with connect(f"{nats_server.url}?declare=false&lease=30") as strict:
+        with pytest.raises(ConfigError, match="hands messages out again after 10 s"):
             await strict.consumer(topic, group="g", handler=Recorder(), dead_letter=None).start()
     async with (
         connect(f"{nats_server.url}?declare=false&lease=1") as strict,
         strict.consumer(topic, group="g", handler=Recorder(), dead_letter=None),
     ):
-        assert await lease_of(stream, topic) == 2
+        assert await lease_of(stream, topic) == 10
 
 
 async def test_without_a_stream_for_marks_nothing_can_be_marked_and_nothing_else_changes() -> None:

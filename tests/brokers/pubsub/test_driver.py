@@ -452,7 +452,11 @@ async def test_a_connection_that_falls_silent_is_replaced(
         relay.half_open()
         await publish(broker, topic, b"under way")
         await recorder.until_done(2, 20)
-        assert (await broker.health()).ok
+
+        async def well() -> bool:
+            return (await broker.health()).ok
+
+        await eventually(well, 20, "health is good again")
 
 
 async def test_who_waits_for_long_without_hearing_keeps_its_connection(
