@@ -12,7 +12,7 @@ import msgspec
 from things_kit.codecs.avro_parsed import Imports, parsed_schema, plain_schema
 from things_kit.codecs.avro_schema import avro_schema
 from things_kit.codecs.framed import Framed, Write, by_class, framed_writer, unframed
-from things_kit.codecs.json_codec import json_decoder
+from things_kit.codecs.json_codec import json_decoder, of_values
 from things_kit.codecs.models import converter, dumped
 from things_kit.codecs.schemas import Subject
 from things_kit.codecs.subjects import check_registered, subject_name
@@ -76,7 +76,10 @@ class Avro(Framed, frozen=True):
             # It refuses what cannot be told apart: fastavro's plain values are converted alike
             json_decoder(kind)
             value = None if topic is None else _value_of(topic, kind)
-            return self._reader(self.schema_of(kind, value), converter(kind))
+            schema = self.schema_of(kind, value)
+            if self.schema is None and self.registry is None and _is_flat(kind):
+                return _flat_reader(schema, kind)
+            return self._reader(schema, converter(kind))
         if self.registry is not None or topic is None:
             return self._reader(None, None)
         readers = {value: _reader(self.schema_of(each, value), None) for value, each in topic.kinds.items()}
@@ -174,16 +177,21 @@ def _writer(schema: Any, kind: Any) -> Write:
 
 def _plain_values(schema: Any, kind: Any) -> Callable[[Any], Any]:
     """From a payload to what fastavro takes; a flat Struct needs no more than its fields."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        config = kind.__struct_config__
-        fields = msgspec.structs.fields(kind)
-        same = all(field.name == field.encode_name and field.type in _AS_THEY_ARE for field in fields)
-        if same and config.tag is None:
-            return msgspec.structs.asdict
+    if _is_flat(kind):
+        return msgspec.structs.asdict
     kept: tuple[type, ...] = (bytes, datetime, date, time)
     if '"decimal"' in json.dumps(schema, default=str):
         kept = (*kept, Decimal)
     return lambda payload: msgspec.to_builtins(payload, builtin_types=kept, str_keys=True, enc_hook=dumped)
+
+
+def _is_flat(kind: Any) -> bool:
+    """Whether it is a Struct of fields that fastavro takes and gives as they are."""
+    if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+        return False
+    fields = msgspec.structs.fields(kind)
+    same = all(field.name == field.encode_name and field.type in _AS_THEY_ARE for field in fields)
+    return same and kind.__struct_config__.tag is None
 
 
 def _reader(schema: Any, convert: Callable[[Any], Any] | None) -> Decode:
@@ -192,15 +200,28 @@ def _reader(schema: Any, convert: Callable[[Any], Any] | None) -> Decode:
         return lambda message: read_plain(message.value, schema)
     read, stream_of = fastavro.schemaless_reader, io.BytesIO
 
-    def decode(message: Message) -> Any:
-        value = message.value
+    def read_value(value: bytes) -> Any:
         stream = stream_of(value)
         plain = read(stream, schema, None)
         if stream.tell() != len(value):
             raise _too_long(stream, value)
         return convert(plain)
 
-    return decode
+    return of_values(lambda message: read_value(message.value), read_value)
+
+
+def _flat_reader(schema: Any, kind: Any) -> Decode:
+    """The same to a flat Struct, out of its own schema: nobody has to look at the types again."""
+    read, stream_of = fastavro.schemaless_reader, io.BytesIO
+
+    def read_value(value: bytes) -> Any:
+        stream = stream_of(value)
+        plain: Any = read(stream, schema, None)
+        if stream.tell() != len(value):
+            raise _too_long(stream, value)
+        return kind(**plain)
+
+    return of_values(lambda message: read_value(message.value), read_value)
 
 
 def read_plain(

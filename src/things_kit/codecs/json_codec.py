@@ -89,6 +89,12 @@ def bare(encode: Callable[[Any], bytes]) -> Encode:
     return encoder
 
 
+def of_values(decode: Decode, read: Callable[[bytes], Any]) -> Decode:
+    """A decoder that says what it does with the value alone: where that goes well, `by_content_type` calls nothing else."""
+    decode.of_value = read  # type: ignore[attr-defined]
+    return decode
+
+
 def json_encoder(kinds: Any) -> Callable[[Any], bytes]:
     """A function to JSON from payloads of these types. Raises TypeError for a type that cannot be described."""
     kinds = list(kinds)
@@ -123,7 +129,7 @@ def message_decoder(kind: Any) -> Decode:
         except Exception:  # noqa: BLE001 - raised again, unless a byte order mark was all that was wrong
             return decode(_without_mark(message.value))
 
-    return decode_message
+    return of_values(decode_message, decode)
 
 
 def _strict_decoder(kind: Any) -> Callable[[bytes], Any]:

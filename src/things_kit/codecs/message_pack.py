@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from things_kit.codecs.json_codec import bare
+from things_kit.codecs.json_codec import bare, of_values
 from things_kit.codecs.known import check_known
 from things_kit.codecs.models import dumped, has_pydantic, model_decoder_of_message_pack
 from things_kit.messaging.codec import Decode, Encode
@@ -37,7 +37,7 @@ class MessagePack(msgspec.Struct, frozen=True):
         else:
             check_known(kind)
             decode = msgspec.msgpack.Decoder(kind).decode
-        return lambda message: decode(message.value)
+        return of_values(lambda message: decode(message.value), decode)
 
     async def prepare(self, topic: Topic[Any], /) -> None:
         """Nothing is needed."""

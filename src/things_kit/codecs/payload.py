@@ -66,7 +66,22 @@ def by_content_type(make: Callable[[Codec], Decode], own: Codec, name: str) -> P
         except Exception as error:
             raise DecodeError(f"the value is not {name}: {error}") from error
 
-    return decode
+    read = getattr(decoders[None], "of_value", None)
+    return decode if read is None else _at_once(read, own.content_type, decode)
+
+
+def _at_once(read: Callable[[bytes], Any], content_type: str, decode: Payload) -> Payload:
+    """Reads what is as it mostly is with one call; everything else is for `decode`."""
+
+    def decode_at_once(message: Message) -> Any:
+        if message.headers.get(CONTENT_TYPE) == content_type:
+            try:
+                return read(message.value)
+            except Exception:  # noqa: BLE001, S110 - `decode` says what is wrong, if anything is
+                pass
+        return decode(message)
+
+    return decode_at_once
 
 
 def _text(message: Message) -> str:
