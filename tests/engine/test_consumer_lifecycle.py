@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from things_kit import (
     Message,
     Reject,
     Retry,
+    RetryPolicy,
     ThingsKitError,
+    connect,
 )
 from things_kit.engine.driver import Capabilities, ConnectionLost
+from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver, broker_of
 
 KINDS = pytest.mark.parametrize("native", [BARE, NATIVE_DELAY, NATIVE_LANES], ids=["bare", "delay", "lanes"])
@@ -48,12 +52,29 @@ async def test_what_goes_back_at_stop_is_not_counted_as_an_attempt(native: Capab
     driver.put(*(message(str(n), f"k{n % 2}") for n in range(6)))
     async with (
         broker_of(driver) as broker,
-        broker.consumer("t", group="g", handler=recorder, drain_timeout=1, concurrency=6),
+        broker.consumer("t", group="g", handler=recorder, drain_timeout=1, concurrency=6) as consumer,
     ):
         await until(lambda: recorder.running)
     assert {release.attempt for release in driver.released} == {1}
-    assert len(driver.released) == 6
+    assert len(driver.released) == consumer.given_back == 6
     assert not driver.topics["t-dlq"]
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///given-back.db"])
+async def test_what_went_to_the_broker_to_wait_for_its_attempt_was_not_given_back(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def fail(_: Message) -> None:
+        raise ValueError("boom")
+
+    async with connect(url) as broker:
+        policy = RetryPolicy(attempts=3, first=0.01)
+        async with broker.consumer("t", group="g", handler=fail, retry=policy) as consumer:
+            await broker.producer().publish(message("1", "k"))
+            await eventually(lambda: consumer.handled == 1, 10, "it is a dead letter")
+    assert consumer.given_back == 0
 
 
 @virtual

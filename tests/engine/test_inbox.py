@@ -72,7 +72,7 @@ class Fixture:
         self.receiver = Receiver()
         self.ready: deque[Delivery] = deque()
         lanes = Lanes("key", self.ready)
-        outcomes: Any = SimpleNamespace(handled=0, given_back=0)
+        outcomes: Any = SimpleNamespace(handled=0, given_back=0, stopping=False)
         subscription = Subscription(topic="t", group="g")
         owner: Any = Owner(lanes)
         self.inbox = ConsumerInbox(subscription, owner, lanes, Window(1, lambda: 0), outcomes)

@@ -1,6 +1,7 @@
 """Tables of Markdown."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -14,4 +15,7 @@ def cell(text: str) -> str:
 
 
 def code(text: str) -> str:
+    """A text as code; one with a bar is HTML, as a table cannot have it between backticks everywhere."""
+    if "|" in text:
+        return f"<code>{escape(text).replace('|', '&#124;')}</code>"
     return f"`{text}`" if text else ""

@@ -28,7 +28,9 @@ ASK: Final = 1.0
 def bridge(
     from_url: Annotated[str, typer.Argument(metavar="FROM_URL", help="Where they are.", show_default=False)],
     to_url: Annotated[str, typer.Argument(metavar="TO_URL", help="Where they go.", show_default=False)],
-    topics: Annotated[list[str], typer.Argument(metavar="TOPIC...", show_default=False)],
+    topics: Annotated[
+        list[str], typer.Argument(metavar="TOPIC...", help="Which of them.", show_default=False)
+    ],
     *,
     group: Annotated[
         str, typer.Option(metavar="GROUP", help="As whom to read; its position is where a bridge goes on.")

@@ -88,7 +88,9 @@ async def _meant(url: str, topic: str, selection: Selection) -> AsyncGenerator[M
 def show(
     url: Url,
     topic: DeadLetterTopic,
-    message_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    message_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Its id, as `dlq list` shows it", show_default=False)
+    ],
     *,
     registry: RegistryUrl = None,
     every: Every = False,

@@ -14,7 +14,7 @@ from things_kit.engine.looking import check_group
 def lag(
     url: Url,
     topic: Topic,
-    group: Annotated[str, typer.Argument(metavar="GROUP", show_default=False)],
+    group: Annotated[str, typer.Argument(metavar="GROUP", help="The group's name", show_default=False)],
     json: JsonFlag = False,
 ) -> None:
     """Print how many messages of TOPIC the GROUP has not acknowledged; `unknown` where the broker cannot say."""

@@ -12,7 +12,7 @@ Url = Annotated[
         show_default=False,
     ),
 ]
-Topic = Annotated[str, typer.Argument(metavar="TOPIC", show_default=False)]
+Topic = Annotated[str, typer.Argument(metavar="TOPIC", help="The topic's name", show_default=False)]
 DeadLetterTopic = Annotated[
     str,
     typer.Argument(

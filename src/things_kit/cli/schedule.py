@@ -30,7 +30,9 @@ def listed(
 def cancel(
     url: Url,
     topic: Topic,
-    schedule_id: Annotated[str, typer.Argument(metavar="ID", show_default=False)],
+    schedule_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Its name, as `schedule list` shows it", show_default=False)
+    ],
 ) -> None:
     """Have the scheduled message ID of TOPIC not come; exit code 1 if it is too late, or unknown."""
     run(lambda: _cancel(url, topic, schedule_id))

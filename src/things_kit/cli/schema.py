@@ -17,7 +17,10 @@ from things_kit.messaging.topic import Topic
 
 app = typer.Typer(no_args_is_help=True, help="Schemas of topics, and of a registry.")
 
-Targets = Annotated[list[str], typer.Argument(metavar="MODULE:TOPIC...", show_default=False)]
+Targets = Annotated[
+    list[str],
+    typer.Argument(metavar="MODULE:TOPIC...", help="Topics, such as shop.orders:orders", show_default=False),
+]
 RegistryUrl = Annotated[
     str,
     typer.Option(

@@ -314,7 +314,7 @@ class BrokerConsumer:
 
     @property
     def given_back(self) -> int:
-        """How many messages it has given back to the broker, uncounted."""
+        """How many messages it has given back to the broker as it stopped, uncounted: not those that wait there for an attempt."""
         return sum(each.given_back for each in self._outcomes)
 
     @property

@@ -248,7 +248,8 @@ class ConsumerInbox:
             self._told.set()
         held = self.held
         outcomes.handled += len(acknowledged)
-        outcomes.given_back += sum(each.attempt == each.delivery.message.attempt for each in released)
+        if outcomes.stopping:
+            outcomes.given_back += sum(each.attempt == each.delivery.message.attempt for each in released)
         deque(map(held.pop, acknowledged, repeat(None)), maxlen=0)  # the fastest loop there is
         for release in released:
             held.pop(release.delivery, None)

@@ -43,7 +43,7 @@ class Outcomes:
 
     `copies` sends what is put aside to where it waits, on brokers without delays; None: it waits in memory. `results`
     publishes what handlers return, and `answers` what is sent to who has asked.
-    `handled` counts what was acknowledged, dead letters among it, and `given_back` what went back as it had come;
+    `handled` counts what was acknowledged, dead letters among it, and `given_back` what went back at a stop as it had come;
     `expired` the requests that came too late to be handled.
     """
 
