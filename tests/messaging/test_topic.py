@@ -14,7 +14,7 @@ import pydantic
 import pytest
 
 from things_kit import ConfigError, Message, Topic
-from things_kit.codecs import JSON, MessagePack
+from things_kit.codecs import JSON, Avro, MessagePack
 
 
 class Order(msgspec.Struct):
@@ -270,6 +270,17 @@ def test_a_type_that_was_not_changed_needs_no_upcasters() -> None:
 
 
 # --- the value
+
+
+@pytest.mark.parametrize("codec", [JSON(), MessagePack(), Avro()])
+def test_a_type_that_is_nested_without_end_is_refused_in_a_sentence(codec: Any) -> None:
+    deep: Any = int
+    for _ in range(5000):
+        deep = list[deep]
+    with pytest.raises(
+        ConfigError, match=r"cannot carry what it is given as .* its types are nested too deeply"
+    ):
+        Topic("t", deep, codec=codec)
 
 
 def test_a_topic_is_frozen() -> None:

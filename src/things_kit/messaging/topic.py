@@ -351,7 +351,10 @@ def _raw_encoder(kind: Any) -> Callable[[Any], tuple[bytes, Mapping[str, str]]]:
 
 def _name(kind: Any) -> str:
     plain = isinstance(kind, type) and typing.get_origin(kind) is None
-    return kind.__qualname__ if plain else str(kind)
+    try:
+        return kind.__qualname__ if plain else str(kind)
+    except RecursionError:  # nested so deeply that it has no text
+        return "what it is given"
 
 
 def topic_name(topic: "str | Topic[Any]") -> str:
