@@ -130,7 +130,12 @@ async def test_what_is_put_off_and_how_middleware_is_are_gauges_while_a_consumer
 
     breaker = circuit_breaker(failures=2, reset=60)
     limit = throttle(100)
-    consumer = broker.consumer("orders", group="billing", handler=fail, middleware=[limit, breaker])
+    late = RetryPolicy(
+        first=600, limit=600
+    )  # so that none that waits for its next attempt is put off as well
+    consumer = broker.consumer(
+        "orders", group="billing", handler=fail, retry=late, middleware=[limit, breaker]
+    )
     async with consumer:
         await broker.producer().publish_batch([Message("orders", b"1"), Message("orders", b"2")])
         await until(lambda: breaker.state == "open")
