@@ -16,7 +16,7 @@ from things_kit import Message, connect
 if sys.platform == "win32":
     pytest.skip("signals of another kind", allow_module_level=True)
 
-COUNT = 3000
+COUNT = 1000
 DRAIN = 20.0
 
 WORKING = """

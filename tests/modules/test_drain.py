@@ -31,7 +31,7 @@ if sys.platform == "win32":
 
 BROKERS = ["sqlite", "kafka", "nats", "rabbitmq", "redis", "sqs", "pubsub", "servicebus", "postgres"]
 
-COUNT = 1000
+COUNT = 500
 DRAIN = 20.0
 PATIENCE = 60
 

@@ -23,7 +23,15 @@ from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.process import free_ports
 from things_kit.testing.servers.redis import RedisServer
 
-own_redis = own(RedisServer)
+
+class GuardedRedis(RedisServer):
+    """It asks for a password from its first moment on, as it does when it comes back."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **{**more, "settings": ("--requirepass", "pass-word")})
+
+
+own_redis = own(GuardedRedis)
 
 Write = Callable[[str], None]
 MEMORY = "memory: {topic: orders, group_id: billing}\nops: {port: 0, info: {version: '1.2'}}\n"
@@ -237,7 +245,6 @@ async def test_a_killed_broker_makes_an_app_unready_until_it_is_back(
     write: Write, client: httpx.AsyncClient, own_redis: RedisServer
 ) -> None:
     url = own_redis.url.replace("redis://", "redis://:pass-word@")
-    own_redis.ask("CONFIG", "SET", "requirepass", "pass-word")
     write(f"redis: {{url: '{url}', topic: orders, group_id: g}}\nops: {{port: 0}}\n")
     async with consuming(MockHandler(), redis) as app:
         ops_url = await url_of(app)
@@ -248,7 +255,6 @@ async def test_a_killed_broker_makes_an_app_unready_until_it_is_back(
         assert f":{own_redis.port}" in answer["reason"]
         assert "pass-word" not in f"{ready}{info}{answer}"
         await asyncio.to_thread(own_redis.start)
-        own_redis.ask("CONFIG", "SET", "requirepass", "pass-word")
         await until_ready_is(client, ops_url, ready=True)
 
 
