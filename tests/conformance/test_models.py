@@ -24,6 +24,9 @@ only_with_all = pytest.mark.skipif(
 
 _servers: dict[str, Server] = {}
 
+THIS = SimulatedProcess(1, 0, 0.0, random.Random(1))
+"""All connections are those of one process."""
+
 
 class ModelByURL(ModelDriver):
     """A model in this process, under a name, on a real event loop."""
@@ -37,7 +40,7 @@ class ModelByURL(ModelDriver):
             chance = Chance(Plan(seed=1, processes=1), {})
             server = _servers[url.hosts[0]] = Server(traits, group, chance, lambda *_: None)
             server.clock = time.time
-        return server.driver(SimulatedProcess(1, 0, 0.0, random.Random(1)))
+        return server.driver(THIS)
 
 
 class NoOptions(msgspec.Struct):

@@ -11,6 +11,7 @@ from things_kit import Batch, BatchError, Message, Reject, Retry, RetryPolicy, T
 from things_kit.engine.broker import Broker
 from things_kit.testing import Fault, Faults, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
+from things_kit.testing.simulation.search import Simulation
 
 SEEDS = int(os.environ.get("SEEDS", "500"))
 """Histories of each world, over all of its brokers; 200,000 were run before a release."""
@@ -130,7 +131,7 @@ class Replayed(Engine):
         await super().workload(producer)
         self.mended = True
         for number in range(3):
-            await asyncio.sleep(20)
+            await asyncio.sleep(70)  # who died while it brought them back has them for as long as a lease
             await producer.publish(Message("repairs", b"%d" % number))
 
     def eventually(self) -> None:
@@ -235,3 +236,8 @@ def test_the_order_of_each_key_outlives_stops(broker: str) -> None:
 @pytest.mark.parametrize("broker", ["sqlite", "postgres"])
 def test_where_keys_are_lanes_their_order_outlives_everything(broker: str) -> None:
     simulate(Ordered, seeds=max(1, SEEDS // 5), broker=broker, processes=3)
+
+
+def test_dead_letters_that_a_killed_process_had_in_hand_are_brought_back_by_the_next() -> None:
+    faults = Faults.all().for_broker("pubsub", frozenset({"rebalance"}))
+    Simulation(Replayed, "pubsub", 2, faults).search([1163], 1, ())

@@ -69,6 +69,9 @@ class LogGroup:
                 member.wake()
             asyncio.get_running_loop().call_later(SESSION, self._bury, member, context=self.server.context)
 
+    def forget(self) -> None:
+        """It knows what is committed, and nothing else."""
+
     def lose(self) -> None:
         """Its members are told."""
         self.lost = True

@@ -7,6 +7,8 @@ What the real one may do, and where that is written:
 * What was given back, or was not acknowledged in time, is handed out before what is new, in the order in which it was
   given back, whatever its place in the stream was (docs/brokers/nats.md). Our driver sorts what it gives back; this model does not.
 * `nak` with a delay puts one message off; those behind it go on. There is no order across the processes of a group.
+* A server that was killed has forgotten what it had handed out and not written yet: it comes at once, with the same count
+  (recorded, tests/testing/simulation/recorded).
 * A stream keeps its messages whatever was acknowledged.
 """
 
@@ -29,5 +31,6 @@ TRAITS: Final = Traits(
     ),
     counts=True,
     returned_first=True,
+    forgets=True,
 )
 GROUP: Final = QueueGroup

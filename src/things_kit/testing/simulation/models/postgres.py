@@ -1,6 +1,8 @@
 """The model of a broker in PostgreSQL's tables: that of SQLite, for many machines.
 
-What the real one may do: as the model of SQLite; and a commit whose answer is lost with the connection may have happened.
+What the real one may do: as the model of SQLite; a commit whose answer is lost with the connection may have happened; and a
+lease is the receiver's, which is renewed by a hand-out only when a quarter of it is over (recorded,
+tests/testing/simulation/recorded).
 """
 
 from typing import Final
@@ -10,5 +12,5 @@ import msgspec
 from things_kit.testing.simulation.models import sqlite
 from things_kit.testing.simulation.models.queue import QueueGroup
 
-TRAITS: Final = msgspec.structs.replace(sqlite.TRAITS, name="postgres")
+TRAITS: Final = msgspec.structs.replace(sqlite.TRAITS, name="postgres", shortest_lease=0.75)
 GROUP: Final = QueueGroup

@@ -2,15 +2,15 @@
 
 import asyncio
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import copy_context
+from itertools import islice
 from typing import Any, Final
-
-import msgspec
 
 from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.testing.simulation.models.entry import Entry
 from things_kit.testing.simulation.models.server import ModelDriver, Server, Topic
 from things_kit.testing.simulation.models.waiting import Waiting
 
@@ -20,29 +20,6 @@ FROZEN: Final = (0.02, 2.0)
 
 FIRST: Final = 1_000_000_000.0
 """Places before that of the first message in its topic, for what comes back to be handed out first."""
-
-
-class Entry(msgspec.Struct, eq=False):
-    """One message of one group, and how it stands with it.
-
-    Attributes:
-        place: Where it stands among the others.
-        due: From when it may be handed out, in the loop's time.
-        aside: It left its place in its key's order.
-        ends: When the lease ends; None while nobody has it, or for as long as the connection holds.
-        holder: Who has it.
-        frozen: Its holder cannot renew the lease.
-    """
-
-    message: Message
-    place: float
-    attempt: int = 1
-    due: float = 0.0
-    suspect: int = 0
-    aside: bool = False
-    ends: float | None = None
-    holder: "QueueReceiver | None" = None
-    frozen: bool = False
 
 
 class QueueGroup:
@@ -87,6 +64,10 @@ class QueueGroup:
         for receiver in [each for each in self._receivers if each.driver is driver]:
             receiver.break_off(dead=dead)
 
+    def forget(self) -> None:
+        """What was handed out and not settled is as if it had not been."""
+        self._take_back(list(self._out), counted=False)
+
     def lose(self) -> None:
         """Its receivers are told."""
         self.lost = True
@@ -103,21 +84,28 @@ class QueueGroup:
 
     def take(self, receiver: "QueueReceiver", limit: int) -> list[Delivery]:
         """What this receiver may have now."""
+        return [self._hand(receiver, entry) for entry in islice(self._to_be_had(receiver), limit)]
+
+    def take_one(self, receiver: "QueueReceiver", id: str) -> Delivery | None:  # noqa: A002 - the message's id
+        """This message, if this receiver may have it now, whatever else there is."""
+        for entry in self._to_be_had(receiver):
+            if entry.message.id == id:
+                return self._hand(receiver, entry)
+        return None
+
+    def _to_be_had(self, receiver: "QueueReceiver") -> Iterator[Entry]:
+        """What this receiver may have, one after another as it is handed out."""
         self._expire()
         now = self._now()
-        taken: list[Delivery] = []
         shut: set[object] = set()
         for entry in self._in_order():
-            if len(taken) >= limit:
-                break
             lane = self._lane(receiver, entry)
             if lane is not None and (
                 lane in shut or entry.due > now or self._elsewhere(receiver, lane, entry)
             ):
                 shut.add(lane)
             elif entry.due <= now:
-                taken.append(self._hand(receiver, entry))
-        return taken
+                yield entry
 
     def available(self, receiver: "QueueReceiver") -> int:
         """How many messages this receiver could have."""
@@ -140,11 +128,13 @@ class QueueGroup:
         if self.server.traits.duplicates and chance.strikes("redelivery"):
             again = Entry(entry.message, entry.place, entry.attempt, self._now() + chance.between(0.0, 1.0))
             self._put(again)
+        if entry.returned_by is not receiver.driver.process:
+            entry.attempt, entry.returns = entry.attempt + entry.returns, 0
         self._tokens += 1
         self._out[self._tokens] = entry
         entry.holder, entry.frozen, entry.ends = receiver, False, None
         if lease is not None:
-            entry.ends = self._now() + lease
+            entry.ends = self._now() + lease * self.server.traits.shortest_lease
             if chance.strikes("lease_expiry"):
                 entry.ends, entry.frozen = self._now() + chance.between(*FROZEN), True
             self._look_at(entry.ends)
@@ -182,6 +172,8 @@ class QueueGroup:
             del self._out[token]
             if traits.capabilities.attempts:
                 entry.attempt = release.attempt
+            if traits.counts_returns:
+                entry.returns, entry.returned_by = entry.returns + 1, receiver.driver.process
             delayed = traits.capabilities.delay and release.delay > 0.0
             entry.due = self._now() + release.delay if delayed else 0.0
             entry.aside = entry.aside or release.aside

@@ -4,6 +4,8 @@ What the real one may do, and where that is written:
 
 * What a channel held goes back to its place as soon as the connection is gone, and is counted in `x-delivery-count`
   (RabbitMQ documentation, "Quorum Queues", "Poison Message Handling"; "Consumer Acknowledgements", "Automatic Requeueing").
+* What is given back is counted, too. Our driver knows of what its own process gave back, another's does not (recorded,
+  tests/testing/simulation/recorded).
 * It pushes up to the prefetch count. It keeps no order between consumers of one queue, and none through a return.
 * It has no delay beside a message: our driver sends copies through queues with a TTL.
 * A publish that no queue is bound for comes back (`mandatory`).
@@ -24,6 +26,7 @@ TRAITS: Final = Traits(
     impossible=frozenset({"rebalance", "lease_expiry"}),
     pushed=True,
     counts=True,
+    counts_returns=True,
     listened=True,
     later=True,
 )

@@ -49,6 +49,9 @@ class Group(Protocol):
     def cut(self, driver: "ModelDriver", *, dead: bool) -> None:
         """The connection of these receivers is gone; `dead` if their process is."""
 
+    def forget(self) -> None:
+        """The server was killed, and had not written what it handed out."""
+
     def lose(self) -> None:
         """It was removed."""
 
@@ -128,8 +131,14 @@ class Server:
         self.note("the broker goes away", None)
         now = asyncio.get_running_loop().time()
         self._away_until = now + self.chance.between(*AWAY)
+        self.lose_connections(forgetting=self.traits.forgets and bool(self.chance.below(2)))
+
+    def lose_connections(self, *, forgetting: bool) -> None:
+        """Every connection breaks, and perhaps nobody knows any more what was handed out over them."""
         for driver in list(self._connections):
             self.disconnect(driver, dead=False)
+        for group in self.groups() if forgetting else ():
+            group.forget()
 
     @property
     def away(self) -> bool:

@@ -24,6 +24,9 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
         duplicates: It may hand out a message twice though nothing is wrong.
         unordered: It keeps no order at all.
         returned_first: What was given back is handed out before all else, first what was given back first.
+        counts_returns: It counts what is given back as one more attempt, for all but the process that gave it back.
+        forgets: A server that was killed may have forgotten who has what, and that it was handed out.
+        shortest_lease: How much of a lease is left at the least when a message is handed out.
         later: It keeps copies until they are due.
         schedules: It keeps messages for all groups until they are due.
         partitions: How many a topic has; 0 where there are none.
@@ -40,6 +43,9 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     duplicates: bool = False
     unordered: bool = False
     returned_first: bool = False
+    counts_returns: bool = False
+    forgets: bool = False
+    shortest_lease: float = 1.0
     later: bool = False
     schedules: bool = False
     partitions: int = 0

@@ -1,0 +1,38 @@
+"""A message in a group's queue."""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from things_kit.messaging.message import Message
+from things_kit.testing.simulation.process import SimulatedProcess
+
+if TYPE_CHECKING:
+    from things_kit.testing.simulation.models.queue import QueueReceiver
+
+
+class Entry(msgspec.Struct, eq=False):
+    """One message of one group, and how it stands with it.
+
+    Attributes:
+        place: Where it stands among the others.
+        due: From when it may be handed out, in the loop's time.
+        aside: It left its place in its key's order.
+        ends: When the lease ends; None while nobody has it, or for as long as the connection holds.
+        holder: Who has it.
+        frozen: Its holder cannot renew the lease.
+        returns: How often it was given back, where that counts for all but the process that did.
+        returned_by: Who that was.
+    """
+
+    message: Message
+    place: float
+    attempt: int = 1
+    due: float = 0.0
+    suspect: int = 0
+    aside: bool = False
+    ends: float | None = None
+    holder: "QueueReceiver | None" = None
+    frozen: bool = False
+    returns: int = 0
+    returned_by: SimulatedProcess | None = None
