@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import asyncpg
 import pytest
 
-from things_kit import Message, connect
+from tests.brokers.postgres.given import Open, join, publish, take
+from things_kit import Message
+from things_kit import connect as open_broker
 from things_kit.brokers.postgres.driver import PostgresDriver
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.url import BrokerURL
@@ -58,6 +60,25 @@ async def ask(server: PostgresServer, statement: str) -> object:
         await connection.close()
 
 
+async def test_what_is_said_to_be_settled_is_so_after_the_server_was_killed_at_once(
+    connect: Open, primary: PostgresServer
+) -> None:
+    """While nobody else has it written: a commit that does not wait for the disk would be forgotten."""
+    await ask(primary, "ALTER SYSTEM SET wal_writer_delay = '10s'")
+    await ask(primary, "SELECT pg_reload_conf()")
+    at = f"{primary.url}?schema=killed"
+    broker = await connect(at=at)
+    await broker.declare("t", ["g"])
+    receiver = await join(broker)
+    await publish(broker, "a1", "a2")
+    settled, _ = await take(receiver)
+    await receiver.settle([settled], [])
+    await asyncio.to_thread(primary.kill)
+    await asyncio.to_thread(primary.start)
+    restarted = await connect(at=at)
+    assert await restarted.lag("t", "g") == 1
+
+
 async def test_a_replica_alone_is_named_as_one(primary: PostgresServer, replica: Replica) -> None:
     driver = PostgresDriver.from_url(BrokerURL.parse(replica.url))
     with pytest.raises(ConnectionLost, match="is read-only, as a replica is; name the primary, or all hosts"):
@@ -76,7 +97,7 @@ async def test_after_a_failover_what_was_confirmed_is_handled_and_publishing_goe
     await eventually(follows)
     url = f"postgres://postgres@127.0.0.1:{primary.port},127.0.0.1:{replica.port}/postgres?timeout=1&lease=2"
     recorder = Recorder()
-    async with connect(url) as broker:
+    async with open_broker(url) as broker:
         await broker.declare("orders", groups=["g"])
         producer = broker.producer()
         before = [Message("orders", b"x", key=b"%d" % (n % 7), id=f"a{n}") for n in range(COUNT)]

@@ -244,14 +244,14 @@ class PostgresDriver:
 
         Returns the topics that are there; only their messages were stored.
         """
-        rows = [pack(message) for message in messages]
-        topics = list({row.topic for row in rows})
-        if len(rows) < MANY:
-            found = await connection.fetch(self._insert, topics, *map(list, zip(*rows, strict=True)))
-            return {row[0] for row in found}
+        topics = list({message.topic for message in messages})
+        if len(messages) < MANY:
+            columns = map(list, zip(*map(pack, messages), strict=True))
+            return {row[0] for row in await connection.fetch(self._insert, topics, *columns)}
         statement = f"SELECT name FROM {self._s}.topic WHERE name = ANY ($1)"  # noqa: S608 - an identifier
         known = {row[0] for row in await connection.fetch(statement, topics)}
-        records = rows if len(known) == len(topics) else [row for row in rows if row.topic in known]
+        # Packed one by one as they are sent: the server stores some while others are packed
+        records = (pack(message) for message in messages if message.topic in known)
         await connection.copy_records_to_table(
             "message", schema_name=self.options.schema, records=records, columns=COLUMNS
         )

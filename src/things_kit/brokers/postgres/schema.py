@@ -31,8 +31,9 @@ TABLES: Final = (
         seen pg_snapshot NOT NULL DEFAULT '1:1:') WITH (fillfactor = 50{busy})""",
     "CREATE SEQUENCE IF NOT EXISTS {s}.message_seq",
     # Partitions are dropped whole, so they go by the hour in which a transaction began; rows are never changed.
+    # The hour is reckoned for each row, as a float: as the numeric that `extract` answers it would be a quarter of an insert.
     """CREATE TABLE IF NOT EXISTS {s}.message (
-        bucket integer NOT NULL DEFAULT floor(extract(epoch FROM now()) / 3600)::integer,
+        bucket integer NOT NULL DEFAULT floor(date_part('epoch', now()) / 3600)::integer,
         seq bigint NOT NULL DEFAULT nextval('{l}.message_seq'::regclass),
         xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
         time timestamptz NOT NULL DEFAULT now(),

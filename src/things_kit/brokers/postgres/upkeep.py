@@ -112,7 +112,7 @@ class Upkeep:
                 await self._drop_if_settled(connection, name, *known[name])
 
     async def _hour(self, connection: Any) -> int:
-        return int(await connection.fetchval("SELECT floor(extract(epoch FROM now()) / 3600)::int"))
+        return int(await connection.fetchval("SELECT floor(date_part('epoch', now()) / 3600)::int"))
 
     async def _partitions(self, connection: Any) -> dict[str, tuple[int, int]]:
         """Each partition of the messages but the default one, with its first hour and the one after its last."""

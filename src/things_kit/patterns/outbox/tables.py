@@ -113,7 +113,11 @@ def _log_in_postgres(metadata: MetaData) -> list[Table]:
     message = Table(
         "message",
         metadata,
-        _needed("bucket", Integer, "(floor((EXTRACT(epoch FROM now()) / (3600)::numeric)))::integer"),
+        _needed(
+            "bucket",
+            Integer,
+            "(floor((date_part('epoch'::text, now()) / (3600)::double precision)))::integer",
+        ),
         Column("seq", BigInteger, nullable=False, server_default=places.next_value()),
         _needed("xid", TransactionId(), "pg_current_xact_id()"),
         _needed("time", time, "now()"),
