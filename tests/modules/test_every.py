@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,9 @@ async def test_what_was_missed_is_made_up_for_as_was_said(catch_up: str, count: 
         assert len(seen) == len(set(seen)) == count
         if catch_up == "one":
             assert now() - seen[0] < timedelta(minutes=10)
-        upcoming = [each for each in await broker.schedules("every-tick") if each.schedule_id != "last"]
+        upcoming = [
+            each for each in await broker.schedules("every-tick") if "kind" not in each.message.headers
+        ]
         assert len(upcoming) == 1
         assert upcoming[0].due > now()
 
@@ -269,6 +272,44 @@ async def test_a_firing_that_came_twice_runs_once() -> None:
         await broker.producer().publish(again)
         await eventually(lambda: len(seen) >= 3, 10, "it goes on")
     assert len(seen) == len(set(seen))
+
+
+@virtual(wall_clock=True)
+async def test_who_ends_a_run_long_after_others_went_on_takes_nothing_back() -> None:
+    """As a process does that stood still: what the others have done since stays done."""
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def call(planned: datetime) -> None:
+        began.set()
+        await goes_on.wait()
+
+    async with connect("memory://") as broker:
+        slow, other = (periodic(broker, call, when=timedelta(seconds=1)) for _ in range(2))
+        async with slow:
+            await asyncio.wait_for(began.wait(), 10)
+            since = now() + timedelta(hours=1)
+            await other._remember(Done(since, since, since))
+            goes_on.set()
+            await eventually(lambda: slow.consumer.handled, 10, "its run has ended")
+            done, _ = await other._kept()
+            assert done[-1].planned == since
+
+
+@virtual(wall_clock=True)
+async def test_no_time_is_left_out_where_another_process_has_planned_a_later_first_one() -> None:
+    seen: list[datetime] = []
+
+    async def call(planned: datetime) -> None:
+        seen.append(planned)
+
+    async with (
+        connect("memory://") as broker,
+        periodic(broker, call, overlap="queue", catch_up="all") as part,
+    ):
+        await eventually(lambda: seen, 10, "it ran")
+        await part._schedule(seen[-1] + 3 * TICK)
+        await eventually(lambda: len(seen) >= 4, 10, "it goes on")
+    assert {later - earlier for earlier, later in pairwise(seen)} == {TICK}
 
 
 # --- what cannot be

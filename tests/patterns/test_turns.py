@@ -2,20 +2,17 @@
 
 import asyncio
 import logging
-import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from tests.engine.scenario import virtual
-from tests.patterns.mortal import KILLED, child
 from things_kit import Broker, RetryPolicy, connect
 from things_kit.engine.driver import ConnectionLost
 from things_kit.middleware import Later
@@ -275,28 +272,3 @@ async def test_runs_of_several_processes_follow_one_another(
         assert steps[0] >= 3 * TICK
         assert all(step > timedelta(0) and step % TICK == timedelta(0) for step in steps)
         assert not [time for time in ledger.planned for begin, end in ledger.during if begin <= time < end]
-
-
-def test_a_killed_run_ends_with_its_lease_and_is_begun_again(redis: RedisServer, tmp_path: Path) -> None:
-    url, name, killed = f"{redis.url}?lease=1", uuid4().hex, tmp_path / "killed"
-
-    async def die(planned: datetime) -> None:
-        killed.write_text(planned.isoformat())
-        os._exit(KILLED)
-
-    async def until_killed() -> None:
-        async with connect(url) as broker, periodic(broker, die, name):
-            await asyncio.sleep(20)
-
-    async def after() -> None:
-        ledger, again = Ledger(), datetime.fromisoformat(killed.read_text())
-        async with connect(url) as broker, periodic(broker, ledger.run, name):
-            # not always first: a claim and a message that is held end with leases of their own
-            await eventually(lambda: len(ledger.planned) >= 4 and again in ledger.planned, 15, "it goes on")
-        planned = sorted(ledger.planned)
-        assert ledger.most == 1
-        assert planned[0] == again
-        assert {later - earlier for earlier, later in pairwise(planned)} == {TICK}
-
-    assert child(until_killed()) == KILLED
-    asyncio.run(after())

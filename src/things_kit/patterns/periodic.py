@@ -8,7 +8,7 @@ of whoever runs (see `turns`). Both have a header `kind`.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
@@ -34,8 +34,8 @@ FIRINGS: Final = "every-"
 """How the names of topics begin in which firings are."""
 
 GROUP: Final = "every"
-LAST: Final = "last"
-"""The `schedule_id` of what was done last."""
+DONE: Final = "done"
+"""The `kind` of what was done last; its `schedule_id` is this and the planned time, so that an earlier one takes no later one's place."""
 
 KEPT: Final = timedelta(days=360)
 """How far in the future that is due; every run puts it off, and so does a start when half of it is over."""
@@ -146,7 +146,8 @@ class Periodic:
         In this order, as whoever dies in between must leave one.
         """
         spec, now = self._spec, _now()
-        last, pending = await self._kept()
+        done, pending = await self._kept()
+        last = done[-1] if done else None
         stale = [each for each in pending if spec.plan.following(each.due - INSTANT) != each.due]
         if len(stale) == len(pending) and (stale or not await self._broker.lag(spec.topic, group=GROUP)):
             await self._schedule(spec.plan.following(now if last is None or stale else last.planned))
@@ -156,7 +157,7 @@ class Periodic:
         if (
             last is not None and now - last.ended > KEPT / 2
         ):  # not sooner: somebody may just have written a newer one
-            await self._remember(last)
+            await self._remember(last, done)
 
     async def _handle(self, message: Message) -> None:
         if "kind" in message.headers:
@@ -170,7 +171,8 @@ class Periodic:
 
     async def _fire(self, planned: datetime, attempt: int) -> None:
         now = _now()
-        last, pending = await self._kept()
+        done, pending = await self._kept()
+        last = done[-1] if done else None
         if last is not None and (planned == last.planned or planned in last.before):
             return  # whoever did it died, or lost the broker, before it could say so
         if attempt == 1:
@@ -180,14 +182,15 @@ class Periodic:
             if instead is not None:
                 await self._schedule(instead)
                 return
-        if not any(each.due > planned for each in pending):
+        newest = last is None or planned > last.planned
+        if newest or not any(each.due > planned for each in pending):  # else it would begin a second chain
             await self._schedule(self._spec.plan.following(planned))
         await self._call(planned)
         if last is None or planned > last.planned:
             before = () if last is None or self._turns is None else last.and_before(last.planned)
-            await self._remember(Done(planned, now, _now(), before))
+            await self._remember(Done(planned, now, _now(), before), done)
         elif self._turns is not None:
-            await self._remember(msgspec.structs.replace(last, before=last.and_before(planned)))
+            await self._remember(msgspec.structs.replace(last, before=last.and_before(planned)), done)
 
     def _instead(self, planned: datetime, last: Done | None, now: datetime) -> datetime | None:
         """The planned time that is to follow at once, where this one is left out; None where it runs."""
@@ -211,11 +214,15 @@ class Periodic:
             return spec.plan.following(now)
         return None
 
-    async def _kept(self) -> tuple[Done | None, list[Schedule]]:
-        """What was done last, and what is scheduled."""
+    async def _kept(self) -> tuple[list[Done], list[Schedule]]:
+        """What was done, the last at the end, and what is scheduled."""
         found = await self._broker.schedules(self._spec.topic, limit=1000)
-        last = next((each for each in found if each.schedule_id == LAST), None)
-        done = None if last is None else msgspec.json.decode(last.message.value, type=Done)
+        done = [
+            msgspec.json.decode(each.message.value, type=Done)
+            for each in found
+            if each.message.headers.get("kind") == DONE
+        ]
+        done.sort(key=lambda each: each.planned)
         return done, [each for each in found if "kind" not in each.message.headers]
 
     async def _schedule(self, planned: datetime) -> None:
@@ -225,9 +232,16 @@ class Periodic:
         message = Message(self._spec.topic, msgspec.json.encode(planned), key)
         await self._producer.publish(message, at=planned, schedule_id=planned.isoformat())
 
-    async def _remember(self, done: Done) -> None:
-        message = Message(self._spec.topic, msgspec.json.encode(done), headers={"kind": LAST})
-        await self._producer.publish(message, at=_now() + KEPT, schedule_id=LAST)
+    async def _remember(self, last: Done, known: Sequence[Done] = ()) -> None:
+        """Keep what was done last, and forget what is known to have been done before.
+
+        Whoever stood still since it looked adds what is not the last any more, and takes nothing back.
+        """
+        message = Message(self._spec.topic, msgspec.json.encode(last), headers={"kind": DONE})
+        await self._producer.publish(message, at=_now() + KEPT, schedule_id=_name_of(last))
+        for each in known:
+            if each.planned < last.planned:
+                await self._broker.cancel(self._spec.topic, _name_of(each))
 
     async def stop(self) -> None:
         """Let what runs finish, as a consumer does."""
@@ -240,6 +254,10 @@ class Periodic:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.shield(self.stop())
+
+
+def _name_of(done: Done) -> str:
+    return f"{DONE}-{done.planned.isoformat()}"
 
 
 def _now() -> datetime:
