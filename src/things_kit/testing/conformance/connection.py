@@ -43,6 +43,7 @@ def _load(topic: str, count: int, keys: int = 7) -> tuple[list[Message], dict[ob
 class ConnectionSuite(Suite):
     """A connection may go at any moment: nothing is lost, nobody is doubled, and all ends in time."""
 
+    @while_it_runs  # who reconnects waits for a second, no longer, until a broker has back what it held
     async def test_connections_lost_under_load_lose_no_message_and_no_order(self, stage: Stage) -> None:
         """Lines 10 and 11: ten cuts while publishing and consuming, with failures in between."""
         topic, group = stage.topic(), stage.group()

@@ -23,6 +23,12 @@ PORTS: Final = range(20_000, 32_768)
 """Below the ephemeral range of Linux: a client that keeps trying a dead port inside of it can be given that very port
 as its own, connect to itself, and keep the server from coming back."""
 
+WORKERS: Final = 8
+"""Workers of pytest-xdist that have ports of their own each."""
+
+_given: Final[set[int]] = set()
+"""What this process has given away. A server may listen only later, or be killed and come back."""
+
 
 class ServerUnavailable(Exception):
     """This machine cannot run the server; says what is missing."""
@@ -194,15 +200,30 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Ports of 127.0.0.1 that nobody listens on, nor is about to: no server of this process, of those that stand still or were killed too.
+
+    The workers of pytest-xdist have ports of their own each, since all of them start servers at once.
+    """
+    mine = _ports_of(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    if 2 * len(_given) > len(mine):
+        _given.clear()
     ports: list[int] = []
     with contextlib.ExitStack() as held:
         while len(ports) < count:
-            port = random.choice(PORTS)  # noqa: S311 - spread, so that those who choose at once do not meet
+            port = random.choice(mine)  # noqa: S311 - spread, so that those who choose at once do not meet
+            if port in _given:
+                continue
             with contextlib.suppress(OSError):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                _given.add(port)
                 ports.append(port)
     return ports
+
+
+def _ports_of(worker: str) -> range:
+    """Those from which a worker of pytest-xdist chooses, called gw0, gw1, ...; all of them where there are no workers."""
+    number = worker.removeprefix("gw")
+    return PORTS[int(number) % WORKERS :: WORKERS] if number.isdecimal() else PORTS
 
 
 def cache() -> Path:
