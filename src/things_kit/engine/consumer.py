@@ -245,7 +245,7 @@ class BrokerConsumer:
         return ConsumerHealth(
             topics=self.options.topics,
             group=self.group,
-            running=self._state == "running" and self._broken is None,
+            running=self.running,
             in_flight=sum(len(inbox.held) for inbox in inboxes),
             last_settled=max(
                 (pump.last_settled for pump in self._pumps if pump.last_settled is not None), default=None
@@ -256,6 +256,11 @@ class BrokerConsumer:
             middleware=self.middleware_states,
             age=max(self.ages().values()),
         )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has started, was not stopped, and nothing has broken it."""
+        return self._state == "running" and self._broken is None
 
     def ages(self) -> dict[str, float]:
         """Of each topic for how many seconds the oldest message in hand has been published; 0 where none is."""

@@ -179,7 +179,7 @@ class _Inbox:
     @property
     def lasts(self) -> bool:
         """Whether it can be used for another request."""
-        return self._consumer.health().running and steady() < self._ends - LIFE / 2
+        return self._consumer.running and steady() < self._ends - LIFE / 2
 
     def expect(self) -> tuple[str, "asyncio.Future[Message]"]:
         """A new correlation id, and what will be its reply."""

@@ -20,6 +20,7 @@ from redis.asyncio import RedisCluster
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.admin import Admin
+from things_kit.brokers.redis.calls import answers_of
 from things_kit.brokers.redis.ephemeral import EphemeralReceiver
 from things_kit.brokers.redis.errors import ERRORS, result_of
 from things_kit.brokers.redis.keys import CONSUMER, check_topic, group_keys, topic_keys
@@ -178,19 +179,26 @@ class RedisDriver:
     async def run(self, commands: Sequence[Sequence[Any]], doing: str) -> list[Any]:
         """Write in one round trip: an answer or an error for each command, as replicas have it that must. Raises ConnectionLost."""
         replicas = self._options.wait_replicas
+        if replicas:
+            commands = [*commands, ["WAIT", replicas, round(self._options.wait_timeout * 1000)]]
         with ERRORS.during(doing):
-            async with self._opened.pipeline(transaction=False) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                if replicas:
-                    pipeline.execute_command("WAIT", replicas, round(self._options.wait_timeout * 1000))
-                answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            answers = await self._answers(commands)
         if replicas:
             there = answers.pop()
             if isinstance(there, Exception):
                 raise ERRORS.translate(there, "waiting for replicas")
             if there < replicas:
                 return [self._alone(there)] * len(answers)
+        return answers
+
+    async def _answers(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        client = self._opened
+        if not isinstance(client, RedisCluster):
+            return await answers_of(client.connection_pool, commands)
+        async with client.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
     def _alone(self, there: int) -> PublishError:

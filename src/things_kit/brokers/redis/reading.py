@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis
 
+from things_kit.brokers.redis.calls import answer_of
 from things_kit.brokers.redis.errors import ERRORS
 from things_kit.engine.cancelling import ended
 from things_kit.engine.driver import ConnectionLost
@@ -28,8 +29,6 @@ class Reading:
         self._number = 0
         self._call: asyncio.Task[int] | None = None
         self._waking: set[asyncio.Task[None]] = set()
-        for command in ("XREADGROUP", "XREAD"):
-            self._client.set_response_callback(command, _as_it_is)
 
     async def open(self) -> None:
         """Connect. Raises ConnectionLost."""
@@ -47,10 +46,10 @@ class Reading:
         With `until`, by the loop's time, it comes back then: by itself, on a quiet server, it would up to 0.1 seconds later (`hz`).
         """
         if until is None:
-            return await self._client.execute_command(*words)
+            return await answer_of(self._client.connection, words)
         alarm = asyncio.get_running_loop().call_at(until, self._ring)
         try:
-            return await self._client.execute_command(*words)
+            return await answer_of(self._client.connection, words)
         finally:
             alarm.cancel()
 
@@ -102,7 +101,3 @@ class Reading:
             await self._client.aclose()
             if self._own:
                 await self._pool.aclose()
-
-
-def _as_it_is(response: Any, **_: Any) -> Any:
-    return response
