@@ -1,6 +1,7 @@
 """Run every benchmark whose name is given, or all, and write docs/benchmarks.md when all were run.
 
-`growth` is none of all: it shows what becomes of the speed as a load grows, and takes names of brokers and of what grows.
+`growth` and `far` are none of all. They show what becomes of the speed as a load grows, and with the distance to the broker,
+and take names of brokers; `growth` also those of what grows.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import growth
+from benchmarks import far, growth
 from benchmarks.result import Result
 
 NAMES = (
@@ -59,10 +60,11 @@ def report(results: list[Result]) -> str:
 
 def main() -> int:
     """Returns 1 if a bound was missed."""
-    if sys.argv[1:2] == ["growth"]:
-        grown = asyncio.run(growth.run(*sys.argv[2:]))
-        print(table(grown))
-        return int(not all(result.met for result in grown))
+    apart = {"growth": growth.run, "far": far.run}.get(sys.argv[1] if sys.argv[1:] else "")
+    if apart is not None:
+        found = asyncio.run(apart(*sys.argv[2:]))
+        print(table(found))
+        return int(not all(result.met for result in found))
     chosen = sys.argv[1:] or NAMES
     results: list[Result] = []
     for name in chosen:
