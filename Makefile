@@ -22,7 +22,7 @@ EXTRA := $(or $(EXTRA_$(SCHEME)),$(SCHEME))
 # Most tests wait, for servers and for timers: five for two cores keep them busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(5 * os.cpu_count() // 2)')
 
-.PHONY: demo test check docs reference bench bench-growth soak sabotage matrix mutants format clean
+.PHONY: demo test check docs reference bench bench-growth bench-far soak sabotage matrix mutants format clean
 
 demo: $(VENV)/.demo $(if $(EXTRA),$(VENV)/.extra-$(EXTRA))  ## audit this Python environment through a broker: make demo [BROKER=postgres://host/database]
 	@$(BIN)/things-kit demo $(if $(BROKER),--broker "$(BROKER)")
@@ -50,6 +50,9 @@ bench: $(VENV)/.dev  ## measure, and write docs/benchmarks.md
 
 bench-growth: $(VENV)/.dev  ## what becomes of the speed as a load grows: make bench-growth [ROWS="sqlite redis topics failing"]
 	@$(BIN)/python -m benchmarks growth $(ROWS)
+
+bench-far: $(VENV)/.dev  ## what is left of the speed where the broker is in another zone or region: make bench-far [ROWS="redis nats"]
+	@$(BIN)/python -m benchmarks far $(ROWS)
 
 soak: $(VENV)/.dev  ## use a broker, break all around it, see whether it keeps its promises: make soak [BROKER=kafka] [MINUTES=15] [SEED=1]
 	@$(BIN)/python -m things_kit.testing.soak --broker "$(or $(BROKER),sqlite)" --minutes $(MINUTES) --seed $(SEED)

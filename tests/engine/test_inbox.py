@@ -59,6 +59,8 @@ class Owner:
 
     def make_room(self) -> None: ...
 
+    async def lull(self, within: float) -> None: ...
+
     def drop_queued(self, which: Which) -> None:
         self._lanes.drop(which)
 

@@ -27,12 +27,22 @@ ON_ITS_WAY_BACK: Final = frozenset({State.SETTLING, State.GONE})
 """States of what is held no longer than until the broker has confirmed its settlement."""
 
 
+GATHER: Final = 1 / 8
+"""Of what the last settlement took, the part for which the next call waits: few of them come back in a second from afar."""
+
+GATHERED: Final = (0.001, 0.05)
+"""Seconds of that: less is not worth a timer, and more would be felt."""
+
+
 class ConsumerInbox:
     """The deliveries of one receiver, and the settlements on their way back, collected into batches.
 
     A new connection means a new receiver and a new inbox; what is still being handled for the old one is then settled
     with nobody, and comes again.
     """
+
+    departed: int
+    """How many of those held are acknowledged, and the broker is being told so: it learns of that before anything asked later."""
 
     receiver: Receiver
     """What brings the deliveries; set once it is subscribed."""
@@ -54,6 +64,8 @@ class ConsumerInbox:
         self._parking: list[Lane] = []
         self._confirming: list[Lane] = []
         self._unparked: list[Lane] = []
+        self.departed = 0
+        self._took = 0.0
         self._strays = 0  # on their way back in the next settlement
         self._calm = asyncio.Event()
         self._calm.set()
@@ -232,7 +244,24 @@ class ConsumerInbox:
                 self._due.clear()
                 await self._due.wait()
                 continue
+            await self._gather()
             await self._settle_once(self.receiver)
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a call to the broker may wait so that it is about more; 0 where the broker is near."""
+        least, most = GATHERED
+        patience = GATHER * self._took
+        return 0.0 if patience < least else min(most, patience)
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether there is anything to settle that is not under way."""
+        return bool(self._acknowledged)
+
+    async def _gather(self) -> None:
+        if self.patience and not self._closing and self._owner is not None:
+            await self._owner.lull(self.patience)
 
     async def _settle_once(self, receiver: Receiver) -> None:
         acknowledged, self._acknowledged = self._acknowledged, []
@@ -241,10 +270,15 @@ class ConsumerInbox:
         self._strays = 0
         self._window.finished += len(acknowledged) + len(released)
         self._telling, outcomes = True, self.outcomes
+        began = asyncio.get_running_loop().time()
+        self.departed = len(acknowledged)
+        if self._owner is not None and acknowledged:
+            self._owner.make_room()  # to a broker that is far off, the next question goes beside this
         try:
             await receiver.settle(acknowledged, released)
         finally:
             self._telling = False
+            self.departed = 0
             self._told.set()
         held = self.held
         outcomes.handled += len(acknowledged)
@@ -258,6 +292,7 @@ class ConsumerInbox:
         if not self._strays:
             self._calm.set()
         self.last_progress = asyncio.get_running_loop().time()
+        self._took = self.last_progress - began
         if self._owner is not None:
             self._owner.settled()
 

@@ -87,6 +87,7 @@ class Pump:
         self._ailment: str | None = None
         self._room = asyncio.Event()
         self._progress = asyncio.Event()
+        self._lull = asyncio.Event()
         self._asking: asyncio.Task[None] | None = None
         self._told = 0
         self._told_at = 0.0
@@ -168,7 +169,7 @@ class Pump:
         receiver = inbox.receiver
         assert isinstance(receiver, Fetching)  # noqa: S101 - narrowed by whoever calls
         while not self._stopping:
-            room = self._room_of(inbox)
+            room = self._room_of(inbox, inbox.departed)
             if self._paused or room <= 0 or (self._workers.provided and 4 * room < self._most):
                 self._room.clear()  # few at a time cost as much as many
                 await self._room.wait()
@@ -176,18 +177,31 @@ class Pump:
             await inbox.calm()
             inbox.unpark()
             before = inbox.brought
-            await receiver.fetch(room, WAIT)
+            await receiver.fetch(await self._gathered(inbox, room), WAIT)
             if inbox.brought == before:
                 self._backoff.reset()
+
+    async def _gathered(self, inbox: ConsumerInbox, room: int) -> int:
+        """The room that there is once what is ready has been handled, and is on its way, if that is worth to wait for."""
+        if not (patience := inbox.patience):
+            return room
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while (self._workers.ready or inbox.unsaid) and room < self._most:
+                    self._room.clear()
+                    await self._room.wait()
+                    room = max(room, self._room_of(inbox, inbox.departed))
+        return room
 
     @property
     def _most(self) -> int:
         return min(self._window.size, self.subscription.max_in_flight)
 
-    def _room_of(self, inbox: ConsumerInbox) -> int:
+    def _room_of(self, inbox: ConsumerInbox, departed: int = 0) -> int:
+        """How many more may come, where so many of those held are none of ours by the time that the broker hears of it."""
         if self.outcomes.full:
             return 0
-        return min(self._window.room, self.subscription.max_in_flight - len(inbox.held))
+        return min(self._window.room, self.subscription.max_in_flight - len(inbox.held) + departed)
 
     async def _give_credit(self, inbox: ConsumerInbox) -> None:
         receiver = inbox.receiver
@@ -217,7 +231,9 @@ class Pump:
             return None
         if not self._capabilities.fixed_credit or told == 0 or credit == 0:
             return 0.0
-        if credit >= 2 * told or (credit > told and held >= told and self._workers.starving):
+        if credit >= 2 * told or credit == self.subscription.max_in_flight:
+            return 0.0
+        if credit > told and held >= told and self._workers.starving:
             return 0.0
         if 2 * credit > told:
             return None
@@ -227,6 +243,17 @@ class Pump:
         """A worker has nothing to do, or something was dropped: whatever room there is is worth a call."""
         self._room.set()
         self._progress.set()
+        if not self._workers.ready:
+            self._lull.set()
+
+    async def lull(self, within: float) -> None:
+        """Return when nothing is ready to be handled any more, or after so many seconds."""
+        if not self._workers.ready or self._stopping:
+            return
+        self._lull.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._lull.wait()
 
     def pause(self, paused: bool) -> None:
         """Ask for nothing while this is set; what is not begun goes back where that costs nothing."""

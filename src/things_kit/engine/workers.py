@@ -195,8 +195,8 @@ class Workers:
 
     @property
     def provided(self) -> bool:
-        """Whether every worker is busy and finds another message when it is done."""
-        return bool(self.ready) and not self._idle
+        """Whether every worker has, or finds, a message, and another one when it is done."""
+        return len(self.ready) > len(self._idle)
 
     @property
     def ended(self) -> bool:

@@ -55,7 +55,8 @@ class _Client(Client):
 class Answers:
     """So many messages on their way, and what came back for each: in any order, or never."""
 
-    def __init__(self, outgoing: Sequence[Outgoing]) -> None:
+    def __init__(self, token: str, outgoing: Sequence[Outgoing]) -> None:
+        self.token = token
         self.outgoing = outgoing
         self.arrived: list[Msg | Exception | None] = [None] * len(outgoing)
         self.missing = len(outgoing)
@@ -97,7 +98,7 @@ class Connection:
                 raise ConnectionLost(f"{self.server} hung up")
             self._check_encryption()
             self._inbox = client.new_inbox()
-            await client.subscribe(f"{self._inbox}.*", cb=self._answered, pending_bytes_limit=0)
+            await client.subscribe(f"{self._inbox}.*", cb=self._hear, pending_bytes_limit=0)
         except BaseException as error:
             await self._end()
             if not isinstance(error, Exception) or isinstance(error, OURS):
@@ -259,15 +260,35 @@ class Connection:
         Raises:
             ConnectionLost: The connection went, or the server was silent for ANSWER seconds.
         """
-        token = f"{next(self._numbers)}"
-        answers = self._waiting[token] = Answers(outgoing)
+        return await self.answered(await self.begin(outgoing))
+
+    async def begin(self, outgoing: Sequence[Outgoing]) -> Answers:
+        """Send all of these. What is returned is for `answered`, or to be forgotten. Raises ConnectionLost."""
+        answers = self._expect(outgoing)
         try:
             for index, (subject, payload, headers) in enumerate(outgoing):
-                await self.tell(subject, payload, headers, f"{self._inbox}.{token}-{index}")
+                await self.tell(subject, payload, headers, f"{self._inbox}.{answers.token}-{index}")
+        except BaseException:
+            self.forget(answers)
+            raise
+        return answers
+
+    async def answered(self, answers: Answers) -> list[Msg | Exception]:
+        """Wait for an answer to each; see `exchange`."""
+        try:
             await self._all(answers)
         finally:
-            del self._waiting[token]
+            self.forget(answers)
         return answers.arrived  # type: ignore[return-value] # none is missing
+
+    def _expect(self, outgoing: Sequence[Outgoing]) -> Answers:
+        answers = Answers(f"{next(self._numbers)}", outgoing)
+        self._waiting[answers.token] = answers
+        return answers
+
+    def forget(self, answers: Answers) -> None:
+        """Nobody waits for these any more."""
+        self._waiting.pop(answers.token, None)
 
     async def _all(self, answers: Answers) -> None:
         while answers.missing:
@@ -289,7 +310,7 @@ class Connection:
         except (Error, OSError) as error:
             raise ERRORS.translate(error, f"sending to {self.server}") from error
 
-    async def _answered(self, msg: Msg) -> None:
+    async def _hear(self, msg: Msg) -> None:
         token, _, index = msg.subject.rpartition(".")[2].partition("-")
         answers = self._waiting.get(token)
         if answers is None or not index.isdigit():
@@ -314,14 +335,12 @@ class Connection:
         # Not unsubscribe(): that drops what is on its way
         await self._client._send_unsubscribe(inbox._id)  # noqa: SLF001
         # Who sends to himself gets it behind all that was sent to him before
-        token = f"{next(self._numbers)}"
-        echo = f"{self._inbox}.{token}-0"
-        answers = self._waiting[token] = Answers([(echo, b"", None)])
+        answers = self._expect([("", b"", None)])
         try:
-            await self.tell(echo, b"echo")
+            await self.tell(f"{self._inbox}.{answers.token}-0", b"echo")
             await self._all(answers)
         finally:
-            del self._waiting[token]
+            self.forget(answers)
         with contextlib.suppress(Error, OSError):
             await inbox.unsubscribe()
 

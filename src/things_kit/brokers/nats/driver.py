@@ -22,7 +22,7 @@ from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.errors import OPENING
 from things_kit.brokers.nats.marks import Marks
 from things_kit.brokers.nats.options import Settings, check_topic
-from things_kit.brokers.nats.publishing import Row, impossible, judged, pages, too_large
+from things_kit.brokers.nats.publishing import Row, exchanged, impossible, judged, pages, too_large
 from things_kit.brokers.nats.receiver import NATSReceiver, Past
 from things_kit.brokers.nats.schedules import Scheduler
 from things_kit.brokers.nats.shelves import SINCE
@@ -182,12 +182,12 @@ class NATSDriver:
     # --- sending
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        """Publish them in pages, each with one wait for all of its confirmations."""
+        """Publish them in pages, several of which are on their way at once."""
         connection = await self._connected()
         results: list[Exception | None] = [None] * len(messages)
         with self._publishes.of(messages) as ids:
-            for page in pages(self._packed(messages, ids, results, connection.max_payload)):
-                came = await connection.exchange([each for _, each, _ in page])
+            packed = pages(self._packed(messages, ids, results, connection.max_payload))
+            async for page, came in exchanged(connection, packed):
                 for (index, _, _), each in zip(page, came, strict=True):
                     results[index] = judged(messages[index].topic, each)
             await self._check_unknown(result for result in results if isinstance(result, UnknownTopic))

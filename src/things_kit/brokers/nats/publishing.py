@@ -1,21 +1,25 @@
 """What is published at once, and what comes back for each."""
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final, TypeAlias
 
 import msgspec
 from nats.aio.msg import Msg
 
-from things_kit.brokers.nats.connection import Outgoing
+from things_kit.brokers.nats.connection import Answers, Connection, Outgoing
 from things_kit.brokers.nats.errors import ERRORS, NoResponders, Refused, confirmation
 from things_kit.brokers.nats.options import check_topic
 from things_kit.engine.driver import UnknownTopic
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 
 AT_ONCE: Final = 500
-"""Messages whose confirmations are waited for together: a stream has room for so many that are on their way."""
+"""Messages whose confirmations are waited for together."""
 
 BYTES_AT_ONCE: Final = 1_000_000
+
+PAGES: Final = 8
+"""So many of these are on their way at once: a server that is far off is never idle, and a stream has room for them."""
 
 
 Row: TypeAlias = tuple[int, Outgoing, int]
@@ -34,6 +38,25 @@ def pages(rows: Iterable[Row]) -> Iterator[list[Row]]:
             page, size = [], 0
     if page:
         yield page
+
+
+async def exchanged(
+    connection: Connection, paged: Iterable[list[Row]]
+) -> AsyncIterator[tuple[list[Row], list[Msg | Exception]]]:
+    """Send these in order, and each with what came back for it. Raises ConnectionLost."""
+    underway: deque[tuple[list[Row], Answers]] = deque()
+    try:
+        for page in paged:
+            underway.append((page, await connection.begin([outgoing for _, outgoing, _ in page])))
+            if len(underway) == PAGES:
+                yield underway[0][0], await connection.answered(underway[0][1])
+                underway.popleft()
+        while underway:
+            yield underway[0][0], await connection.answered(underway[0][1])
+            underway.popleft()
+    finally:
+        for _, answers in underway:
+            connection.forget(answers)
 
 
 def too_large(topic: str, size: int, most: int) -> MessageTooLarge:

@@ -16,6 +16,9 @@ from pika.spec import Basic
 
 from things_kit.brokers.rabbitmq.amqp.channel import Channel
 
+FILL: Final = 0.3
+"""Seconds without a message after which a consumer that was to have all that it may have goes on as it was."""
+
 MOST: Final = 65_535
 """What AMQP can count of messages that are handed out."""
 
@@ -60,6 +63,7 @@ class Consumers:
         self._woken = asyncio.Event()
         self._arrived = asyncio.Event()
         self._ending = False
+        self._untried = False  # to fill the consumer, since the credit was said
 
     @property
     def tag(self) -> str:
@@ -79,12 +83,15 @@ class Consumers:
         """From now on so many messages may be held."""
         if not self._ending:
             self._target = min(window, self._most) if not self._steady or window == 0 else self._most
+            self._untried = True
             self._woken.set()
+            self._arrived.set()
 
     def finish(self) -> None:
         """Have no consumer any more; `run` returns when there is none."""
         self._ending, self._target = True, 0
         self._woken.set()
+        self._arrived.set()
 
     def arrived(self, tag: int) -> None:
         """A delivery has come."""
@@ -117,12 +124,15 @@ class Consumers:
         stuck = False
         while not self.ended:
             wanted = self._wanted(stuck)
-            if wanted == self._prefetch:
+            if wanted == self._prefetch and not await self._fills():
                 stuck = not await self._happens()
                 continue
             stuck = False
             if self._prefetch:
                 await self._end()
+                await asyncio.sleep(
+                    0
+                )  # what waited for this is acknowledged first, so that the next may have as much
             else:
                 await self._begin(wanted)
 
@@ -147,6 +157,34 @@ class Consumers:
         happened = self._woken.is_set()
         self._woken.clear()
         return happened
+
+    async def _fills(self) -> bool:
+        """Whether the consumer has all that it may have, once acknowledgements wait, where another is to have far more."""
+        if not self._untried or self._steady or self._full or not self._may_be_far_more:
+            return False
+        self._untried = False
+        self.settling.clear()
+        try:
+            while not self._full and self._may_be_far_more:
+                self._arrived.clear()
+                async with asyncio.timeout(FILL):
+                    await self._arrived.wait()
+        except TimeoutError:
+            self.settling.set()
+            return False
+        except BaseException:
+            self.settling.set()
+            raise
+        if not self._may_be_far_more:
+            self.settling.set()
+            return False
+        return True
+
+    @property
+    def _may_be_far_more(self) -> bool:
+        """Than the consumer that there is may have."""
+        more = self._target >= 2 * self._prefetch or self._target == self._most
+        return 0 < self._prefetch < self._target and more
 
     async def _begin(self, prefetch: int) -> None:
         self._number += 1
