@@ -245,16 +245,16 @@ async def test_a_publish_that_is_sent_again_is_kept_once(broker: Broker, topic: 
     driver: Any = broker.transmission.driver
     await broker.declare(topic)
     messages = [Message(topic, b"%d" % n, id="same", timestamp=MOMENT) for n in range(3)]
-    exchange = driver._connection.exchange
+    answered = driver._connection.answered
 
-    async def lose(outgoing: Any) -> Any:
-        await exchange(outgoing)
+    async def lose(answers: Any) -> Any:
+        await answered(answers)
         raise ConnectionLost("the confirmation never came")
 
-    driver._connection.exchange = lose
+    driver._connection.answered = lose
     with pytest.raises(ConnectionLost):
         await driver.send(messages)
-    driver._connection.exchange = exchange
+    driver._connection.answered = answered
     assert await driver.send([messages[1], messages[0]]) == [None, None]
     assert await broker.lag(topic, "g") == 3
     assert await driver.send(messages[:2]) == [None, None]
