@@ -218,6 +218,16 @@ class Admin:
         held = sum(receiver.held for receiver in RECEIVERS if receiver.place == place)
         return 0 if found is None else int(found.message_count) + delayed + held
 
+    def returning(self, place: Place | None = None) -> list["asyncio.Task[None]"]:
+        """What waits for a queue, or any, to have back what receivers of ours held that have left."""
+        return [
+            receiver.returning
+            for receiver in self.receivers
+            if receiver.returning is not None
+            and not receiver.returning.done()
+            and place in {None, receiver.place}
+        ]
+
     async def _agree(self, place: Place) -> None:
         """Have nothing under way between the broker and our receivers; channels wait for one another in nothing."""
         own = [receiver for receiver in self.receivers if receiver.place == place]

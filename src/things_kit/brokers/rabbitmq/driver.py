@@ -26,6 +26,7 @@ from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver, Source
 from things_kit.brokers.rabbitmq.renewal import Patience, server_version
 from things_kit.brokers.rabbitmq.wire import Letter, Unpacker, pack, pack_again
+from things_kit.engine.cancelling import ended
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import (
     Capabilities,
@@ -80,6 +81,7 @@ class RabbitMQDriver:
     async def close(self) -> None:
         """Close both connections."""
         await asyncio.gather(self._link.close(), self._sending.close())
+        await ended(*self._admin.returning())
 
     async def ping(self) -> None:
         """Ask for an answer over the connection that is not blocked when the other one is."""
@@ -175,6 +177,8 @@ class RabbitMQDriver:
             await self._admin.declare(topic, () if ephemeral else [group])
         elif not ephemeral and await self._admin.counts(queue) is None:
             raise ConfigError(f"there is no group {group!r} of a topic {topic!r}: declare it first")
+        if left := self._admin.returning(self._admin.place(queue)):
+            await asyncio.wait(left)
         channel = await self._link.channel()
         patience = Patience(server_version(channel.connection.properties), ephemeral, self._kind)
         if ephemeral:

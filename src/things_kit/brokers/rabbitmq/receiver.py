@@ -25,7 +25,10 @@ SendLater: TypeAlias = Callable[[Sequence[Later]], Awaitable[Sequence[Exception 
 """As `SendsLater.send_later`."""
 
 FAREWELL: Final = 1.1
-"""Seconds for the last deliveries to arrive when we leave, and for the queue to have all back: a busy broker takes its time."""
+"""Seconds for the last deliveries to arrive when we leave, and for the queue to have all back."""
+
+RETURN: Final = 5.0
+"""Seconds for which whoever consumes next in this process waits for the queue to have all back: a busy broker takes its time."""
 
 RECEIVERS: Final[WeakSet["RabbitMQReceiver"]] = WeakSet()
 """All of this process, for the lag: another `Broker` may have the consumer."""
@@ -92,6 +95,7 @@ class RabbitMQReceiver:
         self._unwanted: list[Delivery] = []  # by the inbox
         self._last: set[Delivery] = set()  # what goes back as the channel closes
         self._closed = False
+        self.returning: asyncio.Task[None] | None = None
         channel.on_delivery, channel.on_cancel = self._on_delivery, self._on_cancel
         channel.on_lost(self._on_lost)
         RECEIVERS.add(self)
@@ -302,10 +306,13 @@ class RabbitMQReceiver:
             self._channel.tell(Queue.Delete(queue=self._source.queue, nowait=True))
         elif self._out:
             self._give_back([_as_it_came(each) for each in self._out.values() if each not in self._last])
-            await self._close_and_return(ends)
+            self.returning = asyncio.create_task(
+                self._close_and_return(), name=f"{self._source.queue} returning"
+            )
+            await asyncio.wait({self.returning}, timeout=max(0.0, ends - asyncio.get_running_loop().time()))
         await self._channel.close()
 
-    async def _close_and_return(self, ends: float) -> None:
+    async def _close_and_return(self) -> None:
         """Not with the answer, but a moment later the queue has back what we held.
 
         Who consumes before that gets what is behind it first.
@@ -313,7 +320,7 @@ class RabbitMQReceiver:
         if self._channel.error is not None or not self._consumers.ended:
             return
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
-            async with asyncio.timeout_at(ends):
+            async with asyncio.timeout(RETURN):
                 before = await self._members()
                 await self._channel.close()
                 while await self._members() >= before:  # noqa: ASYNC110 - the broker tells nobody

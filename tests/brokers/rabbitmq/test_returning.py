@@ -1,0 +1,68 @@
+"""Who leaves a queue gives back what it held, and the broker takes its time to have it in its place again."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+pytest.importorskip("pika")
+
+from things_kit import Broker, Message, connect
+from things_kit.brokers.rabbitmq import receiver as receivers
+from things_kit.engine.collected import collect
+from things_kit.engine.driver import Subscription
+from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+
+
+async def test_nobody_of_this_process_consumes_before_a_busy_broker_has_all_back(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receivers, "FAREWELL", 0.1)
+    driver: Any = broker.transmission.driver
+    await broker.declare(topic, ["g"])
+    await broker.producer().publish(Message(topic, b"1"))
+    first = await collect(driver, Subscription(topic=topic, group="g"))
+    assert await first.receive(1, 10)
+    [leaving] = [each for each in driver._admin.receivers if each._source.queue.endswith(topic)]
+    members, back = leaving._members, asyncio.Event()
+
+    async def until_back() -> int:
+        if not back.is_set():
+            return 1
+        return int(await members())
+
+    monkeypatch.setattr(leaving, "_members", until_back)
+    await first.close()
+    joining = asyncio.create_task(collect(driver, Subscription(topic=topic, group="g")))
+    await broker.lag(topic, "g")  # the broker has had time to answer something else
+    assert not joining.done()
+    back.set()
+    second = await joining
+    await eventually(lambda: not driver._admin.returning(), 10)
+    [again] = await second.receive(1, 10)
+    assert again.message.value == b"1"
+    await second.close()
+
+
+async def test_a_broker_that_is_closed_meanwhile_waits_for_nothing(
+    rabbitmq: RabbitMQServer, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receivers, "FAREWELL", 0.1)
+    broker = connect(rabbitmq.url)
+    await broker.open()
+    driver: Any = broker.transmission.driver
+    await broker.declare(topic, ["g"])
+    await broker.producer().publish(Message(topic, b"1"))
+    first = await collect(driver, Subscription(topic=topic, group="g"))
+    assert await first.receive(1, 10)
+    [leaving] = [each for each in driver._admin.receivers if each._source.queue.endswith(topic)]
+
+    async def never() -> int:
+        return 1
+
+    monkeypatch.setattr(leaving, "_members", never)
+    await first.close()
+    [returning] = driver._admin.returning()
+    await broker.close()
+    assert returning.done()
