@@ -102,17 +102,19 @@ async def test_as_many_threads_work_as_the_concurrency_says() -> None:
 
 
 async def test_a_worker_that_hangs_in_a_thread_is_not_reused_until_it_returns() -> None:
-    release = threading.Event()
+    release, counting = threading.Event(), threading.Lock()
     running, most, seen = 0, 0, []
 
     def handle(message: Message) -> None:
         nonlocal running, most
-        running += 1
-        most = max(most, running)
+        with counting:
+            running += 1
+            most = max(most, running)
         seen.append(message.value)
         if message.value == b"hang":
             release.wait(20)
-        running -= 1
+        with counting:
+            running -= 1
 
     driver = StubDriver()
     driver.put(message("hang"), *(message(str(n)) for n in range(20)))

@@ -22,7 +22,6 @@ from things_kit.brokers.nats.options import LONGEST, durable_names
 from things_kit.engine.collected import Collecting, collect
 from things_kit.engine.driver import ConnectionLost, Delivery, Fetching, Marking, Release, Subscription
 from things_kit.testing.conformance.recorder import Recorder
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.nats import NATSServer
@@ -62,7 +61,6 @@ async def _asked(stream: JetStreamContext, topic: str) -> bool:
     return bool((await stream.consumer_info(topic, "g")).num_waiting)
 
 
-@while_it_runs
 async def test_what_has_arrived_and_waits_for_its_turn_is_leased_as_well(
     broker: Broker, stream: JetStreamContext, topic: str
 ) -> None:
@@ -119,7 +117,6 @@ async def test_what_nobody_was_handed_is_overdue(broker: Broker, topic: str) -> 
 # --- attempts
 
 
-@while_it_runs
 async def test_a_stop_counts_for_nobody_and_a_dead_process_after_it_counts_once(
     broker: Broker, topic: str
 ) -> None:
@@ -156,7 +153,6 @@ async def test_a_receiver_that_closes_in_the_middle_of_an_answer_leaves_no_deliv
         await broker.remove(topic)
 
 
-@while_it_runs
 async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_outcome(
     broker: Broker, topic: str
 ) -> None:
@@ -182,7 +178,6 @@ async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_
 # --- order
 
 
-@while_it_runs
 async def test_what_is_given_back_again_and_again_comes_in_order(broker: Broker, topic: str) -> None:
     driver, subscription = broker.transmission.driver, Subscription(topic=topic, group="g")
     await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(150)])

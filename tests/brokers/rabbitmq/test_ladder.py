@@ -15,7 +15,6 @@ from things_kit import Broker, ConfigError, Message, PublishError, UnsupportedEr
 from things_kit.brokers.rabbitmq.ladder import LONGEST, UNIT, level_and_bits
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.testing.conformance.recorder import Recorder
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
@@ -67,7 +66,6 @@ def test_a_message_waits_on_the_levels_of_its_wait_s_bits(wait: float) -> None:
     assert 0 <= waited - 1000 * wait < UNIT + 0.001
 
 
-@while_it_runs
 async def test_what_is_due_takes_its_place_and_is_in_lag_only_then(broker: Broker, topic: str) -> None:
     await broker.declare(topic, groups=["billing"])
     producer = broker.producer()

@@ -23,7 +23,6 @@ from things_kit.engine.driver import ConnectionLost, Marking, Release, Subscript
 from things_kit.engine.url import BrokerURL
 from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.redis import RedisServer
@@ -104,7 +103,6 @@ async def test_fields_may_have_other_names(redis: RedisServer, client: Any, topi
 # --- leases, attempts, putting back
 
 
-@while_it_runs
 async def test_what_a_receiver_had_is_there_for_the_next_as_soon_as_it_is_closed(
     driver: RedisDriver, client: Any, topic: str
 ) -> None:
@@ -157,7 +155,6 @@ async def test_only_idle_consumers_of_ours_that_have_nothing_are_swept(
     await heir.close()
 
 
-@while_it_runs
 async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver, topic: str) -> None:
     subscription = Subscription(topic=topic, group="g")
     slow, quick = await collect(driver, subscription), await collect(driver, subscription)
@@ -175,7 +172,6 @@ async def test_nobody_settles_what_somebody_else_has_by_now(driver: RedisDriver,
     await quick.close()
 
 
-@while_it_runs
 async def test_a_mark_comes_again_with_what_a_dead_process_had_and_goes_with_an_outcome(
     driver: RedisDriver, client: Any, topic: str
 ) -> None:
@@ -291,7 +287,6 @@ async def test_what_is_on_its_way_back_when_its_lease_ends_is_handed_out_once(
 
 
 @pytest.mark.parametrize("group", ["g", None], ids=["group", "ephemeral"])
-@while_it_runs
 async def test_what_waits_and_nobody_holds_is_overdue(
     driver: RedisDriver, topic: str, group: str | None
 ) -> None:

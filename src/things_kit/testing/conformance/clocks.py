@@ -13,7 +13,6 @@ from things_kit import Message, Retry
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 HOUR = 3600.0
@@ -82,7 +81,6 @@ class ClockSuite(Suite):
             await stage.until_lag(topic, group, 0)
         assert [message.value for message in recorder.done] == [b"early", b"late"]
 
-    @while_it_runs
     async def test_a_lease_holds_though_the_clock_was_set_back(self, stage: Stage) -> None:
         """Line 58: what is handled, and what waits, is delivered to nobody else; what was let go of is."""
         topic, group = stage.topic(), stage.group()

@@ -18,7 +18,6 @@ from things_kit.testing.conformance.faults import FaultyDriver
 from things_kit.testing.conformance.history import assert_lanes
 from things_kit.testing.conformance.recorder import Gate, Recorder, failing
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually, throughout
 
 
@@ -43,7 +42,6 @@ def _load(topic: str, count: int, keys: int = 7) -> tuple[list[Message], dict[ob
 class ConnectionSuite(Suite):
     """A connection may go at any moment: nothing is lost, nobody is doubled, and all ends in time."""
 
-    @while_it_runs  # who reconnects waits for a second, no longer, until a broker has back what it held
     async def test_connections_lost_under_load_lose_no_message_and_no_order(self, stage: Stage) -> None:
         """Lines 10 and 11: ten cuts while publishing and consuming, with failures in between."""
         topic, group = stage.topic(), stage.group()
@@ -187,7 +185,6 @@ class ConnectionSuite(Suite):
         await recorder.until_done(1, stage.patience)
         await stage.until_lag(topic, group, 0)
 
-    @while_it_runs
     async def test_publish_fails_in_time_while_the_connection_is_lost(self, stage: Stage) -> None:
         """Line 40: each call after publish_timeout, with BrokerUnavailable, and works again afterwards."""
         topic = stage.topic()

@@ -9,7 +9,6 @@ from things_kit.middleware import Later, circuit_breaker
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 ONCE = RetryPolicy(attempts=1)
@@ -47,7 +46,6 @@ class FlowSuite(Suite):
         assert set(recorder.attempts) == {1}
         await stage.until_lag(topic, group, 0)
 
-    @while_it_runs
     async def test_what_waits_is_leased_for_longer_than_a_lease(self, stage: Stage) -> None:
         """Another process gets neither it nor what is behind it; it is handled once, by who had put it off."""
         topic, group = stage.topic(), stage.group()

@@ -9,7 +9,6 @@ import pytest
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 NOTICED: Final = 30.0
@@ -24,7 +23,6 @@ class HalfOpenSuite(Suite):
     """
 
     @pytest.mark.timeout(180)
-    @while_it_runs
     async def test_a_silent_connection_is_noticed_and_replaced(self, stage: Stage) -> None:
         """Line 52: within 30 s; a publish under way goes through, what others publish arrives, and health says so meanwhile."""
         half_open = stage.target.half_open

@@ -12,7 +12,6 @@ from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.history import History
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually, never, throughout
 
 
@@ -89,7 +88,6 @@ class LoadSuite(Suite):
         await eventually(lambda: len(slow.done) + len(quick.done) == 100, stage.patience)
         assert not slow.ids & quick.ids
 
-    @while_it_runs
     async def test_a_handler_longer_than_the_lease_keeps_its_message(self, stage: Stage) -> None:
         """Line 31: neither it nor what waits behind it in the buffer is delivered to another consumer."""
         topic, group = stage.topic(), stage.group()
@@ -116,7 +114,6 @@ class LoadSuite(Suite):
         assert history.ids("done") == [message.id for message in sent]
         assert history.ids("began") == history.ids("done")
 
-    @while_it_runs
     async def test_what_waits_for_its_turn_is_leased_as_well(self, stage: Stage) -> None:
         """Line 46: behind a slow handler, with and without a key, for longer than a lease: nothing comes twice."""
         topic, group = stage.topic(), stage.group()
@@ -141,7 +138,6 @@ class LoadSuite(Suite):
         assert history.duplicates() == {}
         assert {message.attempt for message in (*slow.began, *quick.began)} == {1}
 
-    @while_it_runs
     async def test_a_long_back_off_keeps_its_message_and_its_group(self, stage: Stage) -> None:
         """Line 32: for longer than a lease it waits, others are handled meanwhile, and it comes again when it should."""
         topic, group = stage.topic(), stage.group()

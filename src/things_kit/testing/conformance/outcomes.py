@@ -12,7 +12,6 @@ from things_kit import DISCARD, Batch, BatchError, DecodeError, Message, Reject,
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Gate, Recorder, always_failing, failing
 from things_kit.testing.conformance.stage import QUICK, Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually, never
 
 EARLY = 0.02
@@ -42,7 +41,6 @@ def _waits(recorder: Recorder) -> list[float]:
 class OutcomeSuite(Suite):
     """A handler's answer decides: again, later, never, or done."""
 
-    @while_it_runs
     async def test_a_failing_message_is_tried_again_after_growing_waits(self, stage: Stage) -> None:
         """Line 14: as often as the policy says, each wait longer by the factor, then it is a dead letter."""
         topic, group = stage.topic(), stage.group()
@@ -56,7 +54,6 @@ class OutcomeSuite(Suite):
             assert expected - EARLY <= wait <= expected + LATE
         await stage.until_lag(topic, group, 0)
 
-    @while_it_runs
     async def test_a_wait_grows_no_further_than_the_limit(self, stage: Stage) -> None:
         """Line 14: six attempts at a limit of a tenth of a second take no three seconds."""
         topic = stage.topic()
@@ -87,7 +84,6 @@ class OutcomeSuite(Suite):
         await stage.until_lag(topic, group, 0)
 
     @pytest.mark.parametrize("after", [0.3, timedelta(milliseconds=300)], ids=["seconds", "timedelta"])
-    @while_it_runs
     async def test_retry_after_brings_the_message_again_then(
         self, stage: Stage, after: float | timedelta
     ) -> None:
@@ -167,7 +163,6 @@ class OutcomeSuite(Suite):
         await stage.until_lag(topic, group, 0)
         assert seen == [Order(7)]
 
-    @while_it_runs
     async def test_a_handler_that_overruns_its_timeout_is_cancelled_and_tried_again(
         self, stage: Stage
     ) -> None:

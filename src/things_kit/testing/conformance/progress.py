@@ -10,7 +10,6 @@ from things_kit.engine import watch
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.connection import faulty
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 NOTICED: Final = 60.0
@@ -20,7 +19,6 @@ NOTICED: Final = 60.0
 class ProgressSuite(Suite):
     """No client library is trusted to come back by itself."""
 
-    @while_it_runs
     async def test_a_consumer_that_has_gone_deaf_is_opened_anew(
         self, stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -11,7 +11,6 @@ from things_kit.engine.driver import Scheduling
 from things_kit.engine.wait_topics import declare
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 SOON = 0.6
@@ -76,7 +75,6 @@ class ScheduleSuite(Suite):
         with pytest.raises(ConfigError):
             await producer.publish(message, schedule_id="a")
 
-    @while_it_runs
     async def test_a_scheduled_message_arrives_when_it_is_due_and_not_before(self, stage: Stage) -> None:
         """Line 63: with the time of its publish, what is due first coming first."""
         await self._needs(stage)
@@ -183,7 +181,6 @@ class ScheduleSuite(Suite):
         expected = {message.id for message in messages}
         await eventually(lambda: {each.id for each in recorder.began} == expected, stage.patience)
 
-    @while_it_runs
     async def test_what_is_due_before_a_publish_comes_before_it(self, stage: Stage) -> None:
         """Line 64: a key's scheduled message takes its place when it is due, though nobody looked at the time."""
         await self._needs(stage)
@@ -201,7 +198,6 @@ class ScheduleSuite(Suite):
         values = [message.value for message in await recorder.until_done(2, stage.patience)]
         assert values == [b"scheduled", b"published"]
 
-    @while_it_runs
     async def test_the_same_schedule_id_again_replaces(self, stage: Stage) -> None:
         """Line 65: sooner or later than before; in another topic it is another."""
         await self._needs(stage, ids=True)
@@ -216,7 +212,6 @@ class ScheduleSuite(Suite):
         if stage.capabilities.schedules:
             assert await stage.broker.schedules(topic) == []
 
-    @while_it_runs
     async def test_of_many_who_replace_one_wins(self, stage: Stage) -> None:
         """Line 65: whoever schedules at the same time under one schedule_id, one message comes."""
         await self._needs(stage, ids=True)

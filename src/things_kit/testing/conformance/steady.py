@@ -1,32 +1,17 @@
-"""Tests of what holds while this process runs: of leases, which are meant to end when it stands still, and of times."""
+"""How long this process has run: what is to end within some seconds may take longer while it stands still."""
 
-import contextlib
-import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Self, TypeVar, cast
-
-TestT = TypeVar("TestT", bound=Callable[..., Awaitable[None]])
-
-STILL: Final = 0.2
-"""Seconds without a step after which a process stood still: less than half of the shortest lease of a test."""
+from typing import Final, Self
 
 LOOK: Final = 0.05
 """Seconds from one look at the clock to the next."""
 
-TRIES: Final = 3
-
 
 class Pulse:
-    """A thread that does nothing but look at the clock: what it missed, all of this process has missed.
-
-    Attributes:
-        longest: The most seconds that the process stood still so far, be it stopped or without a processor.
-    """
+    """A thread that does nothing but look at the clock: what it missed, all of this process has missed."""
 
     def __init__(self) -> None:
-        self.longest = 0.0
         self._missed = 0.0
         self._began = 0.0
         self._over = threading.Event()
@@ -41,9 +26,7 @@ class Pulse:
         last = time.monotonic()
         while not self._over.wait(LOOK):
             now = time.monotonic()
-            late = max(0.0, now - last - LOOK)
-            self.longest = max(self.longest, late)
-            self._missed += late
+            self._missed += max(0.0, now - last - LOOK)
             last = now
 
     def __enter__(self) -> Self:
@@ -54,29 +37,3 @@ class Pulse:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-
-
-def while_it_runs(test: TestT) -> TestT:
-    """Begin a test anew that failed while this process stood still, on a stage or a topic of its own: it has shown nothing.
-
-    A process that stands still for longer than its lease has lost it, and should have. What fails while the process
-    runs has failed, and so has what never gets to run.
-    """
-
-    @functools.wraps(test)
-    async def tried(*positional: Any, **fixtures: Any) -> None:
-        async with contextlib.AsyncExitStack() as others:
-            for _ in range(TRIES - 1):
-                with Pulse() as pulse:
-                    try:
-                        return await test(*positional, **fixtures)
-                    except AssertionError:
-                        if pulse.longest < STILL:
-                            raise
-                if (stage := fixtures.get("stage")) is not None:
-                    fixtures["stage"] = await others.enter_async_context(type(stage)(stage.target))
-                else:
-                    fixtures["topic"] += "-again"
-            return await test(*positional, **fixtures)
-
-    return cast("TestT", tried)

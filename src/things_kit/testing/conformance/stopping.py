@@ -10,7 +10,6 @@ from things_kit import Broker, BrokerUnavailable, Message
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.stage import Stage
-from things_kit.testing.conformance.steady import while_it_runs
 from things_kit.testing.conformance.waiting import eventually
 
 DRAIN: Final = 1.0
@@ -40,7 +39,6 @@ async def assert_stops_in_time(consumer: object, broker: Broker, publishing: "as
 class StoppingSuite(Suite):
     """Kubernetes kills after 30 seconds: an outage must not make of every deployment a crash."""
 
-    @while_it_runs
     async def test_a_consumer_stops_and_its_broker_closes_in_time_though_nobody_answers(
         self, stage: Stage
     ) -> None:
