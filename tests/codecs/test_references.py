@@ -265,7 +265,7 @@ class Hen(msgspec.Struct):
         ({"a": object()}, "."),
         ({"a": "{}"}, "."),
     ],
-    ids=str,
+    ids=["no named type", "one name twice", "in a circle", "no type", "text"],
 )
 def test_references_of_json_that_cannot_be_are_refused_when_the_topic_is_made(
     references: Any, why: str

@@ -66,3 +66,31 @@ async def test_a_broker_that_is_closed_meanwhile_waits_for_nothing(
     [returning] = driver._admin.returning()
     await broker.close()
     assert returning.done()
+
+
+async def test_who_cannot_end_its_consumer_in_time_is_waited_for_as_well(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was on its way to it is to come before what is behind."""
+    monkeypatch.setattr(receivers, "FAREWELL", 0.05)
+    driver: Any = broker.transmission.driver
+    await broker.declare(topic, ["g"])
+    await collect(driver, Subscription(topic=topic, group="g"))
+    [leaving] = [each for each in driver._admin.receivers if each._source.queue.endswith(topic)]
+    leaving.credit(5)
+
+    async def consumes() -> bool:
+        return bool(await leaving._members() == 1)
+
+    await eventually(consumes, 10)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(leaving._consumers, "_end", never)
+    await leaving.close()
+    assert leaving.returning is not None
+    second = await collect(driver, Subscription(topic=topic, group="g"))
+    assert leaving.returning.done()
+    assert await leaving._members() == 0, "its consumer is gone before another one begins"
+    await second.close()

@@ -235,7 +235,7 @@ class RabbitMQReceiver:
         for release in releases:
             token: Token = release.delivery.token
             GIVEN_BACK.expect(token.copy, token.counted + 1, release.attempt)
-            if self._consumers.ended and self._is_ordered(token.message):
+            if (self._consumers.ended or self._closed) and self._is_ordered(token.message):
                 self._last.add(release.delivery)
             else:
                 now.append(release.delivery)
@@ -304,12 +304,13 @@ class RabbitMQReceiver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._subscription.ephemeral:
             self._channel.tell(Queue.Delete(queue=self._source.queue, nowait=True))
-        elif self._out:
+        elif self._out or not self._consumers.ended:  # else something may be on its way to us
             self._give_back([_as_it_came(each) for each in self._out.values() if each not in self._last])
             self.returning = asyncio.create_task(
                 self._close_and_return(), name=f"{self._source.queue} returning"
             )
             await asyncio.wait({self.returning}, timeout=max(0.0, ends - asyncio.get_running_loop().time()))
+            return
         await self._channel.close()
 
     async def _close_and_return(self) -> None:
@@ -317,14 +318,15 @@ class RabbitMQReceiver:
 
         Who consumes before that gets what is behind it first.
         """
-        if self._channel.error is not None or not self._consumers.ended:
+        if self._channel.error is not None:
             return
         with contextlib.suppress(ConnectionLost, ConfigError, TimeoutError):
             async with asyncio.timeout(RETURN):
                 before = await self._members()
                 await self._channel.close()
-                while await self._members() >= before:  # noqa: ASYNC110 - the broker tells nobody
+                while 0 < before <= await self._members():  # noqa: ASYNC110 - the broker tells nobody
                     await asyncio.sleep(0.005)
+        await self._channel.close()  # where it did not come to that
 
     async def _members(self) -> int:
         """How many consumers the queue has, with those that are cancelled and hold something."""
