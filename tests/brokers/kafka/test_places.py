@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("confluent_kafka")
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from things_kit.brokers.kafka import places
 from things_kit.brokers.kafka.places import Beginning, Places
 from things_kit.engine.driver import ConnectionLost
 
@@ -26,17 +25,22 @@ def mock_cluster() -> Iterator[str]:
     yield address  # noqa: PT022 - the cluster lives as long as its producer
 
 
-def test_a_broker_that_does_not_say_where_a_group_is_is_away(
-    mock_cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Unanswered:
+    """A client whose question is not answered in time."""
+
+    def committed(self, _partitions: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+
+def test_a_broker_that_does_not_say_where_a_group_is_is_away(mock_cluster: str) -> None:
     """A soak found it: out of a callback the client lets go what no `except Exception` catches, and the thread ended unseen."""
-    monkeypatch.setattr(places, "ANSWER", 0.000_001)
     found = Places("t", Beginning("id"))
     settings: dict[str, Any] = {"bootstrap.servers": mock_cluster, "group.id": "g"}
     consumer = Consumer({**settings, "partition.assignment.strategy": "cooperative-sticky"})
 
-    def begin(client: Consumer, partitions: list[TopicPartition]) -> None:
-        found.begin(client, partitions)
+    def begin(_client: Consumer, partitions: list[TopicPartition]) -> None:
+        unanswered: Any = Unanswered()
+        found.begin(unanswered, partitions)
 
     consumer.subscribe(["t"], on_assign=begin)
     with pytest.raises(ConnectionLost, match="asking where the group is"):

@@ -452,14 +452,14 @@ async def test_a_shorter_lease_takes_nothing_from_who_holds_for_a_longer_one(
     gate = Gate()
     held, others = Recorder(gate), Recorder(gate)
     async with (
-        connect(f"{nats_server.url}?lease=60") as slow,
+        connect(f"{nats_server.url}?lease=9") as slow,
         connect(f"{nats_server.url}?lease=0.3") as quick,
         slow.consumer(topic, group="g", handler=held, dead_letter=None),
     ):
         await slow.producer().publish(Message(topic, b"x"))
         await held.until_began(1, 10)
         async with quick.consumer(topic, group="g", handler=others, dead_letter=None):
-            assert await lease_of(stream, topic) == 60
+            assert await lease_of(stream, topic) == 9
             gate.open()
             await held.until_done(1, 10)
     assert not others.began
@@ -472,13 +472,13 @@ async def test_a_longer_lease_makes_that_of_the_group_longer(
     held = Recorder(gate)
     async with (
         connect(f"{nats_server.url}?lease=0.5") as quick,
-        connect(f"{nats_server.url}?lease=60") as slow,
+        connect(f"{nats_server.url}?lease=9") as slow,
         quick.consumer(topic, group="g", handler=held, dead_letter=None),
     ):
         await quick.producer().publish(Message(topic, b"x"))
         await held.until_began(1, 10)
         async with slow.consumer(topic, group="g", handler=held, dead_letter=None):
-            assert await lease_of(stream, topic) == 60
+            assert await lease_of(stream, topic) == 9
             gate.open()
             await held.until_done(1, 10)
 

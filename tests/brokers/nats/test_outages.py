@@ -71,11 +71,12 @@ async def test_a_consumer_without_a_group_misses_nothing_while_its_connection_is
 
 
 async def test_what_was_held_when_the_connection_broke_comes_again_without_waiting_for_its_lease(
-    nats_server: NATSServer,
+    own_nats: NATSServer,
 ) -> None:
+    """On a server of its own: what is carried on there for all would be leased for as long."""
     topic, gate = f"orders-{uuid4().hex[:10]}", Gate()
     seen = Recorder(gate)
-    async with Relay(nats_server.ports[0]) as relay:
+    async with Relay(own_nats.ports[0]) as relay:
         url = f"nats://127.0.0.1:{relay.port}?lease=3600"
         async with (
             connect(url) as broker,

@@ -167,17 +167,20 @@ class ScheduleSuite(Suite):
         if not stage.capabilities.carried:
             pytest.skip("no process carries on what is scheduled here")
         topic, group, other = stage.topic(), stage.group(), stage.group("shipping")
-        await stage.broker.declare(topic, [group, other])
+        broker = await stage.open(
+            **stage.target.lease_options
+        )  # what the killed one holds comes after its lease
+        await broker.declare(topic, [group, other])
         worker = await stage.worker(topic, group)
         messages = [Message(topic, b"v", id=stage.name(str(number))) for number in range(100)]
-        producer, began = stage.broker.producer(), _now()
+        producer, began = broker.producer(), _now()
         times = [began + timedelta(seconds=SOON + number / 100) for number in range(100)]
         await asyncio.gather(
             *(producer.publish(message, at=at) for message, at in zip(messages, times, strict=True))
         )
         await eventually(lambda: len(worker.history.ids("done")) > 20, stage.patience)
         await worker.kill()
-        recorder = await stage.record(topic, other)
+        recorder = await stage.record(topic, other, broker=broker)
         expected = {message.id for message in messages}
         await eventually(lambda: {each.id for each in recorder.began} == expected, stage.patience)
 
