@@ -1,8 +1,9 @@
 """A message's mark, what its handler does and what it publishes are there together, or not at all."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from things_kit import (
 from things_kit.engine import clock
 from things_kit.engine.broker import Broker
 from things_kit.patterns import Inbox, Outbox
+from things_kit.patterns.inbox.transactions import AsyncTransaction
 from things_kit.testing.servers.postgres import PostgresServer
 
 LEASE = 30.0
@@ -372,6 +374,18 @@ async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
 ) -> None:
     url = f"sqlite:///{tmp_path}/app.db?lease={LEASE}"
     calls = 0
+    sessions: list[object] = []
+    left: list[float] = []
+    end = AsyncTransaction.end
+
+    async def end_and_look(self: AsyncTransaction, *, commit: bool) -> None:
+        await end(self, commit=commit)
+        with closing(sqlite3.connect(tmp_path / "app.db")) as file:
+            rows = file.execute("SELECT expires FROM things_kit_receiver").fetchall()
+        if getattr(self, "session", None) in sessions:  # others end beside it
+            left.extend(expires - clock.steady() for (expires,) in rows)
+
+    monkeypatch.setattr(AsyncTransaction, "end", end_and_look)
     async with engine_of(url.partition("?")[0]) as engine, connect(url) as broker, connect(url) as other:
         inbox = Inbox(engine)
         attempts: list[int] = []
@@ -380,6 +394,7 @@ async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
         async def handle(message: Message) -> None:
             nonlocal calls
             calls += 1
+            sessions.append(inbox.session())
             attempts.append(message.attempt)
             begun.set()
             await write(inbox.session(), "once")
@@ -395,3 +410,4 @@ async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
                 await settled(broker)
         assert await effects(engine) == ["once"]
         assert attempts == ([1, 2] if fails else [1])
+        assert min(left) > 0, "a lease had run out when the file was free again"
