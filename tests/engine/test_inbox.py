@@ -126,6 +126,18 @@ async def test_what_is_on_its_way_back_is_not_given_back_again() -> None:
 
 
 @virtual
+async def test_what_is_dropped_while_the_broker_is_told_of_it_makes_room_once() -> None:
+    fixture = Fixture(4)
+    for each in fixture.deliveries[:3]:
+        fixture.inbox.done(each)
+    await asyncio.sleep(1)
+    assert (len(fixture.inbox.held), fixture.inbox.departed) == (4, 3)
+    fixture.inbox.forget(lambda each: each in fixture.deliveries[:3])
+    assert (len(fixture.inbox.held), fixture.inbox.departed) == (1, 0)
+    await fixture.finish()
+
+
+@virtual
 async def test_what_was_dropped_is_settled_no_more() -> None:
     fixture = Fixture(4)
     acknowledged, released, busy, other = fixture.deliveries

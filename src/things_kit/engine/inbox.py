@@ -26,7 +26,6 @@ UNBEGUN: Final = frozenset({State.READY, State.QUEUED, State.BACKING_OFF, State.
 ON_ITS_WAY_BACK: Final = frozenset({State.SETTLING, State.GONE})
 """States of what is held no longer than until the broker has confirmed its settlement."""
 
-
 GATHER: Final = 1 / 8
 """Of what the last settlement took, the part for which the next call waits: few of them come back in a second from afar."""
 
@@ -107,6 +106,7 @@ class ConsumerInbox:
                 delivery.state = State.DONE
         self._acknowledged = [delivery for delivery in self._acknowledged if delivery in self.held]
         self._released = [release for release in self._released if release.delivery in self.held]
+        self.departed = 0  # which of those are gone from here too is not worth to find out
         self._owner.make_room()
 
     def ailing(self, reason: str | None) -> None:

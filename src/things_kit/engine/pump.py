@@ -176,8 +176,11 @@ class Pump:
                 continue
             await inbox.calm()
             inbox.unpark()
+            room = await self._gathered(inbox, room)
+            if self._paused:
+                continue
             before = inbox.brought
-            await receiver.fetch(await self._gathered(inbox, room), WAIT)
+            await receiver.fetch(room, WAIT)
             if inbox.brought == before:
                 self._backoff.reset()
 
@@ -187,7 +190,7 @@ class Pump:
             return room
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while (self._workers.ready or inbox.unsaid) and room < self._most:
+                while (self._workers.ready or inbox.unsaid) and room < self._most and not self._paused:
                     self._room.clear()
                     await self._room.wait()
                     room = max(room, self._room_of(inbox, inbox.departed))

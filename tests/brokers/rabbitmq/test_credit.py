@@ -43,6 +43,11 @@ class Queue:
                 self._current += 1
         await asyncio.sleep(HALF)
 
+    def add(self) -> None:
+        """One more message is published."""
+        self._waiting += 1
+        self._deliver()
+
     def _deliver(self) -> None:
         mine = sum(consumer == self._current for consumer in self._unsettled.values())
         while self._current % 2 and self._waiting and mine < self.prefetch[-1]:
@@ -101,6 +106,19 @@ async def test_where_too_little_waits_to_fill_it_the_consumer_goes_on_as_it_was(
     await asyncio.sleep(10)
     assert queue.prefetch == [60]
     assert queue.acknowledged == 50
+    await over(queue, task)
+
+
+@virtual
+async def test_acknowledgements_do_not_wait_for_what_trickles_in() -> None:
+    """Each message that comes would be a reason to wait for the next one."""
+    queue = Queue(50)
+    task = await running(queue)
+    queue.consumers.credit(100)
+    for _ in range(10):
+        queue.add()
+        await asyncio.sleep(0.2)
+    assert queue.acknowledged > 50
     await over(queue, task)
 
 

@@ -15,16 +15,23 @@ from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 
 
-async def test_nobody_of_this_process_consumes_before_a_busy_broker_has_all_back(
-    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(receivers, "FAREWELL", 0.1)
+async def holding_one(broker: Broker, topic: str) -> tuple[Any, Any]:
+    """A receiver of the group that holds a message, as it is collected from and as it is."""
     driver: Any = broker.transmission.driver
     await broker.declare(topic, ["g"])
     await broker.producer().publish(Message(topic, b"1"))
     first = await collect(driver, Subscription(topic=topic, group="g"))
     assert await first.receive(1, 10)
-    [leaving] = [each for each in driver._admin.receivers if each._source.queue.endswith(topic)]
+    [receiver] = [each for each in driver._admin.receivers if each._source.queue.endswith(topic)]
+    return first, receiver
+
+
+async def test_nobody_of_this_process_consumes_before_a_busy_broker_has_all_back(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receivers, "FAREWELL", 0.1)
+    driver: Any = broker.transmission.driver
+    first, leaving = await holding_one(broker, topic)
     members, back = leaving._members, asyncio.Event()
 
     async def until_back() -> int:
@@ -52,11 +59,7 @@ async def test_a_broker_that_is_closed_meanwhile_waits_for_nothing(
     broker = connect(rabbitmq.url)
     await broker.open()
     driver: Any = broker.transmission.driver
-    await broker.declare(topic, ["g"])
-    await broker.producer().publish(Message(topic, b"1"))
-    first = await collect(driver, Subscription(topic=topic, group="g"))
-    assert await first.receive(1, 10)
-    [leaving] = [each for each in driver._admin.receivers if each._source.queue.endswith(topic)]
+    first, leaving = await holding_one(broker, topic)
 
     async def never() -> int:
         return 1

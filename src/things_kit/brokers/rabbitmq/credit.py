@@ -16,8 +16,8 @@ from pika.spec import Basic
 
 from things_kit.brokers.rabbitmq.amqp.channel import Channel
 
-FILL: Final = 0.3
-"""Seconds without a message after which a consumer that was to have all that it may have goes on as it was."""
+FILL: Final = 0.5
+"""Seconds that acknowledgements wait for a consumer to have all that it may have: where it has not by then, it goes on as it was."""
 
 MOST: Final = 65_535
 """What AMQP can count of messages that are handed out."""
@@ -130,9 +130,8 @@ class Consumers:
             stuck = False
             if self._prefetch:
                 await self._end()
-                await asyncio.sleep(
-                    0
-                )  # what waited for this is acknowledged first, so that the next may have as much
+                # What waited for this is acknowledged first, so that the next may have as much
+                await asyncio.sleep(0)
             else:
                 await self._begin(wanted)
 
@@ -164,21 +163,18 @@ class Consumers:
             return False
         self._untried = False
         self.settling.clear()
+        filled = False
         try:
-            while not self._full and self._may_be_far_more:
-                self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FILL):
-                    await self._arrived.wait()
-        except TimeoutError:
-            self.settling.set()
-            return False
-        except BaseException:
-            self.settling.set()
-            raise
-        if not self._may_be_far_more:
-            self.settling.set()
-            return False
-        return True
+                    while not self._full and self._may_be_far_more:
+                        self._arrived.clear()
+                        await self._arrived.wait()
+            filled = self._full and self._may_be_far_more
+        finally:
+            if not filled:  # else they wait until it has ended
+                self.settling.set()
+        return filled
 
     @property
     def _may_be_far_more(self) -> bool:
