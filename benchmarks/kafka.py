@@ -69,6 +69,8 @@ def consume_raw(brokers: str, topic: str) -> Consumed:
             "group.id": name("raw"),
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
+            # As ours: by default it fetches nothing for a second once it has 100,000 records, and is a third as fast
+            "fetch.queue.backoff.ms": 10,
         }
     )
     consumer.subscribe([topic])
@@ -207,7 +209,7 @@ def rows(rates: Figures) -> list[Result]:
             "kafka",
             "consume at least once, key order, concurrency 8, against raw consume(500)",
             "publish_batch, against raw produce",
-            bounds=(0.45, 0.4),
+            bounds=(0.6, 0.8),
         ),
         _against_faststream(rates),
         Result(

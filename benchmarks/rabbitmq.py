@@ -148,5 +148,5 @@ async def run() -> list[Result]:
         "rabbitmq",
         "consume at least once, key order, concurrency 8, against raw pika asyncio with batched acks",
         "publish_batch, against raw pika asyncio with confirms",
-        bounds=(0.8, 0.8),
+        bounds=(0.9, 1.0),
     )

@@ -83,5 +83,5 @@ async def run() -> list[Result]:
         "redis",
         "consume at least once, key order, concurrency 8, against raw XREADGROUP with batched XACK",
         "publish_batch, against raw pipelined XADD",
-        bounds=(0.4, 0.6),
+        bounds=(0.9, 0.95),
     )

@@ -16,8 +16,8 @@ from things_kit.brokers.sqlite import admin, scheduling
 from things_kit.brokers.sqlite.errors import primary_code
 from things_kit.brokers.sqlite.options import SQLiteOptions, path_of
 from things_kit.brokers.sqlite.receiver import SQLiteReceiver
-from things_kit.brokers.sqlite.store import Member, Row, Store
-from things_kit.brokers.sqlite.wire import pack
+from things_kit.brokers.sqlite.store import Member, Store
+from things_kit.brokers.sqlite.wire import by_topic, pack
 from things_kit.brokers.sqlite.worker import Worker, ignore_failure
 from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
@@ -94,20 +94,16 @@ class SQLiteDriver:
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Append messages to their topics, in one transaction."""
-        batches: dict[str, list[Row]] = {}
-        now = int(time.time())
-        for message in messages:
-            batches.setdefault(message.topic, []).append(pack(message, now))
+        batches = by_topic(messages, int(time.time()))
         return await self._stored(messages, lambda store: scheduling.append_behind(store, batches))
 
     async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
         """Keep messages until they are due, in one transaction."""
-        now = int(time.time())
-        rows = [
-            (entry.message.topic, entry.due.timestamp(), entry.schedule_id, pack(entry.message, now))
-            for entry in entries
-        ]
         messages = [entry.message for entry in entries]
+        rows = [
+            (entry.message.topic, entry.due.timestamp(), entry.schedule_id, row)
+            for entry, row in zip(entries, pack(messages, int(time.time())), strict=True)
+        ]
         return await self._stored(messages, lambda store: scheduling.schedule(store, rows))
 
     async def _stored(

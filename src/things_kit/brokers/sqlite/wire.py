@@ -1,5 +1,6 @@
 """Messages as rows, and pages of columns as messages."""
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import accumulate, pairwise
 from typing import Any, Final
@@ -20,13 +21,30 @@ _times: Final = msgspec.json.Decoder(list[datetime | None]).decode  # five times
 _headers: Final = msgspec.json.Decoder(list[dict[str, str]]).decode
 
 
-def pack(message: Message, now: int) -> Row:
-    """A row for a message, which the engine has checked and completed."""
-    headers = message.headers
-    packed = _to_json(headers).decode() if headers else None
-    target = headers.get(REPLAY_GROUP) if headers else None
-    time = None if message.timestamp is None else message.timestamp.isoformat()
-    return message.key, message.value, packed, message.id, time, now, target
+def pack(messages: Iterable[Message], now: int) -> list[Row]:
+    """A row for each message, all of which the engine has checked and completed."""
+    rows: list[Row] = []
+    time: datetime | None = None
+    text: str | None = None
+    for message in messages:
+        packed = target = None
+        if headers := message.headers:
+            packed = _to_json(headers).decode()
+            target = headers.get(REPLAY_GROUP)
+        stamp = message.timestamp
+        if stamp is not time:  # what is published together has one time, unless it says its own
+            time = stamp
+            text = None if stamp is None else stamp.isoformat()
+        rows.append((message.key, message.value, packed, message.id, text, now, target))
+    return rows
+
+
+def by_topic(messages: Sequence[Message], now: int) -> dict[str, list[Row]]:
+    """The rows of each topic, in the order of the messages."""
+    batches: dict[str, list[Row]] = {}
+    for message, row in zip(messages, pack(messages, now), strict=True):
+        batches.setdefault(message.topic, []).append(row)
+    return batches
 
 
 def unpack(topic: str, page: Page) -> list[Delivery]:

@@ -101,11 +101,7 @@ def _filled(steps: Steps, schema: str, fill: Callable[[str, str], str]) -> Steps
 
 def _to_sqlite(messages: Sequence[Message], later: Later | None) -> Steps:
     """Takes the file's write lock first, so that nobody else gives the same places; what is due comes before all that."""
-    now = int(time.time())
-    batches: dict[str, list[Row]] = {}
-    for message in messages:
-        batches.setdefault(message.topic, []).append(sqlite_wire.pack(message, now))
-    for topic, rows in batches.items():
+    for topic, rows in sqlite_wire.by_topic(messages, int(time.time())).items():
         yield "INSERT OR IGNORE INTO {s}_topic (name) VALUES (?)", (topic,)
         number = (yield "SELECT id FROM {s}_topic WHERE name = ?", (topic,)) or (0,)
         yield from carrying(number[0], steady())
