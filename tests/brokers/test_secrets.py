@@ -16,6 +16,9 @@ DRIVERS = {
     "redis": "RedisOptions",
 }
 
+OF_A_FORM = {"management": "http://user:geheim@host"}
+"""Values of options that are not any text."""
+
 SECRET_NAMES = ("password", "secret", "token")
 
 
@@ -27,7 +30,11 @@ def options(request: pytest.FixtureRequest) -> Any:
 
 def secret(options: Any) -> dict[str, str]:
     fields = msgspec.structs.fields(options)
-    return {field.name: f"geheim-{field.name}" for field in fields if is_secret(field.type)}
+    return {
+        field.name: OF_A_FORM.get(field.name, f"geheim-{field.name}")
+        for field in fields
+        if is_secret(field.type)
+    }
 
 
 def test_what_is_called_a_secret_is_one(options: Any) -> None:

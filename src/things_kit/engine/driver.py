@@ -75,6 +75,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         partitions: Messages have a partition, and order is kept within one.
         lasting_inbox: The inbox for replies has a group whose place the broker keeps over a lost connection. Otherwise
             it is read without one, where a group is slow to join, or would outlive its process.
+        passing_inbox: The broker removes that inbox with the connection that reads it, so that nobody looks for those of
+            dead processes.
         lag: The broker can say how many messages a group has not acknowledged.
         scheduled_in_lag: What is scheduled is in that number from its publish on, as the broker has one number for it and for
             what waits to be tried again. Otherwise it is there when it is due.
@@ -101,6 +103,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     fixed_credit: bool = False
     partitions: bool = False
     lasting_inbox: bool = True
+    passing_inbox: bool = False
     lag: bool = True
     scheduled_in_lag: bool = False
     schedule_ids: bool = False

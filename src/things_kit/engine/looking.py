@@ -1,21 +1,26 @@
 """What there is at a broker, for those who only look: nothing is created by it."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from things_kit.engine.driver import Listing
+from things_kit.engine.facts import Factual, Question
 from things_kit.engine.naming import EPHEMERAL, REPLIES
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.wait_topics import is_wait_topic
-from things_kit.messaging.errors import ThingsKitError, UnsupportedError
+from things_kit.messaging.errors import ConfigError, ThingsKitError, UnsupportedError
 
 if TYPE_CHECKING:
     from things_kit.engine.broker import Broker
 
 SHOWN: Final = 20
 """Names that are listed where one is missing."""
+
+UNTOLD: Final = (UnsupportedError, ConfigError)
+"""What a broker answers that does not tell names at all, or not to this user."""
 
 
 class MissingError(ThingsKitError):
@@ -51,25 +56,37 @@ async def topics_of(broker: "Broker") -> list[str]:
 
 async def check_topic(broker: "Broker", topic: str) -> None:
     """Raise MissingError, with the names of those that there are, if there is no such topic."""
+    known: Sequence[str] | None
     try:
         known = await topics_of(broker)
-    except UnsupportedError:
-        if await broker.transmission.has_topic(topic):
-            return
-        raise MissingError(f"there is no topic {topic!r}") from None
-    if topic not in known and not await broker.transmission.has_topic(topic):
+    except UNTOLD:
+        known = None
+    if topic not in (known or ()) and not await broker.transmission.has_topic(topic):
         raise MissingError(f"there is no topic {topic!r}{_listed(known)}")
 
 
 async def check_group(broker: "Broker", topic: str, group: str) -> None:
-    """Raise MissingError if the broker tells of the topic's groups, and this is none of them."""
+    """Raise MissingError, with the names of those that there are, if the topic has no such group."""
     transmission = broker.transmission
     driver = transmission.driver
-    if not isinstance(driver, Listing):
+    known: Sequence[str] | None = None
+    if isinstance(driver, Listing):
+        with contextlib.suppress(*UNTOLD):
+            known = (await transmission.patiently(lambda: driver.groups([topic]))).get(topic, ())
+    if group in (known or ()):
         return
-    known = (await transmission.patiently(lambda: driver.groups([topic]))).get(topic, ())
-    if group not in known:
-        raise MissingError(f"{topic} has no group {group!r}{_listed(_lasting(known))}")
+    if known is not None or await _lacks(broker, topic, group):
+        raise MissingError(f"{topic} has no group {group!r}{_listed(known and _lasting(known))}")
+
+
+async def _lacks(broker: "Broker", topic: str, group: str) -> bool:
+    """Whether the broker, which tells no names, says of this one that it is missing."""
+    transmission = broker.transmission
+    driver = transmission.driver
+    if not isinstance(driver, Factual):
+        return False
+    facts = await transmission.patiently(lambda: driver.facts(Question(topic, group)))
+    return any(not each.there for each in facts.groups if (each.topic, each.name) == (topic, group))
 
 
 async def overview(broker: "Broker") -> list[GroupRow]:
@@ -91,7 +108,9 @@ def _lasting(groups: Sequence[str]) -> list[str]:
     return sorted(group for group in groups if not group.startswith(EPHEMERAL))
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str] | None) -> str:
+    if names is None:
+        return ""
     if not names:
         return "; there is none at all"
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

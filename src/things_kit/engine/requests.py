@@ -136,7 +136,7 @@ class Requests:
     async def _sweep(self) -> None:
         """Remove the inboxes of processes that died, where the broker does not do it by itself."""
         driver = self._transmission.driver
-        if not isinstance(driver, Listing):
+        if driver.capabilities.passing_inbox or not isinstance(driver, Listing):
             return
         try:
             for topic in await driver.topics():

@@ -43,6 +43,7 @@ from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 
 if TYPE_CHECKING:
+    from things_kit.brokers.rabbitmq.management import Management
     from things_kit.engine.facts import Facts, Question
 
 
@@ -55,6 +56,7 @@ class RabbitMQDriver:
             attempts=True,
             targeted=True,
             lasting_inbox=False,
+            passing_inbox=True,
             fixed_credit=True,
             suspects=self._kind == "quorum",  # the others count no deliveries
             max_message_bytes=settings.options.max_message_bytes,
@@ -216,11 +218,25 @@ class RabbitMQDriver:
             await channel.close()
             raise
 
-    # --- lag and facts
+    # --- lag, names and facts
 
     async def lag(self, topic: str, group: str) -> int | None:
         """What is ready in the group's queue, waits in its delay queues, or is held by receivers of this process."""
         return await self._admin.lag(topic, group)
+
+    async def topics(self) -> Sequence[str]:
+        """The names of all topics, by the management API."""
+        return await (await self._management()).topics()
+
+    async def groups(self, topics: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """The groups of each topic, by the management API."""
+        return await (await self._management()).groups(topics)
+
+    async def _management(self) -> "Management":
+        from things_kit.brokers.rabbitmq.management import Management  # noqa: PLC0415 - nobody else needs it
+
+        properties = (await self._link.ready()).properties
+        return Management(self._settings, properties.get("cluster_name"))
 
     async def facts(self, question: "Question") -> "Facts":
         """How things are at the broker."""

@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from things_kit.brokers.rabbitmq.amqp.connection import Login
-from things_kit.engine.addresses import Address, addresses
+from things_kit.engine.addresses import Address, address, addresses
 from things_kit.engine.secrets import Secret
 from things_kit.engine.tls import TLSOptions, check_tls, tls_context
 from things_kit.engine.url import BrokerURL
@@ -21,6 +21,13 @@ PATIENCE: Final = 10.0
 UNLIMITED: Final = 2**31 - 1
 """Deliveries after which a quorum queue drops a message. Since 4.0 that is 20 by default; -1 lifts it there, and drops
 every message that comes back on 3.10."""
+
+API: Final = re.compile(
+    r"(?P<scheme>https?)://(?:(?P<user>[^:@/?#]+):(?P<password>.*)@)?(?P<at>[^@/?#]+)(?P<path>/[^@?#]*)?"
+)
+"""Where the management API is."""
+
+API_PORTS: Final = {"http": 15672, "https": 15671}
 
 _TEMPLATE: Final = re.compile(r"\{(?!topic\}|group\})")
 
@@ -40,6 +47,8 @@ class RabbitMQOptions(TLSOptions, frozen=True):
             held for longer is renewed before.
         heartbeat: Both sides say twice in so many seconds that they live; a connection that is silent for twice as
             long is opened anew. 0: neither.
+        management: Where RabbitMQ's management API is, `http://HOST:PORT`, for who lists topics; by default the same host
+            and user, on port 15672, or 15671 with TLS.
     """
 
     exclusive: bool = False
@@ -50,6 +59,7 @@ class RabbitMQOptions(TLSOptions, frozen=True):
     max_message_bytes: int = 16 * 1024 * 1024
     consumer_timeout: float = 1800.0
     heartbeat: int = 10
+    management: Secret | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_message_bytes <= 512 * 1024 * 1024:
@@ -69,6 +79,13 @@ class RabbitMQOptions(TLSOptions, frozen=True):
             raise ValueError("routing_key goes with exchange")
         if self.exchange == "" or self.queue == "":
             raise ValueError("exchange and queue must be names")
+        if self.management is not None:
+            found = API.fullmatch(self.management.reveal())
+            if found is None:
+                raise ValueError(
+                    "management must be http://HOST:PORT or https://HOST:PORT, for another user with USER:PASSWORD@ before HOST"
+                )
+            address(found["at"], API_PORTS[found["scheme"]])
 
     def _arguments(self) -> list[str]:
         return self.arguments.split(",") if self.arguments else []

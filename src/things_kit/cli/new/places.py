@@ -74,9 +74,9 @@ RABBITMQ: Final = f"""\
     environment: {{ RABBITMQ_HOSTS: "broker:5672" }}
     depends_on: [broker]
   broker:
-    image: rabbitmq:4
+    image: rabbitmq:4-management
     hostname: broker
-    ports: ["127.0.0.1:5672:5672"]
+    ports: ["127.0.0.1:5672:5672", "127.0.0.1:15672:15672"]
     volumes: [data:/var/lib/rabbitmq]
 {VOLUMES}"""
 REDIS: Final = f"""\
@@ -159,12 +159,6 @@ BROKERS: Final = {
         "region: us-east-1", "sqs://us-east-1", "sqs", SQS, "sqs://us-east-1?endpoint=http://localhost:4566"
     ),
 }
-
-
-def look(broker: str, group: str) -> str:
-    """The command that says what waits: RabbitMQ does not tell which topics there are."""
-    url = BROKERS[broker].url
-    return f"lag {url} orders {group}" if broker == "rabbitmq" else f"topics {url}"
 
 
 def in_compose(broker: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from things_kit.cli.new.places import BROKERS, in_cluster, in_compose, look, replicas, storage
+from things_kit.cli.new.places import BROKERS, in_cluster, in_compose, replicas, storage
 from things_kit.cli.running import WRONG_USE, CommandFailed
 
 SUFFIX: Final = ".tmpl"
@@ -50,7 +50,6 @@ def write(folder: Path, broker: str) -> list[Path]:
         "url": place.url,
         "extras": extras,
         "service": place.service,
-        "look": look(broker, name),
         "compose": in_compose(broker),
         "replicas": replicas(broker),
         "cluster": in_cluster(broker),

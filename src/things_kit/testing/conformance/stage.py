@@ -10,8 +10,18 @@ from uuid import uuid4
 
 import pytest
 
-from things_kit import Broker, BrokerUnavailable, Message, Producer, RetryPolicy, Topic, connect
+from things_kit import (
+    Broker,
+    BrokerUnavailable,
+    Message,
+    Producer,
+    RetryPolicy,
+    Topic,
+    UnsupportedError,
+    connect,
+)
 from things_kit.engine.driver import Capabilities
+from things_kit.engine.looking import topics_of
 from things_kit.engine.wait_topics import DEAD_LETTER, wait_topics
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.testing.conformance.processes import WorkerProcess
@@ -141,6 +151,14 @@ class Stage:
         producer = (broker or self.broker).producer()
         await producer.publish_batch(messages)
         await producer.close()
+
+    async def tells_names(self) -> bool:
+        """Whether the broker, as it was set up, tells which topics there are."""
+        try:
+            await topics_of(self.broker)
+        except UnsupportedError:
+            return False
+        return True
 
     async def lag(self, topic: str, group: str) -> int | None:
         """The lag, as the first broker sees it."""

@@ -1,4 +1,4 @@
-"""A real RabbitMQ: one node, without its management plugin."""
+"""A real RabbitMQ: one node, without plugins."""
 
 import os
 import socket
@@ -30,6 +30,7 @@ class RabbitMQServer(ServerProcess):
 
     name: ClassVar[str] = "rabbitmq"
     port_count: ClassVar[int] = 4
+    plugins: ClassVar[Sequence[str]] = ()
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class RabbitMQServer(ServerProcess):
         """Write its configuration."""
         text = "".join(f"{name} = {value}\n" for name, value in self._settings.items())
         (self.folder / "rabbitmq.conf").write_text(text)
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
 
     def command(self) -> Sequence[str | Path]:
         """The node, in the foreground, with the name server of Erlang beside it."""
