@@ -5,7 +5,6 @@ may have forgotten its last broker (see `standing`), and a new one begins at the
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
@@ -40,13 +39,10 @@ from things_kit.brokers.kafka.errors import (
 )  # fmt: skip
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.parting import part, parted
-from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.offsets import decode
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
-
-log = logging.getLogger("things_kit.kafka")
 
 ResultT = TypeVar("ResultT")
 KeyT = TypeVar("KeyT")
@@ -170,7 +166,6 @@ class Admin:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._current: _Client | None = None
-        self._is_away = False
 
     def open(self) -> None:
         """Have a client. Raises ConfigError if librdkafka refuses a property."""
@@ -208,18 +203,12 @@ class Admin:
                 for each in answers.values():
                     if isinstance(each, KafkaException) and unanswered(error_of(each)):
                         raise current.reason or each
-        except Exception as error:
-            if not self._is_away and isinstance(error, ConnectionLost):
-                self._is_away = True
-                log.warning("%s: the broker is away: %s", self._settings.url.display, error)
+        except Exception:
             if current is self._current:
                 self._current = None
                 part(current.end, "admin end")
                 self.open()
             raise
-        if self._is_away:
-            self._is_away = False
-            log.info("%s: the broker is back", self._settings.url.display)
         return answers
 
     async def _ask_one(
