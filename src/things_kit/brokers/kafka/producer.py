@@ -46,8 +46,8 @@ PURGE: Final = 1.0
 
 Results = list[Exception | None]
 
-Judge = Callable[[KafkaError | None, str], Exception | None]
-"""What a delivery report for a message to a topic means."""
+Judge = Callable[[KafkaError, str], Exception]
+"""What a delivery report for a message to a topic means that says an error."""
 
 
 class Sending:
@@ -58,16 +58,20 @@ class Sending:
         self.sizes = sizes
         self.answer: asyncio.Future[Results] = asyncio.get_running_loop().create_future()
         self.given_up = False
+        self.open = len(messages)
         self._judge = judge
         self._results: Results = [None] * len(messages)
-        self._open = len(messages)
 
-    def report(self, index: int, error: KafkaError | None) -> None:
-        """A delivery report, or why there will be none. In the sending thread; the loop hears of all at once."""
+    def failed(self, index: int, error: KafkaError) -> None:
+        """A message is not published, nor will be. In the sending thread."""
         self._results[index] = self._judge(error, self.messages[index].topic)
-        self._open -= 1
-        if not self._open:
-            told(self.answer.get_loop(), self._settle)
+        self.open -= 1
+        if not self.open:
+            self.ended()
+
+    def ended(self) -> None:
+        """There is a report of each message. In the sending thread; the loop hears of all at once."""
+        told(self.answer.get_loop(), self._settle)
 
     def _settle(self) -> None:
         if self.answer.done():
@@ -84,14 +88,35 @@ class Sending:
         return self.answer.done()
 
 
+class _Hearing:
+    """When a broker was last heard of: at `at`, and since then where there is `news`."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.news = False
+
+    def note(self) -> None:
+        """What was heard was heard now."""
+        if self.news:
+            self.at, self.news = time.monotonic(), False
+
+
 class _Report(msgspec.Struct, eq=False, gc=False):
     """What librdkafka is to call about one message. There are many at a time: the garbage collector need not know them."""
 
     sending: Sending
+    hearing: _Hearing
     index: int
 
     def __call__(self, error: KafkaError | None, _: Any) -> None:
-        self.sending.report(self.index, error)
+        sending = self.sending
+        if error is not None:
+            sending.failed(self.index, error)
+            return
+        self.hearing.news = True
+        sending.open -= 1
+        if not sending.open:
+            sending.ended()
 
 
 class SendingThread:
@@ -102,7 +127,7 @@ class SendingThread:
         self._ping = ping
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
         self._forsaken = False
-        self._heard_at = time.monotonic()
+        self._hearing = _Hearing()
         self._jobs: SimpleQueue[Sending | None] = SimpleQueue()
         self._producers: dict[int, Producer] = {}
         self._producer(LARGEST)
@@ -143,15 +168,15 @@ class SendingThread:
             await self._ping()
         except ConnectionLost:
             return  # it is away: librdkafka goes on trying
-        heard_at = self._heard_at
+        heard_at = self._hearing.at
         await sending.answered(max(LOOK, self._silent_until + AGAIN - time.monotonic()))
-        if self._heard_at == heard_at and not sending.answer.done():
+        if self._hearing.at == heard_at and not sending.answer.done():
             self._forsaken = True
             await sending.answered(AGAIN)
 
     @property
     def _silent_until(self) -> float:
-        return self._heard_at + OVERDUE
+        return self._hearing.at + OVERDUE
 
     async def close(self) -> None:
         """End the thread; what is not confirmed by now is nobody's any more."""
@@ -174,7 +199,7 @@ class SendingThread:
         """What is to be sent; None after a wait in which nothing came, or to end."""
         busy = [producer for producer in self._producers.values() if len(producer)]
         if not busy:
-            self._heard_at = time.monotonic()  # nothing is asked of a broker
+            self._hearing.at = time.monotonic()  # nothing is asked of a broker
         with contextlib.suppress(Empty):
             return self._jobs.get_nowait() if busy else self._jobs.get(timeout=IDLE)
         for producer in busy:  # what waits goes out at once: nothing is coming to linger for
@@ -189,7 +214,7 @@ class SendingThread:
             log.warning("publishing begins anew: %s", why)
             self._drop_all()
             self._fatal, self._forsaken = None, False
-            self._heard_at = time.monotonic()
+            self._hearing.at = time.monotonic()
             self._producer(LARGEST)
 
     def _serve_one(self, call: Callable[[float], object], wait: float) -> None:
@@ -198,6 +223,7 @@ class SendingThread:
             call(wait)
         except KafkaException as error:
             self._fatal = error_of(error)
+        self._hearing.note()
 
     def _drop_all(self) -> threading.Thread:
         """Report what is open as given up, and have the producers end in a thread of their own."""
@@ -217,24 +243,25 @@ class SendingThread:
             self._producers[size] = self._settings.created(Producer, self._settings.producer(size))
         return self._producers[size]
 
-    def _judge(self, error: KafkaError | None, topic: str) -> Exception | None:
-        if error is None or error.code() >= 0:  # else it is librdkafka that gave up
-            self._heard_at = time.monotonic()
-        if error is None:
-            return None
+    def _judge(self, error: KafkaError, topic: str) -> Exception:
+        if error.code() >= 0:  # else it is librdkafka that gave up
+            self._hearing.news = True
         if self._fatal is not None and error.code() in GIVEN_UP:
             error = self._fatal
         return refused(error, topic)
 
     def _produce(self, sending: Sending) -> None:
         """Hand a batch to librdkafka; a full queue is waited out, which is the back-pressure of a slow broker."""
-        clock, sizes = Clock(), sending.sizes
+        clock, sizes, hearing = Clock(), sending.sizes, self._hearing
         producer = self._producer(LARGEST)
         produce = producer.produce
+        moment, native = None, 0
         for index, message in enumerate(sending.messages):
-            native = clock.native(message.timestamp)  # type: ignore[arg-type] # the engine gives it
+            if message.timestamp is not moment:
+                moment = message.timestamp
+                native = clock.native(moment)  # type: ignore[arg-type] # the engine gives it
             where = ANYWHERE if message.partition is None else message.partition
-            done = _Report(sending, index)
+            done = _Report(sending, hearing, index)
             if sizes:
                 producer = self._producer(sizes.get(message.topic, LARGEST))
                 produce = producer.produce
@@ -251,7 +278,7 @@ class SendingThread:
                         return
                 except KafkaException as error:
                     self._serve_one(producer.poll, 0)  # for what is fatal, if it is
-                    sending.report(index, error_of(error))
+                    sending.failed(index, error_of(error))
                     break
                 else:
                     break
