@@ -15,6 +15,7 @@ from things_kit.engine.surroundings import surroundings
 from things_kit.engine.wait_topics import (
     CARRIER,
     DEAD_LETTER,
+    LEASE,
     TOPIC,
     WAITS,
     is_wait_topic,
@@ -22,7 +23,7 @@ from things_kit.engine.wait_topics import (
     wait_topics,
     waiting,
 )
-from things_kit.testing.stub import StubDriver, broker_of
+from things_kit.testing.stub import StubDriver, StubReceiver, broker_of
 
 DAY = 86_400.0
 LOG = Capabilities(retained=True, carried=30 * DAY)
@@ -40,6 +41,12 @@ async def consumer(broker: Broker, handler: Any, **options: Any) -> Any:
     consumer = broker.consumer("orders", group="billing", handler=handler, **options)
     await consumer.start()
     return consumer
+
+
+def carrying(driver: StubDriver) -> list[StubReceiver]:
+    """The receivers of who carries on."""
+    groups = [driver.groups[topic, CARRIER] for topic in TOPICS if (topic, CARRIER) in driver.groups]
+    return [receiver for group in groups for receiver in group.receivers]
 
 
 def test_wait_topics_are_known_by_their_names() -> None:
@@ -189,6 +196,20 @@ async def test_lag_counts_it_when_it_is_due_and_nobody_sees_where_it_waits() -> 
         assert len(broker.consumers) == 1
         health = await broker.health()
         assert len(health.consumers) == 1
+
+
+@virtual
+async def test_what_waits_is_leased_for_ten_seconds_whatever_the_lease_of_the_url() -> None:
+    """Else what everybody has scheduled waits for an hour when a process dies whose own messages are leased for so long."""
+    driver = StubDriver(Capabilities(retained=True, carried=30 * DAY, lease=3600.0))
+    async with broker_of(driver) as broker:
+        await consumer(broker, Recorder())
+        await broker.producer().publish(Message("orders", b"v"), after=300)
+        await until(lambda: any(receiver.out for receiver in carrying(driver)), within=60.0)
+        for _ in range(3):
+            before = driver.calls.count("extend")
+            await asyncio.sleep(LEASE)
+            assert driver.calls.count("extend") > before
 
 
 @virtual

@@ -20,7 +20,15 @@ from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.pump import Pump
 from things_kit.engine.retry_pump import WaitingPump
 from things_kit.engine.transmission import Transmission
-from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, WAITS, put_off, wait_topics, waiting
+from things_kit.engine.wait_topics import (
+    CARRIER,
+    DEAD_LETTER,
+    WAITS,
+    lease_for,
+    put_off,
+    wait_topics,
+    waiting,
+)
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError, DecodeError
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError, Later
@@ -108,6 +116,11 @@ class CarrierPump(WaitingPump):
         level = logging.DEBUG if error.__cause__ is None or str(error) == self._said else logging.INFO
         self._said = str(error)
         log.log(level, "nothing is carried on from %r: %s", self.subscription.topic, error)
+
+    @property
+    def _lease(self) -> float | None:
+        lease = super()._lease
+        return None if lease is None else lease_for(self.subscription.topic, lease)
 
     def _wait_of(self, message: Message) -> tuple[float, float | None]:
         try:

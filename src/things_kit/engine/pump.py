@@ -140,7 +140,7 @@ class Pump:
         asking = self._fetch(inbox) if isinstance(inbox.receiver, Fetching) else self._give_credit(inbox)
         self._asking = asyncio.create_task(asking, name=f"{self._name} pump")
         settling = asyncio.create_task(inbox.settle(), name=f"{self._name} settle")
-        leases = keep_leases(inbox.receiver.extend, inbox.leased, self._capabilities.lease)
+        leases = keep_leases(inbox.receiver.extend, inbox.leased, self._lease)
         extending = asyncio.create_task(leases, name=f"{self._name} leases")
         watching = watch(inbox, lambda: self._stopping or self._paused or self._room_of(inbox) <= 0)
         tasks = {
@@ -157,6 +157,10 @@ class Pump:
                         raise error
         finally:
             await ended(*tasks)
+
+    @property
+    def _lease(self) -> float | None:
+        return self._capabilities.lease
 
     def _raise_if_cut_off(self, task: asyncio.Future[None]) -> None:
         """Only we may cancel it, to stop; else, such as by a driver's own future, nothing would ever arrive again."""

@@ -47,12 +47,23 @@ SLACK: Final = 0.25
 SHORT: Final = 1.0
 """Seconds that a message is kept by who carries it, when its time comes so soon after the wait."""
 
+LEASE: Final = 10.0
+"""Seconds after which others carry on what a process had taken up that died, at the most."""
+
 _NAMES: Final = (TOPIC, *(f"{TOPIC}-{name}" for _, name in WAITS))
 
 
 def is_wait_topic(topic: str) -> bool:
     """Whether a topic is named as one of these, perhaps after a prefix."""
     return topic.endswith(_NAMES)
+
+
+def lease_for(topic: str, lease: float) -> float:
+    """The lease of what is consumed from a topic, by a process whose URL says this one.
+
+    What waits is everybody's: who may hold their own messages for an hour must not keep others' for as long when they die.
+    """
+    return min(lease, LEASE) if is_wait_topic(topic) else lease
 
 
 def wait_topics(*, partitions: bool) -> Sequence[str]:

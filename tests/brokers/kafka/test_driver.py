@@ -34,6 +34,7 @@ from things_kit.brokers.kafka.wire import TOMBSTONE, Clock, raw_headers, unpack
 from things_kit.engine.driver import ConnectionLost, UnknownTopic
 from things_kit.engine.offsets import Offsets
 from things_kit.engine.url import BrokerURL
+from things_kit.engine.wait_topics import LEASE
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.process import free_ports
 
@@ -97,6 +98,13 @@ def test_a_weaker_confirmation_gives_up_idempotence_and_keeps_the_order_by_one_r
     config = settings("kafka://a?acks=1").producer(1000)
     assert config["enable.idempotence"] is False
     assert config["max.in.flight.requests.per.connection"] == 1
+
+
+@pytest.mark.parametrize("option", ["session_timeout=3600", "group_protocol=consumer"])
+def test_who_carries_on_for_all_is_missed_after_ten_seconds_whatever_the_url_says(option: str) -> None:
+    config = settings(f"kafka://a?{option}").with_session(LEASE).consumer("g")
+    assert config["session.timeout.ms"] == 10_000
+    assert "group.protocol" not in config
 
 
 def test_the_new_group_protocol_leaves_assignment_and_sessions_to_the_broker() -> None:

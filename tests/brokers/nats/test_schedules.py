@@ -19,7 +19,8 @@ import nats
 from things_kit import Broker, ConfigError, Message, UnsupportedError, connect
 from things_kit.brokers.nats.schedules import Schedules
 from things_kit.brokers.nats.shelves import Shelves
-from things_kit.engine.wait_topics import DEAD_LETTER, wait_topics
+from things_kit.engine.driver import Subscription
+from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, LEASE, TOPIC, declare, wait_topics
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.fixtures import own, shared
@@ -296,3 +297,23 @@ async def test_what_waits_since_before_a_server_was_renewed_is_carried_on_and_de
         await client.close()
         for topic in ("orders", *wait_topics(partitions=False), DEAD_LETTER):
             await broker.remove(topic)
+
+
+async def test_what_waits_is_leased_for_ten_seconds_whatever_the_lease_of_the_url(
+    own_nats: NATSServer,
+) -> None:
+    """It is everybody's: a process whose own messages are leased for an hour is carried on for by others as soon as by any."""
+    topic, client = f"{TOPIC}-1s", await nats.connect(own_nats.url)
+
+    async def leases() -> list[float | None]:
+        return [info.config.ack_wait for info in await client.jetstream().consumers_info(topic)]
+
+    carrying = Subscription(topic=topic, group=CARRIER, create=False)
+    async with connect(f"{own_nats.url}?lease=3600") as slow, connect(f"{own_nats.url}?lease=0.5") as quick:
+        await declare(slow.transmission)
+        assert await leases() == [LEASE]
+        for broker in (quick, slow):
+            receiver = await broker.transmission.driver.subscribe(carrying)
+            assert await leases() == [LEASE]
+            await receiver.close()
+    await client.close()

@@ -11,8 +11,11 @@ pytest.importorskip("google.pubsub_v1")
 
 from things_kit import Broker, Message, UnsupportedError, connect
 from things_kit.brokers.pubsub.driver import PubSubDriver
+from things_kit.brokers.pubsub.receiver import PubSubReceiver
+from things_kit.brokers.pubsub.stream import Stream
+from things_kit.engine.driver import Subscription
 from things_kit.engine.looking import topics_of
-from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, declare, wait_topics
+from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, LEASE, declare, wait_topics
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.servers.fixtures import own, shared
 from things_kit.testing.servers.pubsub import PubSubServer
@@ -67,6 +70,28 @@ async def test_what_waits_is_kept_for_longer_than_a_wait_and_not_shown(broker: B
         assert found is not None
         assert found.message_retention_duration.total_seconds() == 7 * DAY
     assert await topics_of(broker) == [DEAD_LETTER]
+
+
+async def test_what_waits_is_leased_for_ten_seconds_whatever_the_lease_of_the_url(url: str) -> None:
+    """It is everybody's: who may hold their own messages for ten minutes must not keep others' for as long when they die."""
+    prefix = url.rpartition("=")[2]
+    async with connect(f"{url}&lease=600") as broker:
+        await declare(broker.transmission)
+        driver = broker.transmission.driver._driver  # type: ignore[attr-defined]
+        assert isinstance(driver, PubSubDriver)
+        found = [
+            await driver._admin.find(prefix + topic, prefix + CARRIER)
+            for topic in wait_topics(partitions=False)
+        ]
+        assert {each.ack_deadline_seconds for each in found if each is not None} == {LEASE}
+        topic = prefix + wait_topics(partitions=False)[0]
+        receiver = await driver.subscribe(Subscription(topic=topic, group=prefix + CARRIER, create=False))
+        assert isinstance(receiver, PubSubReceiver)
+        stream = Stream()
+        requests = receiver._requests(stream)
+        assert (await anext(requests)).stream_ack_deadline_seconds == LEASE
+        await requests.aclose()  # type: ignore[attr-defined]
+        await receiver.close()
 
 
 async def test_messages_for_later_outlive_the_service(own_pubsub: PubSubServer) -> None:

@@ -31,13 +31,13 @@ from things_kit.brokers.kafka.options import Settings, check_group, check_topic,
 from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
 from things_kit.brokers.kafka.receiver import KafkaReceiver
-from things_kit.brokers.kafka.waits import SESSION, WaitReceiver
 from things_kit.brokers.kafka.waits import SETTINGS as WAIT_SETTINGS
+from things_kit.brokers.kafka.waits import WaitReceiver
 from things_kit.engine.driver import Capabilities, Pushed, Subscription
 from things_kit.engine.naming import is_dead_letter_group
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.url import BrokerURL
-from things_kit.engine.wait_topics import WAITS, is_wait_topic
+from things_kit.engine.wait_topics import LEASE, WAITS, is_wait_topic
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, UnsupportedError
 from things_kit.messaging.message import Message
 
@@ -175,7 +175,7 @@ class KafkaDriver:
         if subscription.ephemeral:
             kind = EphemeralReceiver
         elif is_wait_topic(subscription.topic):
-            kind, settings = WaitReceiver, settings.with_session(SESSION)
+            kind, settings = WaitReceiver, settings.with_session(LEASE)
         instance = None if subscription.ephemeral else self._instance(subscription)
         return kind(settings, subscription, self._admin, beginning, instance)
 

@@ -109,10 +109,12 @@ class Settings(msgspec.Struct, frozen=True):
         return {name: value for name, value in self.topic.items() if not (kept and name.startswith(CLEANING))}
 
     def with_session(self, most: float) -> Self:
-        """The same for members of a group that are missed after so many seconds at the latest."""
-        if self.options.session_timeout <= most:
-            return self
-        options = msgspec.structs.replace(self.options, session_timeout=most)
+        """The same for members of a group that are missed after so many seconds at the latest.
+
+        The protocol is the classic one, as with the other the broker says when somebody is missed.
+        """
+        session = min(self.options.session_timeout, most)
+        options = msgspec.structs.replace(self.options, session_timeout=session, group_protocol="classic")
         return msgspec.structs.replace(self, options=options)
 
     def __repr__(self) -> str:

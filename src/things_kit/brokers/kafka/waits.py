@@ -23,9 +23,6 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 """Of that topic: what waits is kept until it was carried on, however long nobody does, and then deleted by `TRIM`."""
 
-SESSION: Final = 10.0
-"""Seconds after which others carry for a process that died; `session_timeout` may be less."""
-
 TRIM: Final = 30.0
 """Seconds between two deletions of what was carried on."""
 

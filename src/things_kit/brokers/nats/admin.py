@@ -19,7 +19,7 @@ from things_kit.brokers.nats.errors import (
 from things_kit.brokers.nats.options import NATSOptions, durable_names, escaped, later_subjects
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.errors import ErrorTable
-from things_kit.engine.wait_topics import is_wait_topic
+from things_kit.engine.wait_topics import LEASE, is_wait_topic
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import Start
 
@@ -287,7 +287,7 @@ class Streams:
             "durable_name": name,
             "description": f"{OURS}{group}"[:1000],
             "ack_policy": "explicit",
-            "ack_wait": int(self._options.lease * SECOND),
+            "ack_wait": int(self._lease_of(topic) * SECOND),
             "max_ack_pending": -1,  # all processes of a group share it; each holds no more than its max_in_flight
             "filter_subject": topic,
             "replay_policy": "instant",
@@ -317,15 +317,19 @@ class Streams:
             trouble = f"receives {', '.join(others)} as well" if others else None
         if trouble:
             raise ConfigError(f"the consumer {found.name!r} of the stream {found.stream!r} {trouble}")
-        return await self.leased(found, change=change)
+        return await self.leased(found, topic, change=change)
 
-    async def leased(self, found: Group, *, change: bool) -> Group:
-        """The group with this URL's lease, or a longer one: who extends more often than needed takes nothing from anybody.
+    def _lease_of(self, topic: str) -> float:
+        """What waits is consumed by all processes, and has one lease, whatever their URLs say."""
+        return LEASE if is_wait_topic(topic) else self._options.lease
+
+    async def leased(self, found: Group, topic: str, *, change: bool) -> Group:
+        """The group with this URL's lease of a topic, or a longer one: who extends more often than needed takes nothing from anybody.
 
         It becomes shorter only while nobody is at work: others extend as seldom as the longer one allows. Raises
         ConfigError if it is too short and stays so.
         """
-        lease, there, info = self._options.lease, lease_of(found.config), found.info
+        lease, there, info = self._lease_of(topic), lease_of(found.config), found.info
         idle = not (info["num_ack_pending"] or info["num_waiting"])
         if change and not found.config.get("backoff") and (there < lease or (there > lease and idle)):
             try:

@@ -11,7 +11,7 @@ import msgspec
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Inbox
 
-from things_kit.brokers.nats.admin import SECOND, Group, Place, Streams
+from things_kit.brokers.nats.admin import SECOND, Group, Place, Streams, lease_of
 from things_kit.brokers.nats.connection import Connection, encoded
 from things_kit.brokers.nats.errors import NoResponders
 from things_kit.brokers.nats.marks import Marks
@@ -92,7 +92,6 @@ class NATSReceiver:
     ) -> None:
         self._past = past
         self._known = (subscription.topic, subscription.group)
-        self._lease = settings.options.lease
         self._connection = connection
         self._streams = streams
         self._marks = Marks(connection, settings)
@@ -124,7 +123,8 @@ class NATSReceiver:
             return
         for reply in left.acknowledged:  # a server that was killed and forgot them would confirm nothing
             await self._connection.tell(reply, ACK)
-        if self._loop.time() - left.heard < self._lease / 2:  # else somebody else may have them
+        lease = lease_of(self._group.config)
+        if self._loop.time() - left.heard < lease / 2:  # else somebody else may have them
             await self._give_back([*left.held, *await self._take_rest(len(left.held))])
 
     # --- receiving
@@ -238,7 +238,7 @@ class NATSReceiver:
         """Somebody may have made it shorter than we extend it."""
         subscription = self._subscription
         try:
-            await self._streams.leased(group, change=subscription.create)
+            await self._streams.leased(group, subscription.topic, change=subscription.create)
         except ConfigError as error:
             log.warning(
                 "%s as %s: messages may be handled twice: %s", subscription.topic, subscription.group, error

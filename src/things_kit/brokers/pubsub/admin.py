@@ -13,7 +13,7 @@ from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
 from things_kit.brokers.pubsub.names import BETWEEN, group_of, subscription_id, topic_id, topic_of
 from things_kit.brokers.pubsub.options import DAY, SHORTEST_LEASE, Settings
 from things_kit.engine.driver import Subscription
-from things_kit.engine.wait_topics import is_wait_topic
+from things_kit.engine.wait_topics import is_wait_topic, lease_for
 from things_kit.messaging.errors import ConfigError
 
 DELETED: Final = "_deleted-topic_"
@@ -157,7 +157,7 @@ class Admin:
         wanted = types.Subscription(
             name=self.subscription_path(topic, group),
             topic=self.topic_path(topic),
-            ack_deadline_seconds=max(options.lease, SHORTEST_LEASE),
+            ack_deadline_seconds=max(int(lease_for(topic, options.lease)), SHORTEST_LEASE),
             enable_message_ordering=options.ordering != "none",
             enable_exactly_once_delivery=options.exactly_once,
             message_retention_duration=duration_pb2.Duration(seconds=kept),

@@ -17,6 +17,7 @@ from things_kit.brokers.pubsub.stream import Stream
 from things_kit.brokers.pubsub.wire import unpack
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
+from things_kit.engine.wait_topics import lease_for
 from things_kit.messaging.errors import ConfigError
 
 ACK_IDS: Final = 2500
@@ -54,7 +55,7 @@ class PubSubReceiver:
         self.topic = subscription.topic
         self._connection = connection
         self._patience = settings.patience
-        self._lease = settings.options.lease
+        self._lease = int(lease_for(subscription.topic, settings.options.lease))
         self._admin = admin
         self._subscription = subscription
         self._path = admin.subscription_path(subscription.topic, subscription.group)
