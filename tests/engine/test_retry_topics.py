@@ -7,8 +7,10 @@ import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import DecodeError, Message, PublishError, RetryPolicy
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import Capabilities, Delivery, Later
 from things_kit.engine.retry_topics import is_retry_topic, postpone, remaining, restore, retry_topics
+from things_kit.testing.conformance.clocks import clock_set_back
 from things_kit.testing.stub import StubDriver, broker_of
 
 LOG = Capabilities(retained=True, partitions=True)
@@ -49,6 +51,14 @@ def test_a_message_comes_out_of_a_retry_topic_as_it_went_in() -> None:
     carrier = postpone(later(60.0))
     assert restore(carrier) == WHOLE
     assert 59 < remaining(carrier) <= 60
+
+
+def test_who_waits_waits_no_longer_when_the_clock_is_set_back() -> None:
+    carrier = postpone(later(60.0))
+    with clock_set_back():
+        assert 50 < remaining(carrier) <= 60
+        moment = datetime.fromtimestamp(steady() + 60.0, UTC)
+        assert postpone(Later(WHOLE, "g", moment, WHOLE.attempt)).topic == "t-g-retry-2m"
 
 
 @pytest.mark.parametrize(

@@ -398,7 +398,8 @@ async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
             attempts.append(message.attempt)
             begun.set()
             await write(inbox.session(), "once")
-            monkeypatch.setattr(clock, "_offset", clock._offset + 5 * LEASE)
+            read, ahead = clock._last
+            monkeypatch.setattr(clock, "_last", (read, ahead + 5 * LEASE))
             await asyncio.sleep(0.5)  # the other looks for messages whose lease has ended
             if fails and calls == 1:
                 raise OSError

@@ -5,7 +5,6 @@ holds back the offset of its partition nor is lost with the process. It waits th
 consumer's memory, until it is due. Tiers keep long waits from standing before short ones.
 """
 
-import time
 from collections.abc import Callable
 from datetime import datetime
 from math import inf
@@ -13,6 +12,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import Later
 from things_kit.messaging.errors import DecodeError
 from things_kit.messaging.message import Message
@@ -46,7 +46,7 @@ def is_retry_topic(topic: str) -> bool:
 def postpone(copy: Later) -> Message:
     """The message to publish instead of handling this one now."""
     message, due = copy.message, copy.due.timestamp()
-    wait = max(0.0, due - time.time())
+    wait = max(0.0, due - steady())
     tier = next(name for longest, name in TIERS if wait <= longest)
     *fields, _ = msgspec.structs.astuple(message.replace(headers=dict(message.headers)))
     return Message(
@@ -57,7 +57,7 @@ def postpone(copy: Later) -> Message:
 def remaining(carrier: Message) -> float:
     """For how many seconds a message in a retry topic still has to wait; 0 for what is not one of ours."""
     try:
-        return max(0.0, _decode(carrier.value)[0] - time.time())
+        return max(0.0, _decode(carrier.value)[0] - steady())
     except msgspec.DecodeError:
         return 0.0
 

@@ -19,6 +19,7 @@ import nats
 from things_kit import Broker, ConfigError, Message, UnsupportedError, connect
 from things_kit.brokers.nats.schedules import Schedules
 from things_kit.brokers.nats.shelves import Shelves
+from things_kit.engine.collected import collect
 from things_kit.engine.driver import Subscription
 from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, LEASE, TOPIC, declare, wait_topics
 from things_kit.testing.conformance.recorder import Recorder
@@ -313,7 +314,7 @@ async def test_what_waits_is_leased_for_ten_seconds_whatever_the_lease_of_the_ur
         await declare(slow.transmission)
         assert await leases() == [LEASE]
         for broker in (quick, slow):
-            receiver = await broker.transmission.driver.subscribe(carrying)
+            receiver = await collect(broker.transmission.driver, carrying)
             assert await leases() == [LEASE]
             await receiver.close()
     await client.close()

@@ -1,6 +1,5 @@
 """Messages for later at Pub/Sub: what the conformance suite does not ask of every broker."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -17,7 +16,7 @@ from things_kit.engine.driver import Subscription
 from things_kit.engine.looking import topics_of
 from things_kit.engine.wait_topics import CARRIER, DEAD_LETTER, LEASE, declare, wait_topics
 from things_kit.testing.conformance.recorder import Recorder
-from things_kit.testing.servers.fixtures import own, shared
+from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.pubsub import PubSubServer
 
 SOON = 0.4
@@ -25,7 +24,6 @@ PATIENCE = 30.0
 DAY = 86_400
 
 pubsub = shared(PubSubServer, "pubsub")
-own_pubsub = own(PubSubServer)
 
 
 @pytest.fixture
@@ -92,20 +90,3 @@ async def test_what_waits_is_leased_for_ten_seconds_whatever_the_lease_of_the_ur
         assert (await anext(requests)).stream_ack_deadline_seconds == LEASE
         await requests.aclose()  # type: ignore[attr-defined]
         await receiver.close()
-
-
-async def test_messages_for_later_outlive_the_service(own_pubsub: PubSubServer) -> None:
-    recorder = Recorder()
-    async with (
-        connect(own_pubsub.url) as broker,
-        broker.consumer("orders", group="billing", handler=recorder),
-    ):
-        producer = broker.producer()
-        await producer.publish(Message("orders", b"first"), after=SOON)
-        await recorder.until_done(1, PATIENCE)
-        values = {b"%d" % number for number in range(40)}
-        await producer.publish_batch([Message("orders", value) for value in values], after=1.5)
-        await asyncio.to_thread(own_pubsub.kill)
-        await asyncio.to_thread(own_pubsub.start)
-        await recorder.until_done(41, PATIENCE)
-        assert {message.value for message in recorder.done} >= values

@@ -11,10 +11,7 @@ pytest.importorskip("aiobotocore")
 from things_kit import Broker, Message, NobodyListens, RetryPolicy, UnsupportedError, connect
 from things_kit.brokers.sqs import scheduling
 from things_kit.testing.conformance.recorder import Recorder, failing
-from things_kit.testing.servers.fixtures import own
 from things_kit.testing.servers.sqs import SQSServer
-
-own_sqs = own(SQSServer)
 
 pytestmark = pytest.mark.usefixtures("credentials")
 
@@ -65,19 +62,6 @@ async def test_attempts_are_right_for_what_was_first_received_when_it_was_due(
     async with broker.consumer(topic, group="g", handler=recorder, retry=again):
         await recorder.until_done(1, 15)
     assert [message.attempt for message in recorder.began] == [1, 2, 3]
-
-
-async def test_what_is_scheduled_outlives_a_restarted_server(own_sqs: SQSServer) -> None:
-    async with connect(f"{own_sqs.url}&grace=0") as broker:
-        await broker.declare("orders", ["g"])
-        due = now() + timedelta(seconds=2.0)
-        await broker.producer().publish(Message("orders", b"v"), at=due)
-        await asyncio.to_thread(own_sqs.stop)
-        await asyncio.to_thread(own_sqs.start)
-        recorder = Recorder()
-        async with broker.consumer("orders", group="g", handler=recorder):
-            assert [message.value for message in await recorder.until_done(1, 15)] == [b"v"]
-        assert now() >= due
 
 
 async def test_a_queue_without_sns_keeps_it_as_well(sqs: SQSServer, topic: str) -> None:

@@ -7,7 +7,6 @@ What was confirmed is on disk, and survives kill -9 and, with `synchronous=full`
 import asyncio
 import functools
 import sqlite3
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -19,6 +18,7 @@ from things_kit.brokers.sqlite.receiver import SQLiteReceiver
 from things_kit.brokers.sqlite.store import Member, Store
 from things_kit.brokers.sqlite.wire import by_topic, pack
 from things_kit.brokers.sqlite.worker import Worker, ignore_failure
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError, MessageTooLarge, PublishError
@@ -94,7 +94,7 @@ class SQLiteDriver:
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Append messages to their topics, in one transaction."""
-        batches = by_topic(messages, int(time.time()))
+        batches = by_topic(messages, int(steady()))
         return await self._stored(messages, lambda store: scheduling.append_behind(store, batches))
 
     async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
@@ -102,7 +102,7 @@ class SQLiteDriver:
         messages = [entry.message for entry in entries]
         rows = [
             (entry.message.topic, entry.due.timestamp(), entry.schedule_id, row)
-            for entry, row in zip(entries, pack(messages, int(time.time())), strict=True)
+            for entry, row in zip(entries, pack(messages, int(steady())), strict=True)
         ]
         return await self._stored(messages, lambda store: scheduling.schedule(store, rows))
 

@@ -14,7 +14,6 @@ as AWS does, which is roughly. SQS counts in seconds: shorter waits are the engi
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from botocore.exceptions import ClientError
@@ -27,6 +26,7 @@ from things_kit.brokers.sqs.publisher import Publisher
 from things_kit.brokers.sqs.queue import Copy, Queue
 from things_kit.brokers.sqs.receiver import SQSReceiver
 from things_kit.brokers.sqs.scheduling import destined
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import Capabilities, Later, Receiver, Scheduled, Subscription
 from things_kit.engine.uncounted import Uncounted
 from things_kit.engine.url import BrokerURL
@@ -240,12 +240,12 @@ class SQSDriver:
 async def _sent_later(queue: Queue | None, part: Sequence[tuple[int, Later]]) -> Sequence[Exception | None]:
     if queue is None:
         return [PublishError("its group has no queue any more")] * len(part)
-    now = datetime.now(UTC)
+    now = steady()
     return await queue.put_aside(
         [
             Copy(
                 copy.message,
-                max(0.0, (copy.due - now).total_seconds()),
+                max(0.0, copy.due.timestamp() - now),
                 copy.attempt,
                 f"{copy.message.id} {copy.due.isoformat()} {copy.attempt} {copy.suspect}",
                 copy.suspect,

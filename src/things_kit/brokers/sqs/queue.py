@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from things_kit.brokers.sqs.errors import ERRORS, MISSING, OVER_LIMIT, STALE, ba
 from things_kit.brokers.sqs.options import LONGEST_HIDDEN, Settings
 from things_kit.brokers.sqs.publisher import together
 from things_kit.brokers.sqs.wire import Entry, pack
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import MessageTooLarge, PublishError
 from things_kit.messaging.message import Message
@@ -146,7 +146,7 @@ class Queue:
     def _entry(self, copy: Copy) -> Entry:
         whole = math.ceil(copy.delay)
         delayed = 0 if self.fifo else min(MOST_DELAYED, whole)  # FIFO queues delay no single message
-        due = time.time() + copy.delay if whole > delayed else None
+        due = steady() + copy.delay if whole > delayed else None
         limit = self._settings.bytes_at_once
         parcel = pack(copy.message, limit, attempt=copy.attempt, due=due, suspect=copy.suspect)
         entry: Entry = {"MessageBody": parcel.body, "MessageAttributes": parcel.attributes}

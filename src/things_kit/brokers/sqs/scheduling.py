@@ -4,7 +4,6 @@ They are visible by the whole second before they are due, or after fifteen minut
 engine of who receives them has them wait on, hidden for as long as that is a second or more.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,6 +12,7 @@ from things_kit.brokers.sqs.admin import Admin
 from things_kit.brokers.sqs.publisher import Destination, Item
 from things_kit.brokers.sqs.queue import MOST_DELAYED
 from things_kit.brokers.sqs.wire import Entry, pack
+from things_kit.engine.clock import steady
 from things_kit.engine.driver import Scheduled, UnknownTopic
 from things_kit.engine.listeners import nobody_listens
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError, UnsupportedError
@@ -67,7 +67,7 @@ async def _destinations(admin: Admin, topic: str, group: str | None) -> list[Des
 def _item(index: int, entry: Scheduled, limit: int) -> Item:
     """Raises UnsupportedError, MessageTooLarge."""
     message, due = entry.message, entry.due.timestamp()
-    wait = due - time.time()
+    wait = due - steady()
     if wait > LONGEST:
         raise UnsupportedError(
             f"SQS keeps a message for up to {LONGEST // 86_400} days: {entry.due:%Y-%m-%d %H:%M} is too far ahead"

@@ -5,7 +5,6 @@ connection runs it as its driver wants. Parameters are written `?`.
 """
 
 import hashlib
-import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import datetime
 from itertools import chain
@@ -101,7 +100,7 @@ def _filled(steps: Steps, schema: str, fill: Callable[[str, str], str]) -> Steps
 
 def _to_sqlite(messages: Sequence[Message], later: Later | None) -> Steps:
     """Takes the file's write lock first, so that nobody else gives the same places; what is due comes before all that."""
-    for topic, rows in sqlite_wire.by_topic(messages, int(time.time())).items():
+    for topic, rows in sqlite_wire.by_topic(messages, int(steady())).items():
         yield "INSERT OR IGNORE INTO {s}_topic (name) VALUES (?)", (topic,)
         number = (yield "SELECT id FROM {s}_topic WHERE name = ?", (topic,)) or (0,)
         yield from carrying(number[0], steady())

@@ -7,8 +7,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from things_kit import ConfigError, Message, UnsupportedError
-from things_kit.engine.driver import Scheduling
-from things_kit.engine.wait_topics import declare
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.conformance.waiting import eventually
@@ -21,28 +19,22 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _schedules(stage: Stage) -> bool:
-    """Whether messages are kept until later, by the driver or by topics of the engine's."""
-    return stage.capabilities.carried > 0 or isinstance(stage.broker.transmission.driver, Scheduling)
-
-
 class ScheduleSuite(Suite):
     """What is published with a time arrives then and not before, whatever happened meanwhile."""
 
     async def _needs(self, stage: Stage, *, ids: bool = False) -> None:
-        if not _schedules(stage):
+        if not stage.schedules:
             pytest.skip("this broker keeps nothing until later, and says so: see the test of that")
         if ids and not stage.capabilities.schedule_ids:
             pytest.skip("this broker knows no schedule_id, and says so: see the test of that")
-        if stage.capabilities.carried and not stage.capabilities.schedule_ids:
-            await declare(stage.broker.transmission)  # once for a broker: it is no part of any time below
+        await stage.ready_to_schedule()
 
     async def test_what_a_broker_cannot_schedule_is_refused_at_the_call(self, stage: Stage) -> None:
         """Line 63: UnsupportedError by the call that asks, never later."""
         topic = stage.topic()
         await stage.keep(topic)
         producer, message = stage.broker.producer(), Message(topic, b"v")
-        if not _schedules(stage):
+        if not stage.schedules:
             with pytest.raises(UnsupportedError):
                 await producer.publish(message, after=1)
             with pytest.raises(UnsupportedError):

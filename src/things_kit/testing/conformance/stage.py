@@ -20,9 +20,9 @@ from things_kit import (
     UnsupportedError,
     connect,
 )
-from things_kit.engine.driver import Capabilities
+from things_kit.engine.driver import Capabilities, Scheduling
 from things_kit.engine.looking import topics_of
-from things_kit.engine.wait_topics import DEAD_LETTER, wait_topics
+from things_kit.engine.wait_topics import DEAD_LETTER, declare, wait_topics
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.testing.conformance.processes import WorkerProcess
 from things_kit.testing.conformance.recorder import Act, Recorder
@@ -75,6 +75,16 @@ class Stage:
     def capabilities(self) -> Capabilities:
         """What the broker under test says that it can."""
         return self.broker.capabilities
+
+    @property
+    def schedules(self) -> bool:
+        """Whether messages are kept until later, by the driver or by topics of the engine's."""
+        return self.capabilities.carried > 0 or isinstance(self.broker.transmission.driver, Scheduling)
+
+    async def ready_to_schedule(self) -> None:
+        """Have what the engine needs for that, where it is needed: made once for a broker, it is no part of any time."""
+        if self.capabilities.carried and not self.capabilities.schedule_ids:
+            await declare(self.broker.transmission)
 
     def name(self, word: str) -> str:
         """A name that no other test uses."""
