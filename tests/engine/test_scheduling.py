@@ -1,5 +1,6 @@
 """Publishing for later, under virtual time."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -21,6 +22,21 @@ def test_hours_pass_in_virtual_time() -> None:
                 assert await broker.lag("orders", group="billing") == 0
                 messages = await handler.handled(2, timeout=10_000)
                 assert [message.value for message in messages] == [b"hour", b"two hours"]
+
+    run_virtual(scenario())
+
+
+def test_after_is_a_duration_like_any_other() -> None:
+    async def scenario() -> None:
+        async with connect("memory://") as broker:
+            handler = MockHandler()
+            async with broker.consumer("orders", group="billing", handler=handler):
+                producer, began = broker.producer(), asyncio.get_running_loop().time()
+                await producer.publish(Message("orders", b"day"), after=timedelta(days=1))
+                await producer.publish_batch([Message("orders", b"minute")], after=timedelta(minutes=1))
+                messages = await handler.handled(2, timeout=100_000)
+                assert [message.value for message in messages] == [b"minute", b"day"]
+                assert asyncio.get_running_loop().time() - began == pytest.approx(86_400, abs=5)
 
     run_virtual(scenario())
 

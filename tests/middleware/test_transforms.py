@@ -132,7 +132,8 @@ async def test_a_value_belongs_to_its_topic() -> None:
     lied = moved.replace(headers={**moved.headers, "encrypted-topic": "salaries"})
     with pytest.raises(DecodeError, match="cannot be decrypted"):
         await back([encrypt({"a": KEY})], lied)
-    assert (await back([encrypt({"a": KEY}, topics=["orders"])], moved)).value == TEXT
+    for orders in ("orders", Topic("orders", bytes)):
+        assert (await back([encrypt({"a": KEY}, topics=[orders])], moved)).value == TEXT
     dead = moved.replace(headers={**moved.headers, "original-topic": "orders"})
     assert (await back([encrypt({"a": KEY})], dead)).value == TEXT
 
@@ -154,6 +155,22 @@ def test_no_key_is_ever_shown() -> None:
 def test_wrong_keys_are_said(keys: Any) -> None:
     with pytest.raises(ConfigError):
         encrypt(keys)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"topics": "orders"},
+        {"topics": Topic("orders", bytes)},
+        {"topics": [5]},
+        {"topics": 5},
+        {"required": "no"},
+    ],
+)
+def test_what_encrypt_does_not_understand_is_said(said: Any) -> None:
+    """It would accept what it should not, or nothing that it should."""
+    with pytest.raises(ConfigError, match=r"encrypt\("):
+        encrypt({"a": KEY}, **said)
 
 
 # --- claim check

@@ -323,12 +323,36 @@ async def test_no_time_is_left_out_where_another_process_has_planned_a_later_fir
         (TICK, {"overlap": "often"}, "overlap must be one of"),
         (TICK, {"catch_up": "some"}, "catch_up must be one of"),
         (5, {}, "a cron expression or a timedelta"),
+        (TICK, {"name": ""}, "must be a name; it is ''"),
     ],
-    ids=["cron", "zone", "overlap", "catch_up", "number"],
+    ids=["cron", "zone", "overlap", "catch_up", "number", "name"],
 )
 def test_a_wrong_plan_is_said_at_once(when: Any, said: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         App(config.module, memory.module).every(when, **said)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"retry": 5}, "clean: retry must be a RetryPolicy; it is 5"),
+        ({"timeout": -1}, "clean: timeout must be a duration"),
+        ({"dead_letter": 5}, "clean: dead_letter must be"),
+        (
+            {"concurrency": 3},
+            "clean: every has no argument 'concurrency'; known are retry, dead_letter, timeout",
+        ),
+    ],
+    ids=["retry", "timeout", "dead_letter", "unknown"],
+)
+def test_a_wrong_argument_is_found_before_the_start(said: dict[str, Any], sentence: str) -> None:
+    app = App(config.module, memory.module)
+
+    async def clean() -> None: ...
+
+    app.every(TICK, **said)(clean)
+    with pytest.raises(WiringError, match=sentence):
+        app.check()
 
 
 def test_two_of_one_name_are_refused() -> None:

@@ -58,7 +58,7 @@ def test_an_hourly_job_runs_each_real_hour() -> None:
     ("when", "zone"),
     [
         ("* * *", "UTC"), ("61 * * * *", "UTC"), ("0 0 30 2 *", "UTC"), ("* * * * *", "Mars/Olympus"),
-        (timedelta(0), "UTC"), (timedelta(days=400), "UTC"), (5, "UTC"), (None, "UTC"), ("* * * * *", None),
+        (timedelta(0), "UTC"), (timedelta(days=400), "UTC"), (timedelta(1), "Mars/Olympus"), (5, "UTC"), (None, "UTC"), ("* * * * *", None),
     ],
     ids=str,
 )  # fmt: skip

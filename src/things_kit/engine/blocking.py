@@ -13,6 +13,7 @@ from weakref import WeakSet
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, ConfigError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Seconds
 from things_kit.messaging.topic import UNSET, Topic, Unset
 from things_kit.messaging.transform import Transform
 
@@ -54,7 +55,7 @@ class BlockingProducer:
         message: Message,
         /,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -70,7 +71,7 @@ class BlockingProducer:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -90,7 +91,7 @@ class BlockingProducer:
         session.ask(session.producer.publish(message, payload, **fields))  # type: ignore[arg-type] # as it was given
 
     def publish_batch(
-        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+        self, messages: Sequence[Message], *, after: Seconds | None = None, at: datetime | None = None
     ) -> None:
         """Publish many, all of them for the same time where one is given; returns when all are confirmed.
 

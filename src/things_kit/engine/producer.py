@@ -22,6 +22,7 @@ from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishE
 from things_kit.messaging.instrument import Send
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Seconds
 from things_kit.messaging.producer import message_to_publish
 from things_kit.messaging.schedule import due_at
 from things_kit.messaging.topic import UNSET, Topic, Unset
@@ -85,7 +86,7 @@ class BrokerProducer:
         self,
         message: Message,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -101,7 +102,7 @@ class BrokerProducer:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -111,7 +112,7 @@ class BrokerProducer:
         message: Message | Topic[Any],
         payload: Any = UNSET,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
         **fields: Any,
@@ -121,7 +122,7 @@ class BrokerProducer:
         Args:
             message: The message, or a Topic.
             payload: What the topic's message carries.
-            after: In how many seconds it is to come.
+            after: In how many seconds it is to come, or in which `timedelta`.
             at: When it is to come, instead; the past is now.
             schedule_id: Its name among what is scheduled in its topic: the same again replaces it.
             fields: With a Topic, as `Topic.message` takes them: key, headers, id, timestamp.
@@ -145,7 +146,7 @@ class BrokerProducer:
             raise errors[0]
 
     async def publish_batch(
-        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+        self, messages: Sequence[Message], *, after: Seconds | None = None, at: datetime | None = None
     ) -> None:
         """Publish many, all of them for the same time where one is given; returns when all are confirmed.
 
@@ -218,7 +219,7 @@ class BrokerProducer:
         await self.close()
 
     def _sending_later(
-        self, after: float | None, at: datetime | None, schedule_id: str | None = None
+        self, after: Seconds | None, at: datetime | None, schedule_id: str | None = None
     ) -> Send:
         due = due_at(steady(), after, at, schedule_id)
         scheduling(self._transmission, ids=schedule_id is not None)

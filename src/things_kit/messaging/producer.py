@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, overload, runtime_checkabl
 
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Seconds
 from things_kit.messaging.topic import UNSET, Topic, Unset
 
 T = TypeVar("T")
@@ -29,7 +30,7 @@ class Producer(Protocol):
         self,
         message: Message,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -45,7 +46,7 @@ class Producer(Protocol):
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -55,14 +56,14 @@ class Producer(Protocol):
         message: Message | Topic[Any],
         payload: Any = UNSET,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
         **fields: Any,
     ) -> None:
         """Publish one message, or the payload of one by its topic's contract; returns when the broker has confirmed it.
 
-        With `after` (seconds) or `at` the broker keeps it until then, whatever happens to this process; what has the
+        With `after` (seconds, or a `timedelta`) or `at` the broker keeps it until then, whatever happens to this process; what has the
         `schedule_id` of a message that still waits in that topic replaces it.
 
         Raises:
@@ -75,7 +76,7 @@ class Producer(Protocol):
         """
 
     async def publish_batch(
-        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+        self, messages: Sequence[Message], *, after: Seconds | None = None, at: datetime | None = None
     ) -> None:
         """Publish many, all of them for the same time where one is given; returns when all are confirmed.
 

@@ -7,6 +7,7 @@ import msgspec
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Seconds, is_number
 
 FARTHEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 """What is later is due then: brokers keep seconds as floats, which round the last moments up to the year 10000."""
@@ -30,7 +31,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 def due_at(
-    now: float, after: float | None, at: datetime | None, schedule_id: str | None = None
+    now: float, after: Seconds | None, at: datetime | None, schedule_id: str | None = None
 ) -> datetime | None:
     """When a message is due, in UTC; None for one that is published at once.
 
@@ -71,10 +72,11 @@ def _moment(at: datetime) -> datetime:
         raise ConfigError(f"at={at!r} is no time in UTC") from None
 
 
-def _in_seconds(now: float, after: float) -> datetime:
-    if isinstance(after, bool) or not isinstance(after, int | float) or not after >= 0:  # NaN is neither
-        raise ConfigError(f"after= must be a number of seconds, from 0; it is {after!r}")
+def _in_seconds(now: float, after: Seconds) -> datetime:
+    wait = after.total_seconds() if isinstance(after, timedelta) else after
+    if not is_number(wait) or not wait >= 0:  # NaN is neither
+        raise ConfigError(f"after= must be a number of seconds, from 0, or a timedelta; it is {after!r}")
     try:
-        return datetime.fromtimestamp(now, UTC) + timedelta(seconds=after)
+        return datetime.fromtimestamp(now, UTC) + timedelta(seconds=wait)
     except OverflowError:
         raise ConfigError("after= is beyond the year 9999") from None

@@ -32,7 +32,7 @@ class compress(Transform):  # noqa: N801 - it is used as a function
     def __init__(
         self, algorithm: Literal["zstd", "gzip"] = "zstd", *, above: int = 1024, limit: int = LIMIT
     ) -> None:
-        if algorithm not in self.tokens:
+        if not isinstance(algorithm, str) or algorithm not in self.tokens:
             raise ConfigError(f'compress takes "zstd" or "gzip"; it was given {algorithm!r}')
         for name, number in (("above", above), ("limit", limit)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from things_kit.messaging.errors import ConfigError, DecodeError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import ENCRYPTED_TOPIC, ORIGINAL_TOPIC
+from things_kit.messaging.topic import Topic, topic_name
 from things_kit.messaging.transform import Applied, Transform
 
 TOKEN: Final = "aes-gcm"  # noqa: S105 - no secret, but the word in the header
@@ -23,22 +24,22 @@ class encrypt(Transform):  # noqa: N801 - it is used as a function
 
     Args:
         keys: By name, 32 random bytes each. The first encrypts, all decrypt: put a new one in front to rotate.
-        topics: Other topics whose values are accepted: for bridges that rename, and `replay(to=)`.
+        topics: Other topics whose values are accepted, by their names or as Topics: for bridges that rename, and `replay(to=)`.
         required: Whether plain values are refused.
 
     Raises:
-        ConfigError: A key is not 32 bytes, there is none, or the extra `encrypt` is not installed.
+        ConfigError: A key is not 32 bytes, there is none, `topics` names something else, or the extra `encrypt` is not installed.
     """
 
     tokens: Final = frozenset({TOKEN})
 
     def __init__(
-        self, keys: Mapping[str, bytes], topics: Iterable[str] = (), *, required: bool = False
+        self, keys: Mapping[str, bytes], topics: Iterable[str | Topic[Any]] = (), *, required: bool = False
     ) -> None:
+        if not isinstance(required, bool):
+            raise ConfigError(f"encrypt(required=) is True or False; it is {required!r}")
         self._required = required
-        if isinstance(topics, str):
-            raise ConfigError(f"encrypt(topics=) is a list of topics: write topics=[{topics!r}]")
-        self._topics = frozenset(topics)
+        self._topics = _names(topics)
         self._keys = {_name(name): _cipher(name, key) for name, key in _items(keys)}
         self._first = next(iter(self._keys))
 
@@ -83,6 +84,16 @@ def _bound(message: Message, topic: str) -> bytes:
     """What belongs to the value without being in it: lengths first, so that nothing can move from one to the other."""
     parts = [(message.id or "").encode(), topic.encode()]
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def _names(topics: object) -> frozenset[str]:
+    if isinstance(topics, str | Topic):
+        raise ConfigError(f"encrypt(topics=) is a list of topics: write topics=[{topics!r}]")
+    names: list[Any] = [topic_name(each) for each in topics] if isinstance(topics, Iterable) else [topics]
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(f"encrypt(topics=) is a list of topics; in it is {name!r}")
+    return frozenset(names)
 
 
 def _items(keys: object) -> Iterable[tuple[str, bytes]]:

@@ -204,9 +204,8 @@ class Decorators:
         place = caller()
 
         def mark(function: F) -> F:
-            spec = every(
-                when, tz=tz, name=name or parts.name_of(function), overlap=overlap, catch_up=catch_up
-            )
+            known_as = parts.name_of(function) if name is None else name
+            spec = every(when, tz=tz, name=known_as, overlap=overlap, catch_up=catch_up)
             if any(each.spec.name == spec.name for each in self.ticks):
                 from things_kit.messaging.errors import ConfigError  # noqa: PLC0415 - for mistakes only
 
@@ -215,9 +214,8 @@ class Decorators:
             self.ticks.append(Tick(function, spec, said, broker, {**arguments}, place))
             return function
 
-        every(
-            when, tz=tz, name=name or "nameless", overlap=overlap, catch_up=catch_up
-        )  # what is wrong shows here
+        named = "nameless" if name is None else name
+        every(when, tz=tz, name=named, overlap=overlap, catch_up=catch_up)  # what is wrong shows here
         return mark
 
 

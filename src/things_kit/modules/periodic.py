@@ -11,12 +11,14 @@ from things_kit.app.app import App
 from things_kit.app.lifecycle import Hook, Lifecycle
 from things_kit.app.parts import Invoke, name_of
 from things_kit.engine.broker import Broker
+from things_kit.engine.options import options_of
 from things_kit.engine.threads import call_in_thread
+from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import seconds
-from things_kit.modules.application import Tick
+from things_kit.modules.application import Tick, TickArguments
 from things_kit.modules.broker_module import GRACE
 from things_kit.modules.decorated import OWNER, Mistake, broker_of, nothing, owners_of, places_of
-from things_kit.patterns.periodic import Periodic
+from things_kit.patterns.periodic import GROUP, Periodic
 
 
 def periodic_of(app: App, ticks: Sequence[Tick]) -> list[Invoke]:
@@ -66,7 +68,21 @@ def _part(tick: Tick, broker: str, owner: type | None) -> Invoke:
     function.__signature__ = inspect.Signature(parameters)
     function.__annotations__ = {each.name: each.annotation for each in parameters}
     function.__qualname__ = name_of(tick.function)
-    return Invoke(function, tick.place)
+    return Invoke(function, tick.place, lambda: _mistakes(tick))
+
+
+def _mistakes(tick: Tick) -> Iterator[str]:
+    """What is wrong with its arguments, some of a consumer's."""
+    who, known = name_of(tick.function), TickArguments.__annotations__
+    for name in tick.arguments:
+        if name not in known:
+            yield f"{who}: every has no argument {name!r}; known are {', '.join(known)}"
+            return
+    arguments: Any = {"group": GROUP, **tick.arguments}
+    try:
+        options_of(tick.spec.topic, print, arguments)
+    except ConfigError as error:
+        yield f"{who}: {error}"
 
 
 def _parameters(tick: Tick, owner: type | None) -> tuple[list[str], list[inspect.Parameter]]:

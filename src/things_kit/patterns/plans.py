@@ -70,6 +70,7 @@ class Cron:
 def plan_of(when: object, zone: str) -> Plan:
     """The plan that `every` was given. Raises ConfigError."""
     if isinstance(when, timedelta):
+        _zone(zone)  # nothing of it is needed, and yet it is not to be wrong
         return Interval(when)
     if isinstance(when, str):
         return Cron(when, zone)

@@ -13,6 +13,7 @@ from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Seconds
 from things_kit.messaging.producer import message_to_publish
 from things_kit.messaging.schedule import Schedule, due_at
 from things_kit.messaging.topic import UNSET, Topic, Unset
@@ -170,7 +171,7 @@ class MockProducer:
         self,
         message: Message,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -186,7 +187,7 @@ class MockProducer:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -196,7 +197,7 @@ class MockProducer:
         message: Message | Topic[Any],
         payload: Any = UNSET,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
         **fields: Any,
@@ -218,7 +219,7 @@ class MockProducer:
             raise errors[0]
 
     async def publish_batch(
-        self, messages: Sequence[Message], *, after: float | None = None, at: datetime | None = None
+        self, messages: Sequence[Message], *, after: Seconds | None = None, at: datetime | None = None
     ) -> None:
         """Keep many messages, but those that are refused.
 

@@ -15,6 +15,7 @@ from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.policy import Seconds
 from things_kit.messaging.producer import message_to_publish
 from things_kit.messaging.schedule import due_at
 from things_kit.messaging.topic import UNSET, Topic, Unset
@@ -85,7 +86,7 @@ class Outbox:
         message: Message,
         /,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -102,7 +103,7 @@ class Outbox:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -114,14 +115,14 @@ class Outbox:
         payload: Any = UNSET,
         /,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
         **fields: Any,
     ) -> None:
         """Publish one message, or the payload of one by its topic's contract, in the session's transaction.
 
-        With `after` (seconds from this call) or `at` it comes then, or with the commit if that is later; what has the
+        With `after` (seconds, or a `timedelta`, from this call) or `at` it comes then, or with the commit if that is later; what has the
         `schedule_id` of a message that still waits in that topic replaces it. In PostgreSQL that waits for another open
         transaction with the same `schedule_id`.
 
@@ -143,7 +144,7 @@ class Outbox:
         session: Any,
         messages: Sequence[Message],
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
     ) -> None:
         """Publish many in the session's transaction, all of them for the same time where one is given: all, or none.
@@ -163,7 +164,7 @@ class Outbox:
         message: Message,
         /,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -180,7 +181,7 @@ class Outbox:
         headers: Mapping[str, str] | None = None,
         id: str | None = None,
         timestamp: datetime | None = None,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
     ) -> None: ...
@@ -192,7 +193,7 @@ class Outbox:
         payload: Any = UNSET,
         /,
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
         schedule_id: str | None = None,
         **fields: Any,
@@ -208,7 +209,7 @@ class Outbox:
         session: Any,
         messages: Sequence[Message],
         *,
-        after: float | None = None,
+        after: Seconds | None = None,
         at: datetime | None = None,
     ) -> None:
         """`publish_batch`, for synchronous sessions."""
@@ -335,7 +336,7 @@ class Outbox:
         return ready, refused
 
 
-def _later(after: float | None, at: datetime | None, schedule_id: str | None = None) -> Later | None:
+def _later(after: Seconds | None, at: datetime | None, schedule_id: str | None = None) -> Later | None:
     """When and by which name, if not at once. Raises ConfigError."""
     now = steady()
     due = due_at(now, after, at, schedule_id)

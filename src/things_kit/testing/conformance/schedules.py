@@ -52,7 +52,7 @@ class ScheduleSuite(Suite):
         """Line 63: a naive time, NaN, a negative one, two at once, a name without one, or that no broker can keep."""
         producer, message = stage.broker.producer(), Message(stage.topic(), b"v")
         naive = datetime(2030, 1, 1)
-        for wrong in (float("nan"), -1, float("inf"), 10**400):
+        for wrong in (float("nan"), -1, float("inf"), 10**400, timedelta(-1), timedelta.max):
             with pytest.raises(ConfigError):
                 await producer.publish(message, after=wrong)
         with pytest.raises(ConfigError):
