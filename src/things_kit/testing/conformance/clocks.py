@@ -93,6 +93,7 @@ class ClockSuite(Suite):
             await publish(b"late")
             await eventually(all_came, stage.patience, "what began to wait has come")
             await stage.until_lag(topic, group, 0)
+        assert sorted(message.value for message in recorder.done) == sorted(expected), "each of them once"
 
     async def test_a_lease_holds_though_the_clock_was_set_back(self, stage: Stage) -> None:
         """Line 58: what is handled, and what waits, is delivered to nobody else; what was let go of is."""
