@@ -31,6 +31,7 @@ from things_kit import (
     connect,
 )
 from things_kit.engine.answers import misses_deadline
+from things_kit.engine.looking import topics_of
 from things_kit.engine.naming import REPLIES, inbox_expired
 from things_kit.testing.conformance.waiting import eventually
 
@@ -250,6 +251,24 @@ async def test_a_request_that_nobody_could_get_is_refused_at_once(broker: Broker
         await broker.request(Message("orders", b""), timeout=20)
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("no route to amqp://shop:sesame@rabbit:5672/", "no route to amqp://…@rabbit:5672/"),
+        ("x" * 200_000, "x" * 1024),
+        ("x" * 1000 + " amqp://shop:sesame-sesame-sesame@rabbit", "x" * 1000 + " amqp://…@rabbit"),
+    ],
+)
+async def test_who_asks_is_told_no_secret_and_no_200_kib(broker: Broker, said: str, told: str) -> None:
+    async def fail(message: Message) -> None:
+        raise Reject(said)
+
+    async with broker.consumer("orders", group="g", handler=fail):
+        with pytest.raises(RemoteError) as caught:
+            await broker.request(Message("orders", b""), timeout=20)
+    assert caught.value.error == told
+
+
 async def test_an_answer_for_who_has_gone_holds_up_nobody(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,6 +311,35 @@ async def test_what_is_no_message_is_refused(broker: Broker) -> None:
         await ask(Message("orders", b""), key="k", timeout=20)
     with pytest.raises(TypeError, match="request has no argument 'after'"):
         await ask(Message("orders", b""), after=60, timeout=20)
+
+
+@virtual(wall_clock=True)
+async def test_an_inbox_that_is_being_made_when_its_broker_closes_is_removed() -> None:
+    """What has been sent to a server is done there, whoever is cancelled meanwhile."""
+    begun = asyncio.Event()
+    there: list[asyncio.Future[None]] = []
+    async with connect("memory://shop") as looking, connect("memory://shop") as asking:
+        driver: Any = asking.transmission.driver
+        declare = driver.declare
+
+        async def at_the_server(topic: str, groups: Any) -> None:
+            await asyncio.sleep(0.02)
+            await declare(topic, groups)
+
+        async def slow(topic: str, groups: Any) -> None:
+            begun.set()
+            there.append(asyncio.ensure_future(at_the_server(topic, groups)))
+            await asyncio.shield(there[-1])
+
+        driver.declare = slow
+        request = asyncio.create_task(asking.request(Message("orders", b""), timeout=20))
+        await begun.wait()
+        await asking.close()
+        with pytest.raises(ClosedError):
+            await request
+        await asyncio.gather(*there)
+        found: Any = looking.transmission.driver
+        assert not [name for name in await found.topics() if REPLIES in name]
 
 
 async def test_a_broker_that_is_closed_asks_nobody() -> None:
@@ -355,6 +403,20 @@ async def test_inboxes_of_the_dead_are_removed_by_the_next_who_asks(tmp_path: An
 )
 def test_an_inbox_says_until_when_it_is_used(name: str, expired: bool) -> None:
     assert inbox_expired(name, 1_800_000_000.0) is expired
+
+
+@pytest.mark.parametrize("prefix", ["", "test-"])
+async def test_an_inbox_is_not_among_the_topics(tmp_path: Any, prefix: str) -> None:
+    url = f"sqlite:///{tmp_path}/events.db"
+    async with (
+        connect(f"{url}?topic_prefix={prefix}") as asking,
+        connect(url) as looking,
+        asking.consumer(orders, group="g", handler=bill),
+    ):
+        await asking.request(orders, Order("o-1"), timeout=20)
+        found = await topics_of(looking)
+    assert f"{prefix}orders" in found
+    assert not [name for name in found if REPLIES in name]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import msgspec
 from things_kit.codecs.models import dumped_for_json
 from things_kit.engine.clock import steady
 from things_kit.engine.dead_letter import ERROR_BYTES, qualified_name, rfc3339, text_of
+from things_kit.engine.secrets import masked
 from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import (
     CONTENT_TYPE,
@@ -18,6 +19,9 @@ from things_kit.messaging.names import (
     OF_A_REQUEST,
     REPLY_TO,
 )
+
+BEYOND: Final = 256
+"""Characters beyond what is sent in which the end of a secret is looked for."""
 
 _json: Final = msgspec.json.Encoder(enc_hook=dumped_for_json)
 
@@ -67,8 +71,9 @@ def answer_to(request: Message, result: Any) -> Message:
 
 
 def failure_of(request: Message, error: BaseException) -> Message:
-    """The reply that says what the handler failed with: its type and text, no traceback."""
-    text = text_of(error).encode("utf-8", "replace")[:ERROR_BYTES].decode("utf-8", "ignore")
+    """The reply that says what the handler failed with: its type and text, no traceback and no secret."""
+    said = masked(text_of(error)[: ERROR_BYTES + BEYOND])
+    text = said.encode("utf-8", "replace")[:ERROR_BYTES].decode("utf-8", "ignore")
     headers = {
         CORRELATION_ID: request.headers[CORRELATION_ID],
         ERROR_TYPE: qualified_name(error),

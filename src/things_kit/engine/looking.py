@@ -8,7 +8,7 @@ import msgspec
 
 from things_kit.engine.driver import Listing
 from things_kit.engine.facts import Factual, Question
-from things_kit.engine.naming import EPHEMERAL, REPLIES
+from things_kit.engine.naming import EPHEMERAL, is_inbox
 from things_kit.engine.retry_topics import is_retry_topic
 from things_kit.engine.wait_topics import is_wait_topic
 from things_kit.messaging.errors import ConfigError, ThingsKitError, UnsupportedError
@@ -50,7 +50,7 @@ async def topics_of(broker: "Broker") -> list[str]:
     return sorted(
         name
         for name in set(await transmission.patiently(driver.topics))
-        if not is_retry_topic(name) and not is_wait_topic(name) and not name.startswith(REPLIES)
+        if not is_retry_topic(name) and not is_wait_topic(name) and not is_inbox(name)
     )
 
 

@@ -17,6 +17,11 @@ LONGEST: Final = 2000
 """Bytes of a name in UTF-8: what a database indexes it with has no room for much more."""
 
 
+def is_inbox(topic: str) -> bool:
+    """Whether a topic is an inbox for replies, by its name, which may have a prefix: `?topic_prefix=`."""
+    return REPLIES in topic
+
+
 def inbox_expired(topic: str, now: float) -> bool:
     """Whether this is the inbox of a process that cannot use it any more."""
     if not topic.startswith(REPLIES):

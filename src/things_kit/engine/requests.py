@@ -40,6 +40,9 @@ LIFE: Final = 24 * 3600.0
 GROUP: Final = "replies"
 """Whose place in an inbox the broker keeps while the connection is lost."""
 
+MAKE: Final = 0.5
+"""Seconds that making the inbox may still take when nobody wants it any more."""
+
 REMOVE: Final = 2.0
 """Seconds that closing may take to remove the inbox; whoever makes the next one removes it else."""
 
@@ -169,12 +172,22 @@ class _Inbox:
 
     async def open(self) -> None:
         """Make it. Raises BrokerUnavailable after `publish_timeout`, or ConfigError."""
+        making = asyncio.create_task(self._make(), name="things_kit new inbox")
         try:
-            await self._transmission.declare(self.name, [GROUP] if self._consumer.options.group else ())
-            await self._consumer.start()
+            await asyncio.shield(making)
         except BaseException:
-            await asyncio.shield(self.close())
+            await asyncio.shield(self._unmake(making))
             raise
+
+    async def _make(self) -> None:
+        await self._transmission.declare(self.name, [GROUP] if self._consumer.options.group else ())
+        await self._consumer.start()
+
+    async def _unmake(self, making: "asyncio.Task[None]") -> None:
+        """What a broker is about to make when it is cancelled may come to be all the same, behind its removal."""
+        await asyncio.wait({making}, timeout=MAKE)
+        await ended(making)
+        await self.close()
 
     @property
     def lasts(self) -> bool:

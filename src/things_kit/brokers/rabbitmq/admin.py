@@ -24,7 +24,7 @@ from things_kit.brokers.rabbitmq.publisher import Publisher
 from things_kit.brokers.rabbitmq.receiver import RECEIVERS, RabbitMQReceiver
 from things_kit.brokers.rabbitmq.wire import Place, pack
 from things_kit.engine.driver import ConnectionLost
-from things_kit.engine.naming import REPLIES
+from things_kit.engine.naming import is_inbox
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 
@@ -103,7 +103,7 @@ class Admin:
             type="fanout",
             durable=True,
             passive=theirs,
-            auto_delete=topic.startswith(REPLIES),  # it goes with the process that reads it
+            auto_delete=is_inbox(topic),  # it goes with the queue of the process that reads it
         )
         await self.ask(f"declaring {topic!r}", make)
         self._exchanges.add(exchange)

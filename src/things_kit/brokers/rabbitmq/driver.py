@@ -4,13 +4,13 @@
     amqps://a:5671,b:5671/vhost?ca=ca.pem            the first of several hosts that answers
 
 The options are those of `RabbitMQOptions`. A topic is a durable fanout exchange, a group a durable quorum queue bound to it,
-an ephemeral group an exclusive queue. RabbitMQ keeps nothing for groups to come: a new group begins now, and a publish that
+an ephemeral group an exclusive queue, but for an inbox. RabbitMQ keeps nothing for groups to come: a new group begins now, and a publish that
 reaches no queue is refused with `NobodyListens`. Publishing has a connection of its own, as the broker stops reading from one that it blocks.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
 from pika.spec import Queue
@@ -37,6 +37,7 @@ from things_kit.engine.driver import (
     UnknownTopic,
 )
 from things_kit.engine.listeners import nobody_listens
+from things_kit.engine.naming import is_inbox
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
@@ -45,6 +46,10 @@ from things_kit.messaging.names import REPLAY_GROUP
 if TYPE_CHECKING:
     from things_kit.brokers.rabbitmq.management import Management
     from things_kit.engine.facts import Facts, Question
+
+
+INBOX_LASTS: Final = 60_000
+"""Milliseconds for which an inbox for replies stays without a connection."""
 
 
 class RabbitMQDriver:
@@ -184,7 +189,8 @@ class RabbitMQDriver:
         channel = await self._link.channel()
         patience = Patience(server_version(channel.connection.properties), ephemeral, self._kind)
         if ephemeral:
-            queue = queue if self._names.own_queues else f".things-kit.ephemeral-{uuid4().hex}"
+            if not self._names.own_queues:
+                queue = f".things-kit.{topic if is_inbox(topic) else f'ephemeral-{uuid4().hex}'}"
             await self._declare_ephemeral(channel, topic, queue, patience.of_queue)
         source = Source(
             queue=queue,
@@ -208,8 +214,13 @@ class RabbitMQDriver:
     async def _declare_ephemeral(
         self, channel: Channel, topic: str, queue: str, arguments: Mapping[str, Any]
     ) -> None:
-        """Not to be deleted with its last consumer: one that is paused has none."""
+        """Not to be deleted with its last consumer: one that is paused has none.
+
+        An inbox keeps what arrives while its connection is lost; any other begins anew with the next one.
+        """
         make = Queue.Declare(queue=queue, exclusive=True, arguments=dict(arguments))
+        if is_inbox(topic):
+            make = Queue.Declare(queue=queue, durable=True, arguments={"x-expires": INBOX_LASTS})
         try:
             with ERRORS.during(f"making a queue for {topic!r}"):
                 await channel.ask(make, self._admin.binding(topic, queue))

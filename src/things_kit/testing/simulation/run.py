@@ -14,7 +14,7 @@ import msgspec
 from things_kit.codecs.contract import contract_decoder
 from things_kit.engine.broker import Broker
 from things_kit.engine.consumer import BrokerConsumer
-from things_kit.engine.naming import REPLIES
+from things_kit.engine.naming import is_inbox
 from things_kit.engine.surroundings import surroundings
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError
@@ -179,7 +179,7 @@ class Run:
         return {
             f"{topic.name} for {name}": group.lag()
             for topic in self.server.topics.values()
-            if not topic.name.startswith(REPLIES)  # that of a dead process is read by nobody
+            if not is_inbox(topic.name)  # that of a dead process is read by nobody
             for name, group in topic.groups.items()
             if name != DEAD_LETTER_GROUP or (topic.name, name) in self.server.joined
         }
