@@ -1,7 +1,7 @@
 """The service that takes orders: an order and its message are there together, or not at all."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -23,7 +23,7 @@ outbox = Outbox()
 
 
 @asynccontextmanager
-async def lifespan(_: Starlette) -> AsyncIterator[None]:
+async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
     await outbox.create(engine)
     async with engine.begin() as connection:
         await connection.execute(TABLE)
