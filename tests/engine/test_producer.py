@@ -1,11 +1,13 @@
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 
 from tests.engine.scenario import turns, until, virtual
-from things_kit import BrokerUnavailable, ClosedError, Message, MessageTooLarge, PublishError
+from things_kit import BrokerUnavailable, ClosedError, Message, MessageTooLarge, PublishError, connect
 from things_kit.engine.driver import Capabilities, ConnectionLost
 from things_kit.testing.stub import StubDriver, broker_of
 
@@ -339,3 +341,18 @@ async def test_a_fault_of_the_driver_fails_the_publish_and_not_the_next() -> Non
             await producer.publish(message("1"))
         assert isinstance(raised.value.__cause__, RuntimeError)
         await producer.publish(message("2"))
+
+
+class Noted(dict[str, str]):
+    """Headers of which one can tell whether anybody still has them."""
+
+
+async def test_nothing_of_what_was_published_last_stays_in_memory() -> None:
+    async with connect("memory://") as broker:
+        producer = broker.producer()
+        headers = Noted(kind="a")
+        left = weakref.ref(headers)
+        await producer.publish_batch([Message("t", b"", headers=headers)])
+        del headers
+        gc.collect()
+        assert left() is None

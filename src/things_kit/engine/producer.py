@@ -247,6 +247,7 @@ class BrokerProducer:
         while self._queue:
             self._sending = self._gather()
             await self._send(self._sending)
+        self._sending = []  # else the last ones stay in memory until others come
         self._sender = None
 
     def _gather(self) -> list[_Waiting]:
