@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ class Model(pydantic.BaseModel):
 
 
 class Values(TypedDict):
+    id: str
+
+
+class Optional(TypedDict, total=False):
     id: str
 
 
@@ -100,9 +105,44 @@ def test_a_message_has_the_headers_of_its_topic_and_its_own() -> None:
 def test_messages_are_those_that_message_makes() -> None:
     payloads = [Order("a", 1.0), Order("b", 2.0)]
     for topic in (Topic("t", Order), Topic("t", Order, key="id", headers={"a": "b"}, version=1)):
-        messages = topic.messages(iter(payloads))
-        assert messages == [topic.message(each) for each in payloads]
-        assert messages[0].headers is not messages[1].headers
+        assert topic.messages(iter(payloads)) == [topic.message(each) for each in payloads]
+    shop = Topic[Created | Cancelled]("shop", KINDS, by="type", key="id")
+    events: list[Created | Cancelled] = [Created("a"), Cancelled("b")]
+    assert shop.messages(events) == [shop.message(each) for each in events]
+    text = Topic("text", str)
+    assert text.messages(["a", "ü"]) == [text.message("a"), text.message("ü")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda headers: headers.update(more=""),
+        lambda headers: headers.setdefault("more", ""),
+        lambda headers: headers.pop("content-type"),
+        lambda headers: headers.popitem(),
+        lambda headers: headers.clear(),
+        lambda headers: headers.__setitem__("more", ""),
+        lambda headers: headers.__delitem__("content-type"),
+        lambda headers: headers.__ior__({"more": ""}),
+    ],
+)
+def test_nobody_changes_the_headers_that_messages_of_a_topic_share(change: Callable[[Any], object]) -> None:
+    topic = Topic("orders", Order)
+    (message, _) = topic.messages([Order("a"), Order("b")])
+    for each in (message, topic.message(Order("a"))):
+        with pytest.raises(TypeError, match=r"cannot be changed: message\.replace"):
+            change(each.headers)
+    assert topic.message(Order("c")).headers == {"content-type": "application/json"}
+
+
+def test_a_copy_of_shared_headers_is_a_plain_dict() -> None:
+    (message,) = Topic("orders", Order).messages([Order("a")])
+    copies: list[Any] = [copy.copy(message.headers), copy.deepcopy(message).headers, {**message.headers}]
+    copies += [pickle.loads(pickle.dumps(message)).headers, dict(message.headers)]
+    for each in copies:
+        assert type(each) is dict
+        assert each == message.headers
+    assert msgspec.json.encode(message.headers) == b'{"content-type":"application/json"}'
 
 
 def test_the_type_of_several_is_written_to_the_header() -> None:
@@ -165,6 +205,42 @@ def test_a_key_of_plain_values_is_an_item() -> None:
     assert Topic("t", dict[str, Any], key="id").message({"id": "a"}).key == b"a"
 
 
+@pytest.mark.parametrize(
+    ("kind", "key", "payload"),
+    [
+        (dict[str, Any], "id", {}),
+        (Optional, "id", {}),
+        (Any, "id", 5),
+        (Any, "id", {}),
+        (Any, "real.real", 5),
+    ],
+)
+def test_a_payload_that_lacks_what_its_key_is_made_of_is_a_type_error(
+    kind: Any, key: str, payload: Any
+) -> None:
+    topic = make("t", kind, key=key)
+    with pytest.raises(
+        TypeError, match=rf"a payload has no '{key}', which the key of the topic 't' is made of"
+    ):
+        topic.message(payload)
+    with pytest.raises(TypeError, match=rf"a payload has no '{key}', which"):
+        topic.messages([payload])
+
+
+def test_what_a_key_function_raises_is_its_own() -> None:
+    topic = Topic("t", dict[str, str], key=lambda payload: payload["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        topic.message({})
+    with pytest.raises(KeyError, match="missing"):
+        topic.messages([{}])
+
+
+def test_keys_of_many_are_those_of_each() -> None:
+    topic = make("t", Any, key="key")
+    payloads: list[Any] = [{"key": each} for each in ("a", b"b", 3, None)]
+    assert [each.key for each in topic.messages(payloads)] == [b"a", b"b", b"3", None]
+
+
 def _bad(payload: Order) -> float:
     return payload.total
 
@@ -179,7 +255,7 @@ def _bad(payload: Order) -> float:
         (Values, "missing", "which Values has not"),
         (Model, "flag", "is bool"),
         (Model, "name", "which Model has not"),
-        (Order, _bad, "the key function of the topic 't' is float"),
+        (Order, _bad, "what the key function of the topic 't' returns is float"),
         (Order, 5, "an attribute's name or a function of the payload, not 5"),
     ],
 )
@@ -229,7 +305,11 @@ class Page(msgspec.Struct, Generic[ItemT]):
         (("t", {"a": Values}), {"by": "type"}, "cannot be told apart at run time"),
         (("t", {"a": list[Order]}), {"by": "type"}, "cannot be told apart at run time"),
         (("t", {"a": Page[Order]}), {"by": "type"}, "cannot be told apart at run time"),
+        (("t", {"a": Any}), {"by": "type"}, "cannot be told apart at run time"),
         (("t", {5: Order}), {"by": "type"}, "which 5 is not"),
+        (("t", Order), {"headers": {5: "x"}}, "the topic 't' sets the header 5 to 'x': both are text"),
+        (("t", Order), {"headers": {"n": 5}}, "sets the header 'n' to 5: both are text"),
+        (("t", Order), {"headers": {"tk-n": "5"}}, "sets the header 'tk-n', which is for drivers"),
         (("t", {"a": Order}), {"by": ""}, "by= is a header's name"),
         (("t", Order), {"headers": {"Content-Type": "x"}}, "sets the header 'Content-Type', which its contract writes"),
         (("t", Order), {"headers": {"schema-version": "1"}}, "sets the header 'schema-version'"),

@@ -1,21 +1,17 @@
 """Confluent's format: a zero, and the id of the value's schema, before each value."""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
-from things_kit.codecs.json_codec import bare
 from things_kit.codecs.schemas import Schemas, Subject
 from things_kit.codecs.subjects import Naming, check_naming, identity_of, prepare_all
-from things_kit.messaging.codec import Encode
+from things_kit.messaging.codec import Encode, bare
 from things_kit.messaging.topic import Topic
 
 MAGIC: Final = 0
 """The first byte of a value; the id of the schema follows in four."""
-
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 Write = Callable[[Any], bytes]
 
@@ -75,4 +71,4 @@ def by_class(topic: Topic[Any], writers: Mapping[str | None, Write]) -> Encode:
     if topic.by is None:
         return bare(writers[None])
     by_type = {topic.kinds[value]: write for value, write in writers.items()}
-    return lambda payload: (by_type[type(payload)](payload), _NOTHING)
+    return bare(lambda payload: by_type[type(payload)](payload))

@@ -2,22 +2,19 @@
 
 import codecs
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from things_kit.codecs.known import check_known
 from things_kit.codecs.models import dumped_for_json, has_pydantic, model_decoder, model_encoder
-from things_kit.messaging.codec import Decode, Encode
+from things_kit.messaging.codec import Decode, Encode, bare
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
 from things_kit.messaging.topic import Topic
 
 if TYPE_CHECKING:
     from things_kit.codecs.schemas import Subject
-
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class JSON(msgspec.Struct, frozen=True):
@@ -77,16 +74,6 @@ class JSON(msgspec.Struct, frozen=True):
         from things_kit.codecs.json_registered import subjects  # noqa: PLC0415 - as above
 
         return subjects(self.subject, self.references, topic)
-
-
-def bare(encode: Callable[[Any], bytes]) -> Encode:
-    """An encoder that writes no headers, and says so: `bytes_of` spares many messages the way around."""
-
-    def encoder(payload: Any) -> tuple[bytes, Mapping[str, str]]:
-        return encode(payload), _NOTHING
-
-    encoder.bytes_of = encode  # type: ignore[attr-defined]
-    return encoder
 
 
 def of_values(decode: Decode, read: Callable[[bytes], Any]) -> Decode:

@@ -1,18 +1,14 @@
 """MessagePack, by msgspec; checked by pydantic what has a type of pydantic's in it."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from things_kit.codecs.json_codec import bare, of_values
+from things_kit.codecs.json_codec import of_values
 from things_kit.codecs.known import check_known
 from things_kit.codecs.models import dumped, has_pydantic, model_decoder_of_message_pack
-from things_kit.messaging.codec import Decode, Encode
+from things_kit.messaging.codec import Decode, Encode, bare
 from things_kit.messaging.topic import Topic
-
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class MessagePack(msgspec.Struct, frozen=True):

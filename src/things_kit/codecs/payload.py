@@ -71,7 +71,7 @@ def by_content_type(make: Callable[[Codec], Decode], own: Codec, name: str) -> P
 
 
 def _at_once(read: Callable[[bytes], Any], content_type: str, decode: Payload) -> Payload:
-    """Reads what is as it mostly is with one call; everything else is for `decode`."""
+    """Reads what is as it mostly is with one call; everything else is for `decode`. It says so, as `usual` finds out."""
 
     def decode_at_once(message: Message) -> Any:
         if message.headers.get(CONTENT_TYPE) == content_type:
@@ -81,7 +81,14 @@ def _at_once(read: Callable[[bytes], Any], content_type: str, decode: Payload) -
                 pass
         return decode(message)
 
+    decode_at_once.usual = content_type, read  # type: ignore[attr-defined]
     return decode_at_once
+
+
+def usual(decode: Payload) -> tuple[str, Callable[[bytes], Any]] | None:
+    """The content type that messages mostly have, and what reads their values; all else, also what that raises, is for `decode`."""
+    found: tuple[str, Callable[[bytes], Any]] | None = getattr(decode, "usual", None)
+    return found
 
 
 def _text(message: Message) -> str:

@@ -104,7 +104,9 @@ def _checked_size(message: Message, topics: set[str], *, ours: bool) -> int:
         size += len(key)
     if identity is not None:
         _check_text("the id of a message", identity)
-    if type(headers) is not dict and not isinstance(headers, Mapping):
+    if not isinstance(headers, dict) and not isinstance(
+        headers, Mapping
+    ):  # the first is quick, and the usual case
         raise PublishError(f"the headers of a message must be a mapping; they are {type(headers).__name__}")
     for name, text in headers.items():
         if (

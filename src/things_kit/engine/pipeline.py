@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
-from things_kit.codecs.contract import contract_decoder
-from things_kit.codecs.payload import payload_decoder
+from things_kit.engine.decoding import decoded, decoded_batch, decoder
 from things_kit.engine.results import Publishing, by_kind, carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
-from things_kit.engine.transforming import batch_undone_first, partly, undoing, undone_first
+from things_kit.engine.transforming import batch_undone_first, undoing, undone_first
 from things_kit.engine.unrun import discard, ran, yields
-from things_kit.messaging.codec import Opening, Unprepared
-from things_kit.messaging.errors import ConfigError, DecodeError
+from things_kit.messaging.codec import Opening
+from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Handle, HandleBatch, Middleware
 from things_kit.messaging.message import Message
 from things_kit.messaging.topic import Topic
@@ -122,13 +121,7 @@ def _innermost(
     if kind is Message and not wants_message:
         step = call
     else:
-        decode = _decoder(kind, topics, name)
-
-        async def decoded(message: Message) -> Any:
-            payload = decode(message)
-            return await (call(payload, message) if wants_message else call(payload))
-
-        step = decoded
+        step = decoded(call, decoder(kind, topics, name), wants_message=wants_message)
     if openers := _openers(topics):
         step = _opening(step, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
@@ -232,34 +225,12 @@ def compile_batch_handler(
         raise ConfigError(
             f"the batch handler {name_of(target)} must take a list, such as list[Message], not {name_of(kind)}"
         )
-    handle: HandleBatch = (
-        call if element is Message else _decoded_batch(call, _decoder(element, topics, name))
-    )
+    handle: HandleBatch = call if element is Message else decoded_batch(call, decoder(element, topics, name))
     if openers := _openers(topics):
         handle = _opening_batches(handle, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
         handle = batch_undone_first(handle, undo)
     return handle
-
-
-def _decoded_batch(call: Callable[..., Awaitable[Any]], decode: Callable[[Message], Any]) -> HandleBatch:
-    """Decodes each message first; those that cannot be decoded fail alone, and the handler gets the rest."""
-
-    async def decoded(messages: list[Message]) -> None:
-        payloads: list[Any] = []
-        indices: list[int] = []
-        errors: dict[int, BaseException] = {}
-        for index, message in enumerate(messages):
-            try:
-                payloads.append(decode(message))
-                indices.append(index)
-            except Unprepared:
-                raise  # of all: those behind it must not overtake it
-            except Exception as error:  # noqa: BLE001 - that message's own failure
-                errors[index] = error
-        await partly(call, payloads, indices, errors)
-
-    return decoded
 
 
 def name_of(function: Any) -> str:
@@ -420,25 +391,3 @@ def _opening_batches(handle: HandleBatch, openers: Openers) -> HandleBatch:
 
 def _as_it_is(message: Message) -> Message:
     return message
-
-
-def _decoder(kind: Any, topics: Topics, whose: str) -> Callable[[Message], Any]:
-    """By the contract of a message's topic where it has one, else by what the handler takes."""
-    if kind is Message:
-        return lambda message: message
-    contracts = {
-        topic.name: contract_decoder(topic, kind, whose) for topic in topics if isinstance(topic, Topic)
-    }
-    if not contracts:
-        return payload_decoder(kind)
-    if len(topics) == 1:
-        return next(iter(contracts.values()))
-    plain = None if len(contracts) == len(topics) else payload_decoder(kind)
-
-    def decode(message: Message) -> Any:
-        decoder = contracts.get(message.topic, plain)
-        if decoder is None:
-            raise DecodeError(f"nothing says what a message of {message.topic!r} carries")
-        return decoder(message)
-
-    return decode

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ Encode: TypeAlias = Callable[[Any], tuple[bytes, Mapping[str, str]]]
 
 Decode: TypeAlias = "Callable[[Message], Any]"
 """The payload in a message; raises whatever it likes where there is none of that type, which is a `DecodeError`."""
+
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 DEFAULT: Final = "things_kit.codecs.json_codec"
 """Where the codec of topics that name none is. By name, as this room imports none of the others."""
@@ -69,6 +72,16 @@ class Unprepared(Exception):
     def __init__(self, awaitable: Awaitable[object]) -> None:
         super().__init__("what decodes this message has to be fetched first")
         self.awaitable = awaitable
+
+
+def bare(encode: Callable[[Any], bytes]) -> Encode:
+    """An encoder that writes no headers, and says so: `bytes_of` spares many messages the way around."""
+
+    def encoder(payload: Any) -> tuple[bytes, Mapping[str, str]]:
+        return encode(payload), _NOTHING
+
+    encoder.bytes_of = encode  # type: ignore[attr-defined]
+    return encoder
 
 
 def default_codec() -> Codec:

@@ -4,7 +4,8 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
@@ -30,32 +31,77 @@ def key_bytes(key: object) -> bytes | None:
     raise TypeError(f"a key is a str, bytes, int, UUID or None, not {type(key).__qualname__}")
 
 
-def key_function(
-    key: str | Callable[[Any], Any], kinds: Mapping[str | None, Any], topic: str
-) -> Callable[[Any], Any]:
-    """The function from a payload to what its key is made of.
+class Keys:
+    """What the keys of a topic's messages are made of, and how.
+
+    Args:
+        get: The function from a payload to what its key is made of.
+        lacking: What is said of a payload that has not what `get` looks for; None: its errors are the user's.
+    """
+
+    __slots__ = ("_get", "_lacking")
+
+    def __init__(self, get: Callable[[Any], Any], lacking: str | None) -> None:
+        self._get = get
+        self._lacking = lacking
+
+    def of(self, payload: object) -> bytes | None:
+        """The key of one. Raises TypeError for what can be none."""
+        try:
+            found = self._get(payload)
+        except (AttributeError, KeyError) as error:
+            if self._lacking is None:
+                raise
+            raise TypeError(self._lacking) from error
+        return key_bytes(found)
+
+    def of_all(self, payloads: Sequence[object]) -> Iterable[bytes | None]:
+        """The keys of many: text, which most are, is encoded without a call of ours for each."""
+        try:
+            found = [*map(self._get, payloads)]
+        except (AttributeError, KeyError):
+            if self._lacking is None:
+                raise
+            return map(self.of, payloads)
+        return map(str.encode if {*map(type, found)} == {str} else key_bytes, found)
+
+
+def keys_of(key: str | Callable[[Any], Any], kinds: Mapping[str | None, Any], topic: str) -> Keys:
+    """What the keys of a topic of these types are made of.
 
     Raises:
         ConfigError: A type lacks the attribute, or what it is there can be no key, as far as that is known.
     """
     if callable(key):
-        _check(f"the key function of the topic {topic!r}", _returned(key))
-        return key
+        _check(f"what the key function of the topic {topic!r} returns", _returned(key))
+        return Keys(key, None)
     if not isinstance(key, str):
         raise ConfigError(
             f"the key of the topic {topic!r} is an attribute's name or a function of the payload, not {key!r}"
         )
-    mappings = [_is_mapping(kind) for kind in kinds.values()]
     for kind in kinds.values():
         found = _attribute(kind, key)
         if found is _MISSING:
             raise ConfigError(f"the topic {topic!r} has the key {key!r}, which {_name(kind)} has not")
         _check(f"{key!r} of {_name(kind)}, the key of the topic {topic!r},", found)
-    if all(mappings):
-        return lambda payload: payload[key]
-    if any(mappings):
-        return lambda payload: payload[key] if isinstance(payload, Mapping) else getattr(payload, key)
-    return lambda payload: getattr(payload, key)
+    return Keys(
+        _looking_up(key, kinds), f"a payload has no {key!r}, which the key of the topic {topic!r} is made of"
+    )
+
+
+def _looking_up(key: str, kinds: Mapping[str | None, Any]) -> Callable[[Any], Any]:
+    if all(map(_is_mapping, kinds.values())):
+        return itemgetter(key)
+    if key.isidentifier() and all(map(_has_attributes, kinds.values())):
+        return attrgetter(key)
+    return lambda payload: payload[key] if isinstance(payload, Mapping) else getattr(payload, key)
+
+
+def _has_attributes(kind: Any) -> bool:
+    """Whether all its values have attributes, and none is a mapping."""
+    kind = unwrapped(kind)
+    kind = typing.get_origin(kind) or kind
+    return isinstance(kind, type) and kind not in {object, Any, types.UnionType} and not _is_mapping(kind)
 
 
 _MISSING: Final = object()

@@ -37,7 +37,7 @@ def checked_kinds(topic: str, kind: Any, by: str | None) -> tuple[dict[str | Non
     for value, each in kind.items():
         if not isinstance(value, str):
             raise ConfigError(f"the topic {topic!r}: the header {header!r} is text, which {value!r} is not")
-        if not isinstance(each, type) or isinstance(each, types.GenericAlias) or typing.is_typeddict(each):
+        if not _is_told_apart(each):
             raise ConfigError(
                 f"the topic {topic!r} maps {value!r} to {each!r}, which cannot be told apart at run time: use a class"
             )
@@ -47,6 +47,12 @@ def checked_kinds(topic: str, kind: Any, by: str | None) -> tuple[dict[str | Non
             )
         seen[each] = value
     return dict(kind), header
+
+
+def _is_told_apart(kind: Any) -> bool:
+    """Whether payloads say by their class that they are of this type: `Any` is a class too, of which nothing is."""
+    is_class = isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and kind is not Any
+    return is_class and not typing.is_typeddict(kind)
 
 
 def is_raw(kinds: Mapping[str | None, Any]) -> bool:

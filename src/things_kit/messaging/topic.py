@@ -3,14 +3,16 @@
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Final, Generic, NoReturn, TypeVar, overload
 
-from things_kit.messaging.codec import Codec, Encode, Stamping, default_codec
+from things_kit.messaging.codec import Codec, Encode, Stamping, bare, default_codec
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.keys import Key, key_bytes, key_function
+from things_kit.messaging.headers import SharedHeaders
+from things_kit.messaging.keys import Key, Keys, key_bytes, keys_of
 from things_kit.messaging.kinds import checked_kinds, is_raw, outer_classes
-from things_kit.messaging.message import Message
+from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import CONTENT_TYPE, SCHEMA_VERSION
 from things_kit.messaging.transform import Transform, topic_transforms, transformed
 from things_kit.messaging.versions import Upcaster, check_versions
@@ -54,7 +56,7 @@ class Topic(Generic[T]):
     """
 
     __slots__ = (
-        "_classes", "_encode", "_headers", "_key", "_stamp", "_typed", "accept_newer", "by", "codec", "headers", "key",
+        "_classes", "_encode", "_headers", "_keys", "_stamp", "_typed", "accept_newer", "by", "codec", "headers", "key",
         "kinds", "name", "reply", "transforms", "upcasters", "version",
     )  # fmt: skip
 
@@ -74,10 +76,10 @@ class Topic(Generic[T]):
     _stamp: (
         Callable[[Any, str | None, datetime | None], tuple[bytes, Mapping[str, str], str, datetime]] | None
     )
-    _key: Callable[[Any], Any] | None
-    _headers: Mapping[str, str]
+    _keys: Keys | None
+    _headers: SharedHeaders
     _classes: tuple[type, ...] | None
-    _typed: Mapping[Any, str] | None
+    _typed: Mapping[type, SharedHeaders] | None
 
     @overload
     def __init__(
@@ -163,16 +165,16 @@ class Topic(Generic[T]):
             "accept_newer": accept_newer,
             "reply": reply,
             "transforms": topic_transforms(name, transforms),
-            "_key": None if key is None else key_function(key, kinds, name),
+            "_keys": None if key is None else keys_of(key, kinds, name),
             "_classes": outer_classes(kinds),
-            "_typed": {kind: value for value, kind in kinds.items()} if by is not None else None,
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
         self._check_headers(headers, f"the topic {name!r}")
-        object.__setattr__(
-            self, "_headers", {CONTENT_TYPE: self.content_type, **headers, **self._versioned()}
-        )
+        written = {CONTENT_TYPE: self.content_type, **headers, **self._versioned()}
+        object.__setattr__(self, "_headers", SharedHeaders(written))
+        typed = None if by is None else _headers_by_class(by, kinds, written)
+        object.__setattr__(self, "_typed", typed)
         self._compile()
 
     def _versioned(self) -> dict[str, str]:
@@ -229,56 +231,66 @@ class Topic(Generic[T]):
         if headers:
             self._check_headers(headers, f"the message for {self.name!r}")
             written = {**written, **headers}
-        if isinstance(key, Unset):
-            key = None if self._key is None else self._key(payload)
-        message = Message(self.name, value, key_bytes(key), written, timestamp=time, id=chosen_id)
+        if not isinstance(key, Unset):
+            made = key_bytes(key)
+        else:
+            made = None if self._keys is None else self._keys.of(payload)
+        message = Message(self.name, value, made, written, timestamp=time, id=chosen_id)
         return transformed(message, self.transforms) if self.transforms else message
 
     def messages(self, payloads: Iterable[T], /) -> list[Message]:
         """The messages that carry these payloads, such as for `publish_batch`. Raises what `message` does."""
-        if self._stamp is not None or self._typed is not None or self.transforms:
+        bytes_of = getattr(self._encode, "bytes_of", None)
+        if bytes_of is None or self._stamp is not None or self.transforms:
             return [self.message(payload) for payload in payloads]
-        name, encode, key_of, base, classes = self.name, self._encode, self._key, self._headers, self._classes
-        bytes_of = getattr(encode, "bytes_of", None)
-        if bytes_of is not None and classes is not None and key_of is None:
-            payloads = list(payloads)
-            if not {*map(type, payloads)}.difference(classes):  # the usual case, with nothing done twice
-                return [Message(name, bytes_of(payload), None, {**base}) for payload in payloads]
-        messages: list[Message] = []
-        for payload in payloads:
-            if classes is not None and not isinstance(payload, classes):
-                self._refuse(payload)
-            value, more = encode(payload)
-            key = None if key_of is None else key_bytes(key_of(payload))
-            messages.append(Message(name, value, key, {**base, **more} if more else {**base}))
-        return messages
+        payloads = list(payloads)
+        headers = self._headers_of_all(payloads)
+        keys = repeat(None) if self._keys is None else self._keys.of_all(payloads)
+        # One after the other, with nothing kept for all of them in between: memory is what many messages cost most
+        return list(map(Message, repeat(self.name), map(bytes_of, payloads), keys, headers))
+
+    def _headers_of_all(self, payloads: Sequence[T]) -> Iterable[SharedHeaders]:
+        """The headers of each. Raises TypeError for a payload that is not of the topic's type."""
+        found = {*map(type, payloads)}
+        if self._typed is not None:
+            if not found <= self._typed.keys():
+                self._refuse(next(each for each in payloads if type(each) not in self._typed))
+            return map(self._typed.__getitem__, map(type, payloads))
+        if self._classes is not None and not found.issubset(self._classes):  # else none is looked at alone
+            for payload in payloads:
+                if not isinstance(payload, self._classes):
+                    self._refuse(payload)
+        return repeat(self._headers)
 
     def _written(
         self, payload: T, chosen_id: str | None, time: datetime | None
-    ) -> tuple[bytes, dict[str, str], str | None, datetime | None]:
-        typed: dict[str, str] = {}
+    ) -> tuple[bytes, Mapping[str, str], str | None, datetime | None]:
+        headers: SharedHeaders | None = self._headers
         if self._typed is not None:
-            value = self._typed.get(type(payload))
-            if value is None:
-                self._refuse(payload)
-            typed[self.by or ""] = value
+            headers = self._typed.get(type(payload))
         elif self._classes is not None and not isinstance(payload, self._classes):
+            headers = None
+        if headers is None:
             self._refuse(payload)
         if self._stamp is not None:
             data, more, chosen_id, time = self._stamp(payload, chosen_id, time)
         else:
             data, more = self._encode(payload)
-        return data, {**self._headers, **typed, **more}, chosen_id, time
+        return data, {**headers, **more} if more else headers, chosen_id, time
 
     def _refuse(self, payload: object) -> NoReturn:
         kinds = " or ".join(map(_name, self.kinds.values()))
         raise TypeError(f"the topic {self.name!r} carries {kinds}, not {type(payload).__name__}")
 
     def _check_headers(self, headers: Mapping[str, str], what: str) -> None:
-        ours = {CONTENT_TYPE, SCHEMA_VERSION, self.by}
-        for header in headers:
-            if isinstance(header, str) and (header.lower() in ours or header == self.by):
+        ours = {CONTENT_TYPE, SCHEMA_VERSION, (self.by or "").lower()}
+        for header, text in headers.items():
+            if not isinstance(header, str) or not isinstance(text, str):
+                raise ConfigError(f"{what} sets the header {header!r} to {text!r}: both are text")
+            if header.lower() in ours:
                 raise ConfigError(f"{what} sets the header {header!r}, which its contract writes")
+            if header.startswith(RESERVED_PREFIX):
+                raise ConfigError(f"{what} sets the header {header!r}, which is for drivers")
 
     # --- the value
 
@@ -343,10 +355,14 @@ def _check_codec(topic: str, codec: object, *, raw: bool) -> None:
         raise ConfigError(f"the codec of the topic {topic!r} is no Codec but {codec!r}{hint}")
 
 
-def _raw_encoder(kind: Any) -> Callable[[Any], tuple[bytes, Mapping[str, str]]]:
-    if kind is bytes:
-        return lambda payload: (payload, _NOTHING)
-    return lambda payload: (payload.encode(), _NOTHING)
+def _headers_by_class(
+    by: str, kinds: Mapping[str | None, Any], headers: Mapping[str, str]
+) -> dict[type, SharedHeaders]:
+    return {kind: SharedHeaders({**headers, by: value or ""}) for value, kind in kinds.items()}
+
+
+def _raw_encoder(kind: Any) -> Encode:
+    return bare((lambda payload: payload) if kind is bytes else lambda payload: payload.encode())
 
 
 def _name(kind: Any) -> str:
