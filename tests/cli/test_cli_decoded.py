@@ -1,15 +1,18 @@
-"""`tail` and `dlq show` with `--registry`."""
+"""`tail`, `dlq show` and `bridge` with `--registry`."""
 
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import fastavro
 import pytest
 
+from tests.cli.conftest import PATIENCE
 from things_kit.codecs.framed import framed
 from things_kit.messaging.message import Message
 
@@ -37,15 +40,36 @@ class Answers(BaseHTTPRequestHandler):
         """It says nothing."""
 
 
-@pytest.fixture
-def registry() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+class Unwell(BaseHTTPRequestHandler):
+    """Says of every schema that it cannot tell now; whoever asked is written down."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """It says nothing."""
+
+
+@contextmanager
+def serving(answers: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture
+def registry() -> Iterator[str]:
+    with serving(Answers) as url:
+        yield url
 
 
 def _avro(order: str) -> bytes:
@@ -120,6 +144,77 @@ def test_a_registry_that_is_away_leaves_values_as_they_are(cli: Any, url: str, p
     publish(*MESSAGES)
     lines = _tail(cli, url, "http://127.0.0.1:9")
     assert "cannot be reached" in lines[0]
+
+
+def test_a_registry_that_is_away_is_not_asked_for_each_message(cli: Any, url: str, publish: Any) -> None:
+    publish(*MESSAGES)
+    asked: list[str] = []
+    with serving(type("Down", (Unwell,), {"asked": asked})) as registry:
+        rows = [json.loads(line) for line in _tail(cli, url, registry, "--json")]
+    assert asked == ["/schemas/ids/1"]
+    assert ["answered 503" in row.get("not_decoded", "") for row in rows] == [True] * 5 + [False] * 2
+
+
+def _by_value(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Two batches are on their way at once, and messages without a key have no order."""
+    return {json.dumps(row["value"]): row.get("decoded") or row.get("not_decoded") for row in rows}
+
+
+def test_a_bridge_shows_what_it_has_moved_and_carries_the_bytes_as_they_are(
+    cli: Any, url: str, publish: Any, registry: str, tmp_path: Path
+) -> None:
+    publish(*MESSAGES)
+    target = f"sqlite:///{tmp_path}/target.db"
+    result = cli("bridge", url, target, "orders", "--until-empty", "--registry", registry, "--json")
+    *rows, figures = map(json.loads, result.stdout.splitlines())
+    assert (result.exit_code, figures["moved"]) == (0, len(MESSAGES))
+    shown = _by_value(rows)
+    assert shown == _by_value(map(json.loads, _tail(cli, url, registry, "--json")))
+    assert shown == _by_value(map(json.loads, _tail(cli, target, registry, "--json")))
+
+
+def test_a_bridge_says_beside_a_message_why_the_target_refuses_it(
+    cli: Any, url: str, publish: Any, registry: str, tmp_path: Path
+) -> None:
+    large = framed(JSON) + json.dumps({"id": "o-9", "note": "x" * 200}).encode()
+    publish(Message("orders", _avro("o-1")), Message("orders", large), Message("bills", b"a bill"))
+    target = f"sqlite:///{tmp_path}/target.db?max_message_bytes=100"
+    options = ("--until-empty", "--dead-letter", "{topic}-refused", "--registry", registry)
+    result = cli("bridge", url, target, "orders", "bills", *options)
+    moved, bill, refused = sorted(
+        result.stdout.splitlines()[:3], key=lambda line: ("refused" in line, "bill" in line)
+    )
+    assert moved.startswith("orders  ")
+    assert moved.endswith('{"id":"o-1"}')
+    assert bill.startswith("bills  ")
+    assert bill.endswith("a bill")
+    assert '"id":"o-9"' in refused
+    assert "(refused: a message for 'orders' has " in refused
+
+
+def test_a_bridge_shows_values_as_they_are_without_a_registry(
+    cli: Any, url: str, publish: Any, tmp_path: Path
+) -> None:
+    publish(MESSAGES[0], MESSAGES[6])
+    result = cli("bridge", url, f"sqlite:///{tmp_path}/target.db", "orders", "--until-empty", "--show")
+    *shown, figures = result.stdout.splitlines()
+    assert sorted(line.rpartition("  ")[2] for line in shown) == [
+        "\\x00\\x00\\x00\\x00\\x01\\x06o-1",
+        '{"plain": true}',
+    ]
+    assert figures.startswith("moved 2 messages")
+
+
+def test_a_bridge_whose_output_nobody_reads_any_more_stops_and_does_not_claim_success(
+    program: Any, url: str, publish: Any, tmp_path: Path
+) -> None:
+    publish(Message("orders", b"x" * 200))  # which keeps it from its end
+    target = f"sqlite:///{tmp_path}/target.db?max_message_bytes=100"
+    running = program("bridge", url, target, "orders", "--until-empty", "--show")
+    assert "(refused: " in running.line()
+    running.process.stdout.close()
+    assert running.process.wait(PATIENCE) == 1
+    assert "nobody reads any more what is moved" in running.process.stderr.read().decode()
 
 
 def test_a_dead_letter_is_shown_decoded(cli: Any, url: str, bury: Any, registry: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Annotated, Final
 
 import typer
@@ -11,9 +11,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from things_kit.brokers.connect import connect
+from things_kit.cli.decoded import Decoding, RegistryUrl
 from things_kit.cli.options import JsonFlag
-from things_kit.cli.printing import Terminal, as_json, counted, safe, say, terminal
-from things_kit.cli.running import INTERRUPTED, run
+from things_kit.cli.printing import OutputClosed, Terminal, as_json, counted, safe, say, terminal
+from things_kit.cli.running import INTERRUPTED, CommandFailed, run
+from things_kit.cli.view import View, printing
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError
 from things_kit.patterns.bridge import GROUP, Bridge
 
@@ -62,6 +64,14 @@ def bridge(
     max_in_flight: Annotated[
         int, typer.Option(min=1, metavar="N", help="The most messages to hold at once.")
     ] = 2000,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show",
+            help="Print each message that the target has now, as tail does, and why it refuses one.",
+        ),
+    ] = False,
+    registry: RegistryUrl = None,
     json: JsonFlag = False,
 ) -> None:
     """Move the messages of TOPIC... from one broker to another, until stopped.
@@ -71,6 +81,9 @@ def bridge(
     """
 
     async def move() -> None:
+        decoding = None if registry is None else Decoding(registry)
+        shown = View(printing(json=json, topics=len(topics) > 1), decoding=decoding)
+        view = shown if show or decoding is not None else None
         async with connect(from_url) as source, connect(to_url) as target:
             moving = Bridge(
                 source,
@@ -81,8 +94,11 @@ def bridge(
                 target_groups=target_group or [],
                 dead_letter=dead_letter,
                 max_in_flight=max_in_flight,
+                told=None if view is None else view.show,
             )
-            await _move(moving, until_empty=until_empty, retained=source.capabilities.retained, json=json)
+            await _move(
+                moving, view, until_empty=until_empty, retained=source.capabilities.retained, json=json
+            )
 
     # Who asked for all of it did not get it.
     run(move, interrupted=INTERRUPTED if until_empty else 0)
@@ -101,19 +117,27 @@ def renaming(pairs: list[str]) -> dict[str, str]:
     return names
 
 
-async def _move(moving: Bridge, *, until_empty: bool, retained: bool, json: bool) -> None:
+async def _move(moving: Bridge, view: View | None, *, until_empty: bool, retained: bool, json: bool) -> None:
     loop = asyncio.get_running_loop()
     console = terminal(stderr=True)
     await moving.start()
     began = loop.time()
     ways = ", ".join(old if old == new else f"{old} as {new}" for old, new in moving.routes.items())
     console.print(Text(f"moving {safe(ways)} as the group {safe(moving.group)}", "dim"), soft_wrap=True)
+    read = True
     try:
-        async with _showing(moving, console):
-            await (moving.until_empty() if until_empty else moving.wait())
+        moved = moving.until_empty() if until_empty else moving.wait()
+        async with nullcontext() if view is not None else _showing(moving, console):
+            await (moved if view is None else view.during(moved))
+    except OutputClosed:
+        read = False
+        if until_empty:
+            raise CommandFailed("nobody reads any more what is moved, and something is left") from None
+        raise
     finally:
         await moving.stop()
-        _report(moving, loop.time() - began, retained=retained, json=json)
+        if read:
+            _report(moving, loop.time() - began, retained=retained, json=json)
 
 
 def _report(moving: Bridge, seconds: float, *, retained: bool, json: bool) -> None:

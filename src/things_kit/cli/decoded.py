@@ -1,4 +1,4 @@
-"""Values as a registry's schemas read them, for `tail` and `dlq show` with `--registry`."""
+"""Values as a registry's schemas read them, for `tail`, `dlq show` and `bridge` with `--registry`."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,6 +15,12 @@ from things_kit.messaging.message import Message
 
 PATIENCE: Final = 5.0
 """Seconds for which the registry is waited for: whoever looks sees the value as it is instead."""
+
+UNKNOWN: Final = 1.0
+"""Seconds for which it may not know an id: what is looked at was published before."""
+
+AGAIN: Final = 30.0
+"""Seconds for which it is not asked again after it was away: each message would wait for it anew."""
 
 RegistryUrl: TypeAlias = Annotated[
     str | None,
@@ -43,6 +49,8 @@ class Decoding:
     def __init__(self, url: str) -> None:
         self._registry = Registry(url, register=False)
         self._readers: dict[int, Callable[[bytes], Any]] = {}
+        self._away: str | None = None
+        self._asked_again = 0.0
 
     async def of(self, message: Message) -> Decoded:
         """A message's value. What cannot be decoded has the reason, a sentence."""
@@ -58,12 +66,23 @@ class Decoding:
 
     async def _reader(self, identity: int) -> Callable[[bytes], Any]:
         if identity not in self._readers:
-            async with asyncio.timeout(PATIENCE):
-                await self._registry.get(identity)
+            await self._get(identity)
             stored = self._registry.stored(identity)
             assert stored is not None  # noqa: S101 - else `get` had raised
             self._readers[identity] = _reader_of(stored)
         return self._readers[identity]
+
+    async def _get(self, identity: int) -> None:
+        now = asyncio.get_running_loop().time
+        if self._away is not None and now() < self._asked_again:
+            raise Away(self._away)
+        self._away = None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._registry.get(identity, UNKNOWN)
+        except (TimeoutError, Away) as error:
+            self._away, self._asked_again = _reason(error, identity), now() + AGAIN
+            raise
 
 
 async def decoded(decoding: Decoding | None, message: Message) -> Decoded:

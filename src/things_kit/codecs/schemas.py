@@ -235,10 +235,10 @@ class Schemas:
 
     # --- fetching
 
-    async def get(self, identity: int) -> None:
-        """Get the schema of an id, once. See `fetch`."""
+    async def get(self, identity: int, patience: float | None = None) -> None:
+        """Get the schema of an id, once, which may stay unknown for so many seconds (30). See `fetch`."""
         loop = asyncio.get_running_loop()
-        ends, wait = loop.time() + PATIENCE, 0.2
+        ends, wait = loop.time() + (PATIENCE if patience is None else patience), 0.2
         while identity not in self._stored:
             if self._unknown.get(identity, 0.0) > loop.time():
                 raise DecodeError(f"{self!r} has no schema {identity}")

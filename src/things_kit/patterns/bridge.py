@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 from things_kit.engine.broker import Broker
@@ -50,6 +50,10 @@ REMIND: Final = 10.0
 """Seconds after which it is said again what holds the bridge up."""
 
 
+Told: TypeAlias = Callable[[Message, Exception | None], Awaitable[None]]
+"""Is told of a message, and why the target refused it; None where it has it."""
+
+
 class Bridge:
     """Moves the messages of some topics to another broker, from `start` until `stop`; `async with` does both.
 
@@ -72,6 +76,8 @@ class Bridge:
             `retry.attempts`. `{topic}` and `{group}` are filled. None: nothing is given up.
         retry: How long after each other a refused message is tried.
         max_in_flight: The most messages held at once.
+        told: Awaited with each message that the target has now, and None; and once with one that it has refused, and why.
+            The next ones wait for it; it must not raise.
 
     Raises:
         ConfigError: A topic is named twice, `rename` names one that is not moved, or messages would go in circles.
@@ -89,6 +95,7 @@ class Bridge:
         dead_letter: str | None = None,
         retry: RetryPolicy = RETRY,
         max_in_flight: int = 2000,
+        told: Told | None = None,
     ) -> None:
         self.group = group
         self.routes = routes_of(source, target, topics, rename or {})
@@ -98,6 +105,7 @@ class Bridge:
         self._target_groups = tuple(target_groups)
         self._dead_letters = self._dead_letters_of(dead_letter)
         self._retry = retry
+        self._told = told
         self._chance = random.Random()  # noqa: S311 - jitter is no secret
         self._far_side = FarSide(target)
         self._producer = source.producer(insist=True)
@@ -234,6 +242,10 @@ class Bridge:
                 if result is None:
                     self._refusals.pop(_identity(message), None)
                     self._held_since.pop(_identity(message), None)
+        if self._told is not None:
+            for message, result in zip(messages, results, strict=True):
+                if result is None:
+                    await self._told(message, None)
         if any(results) and (again := await self._refused(messages, results)):
             raise BatchError(again)
 
@@ -262,6 +274,8 @@ class Bridge:
                 again[index] = Retry(0.0)
             elif error is not None:
                 number = self._refusals[_identity(message)] = self._refusals.get(_identity(message), 0) + 1
+                if number == 1 and self._told is not None:
+                    await self._told(message, error)
                 if await self._is_buried(message, error, number):
                     del self._refusals[_identity(message)]
                     self._held_since.pop(_identity(message), None)
