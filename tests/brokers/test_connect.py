@@ -56,6 +56,21 @@ def test_an_unknown_scheme_names_those_that_are_known() -> None:
         connect("paper://x")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("rabbitmq", "amqp"),
+        ("kafak", "kafka"),
+        ("postgresql+asyncpg", "postgresql"),
+        ("sqlite3", "sqlite"),
+        ("service-bus", "servicebus"),
+    ],
+)
+def test_an_unknown_scheme_says_what_was_meant(written: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown broker .*://; did you mean {meant}://\\? known are"):
+        connect(f"{written}://x")
+
+
 def test_the_schemes_of_ours_are_known() -> None:
     assert {"memory", "sqlite"} <= set(schemes())
 

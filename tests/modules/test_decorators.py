@@ -1,7 +1,7 @@
 """`@app.on`: functions and methods as consumers."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from things_kit import (
     App,
     Batch,
     Broker,
+    ConfigError,
     Handle,
     Message,
     Producer,
@@ -241,6 +242,32 @@ def test_check_finds_a_handler_without_a_parameter_and_a_type_that_cannot_be_fou
     async def bill(order: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821
 
     assert "a type in the signature of bill cannot be found" in _problem(app)
+
+
+async def yields(message: Message) -> AsyncIterator[int]:
+    yield 1
+
+
+def yields_plainly(message: Message) -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("handler", [yields, yields_plainly])
+def test_check_finds_a_generator_of_which_nothing_would_run(handler: Any) -> None:
+    for decorate in (lambda app: app.on("orders", group="g"), lambda app: app.every("* * * * *")):
+        app = App(config.module, memory.module)
+        decorate(app)(handler)
+        assert f"{handler.__name__} is a generator, so nothing of it would run" in _problem(app)
+
+
+@pytest.mark.parametrize("made", [App(), module("billing")], ids=["app", "module"])
+def test_without_a_topic_it_would_decorate_nothing_and_says_so(made: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r'on takes a topic, and was given bill: write on\("orders", group='
+    ):
+
+        @made.on
+        async def bill(message: Message) -> None: ...
 
 
 def test_check_finds_a_method_whose_class_nothing_provides_and_a_broker_that_is_missing() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -86,9 +86,16 @@ async def test_methods_plain_functions_and_modules_can_run_so() -> None:
         async def send(self, when: datetime) -> None:
             ran.add("method")
 
+    async def later(word: str) -> None:
+        ran.add(word)
+
+    @jobs.every(TICK, name="wrapped")
+    def wrapped() -> Awaitable[None]:
+        return later("wrapped")
+
     app = App(config.module, sqlite.module, jobs, provide(Reports))
     async with app:
-        await eventually(lambda: ran == {"plain", "method"}, 10, "both ran")
+        await eventually(lambda: ran == {"plain", "method", "wrapped"}, 10, "all ran")
 
 
 async def test_several_processes_run_each_planned_time_once(tmp_path: Path) -> None:

@@ -85,9 +85,10 @@ def test_a_decorator_needs_a_type() -> None:
 def test_a_decorator_without_call_is_an_error() -> None:
     def handle(_: Message) -> None: ...
 
-    decorate = MessageRouter().on(handle)  # type: ignore[call-overload]
-    with pytest.raises(ConfigError, match="a message type is a string"):
-        decorate(handle)
+    with pytest.raises(
+        ConfigError, match="router.on takes types of messages, and was given <function .*handle"
+    ):
+        MessageRouter().on(handle)  # type: ignore[call-overload]
 
 
 def test_a_decorated_handler_stays_what_it_was() -> None:

@@ -1,5 +1,6 @@
 """From a URL to a broker: drivers are imported only when a URL asks for them."""
 
+import difflib
 import functools
 from importlib import import_module
 from typing import Final, cast
@@ -85,7 +86,14 @@ def _registered(scheme: str) -> type[Driver]:
 
     found = entry_points(group=ENTRY_POINTS, name=scheme)
     if not found:
-        raise ConfigError(
-            f"unknown broker {scheme}://; known are {', '.join(f'{name}://' for name in schemes())}"
-        )
+        known = ", ".join(f"{name}://" for name in schemes())
+        raise ConfigError(f"unknown broker {scheme}://; {_meant(scheme)}known are {known}")
     return cast("type[Driver]", next(iter(found)).load())
+
+
+def _meant(scheme: str) -> str:
+    """What somebody means who writes the name of a broker, or a URL of SQLAlchemy's, or misspells one."""
+    words = {each.extra: name for name, each in reversed(BUILT_IN.items()) if each.extra}
+    known = {**words, **dict.fromkeys(schemes())}
+    close = difflib.get_close_matches(scheme.partition("+")[0], known, n=1, cutoff=0.75)
+    return f"did you mean {known[close[0]] or close[0]}://? " if close else ""

@@ -161,7 +161,16 @@ class Decorators:
             topic: A topic by its name or its contract, or several.
             broker: The module of the broker, where the app has several.
             arguments: Those of `broker.consumer`. What is not given is as the broker's section says, the group included.
+
+        Raises:
+            ConfigError: It was written without a topic, so that it would decorate nothing.
         """
+        if callable(topic):
+            from things_kit.messaging.errors import ConfigError  # noqa: PLC0415 - for mistakes only
+
+            raise ConfigError(
+                f'on takes a topic, and was given {parts.name_of(topic)}: write on("orders", group="billing") above it'
+            )
         place = caller()
 
         def mark(function: Callable[..., Any]) -> None:

@@ -12,6 +12,7 @@ from things_kit.app.parts import Invoke, Provide, name_of
 from things_kit.app.settings import Section
 from things_kit.engine.broker import Broker
 from things_kit.engine.fitting import provided_by
+from things_kit.engine.unrun import yields
 from things_kit.messaging.message import Message
 from things_kit.modules.application import Mark, Tick
 from things_kit.modules.broker_module import make_consumer, mistakes_of, run
@@ -57,6 +58,14 @@ def _parts(mark: Mark, sections: dict[str, type], provided: Sequence[type]) -> I
 
 class Mistake(Exception):
     """Why a mark cannot be what it is to be: a sentence."""
+
+
+def refuse_generator(function: Callable[..., Any]) -> None:
+    """Raise Mistake for what would make a generator that nobody iterates."""
+    if yields(function):
+        raise Mistake(
+            f"{name_of(function)} is a generator, so nothing of it would run: it must return, not yield"
+        )
 
 
 def nothing() -> None:
@@ -115,6 +124,7 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, function: Callable[..., Any], owner: type | None, fills: Container[object] = ()) -> "Shape":
         """Read a function, or the method of a class; `fills` are the types that middleware fills. Raises Mistake."""
+        refuse_generator(function)
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except (NameError, AttributeError, TypeError) as error:

@@ -17,7 +17,15 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import seconds
 from things_kit.modules.application import Tick, TickArguments
 from things_kit.modules.broker_module import GRACE
-from things_kit.modules.decorated import OWNER, Mistake, broker_of, nothing, owners_of, places_of
+from things_kit.modules.decorated import (
+    OWNER,
+    Mistake,
+    broker_of,
+    nothing,
+    owners_of,
+    places_of,
+    refuse_generator,
+)
 from things_kit.patterns.periodic import GROUP, Periodic
 
 
@@ -53,8 +61,8 @@ def _part(tick: Tick, broker: str, owner: type | None) -> Invoke:
             function = functools.partial(bound, **found, **dict.fromkeys(times, planned))
             if inspect.iscoroutinefunction(tick.function):
                 await function()
-            else:
-                await call_in_thread(function)
+            elif inspect.isawaitable(result := await call_in_thread(function)):
+                await result  # of a plain function that returns a coroutine, such as a decorated one
 
         _run(lifecycle, Periodic(broker, tick.spec, call, **tick.arguments), tick)
 
@@ -87,6 +95,7 @@ def _mistakes(tick: Tick) -> Iterator[str]:
 
 def _parameters(tick: Tick, owner: type | None) -> tuple[list[str], list[inspect.Parameter]]:
     """The names of those that get the planned time, and those that are injected."""
+    refuse_generator(tick.function)
     try:
         hints = typing.get_type_hints(tick.function, include_extras=True)
     except (NameError, AttributeError, TypeError) as error:

@@ -98,6 +98,11 @@ class MessageRouter(ChecksTopics):
         """Decorate a handler of these types: values of the header, or classes of the topic. Raises as `register` does."""
         if not message_types:
             raise ConfigError("router.on needs at least one message type")
+        for each in message_types:
+            if not isinstance(each, (str, type)):  # `@router.on` alone would decorate nothing
+                raise ConfigError(
+                    f'router.on takes types of messages, and was given {each!r}: write router.on("order.created") above it'
+                )
 
         def decorate(handler: HandlerT) -> HandlerT:
             for message_type in message_types:
