@@ -254,20 +254,19 @@ def yields_plainly(message: Message) -> Iterator[int]:
 
 @pytest.mark.parametrize("handler", [yields, yields_plainly])
 def test_check_finds_a_generator_of_which_nothing_would_run(handler: Any) -> None:
-    for decorate in (lambda app: app.on("orders", group="g"), lambda app: app.every("* * * * *")):
-        app = App(config.module, memory.module)
-        decorate(app)(handler)
+    consuming, periodic = App(config.module, memory.module), App(config.module, memory.module)
+    consuming.on("orders", group="g")(handler)
+    periodic.every("* * * * *")(handler)
+    for app in (consuming, periodic):
         assert f"{handler.__name__} is a generator, so nothing of it would run" in _problem(app)
 
 
 @pytest.mark.parametrize("made", [App(), module("billing")], ids=["app", "module"])
 def test_without_a_topic_it_would_decorate_nothing_and_says_so(made: Any) -> None:
-    with pytest.raises(
-        ConfigError, match=r'on takes a topic, and was given bill: write on\("orders", group='
-    ):
+    async def bill(message: Message) -> None: ...
 
-        @made.on
-        async def bill(message: Message) -> None: ...
+    with pytest.raises(ConfigError, match=r"on takes a topic, and was given .*bill: write on\("):
+        made.on(bill)
 
 
 def test_check_finds_a_method_whose_class_nothing_provides_and_a_broker_that_is_missing() -> None:

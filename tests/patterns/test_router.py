@@ -86,7 +86,7 @@ def test_a_decorator_without_call_is_an_error() -> None:
     def handle(_: Message) -> None: ...
 
     with pytest.raises(
-        ConfigError, match="router.on takes types of messages, and was given <function .*handle"
+        ConfigError, match=r"router\.on takes types of messages, and was given <function .*handle"
     ):
         MessageRouter().on(handle)  # type: ignore[call-overload]
 
