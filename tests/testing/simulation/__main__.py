@@ -59,9 +59,10 @@ def courses() -> Iterator[Course]:
     yield Course(flow.Killed, "sqlite", Faults.all())
     for broker in times.NAMED:
         yield Course(times.Reminders, broker, Faults.all())
-    for broker in (*times.NAMED, "servicebus"):
-        yield Course(times.Later, broker, Faults.all())
-    for broker in ("sqlite", "redis"):
+    for broker in MODELS:
+        if broker != "sqs-fifo":
+            yield Course(times.later(broker), broker, Faults.all())
+    for broker in ("sqlite", "redis", "nats"):
         yield Course(times.Tick, broker, Faults.all())
     yield Course(times.OneByOne, "postgres", times.DEAD, processes=3)
     yield Course(times.ByTurns, "redis", times.DEAD, processes=3)

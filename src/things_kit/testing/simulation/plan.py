@@ -22,6 +22,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         faults: Only these occurrences, as (name, number of the occasion); None: as they are drawn.
         messages: Only these messages of the workload, by their number; None: all.
         turns: Only so many of the loop's choices are drawn, the rest is first in, first out; None: all.
+        sizes: Which of several sizes of all that goes wrong: how long it takes, and how soon a process dies.
         rest: Seconds without any event after which it counts as one that never comes to rest.
     """
 
@@ -30,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     faults: frozenset[tuple[str, int]] | None = None
     messages: frozenset[int] | None = None
     turns: int | None = None
+    sizes: int = 0
     rest: float = REST
 
     @property
@@ -53,7 +55,7 @@ class Chance:
         self.workload = self.stream("workload")
         self.healed = False
         self._schedule = self.stream("schedule")
-        self._size = self.stream("size")
+        self._size = self.stream(f"size {plan.sizes}" if plan.sizes else "size")
         self._occasions: Counter[str] = Counter()
         self._left = {name: fault.budget for name, fault in faults.items()}
         self._probability = {name: fault.probability for name, fault in faults.items()}

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
@@ -169,33 +169,41 @@ class Run:
         if not drained and (
             now > max(self._healed_at, self._noted_at) + self.plan.rest or self.loop.steps > STEPS
         ):
-            behind = [f"{lag} of {name}" for name, lag in self._lags().items() if lag]
+            behind = [f"{lag} of {name}" for name, lag in self._lags() if lag]
             behind += [f"what is scheduled in {topic}" for topic in self._scheduled()]
             waiting = ", ".join(behind) or "a process is missing, or at_rest() is not True"
             raise CheckFailed("rest", AssertionError(f"it does not come to rest: {waiting}"))
         return drained
 
-    def _lags(self) -> dict[str, int]:
-        return {
-            f"{topic.name} for {name}": group.lag()
-            for topic in self.server.topics.values()
-            if not is_inbox(topic.name)  # that of a dead process is read by nobody
-            for name, group in topic.groups.items()
-            if name != DEAD_LETTER_GROUP or (topic.name, name) in self.server.joined
-        }
+    def _lags(self) -> Iterator[tuple[str, int]]:
+        """What each group has left to handle, but for what is scheduled for long after the workload."""
+        until = self.server.schedules.horizon(self._ahead)
+        for topic in self.server.topics.values():
+            if is_inbox(topic.name):
+                continue  # that of a dead process is read by nobody
+            for name, group in topic.groups.items():
+                if name != DEAD_LETTER_GROUP or (topic.name, name) in self.server.joined:
+                    yield f"{topic.name} for {name}", group.lag(until)
 
     def _drained(self) -> bool:
         return (
             len(self._running) == self.plan.processes
-            and not any(self._lags().values())
+            and not any(lag for _, lag in self._lags())
             and not self._scheduled()
             and self._world.at_rest()
         )
 
+    @property
+    def _ahead(self) -> float:
+        """Until when what is scheduled is waited for, in the loop's time."""
+        return (self._worked_at or 0.0) + AHEAD
+
     def _scheduled(self) -> list[str]:
-        """The topics in which something is still to come, but for those in which every firing plans the next."""
-        waiting = self.server.schedules.waiting((self._worked_at or 0.0) + AHEAD)
-        return [topic for topic in waiting if not topic.startswith(FIRINGS)]
+        """The topics in which something is still to come; where every firing plans the next, only what is due already."""
+        waiting, now = self.server.schedules.waiting, self.loop.time()
+        return [topic for topic in waiting(self._ahead) if not topic.startswith(FIRINGS)] + [
+            topic for topic in waiting(now) if topic.startswith(FIRINGS)
+        ]
 
     def _heal(self, now: float) -> None:
         self._healed_at = now

@@ -19,6 +19,9 @@ SOON: Final = 300.0
 NEAR: Final = 4
 """Occasions by which a fault is moved to an earlier one."""
 
+SIZES: Final = 20
+"""How many other sizes of what goes wrong are tried with a shorter workload."""
+
 
 class Shrinker:
     """Tries plans with less in them, and keeps what fails in the same way."""
@@ -112,6 +115,11 @@ class Shrinker:
                 moved = faults - {(name, occasion)} | {(name, earlier)}
                 if self._try(msgspec.structs.replace(shorter, faults=moved), workload=True):
                     return
+        for sizes in range(
+            1, SIZES + 1
+        ):  # what was in time where there was more to do may come too late, and so on
+            if self._try(msgspec.structs.replace(shorter, sizes=sizes), workload=True):
+                return
 
     def _fewer_turns(self) -> None:
         low, high = 0, self.best.plan.turns or 0

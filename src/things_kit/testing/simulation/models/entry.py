@@ -8,7 +8,7 @@ from things_kit.messaging.message import Message
 from things_kit.testing.simulation.process import SimulatedProcess
 
 if TYPE_CHECKING:
-    from things_kit.testing.simulation.models.queue import QueueReceiver
+    from things_kit.testing.simulation.models.receivers import QueueReceiver
 
 
 class Entry(msgspec.Struct, eq=False):
@@ -17,6 +17,7 @@ class Entry(msgspec.Struct, eq=False):
     Attributes:
         place: Where it stands among the others.
         due: From when it may be handed out, in the loop's time.
+        wanted: When it was to arrive, in seconds since 1970, where who receives it has it wait on until then.
         aside: It left its place in its key's order.
         ends: When the lease ends; None while nobody has it, or for as long as the connection holds.
         holder: Who has it.
@@ -29,6 +30,7 @@ class Entry(msgspec.Struct, eq=False):
     place: float
     attempt: int = 1
     due: float = 0.0
+    wanted: float | None = None
     suspect: int = 0
     aside: bool = False
     ends: float | None = None

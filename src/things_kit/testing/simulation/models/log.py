@@ -1,18 +1,18 @@
 """Brokers that keep a log in partitions, and of each group only how far it has come."""
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextvars import copy_context
+from itertools import islice
 from typing import Final
 
 from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.engine.offsets import Offsets
 from things_kit.messaging.message import Message
+from things_kit.testing.simulation.models.scheduling import due_of
 from things_kit.testing.simulation.models.server import ModelDriver, Server, Topic
 from things_kit.testing.simulation.models.waiting import Waiting
-
-SESSION: Final = 10.0
-"""Seconds until the group notices that a member has died."""
 
 COMMIT: Final = 0.05
 """Seconds from an acknowledgement to its commit: a process that dies meanwhile has not said it."""
@@ -30,10 +30,14 @@ class LogGroup:
         self.owners: dict[int, LogReceiver] = {}
         self._members: list[LogReceiver] = []
         self._dead: set[LogReceiver] = set()
-        self._shift = 0
+        self._order = list(range(self._partitions))
         if not earliest:
-            for partition in range(server.traits.partitions):
+            for partition in range(self._partitions):
                 self.committed[partition] = (len(topic.log), "")
+
+    @property
+    def _partitions(self) -> int:
+        return self.server.partitions(self.topic.name)
 
     # --- see Group
 
@@ -50,12 +54,13 @@ class LogGroup:
         self._rebalance()
         return receiver
 
-    def lag(self) -> int:
+    def lag(self, until: float = math.inf) -> int:
         """What is not committed."""
         done = {partition: Offsets.restored(*mark) for partition, mark in self.committed.items()}
         return sum(
             message.offset >= self.committed.get(message.partition, (0, ""))[0]
             and (message.partition not in done or not _ahead(done[message.partition], message.offset))
+            and due_of(message) <= until
             for message in self.topic.log
             if message.offset is not None and message.partition is not None
         )
@@ -67,7 +72,9 @@ class LogGroup:
             if not dead:
                 member.broken = True
                 member.wake()
-            asyncio.get_running_loop().call_later(SESSION, self._bury, member, context=self.server.context)
+            asyncio.get_running_loop().call_later(
+                self.server.traits.session, self._bury, member, context=self.server.context
+            )
 
     def forget(self) -> None:
         """It knows what is committed, and nothing else."""
@@ -82,6 +89,16 @@ class LogGroup:
     def add_later(self, copy: Later, delay: float) -> None:
         """It keeps nothing until later: the engine has topics for that."""
         raise NotImplementedError
+
+    def add_copy(self, message: Message, hidden: float, due: float) -> None:
+        """The same."""
+        raise NotImplementedError
+
+    def take_one(self, receiver: "LogReceiver", id: str) -> Delivery | None:  # noqa: A002 - the message's id
+        """This message, if it comes next in a partition of this receiver's."""
+        partitions = {message.partition or 0 for message in self.topic.log if message.id == id}
+        coming = [delivery for each in partitions if (delivery := next(receiver.to_come(each), None))]
+        return next((delivery for delivery in coming if delivery.message.id == id), None)
 
     # --- membership
 
@@ -105,18 +122,28 @@ class LogGroup:
         self.owners = {partition: owner for partition, owner in self.owners.items() if owner is not member}
 
     def shuffle(self) -> None:
-        """A rebalance for no reason that a member could see."""
-        self._shift += 1
+        """A rebalance for no reason that a member could see: one partition changes places with another."""
+        chance = self.server.chance
+        self.exchange(chance.below(self._partitions), chance.below(self._partitions))
+
+    def exchange(self, partition: int, other: int | None = None) -> None:
+        """Each is for whom the other was; or nothing but for new members."""
+        if other is not None:
+            one, two = self._order.index(partition), self._order.index(other)
+            self._order[one], self._order[two] = other, partition
         self._rebalance()
+
+    @property
+    def wanted(self) -> "dict[int, LogReceiver]":
+        """Whose each partition is to be."""
+        members = self._members
+        return {partition: members[place % len(members)] for place, partition in enumerate(self._order)}
 
     def _rebalance(self) -> None:
         """Ask who has too much to let go; what nobody has goes to whom it is meant for."""
         if not self._members:
             return
-        wanted = {
-            partition: self._members[(partition + self._shift) % len(self._members)]
-            for partition in range(self.server.traits.partitions)
-        }
+        wanted = self.wanted
         moving: dict[LogReceiver, set[int]] = {}
         for partition, member in wanted.items():
             owner = self.owners.get(partition)
@@ -207,24 +234,23 @@ class LogReceiver:
             server.note("its session ends", None)
             self.group.cut(self.driver, dead=False)
             self._check()
-        return self._take(limit)
+        return self.take(limit)
 
-    def _take(self, limit: int) -> list[Delivery]:
-        taken: list[Delivery] = []
-        log = self.group.topic.log
-        for partition, place in self._places.items():
-            if partition in self._leaving:
-                continue
-            for message in log[place.end or 0 :]:
-                if len(taken) >= limit:
-                    break
-                offset = message.offset or 0
-                if message.partition != partition:
-                    continue
-                if place.receive(offset):
-                    self.group.server.note(f"delivered to {self.driver.process}", message)
-                    taken.append(Delivery(message, (partition, offset)))
-        return taken
+    def take(self, limit: int) -> list[Delivery]:
+        """What comes next in its partitions."""
+        coming = (delivery for partition in self._places for delivery in self.to_come(partition))
+        return list(islice(coming, limit))
+
+    def to_come(self, partition: int) -> Iterator[Delivery]:
+        """What comes in a partition, one after another as it is handed out; nothing if it is another's."""
+        place = self._places.get(partition)
+        if place is None or partition in self._leaving:
+            return
+        for message in self.group.topic.log[place.end or 0 :]:
+            offset = message.offset or 0
+            if message.partition == partition and place.receive(offset):
+                self.group.server.note(f"delivered to {self.driver.process}", message)
+                yield Delivery(message, (partition, offset))
 
     async def quiesce(self) -> None:
         """Nothing more is put into the inbox."""

@@ -12,5 +12,10 @@ import msgspec
 from things_kit.testing.simulation.models import sqlite
 from things_kit.testing.simulation.models.queue import QueueGroup
 
-TRAITS: Final = msgspec.structs.replace(sqlite.TRAITS, name="postgres", shortest_lease=0.75)
+TRAITS: Final = msgspec.structs.replace(
+    sqlite.TRAITS,
+    name="postgres",
+    capabilities=msgspec.structs.replace(sqlite.TRAITS.capabilities, lease=10.0),
+    shortest_lease=0.75,
+)
 GROUP: Final = QueueGroup

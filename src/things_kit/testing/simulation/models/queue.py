@@ -1,18 +1,24 @@
 """Brokers that hand out each message of a group to one receiver at a time, and take it back if it is not settled."""
 
 import asyncio
+import math
 from bisect import insort
 from collections.abc import Iterator, Sequence
-from contextvars import copy_context
 from itertools import islice
 from typing import Any, Final
 
-from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
+from things_kit.engine.driver import Delivery, Later, Release, Subscription
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.testing.simulation.models.entry import Entry
+from things_kit.testing.simulation.models.receivers import (
+    FetchingReceiver,
+    Marking,
+    PushedReceiver,
+    QueueReceiver,
+)
+from things_kit.testing.simulation.models.scheduling import due_of
 from things_kit.testing.simulation.models.server import ModelDriver, Server, Topic
-from things_kit.testing.simulation.models.waiting import Waiting
 
 FROZEN: Final = (0.02, 2.0)
 """Seconds after which a lease ends under its owner, from and to, where that is the fault."""
@@ -45,7 +51,7 @@ class QueueGroup:
         """It is to be handed out."""
         self._put(Entry(message, place=len(self.topic.log)), at_once=True)
 
-    def join(self, driver: ModelDriver, subscription: Subscription) -> "QueueReceiver":
+    def join(self, driver: ModelDriver, subscription: Subscription) -> QueueReceiver:
         """Another receiver."""
         marks = driver.capabilities.suspects and not driver.server.traits.later
         kinds = (
@@ -55,9 +61,14 @@ class QueueGroup:
         self._receivers.append(receiver)
         return receiver
 
-    def lag(self) -> int:
+    def lag(self, until: float = math.inf) -> int:
         """What waits, and what is handed out."""
-        return len(self._waiting) + len(self._out)
+        if until == math.inf:
+            return len(self._waiting) + len(self._out)
+        return sum(
+            (entry.wanted or due_of(entry.message)) <= until
+            for entry in (*self._waiting, *self._out.values())
+        )
 
     def cut(self, driver: ModelDriver, *, dead: bool) -> None:
         """Its receivers lose what they hold: at once, or when the leases end."""
@@ -78,22 +89,27 @@ class QueueGroup:
         """A copy is a message of its own, at the end of the queue."""
         message = copy.message.replace(attempt=copy.attempt)
         due = self._now() + delay
-        self._put(Entry(message, due, copy.attempt, due, copy.suspect, aside=True))
+        self._put(Entry(message, due, copy.attempt, due, suspect=copy.suspect, aside=True))
+
+    def add_copy(self, message: Message, hidden: float, due: float) -> None:
+        """It is in the queue at once, and seen later."""
+        at = self._now() + hidden
+        self._put(Entry(message, len(self.topic.log), due=at, wanted=due))
 
     # --- handing out
 
-    def take(self, receiver: "QueueReceiver", limit: int) -> list[Delivery]:
+    def take(self, receiver: QueueReceiver, limit: int) -> list[Delivery]:
         """What this receiver may have now."""
         return [self._hand(receiver, entry) for entry in islice(self._to_be_had(receiver), limit)]
 
-    def take_one(self, receiver: "QueueReceiver", id: str) -> Delivery | None:  # noqa: A002 - the message's id
+    def take_one(self, receiver: QueueReceiver, id: str) -> Delivery | None:  # noqa: A002 - the message's id
         """This message, if this receiver may have it now, whatever else there is."""
         for entry in self._to_be_had(receiver):
             if entry.message.id == id:
                 return self._hand(receiver, entry)
         return None
 
-    def _to_be_had(self, receiver: "QueueReceiver") -> Iterator[Entry]:
+    def _to_be_had(self, receiver: QueueReceiver) -> Iterator[Entry]:
         """What this receiver may have, one after another as it is handed out."""
         self._expire()
         now = self._now()
@@ -107,12 +123,12 @@ class QueueGroup:
             elif entry.due <= now:
                 yield entry
 
-    def available(self, receiver: "QueueReceiver") -> int:
+    def available(self, receiver: QueueReceiver) -> int:
         """How many messages this receiver could have."""
         now = self._now()
         return sum(entry.due <= now and self._lane(receiver, entry) is None for entry in self._waiting)
 
-    def held_by(self, receiver: "QueueReceiver") -> int:
+    def held_by(self, receiver: QueueReceiver) -> int:
         """How many this receiver has."""
         return sum(entry.holder is receiver for entry in self._out.values())
 
@@ -122,12 +138,12 @@ class QueueGroup:
             entries.insert(0, entries.pop(chance.below(len(entries))))
         return entries
 
-    def _hand(self, receiver: "QueueReceiver", entry: Entry) -> Delivery:
+    def _hand(self, receiver: QueueReceiver, entry: Entry) -> Delivery:
         chance, lease = self.server.chance, self.server.traits.capabilities.lease
         self._waiting.remove(entry)
         if self.server.traits.duplicates and chance.strikes("redelivery"):
-            again = Entry(entry.message, entry.place, entry.attempt, self._now() + chance.between(0.0, 1.0))
-            self._put(again)
+            at = self._now() + chance.between(0.0, 1.0)
+            self._put(Entry(entry.message, entry.place, entry.attempt, at, entry.wanted))
         if entry.returned_by is not receiver.driver.process:
             entry.attempt, entry.returns = entry.attempt + entry.returns, 0
         self._tokens += 1
@@ -139,15 +155,17 @@ class QueueGroup:
                 entry.ends, entry.frozen = self._now() + chance.between(*FROZEN), True
             self._look_at(entry.ends)
         self.server.note(f"delivered to {receiver.driver.process}", entry.message)
-        return Delivery(entry.message.replace(attempt=entry.attempt), self._tokens, entry.suspect)
+        return Delivery(
+            entry.message.replace(attempt=entry.attempt), self._tokens, entry.suspect, entry.wanted
+        )
 
-    def _lane(self, receiver: "QueueReceiver", entry: Entry) -> object:
+    def _lane(self, receiver: QueueReceiver, entry: Entry) -> object:
         traits, ordering = self.server.traits, receiver.subscription.ordering
         if not (traits.capabilities.lanes or traits.keyed) or ordering == "none" or entry.aside:
             return None
         return entry.message.key if ordering == "key" or traits.keyed else (None,)
 
-    def _elsewhere(self, receiver: "QueueReceiver", lane: object, entry: Entry) -> bool:
+    def _elsewhere(self, receiver: QueueReceiver, lane: object, entry: Entry) -> bool:
         return any(
             self._lane(receiver, other) == lane
             and (other.holder is not receiver or other.place > entry.place or self.server.traits.waits)
@@ -157,7 +175,7 @@ class QueueGroup:
     # --- taking back
 
     def settle(
-        self, receiver: "QueueReceiver", acknowledged: Sequence[Any], released: Sequence[tuple[Any, Release]]
+        self, receiver: QueueReceiver, acknowledged: Sequence[Any], released: Sequence[tuple[Any, Release]]
     ) -> None:
         """These are done, and those come again."""
         traits = self.server.traits
@@ -183,7 +201,14 @@ class QueueGroup:
             self._put(entry)
         self.wake()
 
-    def extend(self, receiver: "QueueReceiver", tokens: Sequence[Any]) -> None:
+    def disown(self, receiver: QueueReceiver, tokens: Sequence[Any]) -> None:
+        """Whoever says that it is done with these forgets that it gave them back, also where that is never heard."""
+        for token in tokens:
+            entry = self._out.get(token)
+            if entry is not None and entry.holder is receiver:
+                entry.returned_by = None
+
+    def extend(self, receiver: QueueReceiver, tokens: Sequence[Any]) -> None:
         """Begin these leases anew."""
         lease = self.server.traits.capabilities.lease or 0.0
         for token in tokens:
@@ -192,13 +217,13 @@ class QueueGroup:
                 entry.ends = self._now() + lease
                 self._look_at(entry.ends)
 
-    def mark(self, receiver: "QueueReceiver", token: Any, suspect: int) -> None:
+    def mark(self, receiver: QueueReceiver, token: Any, suspect: int) -> None:
         """Keep a mark beside a message."""
         entry = self._out.get(token)
         if entry is not None and entry.holder is receiver:
             entry.suspect = suspect
 
-    def leave(self, receiver: "QueueReceiver", *, leased: bool = False, counted: bool = False) -> None:
+    def leave(self, receiver: QueueReceiver, *, leased: bool = False, counted: bool = False) -> None:
         """A receiver is no more: what it held comes at once, or when the lease ends."""
         if receiver in self._receivers:
             self._receivers.remove(receiver)
@@ -257,148 +282,3 @@ class QueueGroup:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-class QueueReceiver:
-    """One receiver of a group."""
-
-    def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
-        self.group = group
-        self.driver = driver
-        self.subscription = subscription
-        self.broken = False
-        self.quiet = False
-        self.context = copy_context()
-
-    def wake(self) -> None:
-        """There may be something for it."""
-
-    def break_off(self, *, dead: bool) -> None:
-        """Its connection is gone."""
-        self.broken = True
-        leased = self.group.server.traits.capabilities.lease is not None and not self.group.lost
-        self.group.leave(self, leased=leased, counted=True)
-        if not dead:
-            self.wake()
-
-    def check(self) -> None:
-        """Raise ConnectionLost if the connection is gone."""
-        if self.broken:
-            raise ConnectionLost("the connection to the simulated broker broke")
-
-    async def quiesce(self) -> None:
-        """Nothing more is put into the inbox."""
-        self.quiet = True
-
-    async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
-        """Tell the group; the answer may be lost, with or without an effect."""
-        self.check()
-        done = [delivery.token for delivery in acknowledged]
-        back = [(release.delivery.token, release) for release in released]
-        await self.driver.call()
-        self.check()
-        chance = self.group.server.chance
-        if chance.strikes("lost_acknowledgement"):
-            if chance.below(2):
-                self.group.settle(self, done, back)
-            self.break_off(dead=False)
-            self.group.server.note("settles, and its connection breaks", None)
-        self.check()
-        self.group.settle(self, done, back)
-        self.breaks()
-
-    def breaks(self) -> bool:
-        """Whether its connection breaks now, so that what it still holds comes again."""
-        if not (self.group.held_by(self) and self.group.server.chance.strikes("redelivery")):
-            return False
-        self.group.server.note("its connection breaks", None)
-        self.break_off(dead=False)
-        return True
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """Renew the leases."""
-        tokens = [delivery.token for delivery in deliveries]
-        await self.driver.call()
-        self.check()
-        self.group.extend(self, tokens)
-
-    async def overdue(self) -> int | None:
-        """What waits for anybody."""
-        await self.driver.call()
-        self.check()
-        return self.group.available(self)
-
-    async def close(self) -> None:
-        """Leave the group."""
-        if not self.broken:
-            self.broken = True
-            self.group.leave(self)
-
-
-class FetchingReceiver(QueueReceiver):
-    """One that asks."""
-
-    def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
-        super().__init__(group, driver, subscription)
-        self._waiting = Waiting(subscription)
-
-    def wake(self) -> None:
-        """Look again."""
-        self._waiting.wake()
-
-    async def fetch(self, limit: int, wait: float) -> None:
-        """Up to `limit` messages, within `wait` seconds."""
-        self.check()
-        await self.driver.call()
-        await self._waiting.bring(lambda: self._take(limit), wait)
-
-    def _take(self, limit: int) -> Sequence[Delivery]:
-        self.check()
-        if self.breaks():
-            self.check()
-        return self.group.take(self, limit)
-
-
-class Marking(FetchingReceiver):
-    """One whose broker keeps marks."""
-
-    async def mark(self, delivery: Delivery, suspect: int) -> None:
-        """Keep it beside the message."""
-        token = delivery.token
-        await self.driver.call()
-        self.check()
-        self.group.mark(self, token, suspect)
-
-
-class PushedReceiver(QueueReceiver):
-    """One to which the broker pushes, for credit."""
-
-    def __init__(self, group: QueueGroup, driver: ModelDriver, subscription: Subscription) -> None:
-        super().__init__(group, driver, subscription)
-        self._credit = 0
-        self._coming = False
-
-    def credit(self, window: int) -> None:
-        """It may have so many."""
-        self._credit = window
-        self.wake()
-
-    def wake(self) -> None:
-        """Push what it may have, in its own time."""
-        if not self._coming:
-            self._coming = True
-            asyncio.get_running_loop().call_soon(self._push, context=self.context)
-
-    def _push(self) -> None:
-        self._coming = False
-        if self.broken:
-            self.subscription.inbox.fail(ConnectionLost("the connection to the simulated broker broke"))
-        elif not self.quiet and (room := self._credit - self.group.held_by(self)) > 0:
-            if self.breaks():
-                return
-            taken = self.group.take(self, room)
-            refused = self.subscription.inbox.put(taken)
-            if refused:
-                self.quiet = True  # it takes nothing more
-                back = [(each.token, Release(each, attempt=each.message.attempt)) for each in refused]
-                self.group.settle(self, (), back)

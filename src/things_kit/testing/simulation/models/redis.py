@@ -12,7 +12,7 @@ from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.traits import Traits
+from things_kit.testing.simulation.models.traits import Keeping, Traits
 
 TRAITS: Final = Traits(
     name="redis",
@@ -27,6 +27,6 @@ TRAITS: Final = Traits(
         max_message_bytes=16 * 1024 * 1024,
     ),
     counts=True,
-    schedules=True,
+    keeping=Keeping(punctual=True),
 )
 GROUP: Final = QueueGroup

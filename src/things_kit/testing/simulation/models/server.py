@@ -5,8 +5,10 @@ that stands for it. It lives outside of all simulated processes, and forgets not
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from things_kit.engine.driver import (
@@ -17,10 +19,16 @@ from things_kit.engine.driver import (
 )
 from things_kit.engine.listeners import nobody_listens
 from things_kit.engine.url import BrokerURL
+from things_kit.engine.wait_topics import WAITS, is_wait_topic
 from things_kit.messaging.errors import ConfigError, MessageTooLarge
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
-from things_kit.testing.simulation.models.scheduling import KeepsSchedules, Schedules, Timetable
+from things_kit.testing.simulation.models.scheduling import (
+    KeepsSchedules,
+    NamesSchedules,
+    Schedules,
+    Timetable,
+)
 from things_kit.testing.simulation.models.traits import Traits
 from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
 
@@ -43,8 +51,8 @@ class Group(Protocol):
     def join(self, driver: "ModelDriver", subscription: Subscription) -> Any:
         """A receiver of it."""
 
-    def lag(self) -> int:
-        """Messages that it has not acknowledged."""
+    def lag(self, until: float = math.inf) -> int:
+        """Messages that it has not acknowledged, and that are to be handled by then, in seconds since 1970."""
 
     def cut(self, driver: "ModelDriver", *, dead: bool) -> None:
         """The connection of these receivers is gone; `dead` if their process is."""
@@ -57,6 +65,9 @@ class Group(Protocol):
 
     def add_later(self, copy: Later, delay: float) -> None:
         """Keep this for so many seconds."""
+
+    def add_copy(self, message: Message, hidden: float, due: float) -> None:
+        """Hide this for so many seconds; who receives it then has it wait on until it is due, in seconds since 1970."""
 
 
 class Topic:
@@ -106,9 +117,7 @@ class Server:
 
     def driver(self, process: SimulatedProcess) -> "ModelDriver":
         """A connection of this process's."""
-        plain = ListenedDriver if self.traits.listened else ModelDriver
-        kind = LaterModelDriver if self.traits.later else plain
-        driver = (SCHEDULING[kind] if self.traits.schedules else kind)(self, process)
+        driver = driver_kind(self.traits)(self, process)
         self._connections.append(driver)
         return driver
 
@@ -165,45 +174,55 @@ class Server:
             topic.groups[name] = self._group(
                 self, topic, name, earliest and self.traits.capabilities.retained
             )
+            if self.traits.keeping is not None and self.traits.keeping.patient:
+                self.schedules.carry(topic)  # what has waited for somebody to listen
         return topic.groups[name]
 
     def append(self, message: Message) -> Exception | None:
         """Take a message for good, or say why not."""
-        self.schedules.carry(message.topic)
+        self.schedules.look(message.topic)
         refused = self.refusal(message)
         if refused is None:
-            self.take(message)
+            self.take(self.topics[message.topic], message)
         return refused
 
-    def refusal(self, message: Message) -> Exception | None:
-        """Why a message is not taken; None where it is."""
+    def refusal(self, message: Message, *, unheard: bool = False) -> Exception | None:
+        """Why a message is not taken; None where it is. `unheard`: also where nobody listens."""
         topic = self.topics.get(message.topic)
         if topic is None:
             return UnknownTopic(message.topic)
-        if self.traits.listened and not topic.groups:
+        if self.traits.mandatory and not topic.groups and not unheard:
             return nobody_listens(message.topic)
         most = self.traits.capabilities.dead_letter_bytes
         if most is not None and len(message.value) + len(message.key or b"") > most:
             return MessageTooLarge(f"a message has at most {most} bytes here")
         return None
 
-    def take(self, message: Message) -> None:
-        """Append it, and hand it to its groups."""
-        topic = self.topics[message.topic]
-        partition = self._partition(message, len(topic.log))
+    def store(self, topic: Topic, message: Message) -> Message:
+        """Append it."""
+        partition = self._partition(topic, message)
         stored = message.replace(offset=len(topic.log), partition=partition, attempt=1)
         topic.log.append(stored)
         self.note("published", stored)
+        return stored
+
+    def take(self, topic: Topic, message: Message) -> None:
+        """Append it, and hand it to its groups."""
+        stored = self.store(topic, message)
         target = message.headers.get(REPLAY_GROUP)
         for name, group in topic.groups.items():
             if not self.traits.capabilities.targeted or target in {None, name}:
                 group.arrived(stored)
 
-    def _partition(self, message: Message, number: int) -> int | None:
-        count = self.traits.partitions
-        if not count:
-            return None
-        return number % count if message.key is None else sum(message.key) % count
+    def partitions(self, topic: str) -> int:
+        """How many a topic has: one for each wait where messages wait for their time."""
+        return len(WAITS) if self.traits.partitions and is_wait_topic(topic) else self.traits.partitions
+
+    def _partition(self, topic: Topic, message: Message) -> int | None:
+        count = self.partitions(topic.name)
+        if not count or message.partition is not None:
+            return message.partition if count else None
+        return len(topic.log) % count if message.key is None else sum(message.key) % count
 
 
 class ModelDriver:
@@ -301,17 +320,22 @@ class ModelDriver:
         await self.call()
         if not self.capabilities.lag:
             return None
-        self.server.schedules.carry(topic)
+        self.server.schedules.look(topic)
         found = self.server.topics.get(topic)
         if found is None:
             return 0
         if group in found.groups:
-            ahead = len(found.timetable) if self.capabilities.scheduled_in_lag else 0
-            return found.groups[group].lag() + ahead
+            return found.groups[group].lag() + self._ahead(found)
         return len(found.log) if self.capabilities.retained else 0
 
+    def _ahead(self, topic: Topic) -> int:
+        """What is scheduled and counts already, beside the copies that are in the groups' queues."""
+        keeping = self.server.traits.keeping
+        counts = self.capabilities.scheduled_in_lag and keeping is not None and keeping.by == "clock"
+        return len(topic.timetable) if counts else 0
 
-class ListenedDriver(ModelDriver):
+
+class Listens(ModelDriver):
     """One whose broker drops what nobody has subscribed to, but can be asked."""
 
     async def has_listeners(self, topic: str) -> bool | None:
@@ -320,7 +344,7 @@ class ListenedDriver(ModelDriver):
         return bool(topic in self.server.topics and self.server.topics[topic].groups)
 
 
-class LaterModelDriver(ListenedDriver):
+class KeepsCopies(ModelDriver):
     """One whose broker keeps copies until they are due."""
 
     async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
@@ -336,23 +360,17 @@ class LaterModelDriver(ListenedDriver):
         return [None] * len(copies)
 
 
-class ScheduledDriver(KeepsSchedules, ModelDriver):
-    """One whose broker keeps messages until they are due."""
+@cache
+def driver_kind(traits: Traits) -> type[ModelDriver]:
+    """A driver that has what this broker's has."""
+    has: dict[type, bool] = {
+        KeepsSchedules: traits.keeping is not None,
+        NamesSchedules: traits.capabilities.schedule_ids,
+        KeepsCopies: traits.later,
+        Listens: traits.listened,
+    }
+    return type("SimulatedDriver", (*(each for each, there in has.items() if there), ModelDriver), {})
 
-
-class ListenedScheduledDriver(KeepsSchedules, ListenedDriver):
-    """The same, which drops what nobody has subscribed to."""
-
-
-class LaterScheduledDriver(KeepsSchedules, LaterModelDriver):
-    """The same, which keeps copies for a group, too."""
-
-
-SCHEDULING: Final[dict[type[ModelDriver], type[ModelDriver]]] = {
-    ModelDriver: ScheduledDriver,
-    ListenedDriver: ListenedScheduledDriver,
-    LaterModelDriver: LaterScheduledDriver,
-}
 
 EPOCH: Final = 1_800_000_000.0
 """The wall clock's time when a history begins, in seconds since 1970."""

@@ -13,23 +13,23 @@ from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.traits import Traits
+from things_kit.testing.simulation.models.traits import Keeping, Traits
 
 TRAITS: Final = Traits(
     name="servicebus",
     capabilities=Capabilities(
         delay_from=1.0,
-        lease=60.0,
+        lease=30.0,
         attempts=True,
         suspects=True,
         targeted=True,
         scheduled_in_lag=True,
-        max_message_bytes=240 * 1024,
+        max_message_bytes=255_000,
     ),
     pushed=True,
     counts=True,
     listened=True,
     later=True,
-    schedules=True,
+    keeping=Keeping(late=1.0),
 )
 GROUP: Final = QueueGroup

@@ -11,14 +11,14 @@ from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.traits import Traits
+from things_kit.testing.simulation.models.traits import Keeping, Traits
 
 TRAITS: Final = Traits(
     name="sqlite",
     capabilities=Capabilities(
         delay=True,
         lanes=True,
-        lease=30.0,
+        lease=5.0,
         retained=True,
         attempts=True,
         targeted=True,
@@ -28,6 +28,6 @@ TRAITS: Final = Traits(
         max_message_bytes=16 * 1024 * 1024,
     ),
     counts=True,
-    schedules=True,
+    keeping=Keeping(punctual=True),
 )
 GROUP: Final = QueueGroup

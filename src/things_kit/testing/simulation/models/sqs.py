@@ -7,13 +7,15 @@ What the real one may do, and where that is written:
 * What is not deleted within the visibility timeout comes again, and ApproximateReceiveCount grows.
 * A topic without subscriptions drops what is published to it.
 * A delay is kept in whole seconds, and here for as long as one likes; our driver renews longer ones.
+* What is for later is in the queues of the groups that there are at once, is visible by the whole second before its time or
+  after fifteen minutes, and waits on with who receives it (docs/scheduling.md).
 """
 
 from typing import Final
 
 from things_kit.engine.driver import Capabilities
 from things_kit.testing.simulation.models.queue import QueueGroup
-from things_kit.testing.simulation.models.traits import Traits
+from things_kit.testing.simulation.models.traits import Keeping, Traits
 
 TRAITS: Final = Traits(
     name="sqs",
@@ -26,13 +28,15 @@ TRAITS: Final = Traits(
         suspects=True,
         counts_releases=True,
         scheduled_in_lag=True,
-        max_batch=10,
-        max_message_bytes=240 * 1024,
+        max_batch=1000,
+        max_message_bytes=252 * 1024,
     ),
     counts=True,
+    counts_returns=True,
     listened=True,
     duplicates=True,
     unordered=True,
     later=True,
+    keeping=Keeping(by="copies", longest=14 * 86_400.0),
 )
 GROUP: Final = QueueGroup
