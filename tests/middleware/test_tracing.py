@@ -13,7 +13,20 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from tests.engine.scenario import until, virtual
 from tests.middleware.spans import Spans, identity, links, parent
-from things_kit import Batch, BatchError, Broker, Message, PublishError, Reject, Retry, RetryPolicy, connect
+from things_kit import (
+    DISCARD,
+    Batch,
+    BatchError,
+    Broker,
+    Message,
+    PublishError,
+    Reject,
+    RemoteError,
+    Retry,
+    RetryPolicy,
+    Topic,
+    connect,
+)
 from things_kit.engine.driver import Capabilities
 from things_kit.messaging.instrument import Endpoint
 from things_kit.middleware.tracing import Tracing
@@ -377,3 +390,87 @@ asyncio.run(main())
 assert not [name for name in sys.modules if name.startswith(("opentelemetry", "prometheus", "uvicorn", "starlette"))]
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- requests
+
+
+async def test_one_trace_spans_both_sides_of_a_request(broker: Broker, spans: Spans) -> None:
+    """From the request down to the reply, each under the one before it; both sides name the conversation."""
+
+    async def answer(message: Message) -> bytes:
+        return message.value
+
+    async with broker.consumer("orders", group="billing", handler=answer):
+        reply = await broker.request(Message("orders", b"tea", id="o-1"), timeout=20)
+        await until(lambda: "reply (temporary)" in spans.names())
+    request, send = spans.one("request orders"), spans.one("send orders")
+    process, answered = spans.one("process orders"), spans.one("reply (temporary)")
+    assert [parent(each) for each in (request, send, process, answered)] == [
+        None, identity(request), identity(send), identity(process)
+    ]  # fmt: skip
+    kinds = [each.kind for each in (request, send, process, answered)]
+    assert kinds == [SpanKind.CLIENT, SpanKind.PRODUCER, SpanKind.CONSUMER, SpanKind.PRODUCER]
+    conversation = reply.headers["correlation-id"]
+    for each in (send, process, answered):
+        assert each.attributes is not None
+        assert each.attributes["messaging.message.conversation_id"] == conversation
+    assert request.attributes == {
+        "messaging.system": "memory",
+        "messaging.operation.name": "request",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "orders",
+        "messaging.message.id": "o-1",
+        "messaging.message.body.size": 3,
+    }
+    assert answered.attributes is not None
+    assert answered.attributes["messaging.destination.temporary"] is True
+    traceparent = reply.headers["traceparent"].split("-")
+    assert (int(traceparent[1], 16), int(traceparent[2], 16)) == identity(answered)
+    assert not [name for name in spans.names() if "things-kit-replies" in name]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["dead letter", "discarded"])
+async def test_the_reply_to_what_failed_belongs_to_the_last_attempt(
+    broker: Broker, spans: Spans, kept: bool
+) -> None:
+    async def fail(message: Message) -> None:
+        raise Reject("no such order")
+
+    dead_letter = "{topic}-dlq" if kept else DISCARD
+    async with broker.consumer("orders", group="billing", handler=fail, dead_letter=dead_letter):
+        with pytest.raises(RemoteError):
+            await broker.request(Message("orders", b"tea"), timeout=20)
+        await until(lambda: "reply (temporary)" in spans.names())
+    assert parent(spans.one("reply (temporary)")) == identity(spans.one("process orders"))
+    request = spans.one("request orders")
+    assert request.status.status_code is StatusCode.ERROR
+    assert request.attributes is not None
+    assert request.attributes["error.type"] == "things_kit.messaging.errors.RemoteError"
+
+
+async def test_a_request_without_a_reply_has_failed(broker: Broker, spans: Spans) -> None:
+    await broker.declare("orders", groups=["billing"])
+    with pytest.raises(TimeoutError):
+        await broker.request(Message("orders", b"tea"), timeout=0.01)
+    attributes = spans.one("request orders").attributes
+    assert attributes is not None
+    assert attributes["error.type"] == "TimeoutError"
+
+
+async def test_what_a_handler_returns_is_published_as_part_of_its_attempt(
+    broker: Broker, spans: Spans
+) -> None:
+    async def bill(message: Message) -> bytes:
+        return message.value
+
+    handler = MockHandler()
+    invoices = Topic("invoices", bytes)
+    async with (
+        broker.consumer("orders", group="billing", handler=bill, publish=invoices),
+        broker.consumer(invoices, group="books", handler=handler),
+    ):
+        await broker.producer().publish(Message("orders", b"tea"))
+        await handler.handled(1)
+        await until(lambda: "send invoices" in spans.names())
+    assert parent(spans.one("send invoices")) == identity(spans.one("process orders"))

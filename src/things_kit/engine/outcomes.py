@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Coroutine, Sequence
+from contextvars import Context
 from typing import Any, Final
 
 from things_kit.engine.answers import Expired, failure_of, misses_deadline
@@ -12,6 +13,7 @@ from things_kit.engine.dead_letter import make_dead_letter
 from things_kit.engine.delays import Delays
 from things_kit.engine.driver import Capabilities, Delivery, Release, Which
 from things_kit.engine.failures import Failures
+from things_kit.engine.held import refusal
 from things_kit.engine.lanes import Lanes
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outages import Outages
@@ -274,8 +276,10 @@ class Outcomes:
             delivery.inbox.left(delivery)
             self._workers.wake()
 
-    def _in_background(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        task = asyncio.create_task(work, name=f"{self._name} leaving message")
+    def _in_background(
+        self, work: Coroutine[Any, Any, None], delivery: Delivery, context: Context | None = None
+    ) -> None:
+        task = asyncio.create_task(work, name=f"{self._name} leaving message", context=context)
         self._leaving[task] = delivery
         task.add_done_callback(self._leaving.pop)
 
@@ -284,11 +288,13 @@ class Outcomes:
     def _publish(self, delivery: Delivery, results: Results) -> None:
         """Its lane waits for what it returned to be confirmed; the worker goes on."""
         delivery.state = State.LEAVING
-        self._in_background(self._acknowledge_after(delivery, results.messages, results.answer), delivery)
+        work = self._acknowledge_after(delivery, results.messages, results.answer)
+        self._in_background(work, delivery, results.context)
 
     async def _acknowledge_after(
         self, delivery: Delivery, messages: Sequence[Message], answer: Message | None
     ) -> None:
+        refusal.set(None)  # the context is the handler's, whose transaction is over
         try:
             if messages:
                 await publish_results(self._results, messages)

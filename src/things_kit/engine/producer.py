@@ -19,7 +19,7 @@ from things_kit.engine.scheduling import scheduling, sender_of
 from things_kit.engine.transforming import apply
 from things_kit.engine.transmission import Sending, Transmission
 from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishError
-from things_kit.messaging.instrument import Send
+from things_kit.messaging.instrument import FollowsRequests, Send
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import Seconds
@@ -50,8 +50,8 @@ class BrokerProducer:
     One send is under way at a time; all that is published meanwhile goes with the next one.
     With `insist`, for what must not get lost, a topic to which nobody listens is an outage instead of an error, and a
     dead letter may have the bytes that are kept for its headers. With `any_size` the broker alone says what is too large.
-    With `answers` its topics are others' inboxes: what is not there is not made, and telemetry does not see their names,
-    of which each requester has another.
+    With `answers` its topics are others' inboxes: what is not there is not made, and an instrument sees them as replies, if at
+    all: of their names each requester has another.
     """
 
     def __init__(
@@ -74,11 +74,17 @@ class BrokerProducer:
         self._sender: asyncio.Task[None] | None = None
         self._sending: list[_Waiting] = []
         self._closed = False
-        self._send_in: Send = self._enqueue if answers else self._instrumented(self._enqueue)
+        self._send_in = self._answering(self._enqueue) if answers else self._instrumented(self._enqueue)
 
     def _instrumented(self, send: Send) -> Send:
         for instrument in reversed(self._transmission.instruments):
             send = instrument.sending(self._transmission.url.endpoint)(send)
+        return send
+
+    def _answering(self, send: Send) -> Send:
+        for instrument in reversed(self._transmission.instruments):
+            if isinstance(instrument, FollowsRequests):
+                send = instrument.answering(self._transmission.url.endpoint)(send)
         return send
 
     @overload

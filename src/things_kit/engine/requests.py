@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from things_kit.messaging.errors import (
     RemoteError,
     ThingsKitError,
 )
+from things_kit.messaging.instrument import Ask, FollowsRequests
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE, CORRELATION_ID, ERROR, ERROR_TYPE, in_any_case
 from things_kit.messaging.policy import DISCARD, Seconds, seconds
@@ -73,6 +75,13 @@ class Requests:
             raise ConfigError("timeout must be more than 0 seconds")
         if not isinstance(message, Message):
             raise TypeError(f"request takes a Message or a Topic, not {type(message).__name__}")
+        ask: Ask = functools.partial(self._asked, wait=wait)
+        for instrument in reversed(self._transmission.instruments):
+            if isinstance(instrument, FollowsRequests):
+                ask = instrument.asking(self._transmission.url.endpoint)(ask)
+        return await ask(message)
+
+    async def _asked(self, message: Message, wait: float) -> Message:
         inbox = await self._ready()
         producer = self._producer = self._producer or BrokerProducer(self._transmission)
         correlation_id, reply = inbox.expect()

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, get_origin
 
 import msgspec
@@ -35,10 +35,14 @@ class Publishing(msgspec.Struct, frozen=True):
 
 
 class Collected(msgspec.Struct):
-    """What a handler returned, as messages: those to publish, and the reply to a request."""
+    """What a handler returned, as messages: those to publish, and the reply to a request.
+
+    They are sent in the context in which it returned: that has the span of its attempt.
+    """
 
     messages: Sequence[Message] = ()
     answer: Message | None = None
+    context: Context | None = None
 
 
 LINGER: Final = 5.0
@@ -63,6 +67,7 @@ class Results(Exception):
         super().__init__("the results of a handler")
         self.messages = collected.messages
         self.answer = collected.answer
+        self.context = collected.context
 
 
 def collecting(call: Callable[[Message], Awaitable[Any]], name: str, publish: Publishing | None) -> Handle:
@@ -74,6 +79,7 @@ def collecting(call: Callable[[Message], Awaitable[Any]], name: str, publish: Pu
         kept = _collected.get(None)
         if kept is None:
             return  # middleware has made a request of what was none
+        kept.context = copy_context()
         if publish is not None and result is not None:
             kept.messages = _results(publish, result, message, name)
         if is_request(message.headers):

@@ -13,6 +13,10 @@ Send: TypeAlias = Callable[[Sequence[Message]], Awaitable[dict[int, Exception]]]
 """Sends messages; returns when each is confirmed or has failed, with the errors by index."""
 
 
+Ask: TypeAlias = Callable[[Message], Awaitable[Message]]
+"""Sends a request; returns its reply."""
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """The broker at the other end; the host where there is just one."""
 
@@ -38,6 +42,20 @@ class Instrument(Protocol):
 
     def handling_batches(self, endpoint: Endpoint, group: str | None) -> Callable[[HandleBatch], HandleBatch]:
         """The same for a consumer of batches."""
+
+
+@runtime_checkable
+class FollowsRequests(Protocol):
+    """An instrument that also sees requests and their replies.
+
+    What it wraps must be called once with that message, and its outcome passed on.
+    """
+
+    def asking(self, endpoint: Endpoint) -> Callable[[Ask], Ask]:
+        """For requests, around the sending: until the reply is there."""
+
+    def answering(self, endpoint: Endpoint) -> Callable[[Send], Send]:
+        """For replies, in the context in which their handler ended, instead of `sending`: each goes to another topic."""
 
 
 class Watched(Protocol):

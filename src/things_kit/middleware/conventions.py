@@ -8,6 +8,7 @@ from typing import Final, TypeAlias
 
 from things_kit.messaging.instrument import Endpoint
 from things_kit.messaging.message import Message
+from things_kit.messaging.names import CORRELATION_ID
 from things_kit.messaging.outcomes import BatchError
 
 SCHEMA: Final = "https://opentelemetry.io/schemas/1.44.0"
@@ -17,10 +18,12 @@ SYSTEM: Final = "messaging.system"
 OPERATION_NAME: Final = "messaging.operation.name"
 OPERATION_TYPE: Final = "messaging.operation.type"
 DESTINATION: Final = "messaging.destination.name"
+TEMPORARY: Final = "messaging.destination.temporary"
 PARTITION: Final = "messaging.destination.partition.id"
 GROUP: Final = "messaging.consumer.group.name"
 COUNT: Final = "messaging.batch.message_count"
 MESSAGE_ID: Final = "messaging.message.id"
+CONVERSATION: Final = "messaging.message.conversation_id"
 BODY_SIZE: Final = "messaging.message.body.size"
 KAFKA_OFFSET: Final = "messaging.kafka.offset"
 KAFKA_KEY: Final = "messaging.kafka.message.key"
@@ -68,9 +71,9 @@ def of_broker(endpoint: Endpoint) -> Attributes:
     return said
 
 
-def of_operation(endpoint: Endpoint, name: str) -> Attributes:
-    """What all spans and figures of one operation have in common."""
-    return of_broker(endpoint) | {OPERATION_NAME: name, OPERATION_TYPE: name}
+def of_operation(endpoint: Endpoint, name: str, kind: str | None = None) -> Attributes:
+    """What all spans and figures of one operation have in common; its kind is one that the conventions know."""
+    return of_broker(endpoint) | {OPERATION_NAME: name, OPERATION_TYPE: kind or name}
 
 
 def of_lag(endpoint: Endpoint, topic: str, group: str) -> Attributes:
@@ -101,6 +104,8 @@ def of_message(message: Message, system: str | int) -> Attributes:
     said: Attributes = {DESTINATION: message.topic, BODY_SIZE: len(message.value)}
     if message.id is not None:
         said[MESSAGE_ID] = message.id
+    if CORRELATION_ID in message.headers:
+        said[CONVERSATION] = message.headers[CORRELATION_ID]
     if message.partition is not None:
         said[PARTITION] = str(message.partition)
     if system == "kafka":

@@ -18,10 +18,11 @@ from opentelemetry.trace import (
     get_current_span,
     get_tracer,
     set_span_in_context,
+    use_span,
 )
 
 from things_kit.messaging.handler import Handle, HandleBatch, Middleware
-from things_kit.messaging.instrument import Endpoint, Send
+from things_kit.messaging.instrument import Ask, Endpoint, Send
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import in_any_case
 from things_kit.messaging.outcomes import Later, Retry
@@ -101,6 +102,49 @@ class Tracing:
             attributes=said,
             links=links,
         )
+
+    def asking(self, endpoint: Endpoint) -> Callable[[Ask], Ask]:
+        """A span from the request until its reply: that of the sending is its child."""
+        common = words.of_operation(endpoint, "request", "send")
+        system = common[words.SYSTEM]
+
+        def wrap(ask: Ask) -> Ask:
+            async def traced(message: Message) -> Message:
+                if not _sound(message):
+                    return await ask(message)  # it will be refused
+                message = _identified(message)
+                span = self._tracer.start_span(
+                    f"request {message.topic}",
+                    kind=SpanKind.CLIENT,
+                    attributes=common | words.of_message(message, system),
+                    links=_link(message),
+                )
+                with use_span(span, record_exception=False, set_status_on_exception=False), _Ending(span):
+                    return await ask(message)
+
+            return traced
+
+        return wrap
+
+    def answering(self, endpoint: Endpoint) -> Callable[[Send], Send]:
+        """A span for each reply, under the attempt that it comes from; its context goes along."""
+        common = words.of_operation(endpoint, "reply", "send") | {words.TEMPORARY: True}
+        system = common[words.SYSTEM]
+
+        def wrap(send: Send) -> Send:
+            async def traced(messages: Sequence[Message]) -> dict[int, Exception]:
+                said = common | words.of_message(messages[0], system)
+                span = self._tracer.start_span("reply (temporary)", kind=SpanKind.PRODUCER, attributes=said)
+                context = set_span_in_context(span)
+                with _Ending(span) as ending:
+                    errors = await send([_carrying(message, context) for message in messages])
+                    if errors:
+                        ending.failed(next(iter(errors.values())))
+                return errors
+
+            return traced
+
+        return wrap
 
     def handling(self, endpoint: Endpoint, group: str | None) -> Middleware:
         """A span for each attempt, under the context that came with the message."""
