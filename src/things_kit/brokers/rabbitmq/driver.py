@@ -17,6 +17,7 @@ from pika.spec import Queue
 
 from things_kit.brokers.rabbitmq.admin import Admin
 from things_kit.brokers.rabbitmq.amqp.channel import Channel
+from things_kit.brokers.rabbitmq.counting import counts_of
 from things_kit.brokers.rabbitmq.errors import ERRORS
 from things_kit.brokers.rabbitmq.ladder import Ladder
 from things_kit.brokers.rabbitmq.link import Link
@@ -196,9 +197,10 @@ class RabbitMQDriver:
             queue=queue,
             place=self._admin.place(queue),
             own=ephemeral or self._names.own_queues,
+            counts=counts_of(patience.version, "classic" if ephemeral else self._kind),
             single_active=self._settings.options.single_active,
             arguments={} if queue in self._impatient else patience.of_consumer,
-            counts=self._admin.counts,
+            look=self._admin.counts,
             not_waited=self._impatient.add,
         )
         exchange = self._names.exchange(topic) if self._names.own_exchanges else None

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 from weakref import WeakSet
 
@@ -11,6 +13,7 @@ import msgspec
 from pika.spec import Basic, Queue
 
 from things_kit.brokers.rabbitmq.amqp.channel import Channel
+from things_kit.brokers.rabbitmq.counting import Counts, way_back
 from things_kit.brokers.rabbitmq.credit import Consumers
 from things_kit.brokers.rabbitmq.errors import ERRORS, NotWaited, lost, missing
 from things_kit.brokers.rabbitmq.publisher import Publisher
@@ -41,18 +44,20 @@ class Source(msgspec.Struct, frozen=True):
         queue: Its name.
         place: What no other queue has, at any broker.
         own: Whether it is ours.
+        counts: What it counts of what comes back.
         single_active: Whether one consumer gets all messages, and the others wait.
         arguments: Those of its consumers.
-        counts: Asks for `message_count` and `consumer_count`; None if there is no such queue.
+        look: Asks for `message_count` and `consumer_count`; None if there is no such queue.
         not_waited: Told that the queue refuses these arguments.
     """
 
     queue: str
     place: Place
     own: bool
+    counts: Counts
     single_active: bool
     arguments: Mapping[str, int]
-    counts: Callable[[str], Awaitable[Any]]
+    look: Callable[[str], Awaitable[Any]]
     not_waited: Callable[[str], None]
 
 
@@ -184,7 +189,7 @@ class RabbitMQReceiver:
 
     async def overdue(self) -> int | None:
         """What is ready for this receiver; of a queue that is not ours nobody knows what its count means."""
-        found = await self._source.counts(self._source.queue)
+        found = await self._source.look(self._source.queue)
         if found is None or not self._source.own:
             return None
         another_may_be_active = self._source.single_active and found.consumer_count > 1
@@ -209,7 +214,8 @@ class RabbitMQReceiver:
         token: Token = release.delivery.token
         if release.aside or token.renewed:  # in a queue that is nobody else's
             return True
-        return not self._is_ordered(token.message) and release.attempt > token.counted + 1
+        counted = token.counted + way_back(self._source.counts, failed=True)[1]
+        return not self._is_ordered(token.message) and release.attempt > counted
 
     def _is_ordered(self, message: Message) -> bool:
         ordering = self._subscription.ordering
@@ -231,30 +237,35 @@ class RabbitMQReceiver:
 
         What is refused before goes behind what somebody else begins to consume meanwhile (tried on 3.10).
         """
-        now = []
+        now: list[tuple[int, Any, Delivery]] = []
+        counts, leaving = self._source.counts, self._consumers.ended or self._closed
         for release in releases:
             token: Token = release.delivery.token
-            GIVEN_BACK.expect(token.copy, token.counted + 1, release.attempt)
-            if (self._consumers.ended or self._closed) and self._is_ordered(token.message):
+            how, more = way_back(counts, failed=release.attempt > token.counted)
+            if leaving and self._is_ordered(token.message):
                 self._last.add(release.delivery)
+                more = int(counts != "nothing")
             else:
-                now.append(release.delivery)
-        self._settle(now, Basic.Nack)
+                now.append((token.tag, how, release.delivery))
+            GIVEN_BACK.expect(token.copy, token.counted + more, release.attempt)
+        now.sort(key=itemgetter(0))
+        for how, run in groupby(now, key=itemgetter(1)):
+            self._settle([delivery for _, _, delivery in run], how)
 
     def _settle(self, deliveries: Sequence[Delivery], how: Any) -> None:
-        """Tell the broker of deliveries: of the oldest, if all of them are meant, at once."""
+        """Tell the broker of deliveries: of the oldest, if all of them are meant, at once, but for what is rejected."""
         if not deliveries or self._channel.error is not None:
             return
         out = self._out
         meant, last = {delivery.token.tag for delivery in deliveries}, 0
         for tag in out:
-            if tag not in meant:
+            if tag not in meant or how is Basic.Reject:
                 break
             last = tag
         told = sorted(tag for tag in meant if tag in out)
         for tag in told:
             token: Token = out.pop(tag).token
-            if token.counted > 1 and how is Basic.Ack:
+            if how is Basic.Ack and (token.counted > 1 or token.message.attempt > 1):
                 GIVEN_BACK.forget(token.copy)
             if token.renewed:
                 self._consumers.copy_settled()
@@ -330,7 +341,7 @@ class RabbitMQReceiver:
 
     async def _members(self) -> int:
         """How many consumers the queue has, with those that are cancelled and hold something."""
-        found = await self._source.counts(self._source.queue)
+        found = await self._source.look(self._source.queue)
         return 0 if found is None else int(found.consumer_count)
 
 

@@ -1,0 +1,30 @@
+"""What a queue counts of what comes back to it: all that another process knows of attempts.
+
+| queue | counts |
+|---|---|
+| quorum, before RabbitMQ 4.3 | whatever comes back |
+| quorum, from 4.3 on | what is rejected, and what a consumer held that was lost; not what a `basic.nack` gives back |
+| others | nothing |
+"""
+
+from typing import Any, Final, Literal, TypeAlias
+
+from pika.spec import Basic
+
+Counts: TypeAlias = Literal["returns", "failures", "nothing"]
+
+FAILURES_ALONE: Final = (4, 3)
+
+
+def counts_of(version: tuple[int, ...], kind: object) -> Counts:
+    """What a queue of this type counts at a server of this version; one whose type is not known is taken for a quorum queue."""
+    if kind not in {"quorum", None}:
+        return "nothing"
+    return "failures" if version >= FAILURES_ALONE else "returns"
+
+
+def way_back(counts: Counts, *, failed: bool) -> tuple[Any, int]:
+    """How a delivery is given back, so that a failure is counted and nothing else where that can be; and by how much it is."""
+    if counts == "failures" and failed:
+        return Basic.Reject, 1
+    return Basic.Nack, int(counts == "returns")
