@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from confluent_kafka import (
-    OFFSET_INVALID,
     ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
@@ -38,7 +37,8 @@ from things_kit.brokers.kafka.errors import (
     unanswered,
 )  # fmt: skip
 from things_kit.brokers.kafka.options import Settings
-from things_kit.brokers.kafka.parting import part, parted
+from things_kit.brokers.kafka.parting import answered, part, parted
+from things_kit.brokers.kafka.readers import GroupReaders
 from things_kit.engine.offsets import decode
 from things_kit.engine.retry_topics import retry_topics
 from things_kit.messaging.errors import ConfigError
@@ -49,6 +49,10 @@ KeyT = TypeVar("KeyT")
 
 ANSWER: Final = 5.0
 """Seconds that the broker may take to answer a question."""
+
+NEVER: Final = 3600.0
+"""Seconds for which librdkafka itself waits for a group's coordinator: the client is replaced long before. One that gives up,
+and finds the coordinator then, reads what it has freed (2.16, its pull request 5397)."""
 
 VISIBLE: Final = 10.0
 """Seconds until a topic that was created or removed is so for everybody."""
@@ -100,9 +104,13 @@ class _Client:
     """The one reference to a client: what is asked, and the errors that keep what was asked, know only this.
 
     Whoever drops the last reference to a client waits for its end. So that is a thread of its own, and never the loop.
+
+    Attributes:
+        described: Topics whose leaders it knows, as far as we know.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.described: set[str] = set()
         self._clients: list[Any] = [settings.created(AdminClient, settings.common(), error_cb=self._on_error)]
         self._refused: KafkaError | None = None
         self._unreachable: KafkaError | None = None
@@ -153,7 +161,7 @@ class _Client:
             if self._refused is not None or self._all_down:
                 raise self.reason or away("no broker can be reached")
             if loop.time() > ends:
-                raise away("no answer")
+                raise self.reason or away("no answer")
         error = answer.exception()
         if error is not None and not isinstance(error, KafkaException):
             raise error
@@ -165,6 +173,7 @@ class Admin:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._readers = GroupReaders(settings)
         self._current: _Client | None = None
 
     def open(self) -> None:
@@ -183,10 +192,12 @@ class Admin:
         return self._current
 
     async def close(self) -> None:
-        """End the client, in bounded time."""
+        """End the clients, in bounded time."""
         current, self._current = self._current, None
+        ends = [self._readers.close()]
         if current is not None:
-            await parted(current.end, "admin close")
+            ends.append(parted(current.end, "admin close"))
+        await asyncio.gather(*ends)
 
     # --- asking
 
@@ -228,9 +239,9 @@ class Admin:
             raise answer
 
     async def _listed(self, doing: str, *topic: str) -> Any:
-        client = self.client
+        here = self._here()
         with ERRORS.during(doing):
-            return await asyncio.to_thread(client.list_topics, *topic, timeout=ANSWER)
+            return await answered(lambda: here.client.list_topics(*topic, timeout=ANSWER), "list")
 
     async def ping(self) -> None:
         """Ask any broker about a topic that every cluster has; that it answers is enough.
@@ -259,10 +270,13 @@ class Admin:
 
     async def _described(self, topic: str, doing: str, within: float, missing: Container[int]) -> Any:
         """Unlike list_topics() of a name this never creates one."""
-        asked = TopicCollection([topic])
-        return await self._ask_one(
+        asked, current = TopicCollection([topic]), self._here()
+        found = await self._ask_one(
             doing, lambda client: client.describe_topics(asked, request_timeout=within), within, missing
         )
+        if found is not None:
+            current.described.add(topic)
+        return found
 
     async def declare(
         self, topic: str, *, kept: bool, partitions: int | None = None, settings: Mapping[str, str] = {}
@@ -358,7 +372,7 @@ class Admin:
         """Its description, with its state and members; None if it is missing."""
         return await self._ask_one(
             f"asking for the group {group!r}",
-            lambda client: client.describe_consumer_groups([group], request_timeout=ANSWER),
+            lambda client: client.describe_consumer_groups([group], request_timeout=NEVER),
             missing=MISSING,
         )
 
@@ -369,17 +383,27 @@ class Admin:
             doing, lambda client: {"": client.list_consumer_groups(request_timeout=ANSWER)}
         )
         known = sorted(each.group_id for each in (listed.valid if listed else ()))
-        described = (
-            await self._ask(doing, lambda client: client.describe_consumer_groups(known)) if known else {}
+        described = await self._ask(
+            doing,
+            lambda client: client.describe_consumer_groups(known, request_timeout=NEVER) if known else {},
         )
+        partitions = await self._partitions(topics)
         found: dict[str, list[str]] = {topic: [] for topic in topics}
         for group in known:
             members = getattr(described.get(group), "members", ())  # an exception has none
             held = [each for member in members for each in assigned(member)]
-            committed = await self._committed(ConsumerGroupTopicPartitions(group))
+            committed = await self._readers.committed(group, partitions)
             for topic in {each.topic for each in (*committed, *held)} & found.keys():
                 found[topic].append(group)
         return found
+
+    async def _partitions(self, topics: Container[str] | None = None) -> list[TopicPartition]:
+        """Those of these topics that are there, or of all but Kafka's own."""
+        known = (await self._listed("asking for all topics")).topics
+        wanted = [
+            topic for topic in known if (not topic.startswith("__") if topics is None else topic in topics)
+        ]
+        return [TopicPartition(topic, each) for topic in wanted for each in known[topic].partitions]
 
     async def remove_group(self, topic: str, group: str) -> None:
         """Have the group forget its places in the topic, and whatever else it has if that is of retries alone.
@@ -387,34 +411,28 @@ class Admin:
         There is no way to take single places out of a group that goes on with other topics: there it begins anew.
         """
         doing = f"removing the group {group!r} of {topic!r}"
-        places = await self._committed(ConsumerGroupTopicPartitions(group))
+        places = await self._readers.committed(group, await self._partitions())
         if {each.topic for each in places} <= {topic, *retry_topics(topic, group)}:
-            await self._ask_one(doing, lambda client: client.delete_consumer_groups([group]), missing=MISSING)
+            await self._ask_one(
+                doing,
+                lambda client: client.delete_consumer_groups([group], request_timeout=NEVER),
+                missing=MISSING,
+            )
             return
         numbers = [each.partition for each in places if each.topic == topic]
         starts = (await self._offsets(topic, numbers, _Spec.earliest())).items()
         asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, *each) for each in starts])
         running = {KafkaError.UNKNOWN_MEMBER_ID}
         if numbers and await self._ask_one(
-            doing, lambda client: client.alter_consumer_group_offsets([asked]), missing=running
+            doing, lambda client: client.alter_consumer_group_offsets([asked], request_timeout=NEVER), missing=running
         ) is None:  # fmt: skip
             raise ConfigError(f"{doing}: it has consumers that run: stop them first")
 
     async def committed(self, group: str, topic: str, partitions: Iterable[int]) -> dict[int, TopicPartition]:
         """The places of a group in these partitions; those without one are left out."""
+        self._here()
         asked = [TopicPartition(topic, each) for each in partitions]
-        return {
-            each.partition: each for each in await self._committed(ConsumerGroupTopicPartitions(group, asked))
-        }
-
-    async def _committed(self, asked: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
-        found = await self._ask_one(
-            f"asking for the places of the group {asked.group_id!r}",
-            lambda client: client.list_consumer_group_offsets([asked], request_timeout=ANSWER),
-            missing=MISSING,
-        )
-        places = () if found is None else found.topic_partitions
-        return [each for each in places if each.offset != OFFSET_INVALID]
+        return {each.partition: each for each in await self._readers.committed(group, asked)}
 
     async def places(self, topic: str, group: str) -> list[Place]:
         """How far a group is in all partitions; none if there is no such topic."""
@@ -440,6 +458,9 @@ class Admin:
         asked = {TopicPartition(topic, each): spec for each in partitions}
         if not asked:
             return {}
+        if topic not in self._here().described:
+            # librdkafka (2.16) looks for leaders that it does not know in two threads at once, of which one may free what the other uses
+            await self.topic(topic)
         doing = f"asking for the offsets of {topic!r}"
         committed = IsolationLevel.READ_COMMITTED
         answers = await self._ask(
@@ -449,6 +470,7 @@ class Admin:
         found = {}
         for each, answer in answers.items():
             if isinstance(answer, KafkaException):
+                self._here().described.discard(topic)
                 with ERRORS.during(doing):
                     raise answer
             found[each.partition] = answer.offset

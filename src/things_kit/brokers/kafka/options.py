@@ -188,6 +188,10 @@ class Settings(msgspec.Struct, frozen=True):
             config["heartbeat.interval.ms"] = min(300, int(300 * self.options.session_timeout) or 1)
         return {**config, **self.common()}
 
+    def reader(self, group: str) -> Config:
+        """For asking what a group has committed; what is passed through is meant for consumers, and fits only all of the others."""
+        return {"isolation.level": "read_uncommitted", **self.consumer(group), "statistics.interval.ms": 0}
+
     def share_consumer(self, group: str, most: int) -> Config:
         """For a share group, which has no use for the properties of others."""
         return {

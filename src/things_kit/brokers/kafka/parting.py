@@ -1,9 +1,11 @@
-"""Ending what belongs to librdkafka: that may block for as long as a broker stands still, and nobody waits for it."""
+"""Asking and ending what belongs to librdkafka: that may block for as long as a broker stands still, and nothing waits for it."""
 
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+ResultT = TypeVar("ResultT")
 
 PARTING: Final = 2.0
 """Seconds that the end of a client is waited for: enough where the broker answers."""
@@ -28,6 +30,27 @@ async def parted(end: Callable[[], object], name: str, within: float = PARTING) 
 
     part(ending, name)
     await within_or_not(ended, within)
+
+
+async def answered(ask: Callable[[], ResultT], name: str) -> ResultT:
+    """What this returns or raises, in a thread of its own; whoever is cancelled leaves it alone."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[ResultT] = loop.create_future()
+
+    def settle(take: Callable[[Any], None], value: object) -> None:
+        if not answer.done():
+            take(value)
+
+    def asking() -> None:
+        try:
+            found = ask()
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
+            told(loop, settle, answer.set_exception, error)
+        else:
+            told(loop, settle, answer.set_result, found)
+
+    part(asking, name)
+    return await answer
 
 
 async def within_or_not(event: asyncio.Event, seconds: float) -> None:
