@@ -35,6 +35,26 @@ def test_declare_says_what_is_there_and_can_be_repeated(cli: Any, url: str) -> N
     assert cli("declare", url, "orders", "--json").stdout == '{"topic": "orders", "groups": []}\n'
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there a program has no numbers of files")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_stream_that_is_closed(
+    cli: Any, url: str, tmp_path: Path, closed: str
+) -> None:
+    """What is then printed would be written into the database."""
+    (tmp_path / "orders.jsonl").write_text('{"id": "o-1"}\n')
+    program = f'exec "$0" -m things_kit publish "{url}" orders "{tmp_path}/orders.jsonl" {closed}'
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    ended = subprocess.run(
+        ["/bin/sh", "-c", program, sys.executable],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert cli("topics", url).stdout.split() == ["topic", "group", "lag", "orders", "no", "group"]
+
+
 @pytest.mark.parametrize("missing", ["typer", "rich", "jmespath"])
 def test_without_the_extra_a_sentence_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from things_kit.cli import main; main()"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
 from tests.cli.conftest import Cli, Program
 
@@ -61,6 +62,7 @@ OTHERS = """
 from things_kit import App
 
 def make(): return App()
+async def later(): ...
 class NotAnApp: ...
 number = 5
 application = App()
@@ -76,6 +78,7 @@ application = App()
         (["some:app"], "some has no App named 'app'; the App there is 'application'"),
         (["some:NotAnApp", "--factory"], "some:NotAnApp() returned an object of type NotAnApp, no App"),
         (["some:number", "--factory"], "some:number is no function that makes an App: leave --factory out"),
+        (["some:later", "--factory"], "some:later is async; a function that makes an App is a plain one"),
         (["nowhere:app"], "there is no module 'nowhere'"),
     ],
 )
@@ -88,6 +91,40 @@ def test_what_is_no_app_is_said(
     result = cli("run", *arguments, "--app-dir", str(tmp_path))
     assert result.exit_code == 2
     assert sentence in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "said"),
+    [
+        ("import nowhere", 1, "cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def (", 1, "cannot be imported: SyntaxError: invalid syntax"),
+        ("1 / 0", 1, "cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_a_module_raises_is_shown_without_what_is_not_its_own(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, code: int, said: str
+) -> None:
+    result = _imported(cli, tmp_path, monkeypatch, source)
+    assert result.exit_code == code
+    assert said in result.stderr.splitlines()[-1]
+    assert re.findall(r'File "(.*?)"', result.stderr) == [str(tmp_path / "some_broken.py")]
+
+
+def test_a_mistake_that_is_ours_to_explain_is_one_sentence(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from things_kit import App\napp = App()\n@app.on\nasync def bill(order): ...\n"
+    result = _imported(cli, tmp_path, monkeypatch, source)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert result.stderr.startswith("things-kit: some_broken: on takes a topic, and was given bill: write ")
+    assert result.stderr.endswith("(some_broken.py:3)\n")
+
+
+def _imported(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> Result:
+    (folder / "some_broken.py").write_text(source)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "some_broken", raising=False)
+    return cli("run", "some_broken:app", "--app-dir", str(folder))
 
 
 def test_a_factory_makes_the_app_and_the_level_is_what_is_said(program: Start, tmp_path: Path) -> None:

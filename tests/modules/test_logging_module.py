@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import structlog
 
-from things_kit import App, Hook, Lifecycle, Message, Producer, invoke, provide
+from things_kit import App, ConfigError, Hook, Lifecycle, Message, Producer, invoke, provide
+from things_kit.app.process import serve
 from things_kit.modules import config, logging, memory
 from things_kit.testing import MockHandler
 
@@ -176,3 +177,14 @@ async def test_the_last_line_of_an_app_is_that_it_has_stopped(capsys: pytest.Cap
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert said[-1]["event"] == "stopped: 1 handled, 0 given back"
     assert said[-1]["logger"] == "things_kit.app"
+
+
+async def test_why_an_app_did_not_start_is_written_as_its_other_lines_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse() -> None:
+        raise ConfigError("there is no such ledger")
+
+    assert await serve(App(config.module, logging.module, invoke(refuse))) == 1
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"] for line in said] == ["the app did not start: there is no such ledger"]

@@ -82,8 +82,11 @@ class App:
         if code:
             raise SystemExit(code)
 
-    async def start(self) -> None:
+    async def start(self, *, report: Callable[[Exception], object] | None = None) -> None:
         """Resolve all parts, call what is invoked, start the hooks.
+
+        Args:
+            report: Is told what failed, while the app's logging is still set up.
 
         Raises:
             WiringError: The parts do not fit together.
@@ -93,7 +96,7 @@ class App:
             raise RuntimeError("this app runs already")
         lifecycle = Lifecycle(self._stop_timeout)
         graph = self._graph({App: self, Lifecycle: lifecycle})
-        self._running = running = Running(graph, lifecycle, self._stop_timeout)
+        self._running = running = Running(graph, lifecycle, self._stop_timeout, report)
         try:
             await running.begin()
         except BaseException:
@@ -213,12 +216,19 @@ class Running:
     All of it happens in one task, as what a generator has entered must be left by the same task.
     """
 
-    def __init__(self, graph: Graph, lifecycle: Lifecycle, stop_timeout: float) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        lifecycle: Lifecycle,
+        stop_timeout: float,
+        report: Callable[[Exception], object] | None = None,
+    ) -> None:
         from things_kit.app.container import Container  # noqa: PLC0415 - an extra, needed only to run
 
         self.graph = graph
         self.lifecycle = lifecycle
         self.container = Container(graph, stop_timeout=stop_timeout)
+        self._report = report
         self._leave = asyncio.Event()
         self._up = False
         self._errors: list[Exception] = []
@@ -263,6 +273,10 @@ class Running:
             log.info("ready")
             started.set_result(None)
             await self._leave.wait()
+        except Exception as failure:
+            if self._report is not None:
+                self._report(failure)
+            raise
         finally:
             self._errors += [*await self.lifecycle.stop(), *await self.container.close(outlasting=False)]
             for error in self._errors:

@@ -69,12 +69,19 @@ async def serve(app: App) -> int:
 
 async def _start(app: App) -> int | None:
     """Start; returns an exit code if that is the end of it already."""
+    said: list[Exception] = []
+
+    def report(error: Exception) -> None:
+        _complain("the app did not start", error)
+        said.append(error)
+
     try:
-        await app.start()
+        await app.start(report=report)
     except asyncio.CancelledError as cancelled:
         return 0 if cancelled.__cause__ is None else FAILED
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
-        _complain("the app did not start", error)
+        if error not in said:
+            report(error)
         return FAILED
     return None
 

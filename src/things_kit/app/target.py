@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from inspect import isfunction
+from inspect import iscoroutinefunction, isfunction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +43,8 @@ def load_app(target: str, *, factory: bool | None = False, folder: Path | None =
     if factory:
         if not callable(found):
             raise TargetError(f"{target} is no function that makes an App: leave --factory out")
+        if iscoroutinefunction(found):
+            raise TargetError(f"{target} is async; a function that makes an App is a plain one")
         made = found()
     if isinstance(made, App):
         return made

@@ -1,5 +1,6 @@
 """The command line: `things-kit`."""
 
+import os
 import sys
 from io import TextIOWrapper
 from typing import Final
@@ -10,6 +11,7 @@ NEEDED: Final = frozenset({"typer", "rich", "jmespath"})
 
 def main() -> None:
     """Run the command line; the console script `things-kit`."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # What this terminal has no characters for is shown as escapes; it is no reason to fail.
@@ -26,3 +28,11 @@ def main() -> None:
 
     show_warnings()
     app(prog_name="things-kit")
+
+
+def open_standard_streams() -> None:
+    """Point what the caller has closed nowhere: the next file that is opened, a database, would take its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: the stream's own
+            setattr(sys, name, os.fdopen(nowhere, mode, encoding="utf-8", closefd=False))

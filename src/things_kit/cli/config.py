@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from things_kit.cli.imported import importing
 from things_kit.cli.needs import application_kit
 from things_kit.cli.options import JsonFlag
 from things_kit.cli.printing import as_json, complain, safe, say
@@ -63,7 +64,9 @@ def _sections(target: str) -> dict[str, type]:
     from things_kit.modules.config import sections_of  # noqa: PLC0415
 
     try:
-        return sections_of(load_app(target, factory=None))
+        with importing(target.partition(":")[0], through=TargetError), application_kit():
+            app = load_app(target, factory=None)
+        return sections_of(app)
     except TargetError as error:
         raise CommandFailed(str(error), WRONG_USE) from error
 

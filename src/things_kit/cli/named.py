@@ -6,8 +6,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from things_kit.cli.imported import importing
 from things_kit.cli.running import WRONG_USE, CommandFailed
-from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.topic import Topic
 
 
@@ -21,13 +21,12 @@ def named(target: str, folder: Path) -> Any:
     if str(folder.absolute()) not in sys.path:
         sys.path.insert(0, str(folder.absolute()))
     try:
-        found: Any = import_module(module_name)
+        with importing(module_name):
+            found: Any = import_module(module_name)
     except ModuleNotFoundError as error:
         raise CommandFailed(
             f"there is no module {error.name!r} in {folder.absolute()}, nor installed", WRONG_USE
         ) from error
-    except ConfigError as error:
-        raise CommandFailed(f"{module_name}: {error}", WRONG_USE) from error
     for attribute in name.split("."):
         if not hasattr(found, attribute):
             raise CommandFailed(f"{module_name} has nothing named {name!r}", WRONG_USE)

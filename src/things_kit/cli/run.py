@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from things_kit.cli.imported import importing
 from things_kit.cli.logs import show_no_warnings
 from things_kit.cli.needs import application_kit
 from things_kit.cli.printing import complain
@@ -89,7 +90,7 @@ def _run_here(target: str, log_level: Level | None, loop: Loop, *, factory: bool
     from things_kit.app.target import TargetError, load_app  # noqa: PLC0415 - other commands need none of it
 
     try:
-        with application_kit():
+        with importing(target.partition(":")[0], through=TargetError), application_kit():
             app = load_app(target, factory=factory, folder=folder)
     except TargetError as error:
         complain(str(error))

@@ -268,6 +268,11 @@ async def test_a_wrong_password_is_said_so_at_once(
     assert "hunter2" not in f"{raised.value!r} {raised.value.__cause__!r} {caplog.text}"
 
 
+async def test_a_missing_password_is_said_so_at_once(start: Start) -> None:
+    with pytest.raises(ConfigError, match="Redis asks for a user and password, and the URL has none"):
+        await connect(start("--requirepass", SECRET).url).open()
+
+
 async def test_what_a_user_may_not_do_is_said(secure: tuple[str, Path]) -> None:
     address, trusted = secure
     async with connect(f"rediss://bob:b@{address}?ca={trusted}") as broker:

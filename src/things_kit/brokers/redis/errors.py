@@ -48,6 +48,11 @@ def _is_not_allowed(error: Any) -> bool:
     return isinstance(error, exceptions.ResponseError) and any(words in str(error) for words in _NOT_ALLOWED)
 
 
+def _is_nobody(error: Any) -> bool:
+    """A connection without a login, which the server tells of the command that it should have come with."""
+    return isinstance(error, exceptions.RedisError) and "HELLO must be called" in str(error)
+
+
 def _first_word(error: Any) -> str:
     """What the server's errors are known by; in a script's the client does not look for it."""
     return sentence(error).partition(" ")[0]
@@ -55,6 +60,7 @@ def _first_word(error: Any) -> str:
 
 ERRORS: Final = ErrorTable(
     "redis",
+    on(_is_nobody, raises=ConfigError, says="{doing}: Redis asks for a user and password, and the URL has none"),
     on(
         exceptions.AuthenticationError, exceptions.AuthenticationWrongNumberOfArgsError, exceptions.AuthorizationError,
         "NOAUTH", "WRONGPASS",
