@@ -2,16 +2,10 @@
 
 import asyncio
 import os
-import secrets
-import socket
 import subprocess
 import sys
-import threading
-import time
-import uuid
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -252,77 +246,6 @@ def test_a_check_at_the_end_fails_with_its_sentence() -> None:
         simulate(Losing, seeds=1, faults=Faults.none())
 
 
-# --- the fences
-
-
-def a_thread() -> None:
-    threading.Thread(target=print).start()
-
-
-def a_socket() -> None:
-    socket.create_connection(("127.0.0.1", 1))
-
-
-def a_process() -> None:
-    subprocess.run(["true"], check=False)
-
-
-@pytest.mark.parametrize(
-    ("escape", "what"), [(a_thread, "threads"), (a_socket, "sockets"), (a_process, "subprocesses")]
-)
-def test_what_a_simulation_cannot_have_ends_it_with_the_line_whatever_catches_it(
-    escape: Callable[[], None], what: str
-) -> None:
-    class Escaping(Shop):
-        async def handle(self, message: Message) -> None:
-            try:
-                escape()
-            except BaseException:
-                return
-
-    with pytest.raises(SimulationFailed, match=rf"a simulation has no {what}: .*test_simulate\.py:\d+"):
-        simulate(Escaping, seeds=1)
-
-
-def test_clocks_and_randomness_are_the_simulations() -> None:
-    class Timed(Shop):
-        async def setup(self) -> None:
-            self.seen: list[Any] = [
-                uuid.uuid4(), secrets.token_hex(), datetime.now(UTC), time.time(), time.monotonic(), os.urandom(4),
-            ]  # fmt: skip
-            before = time.monotonic(), time.time()
-            time.sleep(3600)  # noqa: ASYNC251 - which moves the time
-            assert time.monotonic() - before[0] == 3600
-            await asyncio.sleep(0)
-            assert time.time() - before[1] == pytest.approx(3600)
-            assert await asyncio.to_thread(lambda: 1) == 1
-
-        def eventually(self) -> None:
-            raise AssertionError(repr(self.seen))
-
-    texts = set()
-    for _ in range(2):
-        with pytest.raises(SimulationFailed) as raised:
-            simulate(Timed, seeds=1, faults=Faults.none())
-        texts.add(raised.value.report.text.splitlines()[-1])
-    assert len(texts) == 1
-
-
-def test_what_is_not_deterministic_is_said() -> None:
-    real = time.perf_counter_ns  # a name from before
-
-    class Random(Shop):
-        async def handle(self, message: Message) -> None:
-            for _ in range(hash(real()) % 7):
-                await asyncio.sleep(0.1)
-
-        def eventually(self) -> None:
-            raise AssertionError("always")
-
-    with pytest.raises(SimulationFailed, match="not deterministic: seed 0 gave two histories"):
-        simulate(Random, seeds=1)
-
-
 # --- what goes wrong in the world itself
 
 
@@ -381,7 +304,10 @@ def test_an_asynchronous_check_is_refused() -> None:
         ({"workers": 1.5}, "workers must be a whole number from 1"),
         ({"broker": "kafak"}, "there is no model of a broker 'kafak'; there are: kafka, rabbitmq"),
         ({"faults": "crash"}, "faults must be Faults; it is 'crash'"),
+        ({"broker": ["kafka"]}, "there is no model of a broker"),
         ({"sometimes": "retried"}, "sometimes must be a list of names"),
+        ({"sometimes": 3}, "sometimes must be a list of names"),
+        ({"sometimes": [3]}, "sometimes must be a list of names"),
         (
             {"broker": "sqlite", "faults": Faults.only("rebalance")},
             "sqlite cannot have the fault 'rebalance'",
@@ -391,6 +317,12 @@ def test_an_asynchronous_check_is_refused() -> None:
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         simulate(Shop, **arguments)
+
+
+@pytest.mark.parametrize("world", [dict, World, Shop(), lambda: 3])
+def test_what_is_no_world_is_refused(world: Any) -> None:
+    with pytest.raises(ConfigError, match="world must be a World class, or a function that makes one; it"):
+        simulate(world, seeds=1)
 
 
 def test_wrong_faults_are_refused() -> None:

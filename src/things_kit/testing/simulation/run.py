@@ -17,13 +17,13 @@ from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.naming import is_inbox
 from things_kit.engine.surroundings import surroundings
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ClosedError
+from things_kit.messaging.errors import ClosedError, ConfigError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP
 from things_kit.patterns.periodic import FIRINGS
 from things_kit.testing.simulation import marks
 from things_kit.testing.simulation.faults import Fault
-from things_kit.testing.simulation.fences import WallClock, fenced
+from things_kit.testing.simulation.fences import Fences, fenced
 from things_kit.testing.simulation.history import History, Row
 from things_kit.testing.simulation.inside import Inside, Watching
 from things_kit.testing.simulation.loop import NothingLeft, SimulationLoop
@@ -79,6 +79,10 @@ class Outcome(msgspec.Struct, kw_only=True):
         return self.check is not None and (self.check, self.error) == (other.check, other.error)
 
 
+class NoWorldError(ConfigError):
+    """What makes worlds made something else."""
+
+
 class CheckFailed(Exception):
     """Which check it was; the cause is what it raised."""
 
@@ -102,7 +106,7 @@ class Run:
         self.server = Server(traits, group, self.chance, self.note)
         self._make = make
         self._url = BrokerURL.parse(f"{broker}://simulated")
-        self._clock: WallClock
+        self._fences: Fences
         self._world: World
         self._checks_always = False
         self._running: dict[int, SimulatedProcess] = {}
@@ -121,7 +125,7 @@ class Run:
         outcome = Outcome(plan=self.plan)
         try:
             with (
-                fenced(self.loop, self.chance.stream("outside")) as self._clock,
+                fenced(self.loop, self.chance.stream("outside")) as self._fences,
                 marks.noted_in(self.history),
             ):
                 self._run()
@@ -131,6 +135,8 @@ class Run:
                 _name(failed.cause),
                 _text(failed.cause),
             )
+        except NoWorldError:
+            raise
         except Exception as error:  # noqa: BLE001 - such as what reached outside of the simulation
             outcome.check, outcome.error, outcome.text = "simulation", _name(error), _text(error)
         finally:
@@ -215,7 +221,12 @@ class Run:
 
     async def _work(self) -> None:
         """Set up, start every process, then do the work."""
-        self._world = self._make()
+        world = self._make()
+        if not isinstance(world, World):
+            raise NoWorldError(
+                f"world must be a World class, or a function that makes one; it made {world!r}"
+            )
+        self._world = world
         self._world.history = self.history
         await _attempt("setup", self._world.setup)
         self._checks_always = type(self._world).always is not World.always
@@ -298,7 +309,7 @@ class Run:
             self.server.joined.add((topic, consumer.group))
 
     def _before(self, owner: SimulatedProcess | None) -> None:
-        self._clock.show(0.0 if owner is None else owner.skew)
+        self._fences.show(0.0 if owner is None else owner.skew)
 
     def _after_step(self, owner: SimulatedProcess | None) -> None:
         if self._checks_always:
@@ -320,6 +331,7 @@ class Run:
         self.note(f"{process} crashes", None)
         process.gone = True
         self.loop.abandon(process)
+        self._fences.crashed(process)
         self._kept += [self._brokers.pop(process, None), self._parts.pop(process, None)]
         self._running.pop(process.number, None)
         self._in(None, lambda: self._bury(process))

@@ -54,14 +54,26 @@ def simulate(
             raise ConfigError(f"{name} must be a whole number from 1; it is {value!r}")
     if not callable(world):
         raise ConfigError(f"world must be a World class, or a function that makes one; it is {world!r}")
-    if isinstance(sometimes, str):
-        raise ConfigError(f"sometimes must be a list of names; it is {sometimes!r}")
+    if isinstance(world, type) and not (issubclass(world, World) and world is not World):
+        raise ConfigError(f"world must be a World class, or a function that makes one; it is {world!r}")
+    points = _names(sometimes)
     chosen = Faults.all() if faults is None else faults
     if not isinstance(chosen, Faults):
         raise ConfigError(f"faults must be Faults; it is {chosen!r}")
     traits, _ = model(broker)
     asked = chosen.for_broker(broker, traits.impossible)
-    return Simulation(world, broker, processes, asked).search(range(seeds), workers, tuple(sometimes))
+    return Simulation(world, broker, processes, asked).search(range(seeds), workers, points)
+
+
+def _names(sometimes: object) -> tuple[str, ...]:
+    found = (
+        tuple(sometimes)
+        if isinstance(sometimes, Iterable) and not isinstance(sometimes, str | bytes)
+        else (None,)
+    )
+    if not all(isinstance(name, str) for name in found):
+        raise ConfigError(f"sometimes must be a list of names; it is {sometimes!r}")
+    return found
 
 
 class Simulation:

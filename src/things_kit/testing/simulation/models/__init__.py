@@ -27,6 +27,6 @@ MODELS: Final[dict[str, tuple[Traits, Callable[[Server, Topic, str, bool], Group
 
 def model(name: str) -> tuple[Traits, Callable[[Server, Topic, str, bool], Group]]:
     """The model of this broker. Raises ConfigError if there is none."""
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"there is no model of a broker {name!r}; there are: {', '.join(MODELS)}")
     return MODELS[name]

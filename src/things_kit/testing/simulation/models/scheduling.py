@@ -87,8 +87,8 @@ class Schedules:
         self._server = server
         self._keeping = server.traits.keeping or NOT_KEPT
 
-    def add(self, entry: Scheduled, loose: float) -> Exception | None:
-        """Keep a message until its time, or say why not."""
+    def add(self, entry: Scheduled, shift: float) -> Exception | None:
+        """Keep a message until its time and so many seconds, or say why not."""
         server, keeping = self._server, self._keeping
         self.look(entry.message.topic)
         refused = server.refusal(entry.message, unheard=keeping.patient)
@@ -97,25 +97,32 @@ class Schedules:
         topic = server.topics[entry.message.topic]
         if keeping.by == "copies" and not topic.groups:
             return nobody_listens(topic.name)
-        wait = entry.due.timestamp() - (self.now() if keeping.by == "clock" else server.clock())
+        at = entry.due.timestamp() + shift
+        wait = at - self.now()
         if wait > keeping.longest:
             return UnsupportedError(f"{server.traits.name} does not keep a message until {entry.due}")
         server.note("scheduled", entry.message)
         if keeping.by == "copies":
-            wait = self._copy(topic, entry, wait)
-        topic.timetable.add(entry, self.now() + wait + loose)
-        late = wait + loose + server.chance.between(0.0, keeping.late)
-        asyncio.get_running_loop().call_later(max(0.0, late), self.carry, topic, context=server.context)
+            at, wait = at - 1.0, self._copy(topic, entry, wait)
+        topic.timetable.add(entry, at)
+        late = max(0.0, wait + server.chance.between(0.0, keeping.late))
+        asyncio.get_running_loop().call_later(late, self.carry, topic, context=server.context)
         return None
 
+    def shift(self) -> float:
+        """Seconds by which what is scheduled now comes later than it says, as somebody else's clock is asked, or by chance."""
+        keeping = self._keeping
+        wrong = 0.0 if keeping.by == "clock" else self.now() - self._server.clock()
+        return wrong + self._server.chance.between(0.0, keeping.loose)
+
     def _copy(self, topic: "Topic", entry: Scheduled, wait: float) -> float:
-        """Each group gets its own at once, which is hidden for whole seconds. Returns when others see it, too."""
+        """Each group gets its own at once, which is hidden for whole seconds. Returns when it counts as published."""
         hidden = float(int(min(MOST_DELAYED, max(0.0, wait))))
         target = entry.message.headers.get(REPLAY_GROUP)
         for name, group in topic.groups.items():
             if target in {None, name}:
                 group.add_copy(entry.message, hidden, entry.due.timestamp())
-        return max(hidden, wait - 1.0)
+        return wait - 1.0  # it may be in somebody's hands by then
 
     def as_good_as_due(self, topic: str, schedule_id: str | None) -> bool:
         """Whether what waits under this name can neither be replaced nor cancelled any more."""
@@ -189,9 +196,8 @@ class KeepsSchedules:
             await self.call()
         lost = chance.strikes("unknown_publish")
         taken = entries[: chance.below(len(entries) + 1)] if lost else entries
-        keeping = self.server.traits.keeping or NOT_KEPT
-        loose = chance.between(0.0, keeping.loose)
-        results = [schedules.add(entry, loose) for entry in taken]
+        shift = schedules.shift()
+        results = [schedules.add(entry, shift) for entry in taken]
         if lost:
             self.server.note("schedules, and its connection breaks", None)
             raise ConnectionLost("the connection broke before the broker had answered")
