@@ -11,9 +11,11 @@ import pytest
 pytest.importorskip("confluent_kafka")
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from things_kit import Broker, ConfigError, connect
-from things_kit.brokers.kafka import readers
+from things_kit.brokers.kafka import admin, readers
+from things_kit.brokers.kafka.admin import Admin
 from things_kit.brokers.kafka.options import Settings
 from things_kit.brokers.kafka.readers import GroupReaders
 from things_kit.engine.driver import ConnectionLost
@@ -76,6 +78,34 @@ async def asked(cluster: MockCluster) -> AsyncIterator[GroupReaders]:
     found = GroupReaders(Settings.from_url(BrokerURL.parse(f"kafka://{cluster.address}")))
     yield found
     await found.close()
+
+
+async def test_offsets_are_asked_for_once_the_client_knows_who_leads_the_topic(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it had to look for leaders while metadata came, librdkafka ended the process by a segmentation fault."""
+    asked: list[str] = []
+
+    class Watched:
+        def __init__(self, *config: Any, **more: Any) -> None:
+            self._client = AdminClient(*config, **more)
+
+        def __getattr__(self, name: str) -> Any:
+            if name != "poll":
+                asked.append(name)
+            return getattr(self._client, name)
+
+    monkeypatch.setattr(admin, "AdminClient", Watched)
+    here = Admin(Settings.from_url(BrokerURL.parse(f"kafka://{cluster.address}")))
+    here.open()
+    assert await here.ends("t", [0]) == {0: 3}
+    await here.ends("t", [0])
+    await here.close()
+    here.open()
+    with pytest.raises(ConfigError, match="deleting"):  # this cluster cannot, but was asked
+        await here.trim("t", {0: 1})
+    await here.close()
+    assert asked == ["describe_topics", "list_offsets", "list_offsets", "describe_topics", "delete_records"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ may have forgotten its last broker (see `standing`), and a new one begins at the
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
@@ -53,6 +54,9 @@ ANSWER: Final = 5.0
 NEVER: Final = 3600.0
 """Seconds for which librdkafka itself waits for a group's coordinator: the client is replaced long before. One that gives up,
 and finds the coordinator then, reads what it has freed (2.16, its pull request 5397)."""
+
+KNOWN: Final = 300.0
+"""Seconds for which a client is sure to know the leaders that it has heard of; librdkafka forgets them after `metadata.max.age.ms`, 900 s."""
 
 VISIBLE: Final = 10.0
 """Seconds until a topic that was created or removed is so for everybody."""
@@ -106,11 +110,11 @@ class _Client:
     Whoever drops the last reference to a client waits for its end. So that is a thread of its own, and never the loop.
 
     Attributes:
-        described: Topics whose leaders it knows, as far as we know.
+        described: When it heard of a topic's leaders last.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.described: set[str] = set()
+        self.described: dict[str, float] = {}
         self._clients: list[Any] = [settings.created(AdminClient, settings.common(), error_cb=self._on_error)]
         self._refused: KafkaError | None = None
         self._unreachable: KafkaError | None = None
@@ -263,6 +267,15 @@ class Admin:
         """Its description, with its id and partitions; None if it is missing."""
         return await self._described(topic, f"looking for the topic {topic!r}", ANSWER, UNKNOWN)
 
+    async def _know(self, topic: str) -> None:
+        """Have the client know the leaders of a topic, before something is asked of each.
+
+        Those that it does not know it looks for in the thread that asks, and in its own, of which one frees what the other uses: the
+        process ends by a segmentation fault (librdkafka 2.16, rd_kafka_topic_partition_list_query_leaders_async).
+        """
+        if time.monotonic() - self._here().described.get(topic, -KNOWN) >= KNOWN:
+            await self.topic(topic)
+
     async def topics(self) -> list[str]:
         """All but Kafka's own."""
         known = await self._listed("asking for all topics")
@@ -275,7 +288,7 @@ class Admin:
             doing, lambda client: client.describe_topics(asked, request_timeout=within), within, missing
         )
         if found is not None:
-            current.described.add(topic)
+            current.described[topic] = time.monotonic()
         return found
 
     async def declare(
@@ -336,6 +349,7 @@ class Admin:
         asked = [TopicPartition(topic, partition, end) for partition, end in ends.items()]
         if not asked:
             return
+        await self._know(topic)
         doing = f"deleting what was carried on from {topic!r}"
         answers = await self._ask(doing, lambda client: client.delete_records(asked, request_timeout=ANSWER))
         for answer in answers.values():
@@ -458,9 +472,7 @@ class Admin:
         asked = {TopicPartition(topic, each): spec for each in partitions}
         if not asked:
             return {}
-        if topic not in self._here().described:
-            # librdkafka (2.16) looks for leaders that it does not know in two threads at once, of which one may free what the other uses
-            await self.topic(topic)
+        await self._know(topic)
         doing = f"asking for the offsets of {topic!r}"
         committed = IsolationLevel.READ_COMMITTED
         answers = await self._ask(
@@ -470,7 +482,7 @@ class Admin:
         found = {}
         for each, answer in answers.items():
             if isinstance(answer, KafkaException):
-                self._here().described.discard(topic)
+                self._here().described.pop(topic, None)
                 with ERRORS.during(doing):
                     raise answer
             found[each.partition] = answer.offset
