@@ -352,6 +352,26 @@ def test_where_what_is_given_back_counts_a_member_that_ends_explains_a_jump(run:
     assert run.broken() == {}
 
 
+@pytest.mark.parametrize(("last", "broken"), [(3, False), (5, True)], ids=["goes on", "jumps"])
+def test_two_lives_of_a_message_that_a_fault_has_left_take_turns_and_each_counts(
+    run: Run, last: int, broken: bool
+) -> None:
+    """Of the one a dead letter was brought back when the other went on (RabbitMQ, frozen for long)."""
+    id_ = id_with("hopeless")
+    run.publish(id_)
+    run.others(id_)
+    for attempt in (1, 1, 2, 2, 3):
+        run.handle(id_, "ordered", "began", "failed", attempt=attempt, text="Planted", by="ordered-1.1")
+        if attempt == 1:
+            run.fault("ordered-1")
+    run.add("buried", by="clerk-1.1", id=id_, group="ordered", text="x.Planted")
+    run.handle(id_, "ordered", by="ordered-2.1")
+    run.handle(id_, "ordered", "began", "failed", attempt=last, text="Planted", by="ordered-2.1")
+    run.add("buried", by="clerk-1.1", id=id_, group="ordered", text="x.Planted")
+    run.handle(id_, "ordered", by="ordered-2.1")
+    assert ("attempts neither jump nor go back" in run.broken()) is broken
+
+
 def test_a_failure_that_is_not_counted(run: Run) -> None:
     id_ = id_with("fails once")
     run.publish(id_)

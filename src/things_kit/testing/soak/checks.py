@@ -2,7 +2,7 @@
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -222,8 +222,8 @@ def jumping_attempts(story: Story) -> Findings:
             first = handlings[0]
             if first.attempt > 1 and not _counted(story, group, story.asked.get(id_, 0.0), first):
                 yield f"{group}: {id_} began with attempt {first.attempt}"
-            for before, handling in pairwise(handlings):
-                jumps = handling.attempt > before.attempt + 1
+            for number, (before, handling) in enumerate(pairwise(handlings), 1):
+                jumps = handling.attempt > before.attempt + 1 and not _goes_on(handlings[:number], handling)
                 if jumps and not _counted(story, group, before.began, handling):
                     yield f"{group}: {id_} came with attempt {handling.attempt} after {before.attempt}"
                 if _goes_back(before, handling) and not _explained(story, before, handling):
@@ -235,6 +235,12 @@ def _counted(story: Story, group: str, since: float, handling: Handling) -> bool
     if story.counts_given_back and story.changes(since, handling.began):
         return True
     return story.cause(since, handling.began, *_members(story, group)) is not None
+
+
+def _goes_on(earlier: Sequence[Handling], handling: Handling) -> bool:
+    """Whether it is the next attempt after a failure from which nothing has gone on: a fault may leave two of a message, which take turns."""
+    failed = sum(each.how == "failed" and each.attempt == handling.attempt - 1 for each in earlier)
+    return failed > sum(each.attempt == handling.attempt for each in earlier)
 
 
 def _goes_back(before: Handling, handling: Handling) -> bool:
