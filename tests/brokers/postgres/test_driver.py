@@ -17,7 +17,7 @@ from things_kit.engine.collected import Collected
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription, UnknownTopic
 from things_kit.engine.facts import Question
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError, PublishError
+from things_kit.messaging.errors import ConfigError
 from things_kit.testing.conformance.waiting import eventually
 
 
@@ -66,16 +66,6 @@ async def test_a_topic_and_a_group_may_have_any_name(connect: Open, topic: str) 
     await publish(broker, "a1", topic=topic)
     assert names(await take(await join(broker, topic, topic))) == ["a1"]
     assert await broker.groups([topic]) == {topic: [topic]}
-
-
-async def test_a_null_character_is_refused_in_a_sentence(connect: Open) -> None:
-    broker = await connect()
-    with pytest.raises(ConfigError, match="no null character"):
-        await broker.declare("a\0b", [])
-    await broker.declare("t", [])
-    refused, fine = await broker.send([message(topic="a\0b"), message()])
-    assert isinstance(refused, PublishError)
-    assert fine is None
 
 
 async def test_what_is_missing_is_made_only_where_that_is_wanted(connect: Open) -> None:

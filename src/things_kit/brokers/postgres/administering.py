@@ -16,14 +16,14 @@ ADMINISTERING: Final = (
             RAISE EXCEPTION 'the group was removed' USING ERRCODE = '{gone}';
         END IF;
         IF p_ordering = 'partition' AND (
-            EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND lane = 1)
-            OR EXISTS (SELECT FROM {s}.loan WHERE grp = p_group AND lane = 1 AND owner <> p_receiver))
+            EXISTS (SELECT FROM {s}.queued WHERE lane = p_group)
+            OR EXISTS (SELECT FROM {s}.loan WHERE lane = p_group AND owner <> p_receiver))
         THEN
             fresh := 0;
         END IF;
         RETURN fresh + (SELECT count(*) FROM {s}.queued q
             WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
-                SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver OFFSET 0)));
+                SELECT FROM {s}.loan l WHERE l.lane = q.lane AND l.owner <> p_receiver OFFSET 0)));
     END $body$""",
     """CREATE OR REPLACE FUNCTION {s}.mark(p_receiver bigint, p_offset bigint, p_suspect integer) RETURNS void {plpgsql}
     BEGIN
@@ -102,30 +102,27 @@ ADMINISTERING: Final = (
             DELETE FROM {s}.topic WHERE id = number;
         END IF;
     END $body$""",
-    # A group that is missing would begin at the earliest. What is another group's alone does not count.
+    # A group that is missing would begin at the earliest, and a topic that is missing have all that is published to it. What
+    # is another group's alone does not count. One statement, so that no message is seen in two places, or in none.
     """CREATE OR REPLACE FUNCTION {s}.lag(p_topic text, p_group text) RETURNS bigint LANGUAGE plpgsql AS $body$
     #variable_conflict use_column
     DECLARE
-        t record;
-        g record;
-        waits bigint;
+        moment timestamptz := clock_timestamp();
     BEGIN
         PERFORM {s}.place(id) FROM {s}.topic WHERE name = p_topic;
-        SELECT id, next INTO t FROM {s}.topic WHERE name = p_topic;
-        IF NOT FOUND THEN
-            RETURN 0;
-        END IF;
-        SELECT id, cursor INTO g FROM {s}.consumer_group WHERE topic = t.id AND name = p_group;
-        IF FOUND THEN
-            waits := t.next - g.cursor + (SELECT count(*) FROM {s}.queued WHERE grp = g.id)
-                + (SELECT count(*) FROM {s}.receiver r JOIN {s}.loan l ON l.owner = r.id WHERE r.grp = g.id);
-        ELSE
-            waits := (SELECT coalesce(sum(cardinality(seqs)), 0) FROM {s}.segment WHERE topic = t.id);
-        END IF;
-        RETURN waits - (SELECT count(*) FROM {s}.message m JOIN {s}.segment s ON s.topic = t.id
-                AND m.seq BETWEEN s.seqs[1] AND s.seqs[cardinality(s.seqs)] AND m.seq = ANY (s.seqs)
-                AND s.first + width_bucket(m.seq, s.seqs) > coalesce(g.cursor, 0)
-            WHERE m.topic = p_topic AND m.target IS NOT NULL AND m.target <> p_group);
+        RETURN coalesce((
+            SELECT CASE WHEN g.id IS NULL
+                THEN (SELECT coalesce(sum(cardinality(seqs)), 0) FROM {s}.segment WHERE topic = t.id)
+                ELSE t.next - g.cursor + (SELECT count(*) FROM {s}.queued WHERE grp = g.id)
+                    + (SELECT count(*) FROM {s}.receiver r JOIN {s}.loan l ON l.owner = r.id WHERE r.grp = g.id) END
+                - (SELECT count(*) FROM {s}.message m JOIN {s}.segment s ON s.topic = t.id
+                        AND m.seq BETWEEN s.seqs[1] AND s.seqs[cardinality(s.seqs)] AND m.seq = ANY (s.seqs)
+                        AND s.first + width_bucket(m.seq, s.seqs) > coalesce(g.cursor, 0)
+                    WHERE m.topic = p_topic AND m.target <> p_group)
+            FROM {s}.topic t LEFT JOIN {s}.consumer_group g ON g.topic = t.id AND g.name = p_group WHERE t.name = p_topic),
+            (SELECT count(*) FROM {s}.message WHERE topic = p_topic AND coalesce(target = p_group, true)))
+        + (SELECT count(*) FROM {s}.scheduled
+            WHERE topic = p_topic AND due <= moment AND coalesce(target = p_group, true));
     END $body$""",
     # Forgets what is old and settled by all groups of its topic, and the ephemeral groups of processes that died.
     """CREATE OR REPLACE FUNCTION {s}.sweep(p_retain double precision) RETURNS void {plpgsql}

@@ -26,7 +26,7 @@ class Connections:
         self._idle: list[Any] = []
         self._busy: set[Any] = set()
         self._places = asyncio.Semaphore(settings.options.pool)
-        self._closed = False
+        self._open = False
 
     @property
     def unprepared(self) -> bool:
@@ -43,7 +43,6 @@ class Connections:
 
     async def open(self) -> None:
         """Connect, and find out whom we speak to."""
-        self._closed = False
         connection = await self.connect()
         try:
             async with asyncio.timeout(self._settings.options.timeout):
@@ -70,10 +69,11 @@ class Connections:
             raise ConnectionLost(
                 f"{self._settings.url.display} is read-only, as a replica is; name the primary, or all hosts"
             )
+        self._open = True
 
     async def close(self) -> None:
         """Close all, without waiting for a server that does not answer."""
-        self._closed = True
+        self._open = False
         idle, self._idle = self._idle, []
         for connection in self._busy:
             connection.terminate()
@@ -102,14 +102,14 @@ class Connections:
                 raise
             finally:
                 self._busy.discard(connection)
-                if healthy and not self._closed and not connection.is_closed():
+                if healthy and self._open and not connection.is_closed():
                     self._idle.append(connection)
                 else:
                     connection.terminate()
 
     async def _take(self) -> Any:
-        if self._closed:
-            raise ClosedError("the PostgreSQL broker was closed")
+        if not self._open:
+            raise ClosedError("the PostgreSQL broker is not open")
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_closed():

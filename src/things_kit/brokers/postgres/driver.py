@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from things_kit.brokers.postgres import schedule
 from things_kit.brokers.postgres.connections import Connections
-from things_kit.brokers.postgres.errors import ERRORS
+from things_kit.brokers.postgres.errors import ERRORS, is_of_a_value
 from things_kit.brokers.postgres.options import PostgresOptions, Settings
 from things_kit.brokers.postgres.receiver import PostgresReceiver
 from things_kit.brokers.postgres.schema import filled, quoted
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.brokers.postgres.watch import Bell, Member, Watch
-from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack, refusal
+from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack
 from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ClosedError, ConfigError, PublishError
+from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ class PostgresDriver:
         self._published: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._undoing: set[asyncio.Task[Any]] = set()
-        self._open = False
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -92,7 +91,6 @@ class PostgresDriver:
         except BaseException:
             await self.connections.close()
             raise
-        self._open = True
         self._tasks = [
             asyncio.create_task(self._sweep(), name="things-kit-postgres-sweep"),
             asyncio.create_task(self._keep_alive(), name="things-kit-postgres-leases"),
@@ -101,7 +99,6 @@ class PostgresDriver:
 
     async def close(self) -> None:
         """Disconnect."""
-        self._open = False
         if self._undoing:
             await asyncio.wait(self._undoing, timeout=2.0)
         tasks = [*self._tasks, *self._undoing]
@@ -116,8 +113,6 @@ class PostgresDriver:
 
     async def ask(self, doing: str, call: str, *arguments: Any, within: float | None = None) -> Any:
         """The first row of what a function of the schema answers."""
-        if not self._open:
-            raise ClosedError("the PostgreSQL broker is not open")
         statement = f"SELECT * FROM {self._s}.{call}"  # noqa: S608 - an identifier, and our own text
         rows = await self.connections.rows(doing, statement, *arguments, within=within)
         return rows[0] if rows else None
@@ -131,8 +126,6 @@ class PostgresDriver:
     async def ping(self) -> None:
         """Ask whether it can be written to."""
         statement = "SELECT current_setting('transaction_read_only') = 'on'"
-        if not self._open:
-            raise ClosedError("the PostgreSQL broker is not open")
         if (await self.connections.row("asking the server for an answer", statement))[0]:
             raise ConnectionLost("the server is read-only, as a replica is")
 
@@ -140,16 +133,12 @@ class PostgresDriver:
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create what is missing."""
-        for name in (topic, *groups):
-            check_name(name)
         if groups:
             await self._give_places([topic])
         await self.ask(f"declaring {topic!r}", "declare_groups($1, $2)", topic, list(groups))
 
     async def remove(self, topic: str, group: str | None = None) -> None:
         """Delete a topic, or one group; waiting receivers of it lose their subscription."""
-        for name in (topic, group or ""):
-            check_name(name)
         await self.ask(f"removing {topic!r}", "remove($1, $2)", topic, group, within=60.0)
         self.say([topic])
 
@@ -191,11 +180,11 @@ class PostgresDriver:
     # --- sending
 
     async def send(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
-        """Append messages to their topics, all or none."""
+        """Append messages to their topics."""
         return await self._publish(messages, messages, self._store)
 
     async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
-        """Keep messages until they are due, all or none."""
+        """Keep messages until they are due."""
         messages = [entry.message for entry in entries]
         return await self._publish(
             messages, entries, lambda connection, good: schedule.store(self, connection, good)
@@ -215,29 +204,25 @@ class PostgresDriver:
         things: Sequence[ThingT],
         store: Callable[[Any, Sequence[ThingT]], Awaitable[set[str]]],
     ) -> Sequence[Exception | None]:
-        """Store what can be stored, in one transaction; `store` answers which topics are there."""
-        results = [refusal(message) for message in messages]
-        good = [thing for thing, refused in zip(things, results, strict=True) if refused is None]
-        if not good:
-            return results
+        """Store them in one transaction, where the server refuses none; `store` answers which topics are there."""
         within = self.options.timeout + sum(len(message.value) for message in messages) / (SLOW * MEGABYTE)
-        if not self._open:
-            raise ClosedError("the PostgreSQL broker is not open")
         try:
             async with self.connections.use("publishing", within) as connection:
-                known = await store(connection, good)
+                known = await store(connection, things)
         except (ConfigError, PublishError) as error:
             failure = error.__cause__ or error
-            return [
-                refused or ERRORS.refusal(failure, message.topic)
-                for message, refused in zip(messages, results, strict=True)
-            ]
+            if len(messages) > 1 and is_of_a_value(
+                failure
+            ):  # of one message, and the server does not say which
+                half = len(messages) // 2
+                return [
+                    *await self._publish(messages[:half], things[:half], store),
+                    *await self._publish(messages[half:], things[half:], store),
+                ]
+            return [ERRORS.refusal(failure, message.topic) for message in messages]
         self.say(list(known))
         self._published |= known
-        return [
-            refused or (None if message.topic in known else UnknownTopic(message.topic))
-            for message, refused in zip(messages, results, strict=True)
-        ]
+        return [None if message.topic in known else UnknownTopic(message.topic) for message in messages]
 
     async def _store(self, connection: Any, messages: Sequence[Message]) -> set[str]:
         """In one statement, few by INSERT, which needs one round trip, many by COPY, which is twice as fast.
@@ -261,8 +246,6 @@ class PostgresDriver:
 
     async def subscribe(self, subscription: Subscription) -> PostgresReceiver:
         """Join a group."""
-        for name in (subscription.topic, subscription.group):
-            check_name(name)
         if self.options.notify:
             self.bell.listen()
         joining = asyncio.create_task(self._join(subscription))
@@ -350,9 +333,3 @@ class PostgresDriver:
             for member in list(self._ephemeral):
                 with contextlib.suppress(ConnectionLost):  # its own calls tell
                     await self.renew(member)
-
-
-def check_name(name: str) -> None:
-    """Raises ConfigError for what cannot be text in PostgreSQL."""
-    if "\0" in name:
-        raise ConfigError(f"PostgreSQL cannot have the name {name!r}: it takes no null character in a text")

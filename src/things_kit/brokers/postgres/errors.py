@@ -11,12 +11,22 @@ from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishErr
 
 READ_ONLY: Final = "25006"
 
+VALUE: Final = ("22000", "22003", "22007", "22008", "22021", "22P02", "22P03", "22P05", "23514")
+"""SQLSTATEs of values that are none here; the first is also what the client says."""
+
+TOO_LARGE: Final = ("22001", "54000", "54001")
+
 CLIENT: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 def code_of(error: Any) -> str | None:
     """The SQLSTATE; None where the client itself has failed."""
     return getattr(error, "sqlstate", None)
+
+
+def is_of_a_value(error: Any) -> bool:
+    """Whether it is about one of the values that were sent: beside others, of one message."""
+    return code_of(error) in {*VALUE, *TOO_LARGE}
 
 
 def _of_class(*classes: str) -> Any:
@@ -54,14 +64,9 @@ ERRORS: Final = ErrorTable(
     on("55P03", raises=ConnectionLost, says="{doing}: something else holds a lock: {said}"),
     on("53100", raises=ConnectionLost, publishing=PublishError, says="{doing}: the disk is full: {said}"),
     on("53300", raises=ConnectionLost, says="{doing}: the server has too many connections: {said}"),
-    on("54000", "22001", "54001", raises=MessageTooLarge),
-    on(
-        "22021",
-        "22P05",
-        "22P02",
-        raises=ConfigError,
-        says="{doing}: PostgreSQL cannot keep this text: {said}",
-    ),
+    on(*TOO_LARGE, raises=MessageTooLarge),
+    on("22021", raises=ConfigError, says="{doing}: PostgreSQL takes no null character in a text"),
+    on(*VALUE, raises=ConfigError, says="{doing}: PostgreSQL cannot keep this value: {said}"),
     on("42P01", "42883", "42703", "42804", "3F000", raises=ConfigError, says=OTHER_TABLES),
     on(_of_class("08", "40", "53", "55", "57", "58", "XX"), raises=ConnectionLost),
     # These speak of the client's own states, in which a connection is that the server has left

@@ -15,7 +15,10 @@ from things_kit.brokers.postgres.schema import filled
 
 SEGMENT: Final = 500
 SCAN: Final = 5_000
-PROMOTED: Final = 100
+PROMOTED: Final = 1_000
+BEHIND: Final = 100
+"""So far what is known of a group may be behind: each time that it is noted makes one more row to be cleaned up."""
+
 PAGE_BYTES: Final = 32 * 1024 * 1024
 
 GONE: Final = "TK404"
@@ -39,7 +42,13 @@ _PLPGSQL: Final = """LANGUAGE plpgsql SET enable_seqscan = off SET enable_hashjo
 
 def functions(schema: str) -> list[str]:
     """The statements that make, or renew, what happens in the server."""
-    numbers = {"segment": SEGMENT, "scan": SCAN, "promoted": PROMOTED, "page_bytes": PAGE_BYTES}
+    numbers = {
+        "segment": SEGMENT,
+        "scan": SCAN,
+        "promoted": PROMOTED,
+        "behind": BEHIND,
+        "page_bytes": PAGE_BYTES,
+    }
     words = {
         "plpgsql": _PLPGSQL,
         "page": _PAGE,

@@ -3,8 +3,11 @@
 from typing import Final
 
 LENDING: Final = (
-    """CREATE OR REPLACE FUNCTION {s}.lane_of(p_ordering text, p_key bytea) RETURNS bigint LANGUAGE sql IMMUTABLE AS
-    $body$ SELECT CASE p_ordering WHEN 'key' THEN hashtextextended(encode(p_key, 'hex'), 0) WHEN 'partition' THEN 1 END
+    # A lane is one of its group alone, so that it is looked for without naming the group: an index that begins with groups
+    # would seem as good to the planner, and lead through all that the group has queued.
+    """CREATE OR REPLACE FUNCTION {s}.lane_of(p_ordering text, p_key bytea, p_group integer) RETURNS bigint LANGUAGE sql
+    IMMUTABLE AS $body$
+        SELECT CASE p_ordering WHEN 'key' THEN hashtextextended(encode(p_key, 'hex'), p_group) WHEN 'partition' THEN p_group END
     $body$""",
     # A segment's ids ascend, so that the place of each is found by halving.
     """CREATE OR REPLACE FUNCTION {s}.messages_at(p_topic integer, p_first bigint, p_last bigint) RETURNS TABLE (off bigint,
@@ -94,7 +97,7 @@ LENDING: Final = (
                 extract(epoch FROM least(q.due, r.expires, s.due) - moment)::double precision
             FROM {s}.consumer_group g JOIN {s}.topic t ON t.id = g.topic
             LEFT JOIN LATERAL (SELECT min(due) AS due FROM {s}.queued
-                WHERE grp = g.id AND due IS NOT NULL) q ON true
+                WHERE grp = g.id AND due >= g.free) q ON true
             LEFT JOIN LATERAL (SELECT min(due) AS due FROM {s}.scheduled WHERE topic = t.name) s ON true
             LEFT JOIN LATERAL (SELECT min(expires) AS expires FROM {s}.receiver m
                 WHERE m.grp = g.id AND m.id <> ALL (p_receivers)) r ON true
@@ -102,24 +105,27 @@ LENDING: Final = (
     END $body$""",
     # In the lanes given only the first queued message stays free: the others wait for it, and for its back-off.
     """CREATE OR REPLACE FUNCTION {s}.step_back(p_group integer, p_lanes bigint[]) RETURNS void {plpgsql}
+    DECLARE
+        lowest bigint := (SELECT low FROM {s}.consumer_group WHERE id = p_group);
     BEGIN
         UPDATE {s}.queued SET due = NULL WHERE ctid = ANY (ARRAY(
             SELECT b.ctid FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
-                SELECT q.ctid FROM {s}.queued q WHERE q.grp = p_group AND q.lane = l.lane AND q.due IS NOT NULL
-                AND q.off > (SELECT min(f.off) FROM {s}.queued f WHERE f.grp = p_group AND f.lane = l.lane) OFFSET 0) b));
+                SELECT q.ctid FROM {s}.queued q WHERE q.lane = l.lane AND (q.lane, q.off) >= (l.lane, lowest) AND q.due IS NOT NULL
+                AND q.off > (SELECT min(f.off) FROM {s}.queued f WHERE f.lane = l.lane AND (f.lane, f.off) >= (l.lane, lowest)) OFFSET 0) b));
     END $body$""",
     # In the lanes given, where nothing is free or handed out, the next ones become free.
-    """CREATE OR REPLACE FUNCTION {s}.promote(p_group integer, p_lanes bigint[]) RETURNS boolean {plpgsql}
+    """CREATE OR REPLACE FUNCTION {s}.promote(p_group integer, p_lanes bigint[], p_moment timestamptz)
+    RETURNS boolean {plpgsql}
     DECLARE
-        moment timestamptz := clock_timestamp();
+        lowest bigint := (SELECT low FROM {s}.consumer_group WHERE id = p_group);
     BEGIN
-        UPDATE {s}.queued SET due = moment WHERE ctid = ANY (ARRAY(
+        UPDATE {s}.consumer_group SET free = p_moment WHERE id = p_group AND free > p_moment;  -- the clock was set back
+        UPDATE {s}.queued SET due = p_moment WHERE ctid = ANY (ARRAY(
             SELECT n.ctid FROM unnest(p_lanes) l(lane) CROSS JOIN LATERAL (
-                SELECT b.ctid FROM {s}.queued b WHERE b.grp = p_group AND b.lane = l.lane
-                ORDER BY b.off LIMIT {promoted}) n
-            WHERE NOT EXISTS (SELECT FROM {s}.queued f
-                WHERE f.grp = p_group AND f.lane = l.lane AND f.due IS NOT NULL OFFSET 0)
-            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.grp = p_group AND o.lane = l.lane OFFSET 0)));
+                SELECT b.ctid FROM {s}.queued b WHERE b.lane = l.lane AND (b.lane, b.off) >= (l.lane, lowest)
+                ORDER BY b.off LIMIT greatest({promoted} / greatest(cardinality(p_lanes), 1), 1)) n
+            WHERE (SELECT f.due FROM {s}.queued f WHERE f.lane = l.lane AND (f.lane, f.off) >= (l.lane, lowest) ORDER BY f.off LIMIT 1) IS NULL
+            AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.lane = l.lane AND (o.lane, o.off) >= (l.lane, lowest) OFFSET 0)));
         RETURN FOUND;
     END $body$""",
     # Writes into a group's loans in which lanes they are, which was left out while nobody had to know.
@@ -134,7 +140,7 @@ LENDING: Final = (
         UPDATE {s}.loan o SET lane = {s}.lane_of(g.unnoted, (
             SELECT m.key FROM (SELECT seqs[o.off - first + 1] AS seq, low, high FROM {s}.segment
                 WHERE topic = g.topic AND first <= o.off ORDER BY first DESC LIMIT 1) e
-            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high))
+            JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high), p_group)
         WHERE o.lane IS NULL AND o.owner = ANY (ARRAY(SELECT id FROM {s}.receiver WHERE grp = p_group));
         UPDATE {s}.consumer_group SET unnoted = NULL WHERE id = p_group;
     END $body$""",
@@ -154,7 +160,7 @@ LENDING: Final = (
         moved := FOUND;
         DELETE FROM {s}.receiver WHERE id = p_receiver;
         PERFORM {s}.step_back(p_group, lanes);
-        PERFORM {s}.promote(p_group, lanes);
+        PERFORM {s}.promote(p_group, lanes, moment);
         RETURN moved;
     END $body$""",
     """CREATE OR REPLACE FUNCTION {s}.leave(p_receiver bigint, p_group integer) RETURNS boolean {plpgsql}
@@ -202,11 +208,11 @@ LENDING: Final = (
         start bigint;
         lanes text := CASE WHEN p_contended THEN p_ordering ELSE 'none' END;
     BEGIN
-        SELECT c.cursor, c.topic, c.name, t.next INTO g
+        SELECT c.cursor, c.topic, c.name, c.low, t.next INTO g
         FROM {s}.consumer_group c JOIN {s}.topic t ON t.id = c.topic WHERE c.id = p_group;
         IF g.cursor = g.next OR (lanes = 'partition' AND (
-            EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND lane = 1)
-            OR EXISTS (SELECT FROM {s}.loan WHERE grp = p_group AND lane = 1 AND owner <> p_receiver)))
+            EXISTS (SELECT FROM {s}.queued WHERE lane = p_group AND (lane, off) >= (p_group, g.low))
+            OR EXISTS (SELECT FROM {s}.loan WHERE lane = p_group AND (lane, off) >= (p_group, g.low) AND owner <> p_receiver)))
         THEN
             RETURN;
         END IF;
@@ -216,10 +222,10 @@ LENDING: Final = (
             last := least(g.next - 1, last + CASE WHEN lanes = 'key' THEN least(4 * p_limit + 100, {scan}) ELSE p_limit END);
             WITH seen AS MATERIALIZED (
                 SELECT *, lane IS NULL OR lanes = 'partition' OR (
-                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.grp = p_group AND q.lane = m.lane OFFSET 0)
+                    NOT EXISTS (SELECT FROM {s}.queued q WHERE q.lane = m.lane AND (q.lane, q.off) >= (m.lane, g.low) OFFSET 0)
                     AND NOT EXISTS (SELECT FROM {s}.loan l
-                        WHERE l.grp = p_group AND l.lane = m.lane AND l.owner <> p_receiver OFFSET 0)) AS flows
-                FROM (SELECT *, {s}.lane_of(lanes, key) AS lane FROM {s}.messages_at(g.topic, start, last)) m
+                        WHERE l.lane = m.lane AND (l.lane, l.off) >= (m.lane, g.low) AND l.owner <> p_receiver OFFSET 0)) AS flows
+                FROM (SELECT *, {s}.lane_of(lanes, key, p_group) AS lane FROM {s}.messages_at(g.topic, start, last)) m
                 WHERE target IS NULL OR target = g.name),
             fitting AS MATERIALIZED (
                 SELECT off FROM (
@@ -244,16 +250,18 @@ LENDING: Final = (
     END $body$""",
     # Messages of `queued` that are due, in lanes that nobody else has.
     """CREATE OR REPLACE FUNCTION {s}.lend_due(p_group integer, p_receiver bigint, p_topic integer, p_limit integer,
-        {page}, OUT attempts integer[], OUT suspects integer[]) {plpgsql}
+        {page}, OUT attempts integer[], OUT suspects integer[]) SET enable_sort = off {plpgsql}
     DECLARE
         moment timestamptz := clock_timestamp();
+        g record;
     BEGIN
+        SELECT low, free INTO g FROM {s}.consumer_group WHERE id = p_group;
         WITH found AS (
             SELECT d.*, m.key, m.value, m.headers, m.id, m.time,
                 sum(octet_length(m.value)) OVER (ORDER BY d.due, d.off) - octet_length(m.value) AS before
             FROM (SELECT q.*, q.ctid AS place FROM {s}.queued q
-                WHERE q.grp = p_group AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
-                    SELECT FROM {s}.loan l WHERE l.grp = p_group AND l.lane = q.lane AND l.owner <> p_receiver OFFSET 0))
+                WHERE q.grp = p_group AND q.due >= g.free AND q.due <= moment AND (q.lane IS NULL OR NOT EXISTS (
+                    SELECT FROM {s}.loan l WHERE l.lane = q.lane AND (l.lane, l.off) >= (q.lane, g.low) AND l.owner <> p_receiver OFFSET 0))
                 ORDER BY q.due, q.off LIMIT p_limit) d
             CROSS JOIN LATERAL (SELECT seqs[d.off - first + 1] AS seq, low, high FROM {s}.segment
                 WHERE topic = p_topic AND first <= d.off ORDER BY first DESC LIMIT 1) e
@@ -266,6 +274,10 @@ LENDING: Final = (
         SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
             array_agg(c.time), array_agg(c.attempt), array_agg(c.suspect)
         INTO offsets, keys, payloads, headers, ids, times, attempts, suspects FROM chosen c;
+        IF offsets IS NOT NULL THEN
+            UPDATE {s}.consumer_group SET free = least(moment, (SELECT min(due) FROM {s}.queued
+                WHERE grp = p_group AND due >= g.free)) WHERE id = p_group;
+        END IF;
     END $body$""",
     # What is due comes first: it is older than whatever nobody has seen.
     """CREATE OR REPLACE FUNCTION {s}.hand_out(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
@@ -273,13 +285,14 @@ LENDING: Final = (
     DECLARE
         g record;
         others boolean := false;
+        lowest bigint;
         has_queued boolean;
         contended boolean;
         dead record;
         fresh record;
         count_ integer := 0;
     BEGIN
-        SELECT topic, unnoted INTO g FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        SELECT topic, unnoted, cursor, low INTO g FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'the group was removed' USING ERRCODE = '{gone}';
         END IF;
@@ -295,10 +308,16 @@ LENDING: Final = (
                 others := true;
             END IF;
         END LOOP;
-        has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group);
+        lowest := (SELECT min(off) FROM {s}.queued WHERE grp = p_group AND off >= g.low);
+        has_queued := lowest IS NOT NULL;
         contended := (has_queued OR others) AND p_ordering <> 'none';
         IF contended OR g.unnoted <> p_ordering THEN
             PERFORM {s}.note_lanes(p_group);
+        END IF;
+        IF contended THEN
+            lowest := least(g.cursor, lowest, (SELECT min(l.off) FROM {s}.receiver r CROSS JOIN LATERAL (
+                SELECT min(off) AS off FROM {s}.loan WHERE owner = r.id AND off >= g.low) l WHERE r.grp = p_group));
+            UPDATE {s}.consumer_group SET low = lowest WHERE id = p_group AND low < lowest - {behind};
         END IF;
         IF has_queued THEN
             SELECT * INTO offsets, keys, payloads, headers, ids, times, attempts, suspects
@@ -323,14 +342,15 @@ LENDING: Final = (
     """CREATE OR REPLACE FUNCTION {s}.settle(p_group integer, p_receiver bigint, p_acknowledged bigint[],
         p_released bigint[], p_delays double precision[], p_attempts integer[], p_aside boolean[]) RETURNS boolean {plpgsql}
     DECLARE
+        lowest bigint;
         moment timestamptz;
         done_lanes bigint[] := '{}';
         back_lanes bigint[];
         has_queued boolean;
     BEGIN
-        PERFORM FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
+        SELECT low INTO lowest FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
         moment := clock_timestamp();
-        has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group);
+        has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND off >= lowest);
         IF cardinality(p_released) > 0 THEN
             PERFORM {s}.note_lanes(p_group);
         END IF;
@@ -340,10 +360,10 @@ LENDING: Final = (
         END IF;
         DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_acknowledged);
         IF cardinality(p_released) = 0 THEN
-            RETURN has_queued AND {s}.promote(p_group, done_lanes);
+            RETURN has_queued AND {s}.promote(p_group, done_lanes, moment);
         END IF;
         -- First those alone that were acknowledged: only a lane where something is released may have to step back.
-        PERFORM {s}.promote(p_group, done_lanes);
+        PERFORM {s}.promote(p_group, done_lanes, moment);
         back_lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan
             WHERE owner = p_receiver AND off = ANY (p_released) AND lane IS NOT NULL);
         INSERT INTO {s}.queued (grp, off, lane, due, attempt)
@@ -353,7 +373,7 @@ LENDING: Final = (
             SELECT l.grp, l.off, l.lane FROM {s}.loan l WHERE l.owner = p_receiver AND l.off = r.off OFFSET 0) b;
         DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_released);
         PERFORM {s}.step_back(p_group, back_lanes);
-        PERFORM {s}.promote(p_group, back_lanes);
+        PERFORM {s}.promote(p_group, back_lanes, moment);
         RETURN true;
     END $body$""",
 )

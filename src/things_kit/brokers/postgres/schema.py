@@ -30,13 +30,14 @@ TABLES: Final = (
         next bigint NOT NULL DEFAULT 0,
         seen pg_snapshot NOT NULL DEFAULT '1:1:') WITH (fillfactor = 50{busy})""",
     "CREATE SEQUENCE IF NOT EXISTS {s}.message_seq",
+    # A foreign transaction may write any time that PostgreSQL has: one that no client can read would hold up its group for ever.
     # Partitions are dropped whole, so they go by the hour in which a transaction began; rows are never changed.
     # The hour is reckoned for each row, as a float: as the numeric that `extract` answers it would be a quarter of an insert.
     """CREATE TABLE IF NOT EXISTS {s}.message (
         bucket integer NOT NULL DEFAULT floor(date_part('epoch', now()) / 3600)::integer,
         seq bigint NOT NULL DEFAULT nextval('{l}.message_seq'::regclass),
         xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-        time timestamptz NOT NULL DEFAULT now(),
+        time timestamptz NOT NULL DEFAULT now() CHECK (time BETWEEN {calendar}),
         topic text NOT NULL,
         id text NOT NULL DEFAULT gen_random_uuid()::text,
         key bytea,
@@ -49,8 +50,8 @@ TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS {s}.message_default PARTITION OF {s}.message DEFAULT",
     """CREATE TABLE IF NOT EXISTS {s}.scheduled (
         seq bigserial PRIMARY KEY,
-        due timestamptz NOT NULL,
-        time timestamptz NOT NULL DEFAULT now(),
+        due timestamptz NOT NULL CHECK (due BETWEEN {calendar}),
+        time timestamptz NOT NULL DEFAULT now() CHECK (time BETWEEN {calendar}),
         topic text NOT NULL,
         schedule_id text,
         id text NOT NULL DEFAULT gen_random_uuid()::text,
@@ -77,6 +78,8 @@ TABLES: Final = (
         cursor bigint NOT NULL,
         ephemeral boolean NOT NULL,
         unnoted text,
+        low bigint NOT NULL DEFAULT 0,
+        free timestamptz NOT NULL DEFAULT '-infinity',
         UNIQUE (topic, name)) WITH (fillfactor = 20{busy})""",
     """CREATE TABLE IF NOT EXISTS {s}.receiver (
         id bigserial PRIMARY KEY,
@@ -87,6 +90,8 @@ TABLES: Final = (
     # is behind another message of its lane. What is in neither and below the group's cursor is settled. In each lane
     # of `queued` the free rows come first, and one lane's loans have one owner. A group whose `unnoted` names an ordering
     # has one receiver and nothing queued: its loans need not say in which lane of that ordering they are.
+    # Nothing of a group in either is below its `low`, and nothing is free before its `free`: so no look has to go through all
+    # that was settled and is not vacuumed yet, nor can be while another transaction is open.
     """CREATE TABLE IF NOT EXISTS {s}.loan (
         owner bigint NOT NULL,
         off bigint NOT NULL,
@@ -95,7 +100,7 @@ TABLES: Final = (
         attempt integer NOT NULL,
         suspect integer NOT NULL DEFAULT 0,
         PRIMARY KEY (owner, off)) WITH ({churn})""",
-    "CREATE INDEX IF NOT EXISTS loan_lane ON {s}.loan (grp, lane, owner) WHERE lane IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS loan_lane ON {s}.loan (lane, off) WHERE lane IS NOT NULL",
     """CREATE TABLE IF NOT EXISTS {s}.queued (
         grp integer NOT NULL,
         off bigint NOT NULL,
@@ -105,8 +110,7 @@ TABLES: Final = (
         suspect integer NOT NULL DEFAULT 0,
         PRIMARY KEY (grp, off)) WITH ({churn})""",
     "CREATE INDEX IF NOT EXISTS queued_due ON {s}.queued (grp, due, off) WHERE due IS NOT NULL",
-    "CREATE INDEX IF NOT EXISTS queued_lane ON {s}.queued (grp, lane, off) WHERE lane IS NOT NULL",
-    "CREATE INDEX IF NOT EXISTS queued_free ON {s}.queued (grp, lane) WHERE lane IS NOT NULL AND due IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS queued_lane ON {s}.queued (lane, off) WHERE lane IS NOT NULL",
     """CREATE TABLE IF NOT EXISTS {s}.inbox (
         grp text NOT NULL,
         topic text NOT NULL,
@@ -121,6 +125,9 @@ _CHURN: Final = (
     "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0, "
     "autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000"
 )
+CALENDAR: Final = "'0001-01-01 00:00+00' AND '9999-12-31 23:59:59.999999+00'"
+"""The times that Python has."""
+
 _BUSY: Final = ", autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500"
 
 
@@ -132,7 +139,7 @@ def quoted(name: str) -> str:
 def filled(text: str, schema: str) -> str:
     """SQL with the schema's name in it: `{s}` where it is an identifier, `{l}` inside a literal."""
     name = quoted(schema)
-    text = text.replace("{busy}", _BUSY).replace("{churn}", _CHURN)
+    text = text.replace("{busy}", _BUSY).replace("{churn}", _CHURN).replace("{calendar}", CALENDAR)
     return text.replace("{s}", name).replace("{l}", name.replace("'", "''"))
 
 

@@ -139,7 +139,7 @@ class Upkeep:
             high = (low // self._width + 1) * self._width
             name = f"{self._s}.{quoted(f'message_{low}_{high}')}"
             await connection.execute(
-                f"CREATE TABLE {name} (LIKE {self._s}.message INCLUDING DEFAULTS) "
+                f"CREATE TABLE {name} (LIKE {self._s}.message INCLUDING DEFAULTS INCLUDING CONSTRAINTS) "
                 "WITH (autovacuum_vacuum_insert_scale_factor = 0.05)"
             )
             await connection.execute(

@@ -6,12 +6,13 @@ inserts is the order in which its messages come; the topic need not exist yet.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from things_kit.engine.driver import Delivery
+from things_kit.engine.envelope import text_of
 from things_kit.messaging.errors import PublishError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
@@ -53,6 +54,10 @@ _to_json: Final = msgspec.json.encode
 _headers: Final = msgspec.json.Decoder(dict[str, str]).decode
 
 
+ENDLESS: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+"""Clients take these for what is before and after all time, which no reader knows."""
+
+
 class Row(NamedTuple):
     """What one message is in `message`: a value for each of `COLUMNS`. `headers` is a JSON object of strings."""
 
@@ -75,17 +80,34 @@ def pack(message: Message) -> Row:
 
 def refusal(message: Message) -> PublishError | None:
     """Why a message can have no row, before a statement fails and its transaction with it."""
-    if "\0" in message.topic or "\0" in (message.id or ""):
+    if "\0" in message.topic or "\0" in (message.id or "") or "\0" in message.headers.get(REPLAY_GROUP, ""):
         return PublishError(
-            f"publishing to {message.topic!r}: PostgreSQL takes no null character in a topic or id"
+            f"publishing to {message.topic!r}: PostgreSQL takes no null character in a topic, a group or an id"
+        )
+    if message.timestamp in ENDLESS:
+        return PublishError(
+            f"publishing to {message.topic!r}: the time {message.timestamp} stands for infinity"
         )
     return None
 
 
 def message_of(row: Row) -> Message:
     """The message of a row that has no place yet."""
-    headers = _headers(row.headers) if row.headers else {}
-    return Message(row.topic, row.value, row.key, headers, timestamp=row.time, id=row.id)
+    return Message(row.topic, row.value, row.key, _read(row.headers), timestamp=row.time, id=row.id)
+
+
+def _read(headers: str | None) -> dict[str, str]:
+    """The headers of a row; of what another program wrote as much as says anything, for the message is there all the same."""
+    if not headers:
+        return {}
+    try:
+        return _headers(headers)
+    except msgspec.MsgspecError:
+        try:
+            told = msgspec.json.decode(headers)
+        except msgspec.MsgspecError:
+            return {}
+        return {name: text_of(text) for name, text in told.items()} if isinstance(told, dict) else {}
 
 
 class Page(NamedTuple):
@@ -110,7 +132,7 @@ def unpack(topic: str, page: Page) -> list[Delivery]:
     deliveries = [
         Delivery(
             Message(
-                topic, value, key, _headers(headers) if headers else {}, None, offset, time, number, attempt
+                topic, value, key, _read(headers) if headers else {}, None, offset, time, number, attempt
             ),
             offset,
         )

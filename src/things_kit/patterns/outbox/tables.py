@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.types import UserDefinedType
 
-from things_kit.brokers.postgres.schema import filled
+from things_kit.brokers.postgres.schema import CALENDAR, filled
 from things_kit.patterns.outbox.writing import Dialect, check_schema, ddl
 
 OURS: Final = "things_kit"
@@ -109,6 +109,7 @@ def _running(statement: str) -> Any:
 
 def _log_in_postgres(metadata: MetaData) -> list[Table]:
     time = DateTime(timezone=True)
+    readable = f"time BETWEEN {CALENDAR}"
     places = Sequence("message_seq", metadata=metadata)
     message = Table(
         "message",
@@ -121,6 +122,7 @@ def _log_in_postgres(metadata: MetaData) -> list[Table]:
         Column("seq", BigInteger, nullable=False, server_default=places.next_value()),
         _needed("xid", TransactionId(), "pg_current_xact_id()"),
         _needed("time", time, "now()"),
+        CheckConstraint(readable),
         _needed("topic", Text),
         _needed("id", Text, "(gen_random_uuid())::text"),
         Column("key", LargeBinary),
@@ -138,6 +140,8 @@ def _log_in_postgres(metadata: MetaData) -> list[Table]:
         Column("seq", BigInteger, primary_key=True),
         _needed("due", time),
         _needed("time", time, "now()"),
+        CheckConstraint(readable),
+        CheckConstraint(f"due BETWEEN {CALENDAR}"),
         _needed("topic", Text),
         Column("schedule_id", Text),
         _needed("id", Text, "(gen_random_uuid())::text"),
@@ -187,6 +191,8 @@ def _groups_in_postgres(metadata: MetaData) -> list[Table]:
         _needed("cursor", BigInteger),
         _needed("ephemeral", Boolean),
         Column("unnoted", Text),
+        _needed("low", BigInteger, "'0'::bigint"),
+        _needed("free", time, "'-infinity'::timestamp with time zone"),
         UniqueConstraint("topic", "name", name="consumer_group_topic_name_key"),
     )
     receiver = Table(
@@ -211,7 +217,7 @@ def _waiting_in_postgres(metadata: MetaData) -> list[Table]:
         _needed("suspect", Integer, "0"),
     )
     has_lane, is_due = "lane IS NOT NULL", "due IS NOT NULL"
-    Index("loan_lane", loan.c.grp, loan.c.lane, loan.c.owner, postgresql_where=text(has_lane))
+    Index("loan_lane", loan.c.lane, loan.c.off, postgresql_where=text(has_lane))
     queued = Table(
         "queued",
         metadata,
@@ -222,8 +228,7 @@ def _waiting_in_postgres(metadata: MetaData) -> list[Table]:
         _needed("suspect", Integer, "0"),
     )
     Index("queued_due", queued.c.grp, queued.c.due, queued.c.off, postgresql_where=text(is_due))
-    Index("queued_lane", queued.c.grp, queued.c.lane, queued.c.off, postgresql_where=text(has_lane))
-    Index("queued_free", queued.c.grp, queued.c.lane, postgresql_where=text(f"{has_lane} AND {is_due}"))
+    Index("queued_lane", queued.c.lane, queued.c.off, postgresql_where=text(has_lane))
     inbox = Table(
         "inbox",
         metadata,
