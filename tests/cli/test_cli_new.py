@@ -61,12 +61,14 @@ def test_every_broker_has_a_project_whose_configuration_is_right_wherever_it_run
     project = make("shop", "--broker", broker)
     services = yaml.safe_load((project / "compose.yaml").read_text())["services"]
     told = services["app"].get("environment", {})
-    in_force = json.loads(run(project, "things_kit", "config", "--json", "shop.main:app", **told))[broker]
+    sections = json.loads(run(project, "things_kit", "config", "--json", "shop.main:app", **told))
+    in_force, port = sections[broker], sections["ops"]["port"]
     assert in_force["group_id"] == "shop"
     fields = {name.removeprefix(f"{broker.upper()}_").lower(): said for name, said in told.items()}
     for name in in_force.keys() & fields.keys():
         assert in_force[name] in (fields[name], [fields[name]])
     assert services["app"]["stop_grace_period"] == "35s"
+    assert services["app"]["ports"] == [f"{port}:{port}"]
     if broker == "servicebus":  # which nothing runs here
         assert not told
         assert "broker" not in services
@@ -78,7 +80,11 @@ def test_every_broker_has_a_project_whose_configuration_is_right_wherever_it_run
     pod = deployment["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 35
     (container,) = pod["containers"]
-    assert {"livenessProbe", "readinessProbe", "startupProbe"} <= container.keys()
+    assert container["ports"] == [{"name": "ops", "containerPort": port}]
+    probes = {"livenessProbe": "/livez", "readinessProbe": "/readyz", "startupProbe": "/livez"}
+    for probe, path in probes.items():
+        assert container[probe]["httpGet"] == {"path": path, "port": "ops"}
+    assert f"EXPOSE {port}" in (project / "Dockerfile").read_text()
     assert {each["name"] for each in container.get("env", ())} <= told.keys()
     if broker == "sqlite":  # a file that must outlive its pod, and that no two machines may write
         (claim,) = more
