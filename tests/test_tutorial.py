@@ -56,6 +56,8 @@ class Reader:
                 self.stop()
             said = self.say(command)
             assert fits(said, shown), f"$ {command}\n{said}"
+            assert said is not None
+            assert "Warning" not in said, said
 
     def ask(self, command: str, shown: list[str]) -> None:
         until = time.monotonic() + PATIENCE

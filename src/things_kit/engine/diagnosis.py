@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 from typing import Final
 
+import msgspec
+
 from things_kit.engine.broker import Broker
 from things_kit.engine.conclusions import LARGE, conclude
 from things_kit.engine.driver import ConnectionLost, Listing
@@ -45,9 +47,9 @@ async def diagnose(broker: Broker, question: Question, *, declares: bool | None 
             findings.append(await _dead_letters(broker, question.dead_letter))
         driver = broker.transmission.driver
         if isinstance(driver, Factual):
-            facts = await driver.facts(question)
-            await _name_others(broker, facts)
             declares = broker.url.engine.declare if declares is None else declares
+            facts = await driver.facts(msgspec.structs.replace(question, creates=declares))
+            await _name_others(broker, facts)
             findings += conclude(facts, question, driver.capabilities, declares=declares)
     except (ConnectionLost, ThingsKitError) as error:
         what = f"The broker could not be asked further: {error}."

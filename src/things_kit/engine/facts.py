@@ -48,6 +48,7 @@ class Question(msgspec.Struct, frozen=True):
         concurrency: Handler calls at once, over all its processes.
         retry_span: Seconds from the first to the last attempt at a message; for so long it must not be deleted.
         dead_letter_group: The group that keeps dead letters.
+        creates: Whether those who consume create what is missing.
     """
 
     topic: str | None = None
@@ -55,6 +56,7 @@ class Question(msgspec.Struct, frozen=True):
     concurrency: int | None = None
     retry_span: float | None = None
     dead_letter_group: str = DEAD_LETTER_GROUP
+    creates: bool = True
 
     def check(self) -> None:
         """Raises ConfigError for what cannot be the name of a topic or group."""

@@ -26,7 +26,7 @@ def nobody_listens(topic: str) -> NobodyListens:
     """The error for a message that no group would get."""
     return NobodyListens(
         f"no group has the topic {topic!r}, so the broker would drop the message: declare one, "
-        f"`broker.declare({topic!r}, groups=[...])`, or say ?unrouted=drop"
+        f"`broker.declare({topic!r}, groups=[...])` or `things-kit declare URL {topic} --group NAME`, or say ?unrouted=drop"
     )
 
 

@@ -41,6 +41,17 @@ def ill(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(finding.level, finding.what) for finding in findings if finding.level != "ok"]
 
 
+@pytest.mark.usefixtures("nats_server")  # skips where there is none
+async def test_what_the_look_itself_may_not_create_its_consumers_may() -> None:
+    question, told = Question("orders", "billing"), "a message that kills its process comes for ever"
+    with NATSServer() as server:
+        async with connect(server.url) as consuming:
+            await consuming.declare("orders", groups=["billing"])
+        async with connect(f"{server.url}?declare=false") as looking:
+            assert told not in str(await diagnose(looking, question, declares=True))
+            assert told in str(await diagnose(looking, question))
+
+
 async def test_a_topic_with_a_group_at_work_is_well(broker: Broker, topic: str) -> None:
     async with broker.consumer(topic, group="g", handler=Recorder()):
         findings = await diagnose(broker, Question(topic=topic, group="g", concurrency=8, retry_span=60))

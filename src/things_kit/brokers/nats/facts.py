@@ -36,7 +36,7 @@ async def facts_of(connection: Connection, settings: Settings, question: Questio
             asked = topic == question.topic
             stream = await _topic(facts, streams, topic, asked=asked)
             if asked and stream is not None and group is not None:
-                await _group(facts, streams, stream, topic, group, creates=settings.url.engine.declare)
+                await _group(facts, streams, stream, topic, group, creates=question.creates)
     return facts
 
 
