@@ -406,6 +406,13 @@ async def test_messages_may_not_come_round_again(tmp_path: Path, monkeypatch: py
         Bridge(one, other, ["a"])
 
 
+async def test_messages_may_not_come_round_by_a_prefix(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/a.db"
+    async with connect(url) as one, connect(f"{url}?topic_prefix=test-") as prefixed:
+        with pytest.raises(ConfigError, match="come round to 'test-a'"):
+            Bridge(one, prefixed, ["test-a"], rename={"test-a": "a"})
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -415,6 +422,10 @@ async def test_messages_may_not_come_round_again(tmp_path: Path, monkeypatch: py
         ("kafka://a:9092,b:9092", "kafka://b:9092", True),
         ("kafka://a:9092", "kafka://b:9092", False),
         ("sqlite:///x.db", "sqlite:///./x.db", True),
+        ("sqlite:///x.db?schema=shop", "sqlite:///x.db", False),
+        ("postgres://a/x?schema=things_kit", "postgresql://a/x", True),
+        ("postgres://a/x?schema=shop", "postgres://a/x", False),
+        ("kafka://a:9092?topic_prefix=test-", "kafka://a:9092", False),
     ],
 )
 async def test_one_broker_is_known_by_its_url(one: str, other: str, same: bool) -> None:

@@ -1,7 +1,9 @@
 """A message's mark, what its handler does and what it publishes are there together, or not at all."""
 
 import asyncio
+import random
 import sqlite3
+import string
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
@@ -329,6 +331,130 @@ async def test_marks_are_a_groups_own_and_can_be_forgotten_and_swept(database: s
         async with engine.connect() as connection:
             rows = await connection.execute(text(f"SELECT grp FROM {table} ORDER BY grp"))
             assert [group for (group,) in rows] == ["one", "other"]
+
+
+LONG = "".join(random.Random(1).choices(string.ascii_letters, k=9000))
+"""No database can compress it."""
+
+NAMES = [
+    ("g", "orders", LONG),
+    (LONG[:2000], LONG[2000:4000], LONG[4000:]),
+    (LONG[:2000], LONG[2000:4000], "short"),
+    ("é" * 1000, LONG[:1000], LONG[1000:1600]),
+    ("g", "orders", "null\0character"),
+]
+
+
+@pytest.mark.parametrize(("group", "topic", "name"), NAMES, ids=range(len(NAMES)))
+async def test_a_message_is_marked_whatever_it_and_its_group_are_called(
+    database: str, group: str, topic: str, name: str
+) -> None:
+    async with engine_of(database) as engine, connect("memory://") as broker:
+        inbox = Inbox(engine)
+
+        async def handle(message: Message, session: AsyncSession) -> None:
+            assert (message.topic, message.id) == (topic, name + message.value.decode())
+            await write(session, message.value.decode())
+
+        async def publish(*values: str) -> None:
+            await broker.producer().publish_batch(
+                [Message(topic, value.encode(), id=name + value) for value in values]
+            )
+            await settled(broker, topic, group)
+
+        async with broker.consumer(topic, group=group, handler=handle, middleware=[inbox], retry=SOON):
+            await publish("a", "a", "b")
+            assert await effects(engine) == ["a", "b"]
+            assert await inbox.forget(group, topic, f"{name}a") == 1
+            await publish("a", "b")
+        assert await effects(engine) == ["a", "a", "b"]
+
+
+async def test_batches_that_have_the_same_messages_in_another_order_do_not_lock_each_other_out(
+    postgres: PostgresServer,
+) -> None:
+    with postgres.database() as url:
+        async with engine_of(url) as engine, connect("memory://") as one, connect("memory://") as other:
+            names = [str(number) for number in range(100)]
+            failed: list[BaseException] = []
+
+            def watched(handle: Any) -> Any:
+                return handle
+
+            watched.handle_batch = lambda handle: watching(handle, failed)  # type: ignore[attr-defined]
+
+            async def serve(broker: Broker, names: list[str]) -> None:
+                inbox = Inbox(engine)
+
+                async def handle(messages: list[Message]) -> None:
+                    for each in messages:
+                        await write(inbox.session(), each.value.decode())
+
+                await broker.declare("orders", ["g"])
+                await broker.producer().publish_batch([message(name) for name in names])
+                async with broker.consumer(
+                    "orders",
+                    group="g",
+                    handler=handle,
+                    middleware=[watched, inbox],
+                    batch=Batch(100, 5),
+                    retry=SOON,
+                ):
+                    await settled(broker)
+
+            await asyncio.gather(serve(one, names), serve(other, names[::-1]))
+            assert failed == []
+            assert await effects(engine) == sorted(names)
+
+
+def watching(handle: Any, failed: list[BaseException]) -> Any:
+    async def watched(messages: list[Message]) -> None:
+        try:
+            await handle(messages)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    return watched
+
+
+async def test_in_memory_where_all_have_one_connection_handlers_have_it_one_after_another() -> None:
+    engine = create_async_engine("sqlite+aiosqlite://")
+    await Outbox().create(engine)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("CREATE TABLE effects (name TEXT)")
+    inboxes = [Inbox(engine), Inbox(engine)]
+    async with connect("memory://") as one, connect("memory://") as other:
+
+        async def serve(broker: Broker, inbox: Inbox) -> None:
+            async def handle(message: Message, session: AsyncSession) -> None:
+                await write(session, message.value.decode())
+                await asyncio.sleep(0)
+                if message.attempt == 1:
+                    raise OSError
+
+            async with broker.consumer(
+                "orders", group="g", handler=handle, middleware=[inbox], concurrency=4, retry=SOON
+            ):
+                await broker.producer().publish_batch([message(str(number)) for number in range(20)])
+                await settled(broker)
+
+        sweeping = asyncio.create_task(inboxes[0].sweep())
+        await asyncio.gather(*map(serve, (one, other), inboxes))
+        await sweeping
+        assert sorted(await effects(engine)) == sorted(map(str, range(20)))
+    await engine.dispose()
+
+
+async def test_a_connection_that_cannot_be_used_is_given_back(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/app.db"
+    engine = create_async_engine(url, connect_args={"isolation_level": None}, pool_size=1, max_overflow=0)
+    async with connect("memory://") as broker:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="commits every statement"):
+                await broker.consumer("orders", group="g", handler=print, middleware=[Inbox(engine)]).start()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a pool of several
+    await engine.dispose()
 
 
 async def test_mistakes_are_said_at_the_start(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ from things_kit.messaging.policy import LONGEST
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
 
+LONGEST_PREFIX: Final = 64
+"""Bytes of `topic_prefix`: with the longest name of a topic and its `schedule_id` it fits into an entry of a database's index."""
+
 LONGEST_QUOTE: Final = 200
 """Characters of a wrong value that are quoted."""
 
@@ -47,6 +50,8 @@ class EngineOptions(msgspec.Struct, frozen=True):
             )
         if looks_like_pattern(f"{self.topic_prefix}orders"):
             raise ValueError("topic_prefix must not look like a pattern")
+        if len(self.topic_prefix.encode()) > LONGEST_PREFIX or "\0" in self.topic_prefix:
+            raise ValueError(f"topic_prefix must have at most {LONGEST_PREFIX} bytes, and no null character")
 
 
 class BrokerURL(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from things_kit.brokers.connect import BUILT_IN
 from things_kit.engine.broker import Broker
 from things_kit.engine.naming import check_name
 from things_kit.engine.url import BrokerURL
@@ -31,7 +32,8 @@ def routes_of(
             )
     routes = {name: rename.get(name, name) for name in names}
     if same_broker(source, target):
-        _refuse_circles(routes, source.url)
+        here, there = source.url.engine.topic_prefix, target.url.engine.topic_prefix
+        _refuse_circles({here + old: there + new for old, new in routes.items()}, source.url)
     return routes
 
 
@@ -47,16 +49,16 @@ def same_broker(one: Broker, other: Broker) -> bool:
     if one is other:
         return True
     (a, b) = one.url, other.url
-    if a.scheme != b.scheme or not (
-        a.hosts or a.path
-    ):  # without a name, each connection is a broker of its own
+    kinds = {BUILT_IN.get(url.scheme, url.scheme) for url in (a, b)}
+    if len(kinds) > 1 or not (a.hosts or a.path):  # without a name, each connection is a broker of its own
         return False
     return (bool({*a.hosts} & {*b.hosts}) or not (a.hosts or b.hosts)) and _place(a) == _place(b)
 
 
 def _place(url: BrokerURL) -> object:
-    """The path; where there is no host it is that of a file, which has several names."""
-    return url.path if url.hosts else Path(url.path.removeprefix("/")).resolve()
+    """The path, and the schema where there are several; without a host the path is a file's, which has several names."""
+    path = url.path if url.hosts else Path(url.path.removeprefix("/")).resolve()
+    return path, url.query.get("schema", "things_kit")
 
 
 def _refuse_circles(routes: Mapping[str, str], url: BrokerURL) -> None:

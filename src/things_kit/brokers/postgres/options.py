@@ -6,14 +6,13 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from things_kit.brokers.postgres.schema import check_schema
 from things_kit.engine.addresses import Address, addresses
 from things_kit.engine.secrets import Secret
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError
 
 PORT: Final = 5432
-LONGEST_NAME: Final = 63
-"""Bytes of an identifier; the server cuts off the rest without a word."""
 
 
 class PostgresOptions(msgspec.Struct, frozen=True):
@@ -53,10 +52,7 @@ class PostgresOptions(msgspec.Struct, frozen=True):
     sslpassword: Secret | None = None
 
     def __post_init__(self) -> None:
-        if not self.schema or len(self.schema.encode()) > LONGEST_NAME or "\0" in self.schema:
-            raise ValueError(f"schema must be a name of 1 to {LONGEST_NAME} bytes")
-        if self.schema.startswith("pg_"):
-            raise ValueError("schema must not begin with pg_, which is PostgreSQL's own")
+        check_schema(self.schema)
         if not 0 <= self.retain < 1e10:
             raise ValueError("retain must be at least 0 seconds")
         if not 0.1 <= self.lease <= 86_400:

@@ -131,6 +131,18 @@ CALENDAR: Final = "'0001-01-01 00:00+00' AND '9999-12-31 23:59:59.999999+00'"
 _BUSY: Final = ", autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500"
 
 
+LONGEST_NAME: Final = 63
+"""Bytes of an identifier; the server cuts off the rest without a word."""
+
+
+def check_schema(name: str) -> None:
+    """Raise ValueError for what can be no schema of the broker's."""
+    if not name or len(name.encode()) > LONGEST_NAME or "\0" in name:
+        raise ValueError(f"schema must be a name of 1 to {LONGEST_NAME} bytes")
+    if name.startswith("pg_"):
+        raise ValueError("schema must not begin with pg_, which is PostgreSQL's own")
+
+
 def quoted(name: str) -> str:
     """A name as an identifier."""
     return '"' + name.replace('"', '""') + '"'

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from things_kit.engine.clock import steady
 from things_kit.engine.held import holding, refusal
@@ -16,7 +16,7 @@ from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.handler import Handle, HandleBatch
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError, Reject
-from things_kit.patterns.inbox.marks import SWEPT
+from things_kit.patterns.inbox.marks import SWEPT, mark_of
 from things_kit.patterns.inbox.transactions import Transaction
 
 if TYPE_CHECKING:
@@ -48,16 +48,17 @@ class Consuming:
         """Look whether the table is there. Raises ConfigError."""
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - whoever has an engine has it
 
-        transaction = await self._inbox.begin()
-        try:
-            await transaction.execute(self._inbox.marks.look, {})
-        except DBAPIError as error:
-            raise ConfigError(
-                f"the inbox's table of marks cannot be read ({error.orig}): outbox.create(engine) makes it, or connecting "
-                "to the broker of that database"
-            ) from error
-        finally:
-            await transaction.end(commit=False)
+        async with self._inbox.turn:
+            transaction = await self._inbox.begin()
+            try:
+                await transaction.execute(self._inbox.marks.look, {})
+            except DBAPIError as error:
+                raise ConfigError(
+                    f"the inbox's table of marks cannot be read ({error.orig}): outbox.create(engine) makes it, or connecting "
+                    "to the broker of that database"
+                ) from error
+            finally:
+                await transaction.end(commit=False)
 
     def __call__(self, handle: Handle) -> Handle:
         """Handle what has no mark, in one transaction with its mark."""
@@ -79,8 +80,7 @@ class Consuming:
         async def handled(messages: list[Message]) -> None:
             failed: BatchError | None = None
             async with self._transaction() as transaction:
-                fresh = [index for index, each in enumerate(messages) if await self._mark(transaction, each)]
-                if fresh:
+                if fresh := await self._mark_all(transaction, messages):
                     failed = await self._handle_batch(transaction, handle, messages, fresh)
             await self._tidy()
             if failed is not None:
@@ -111,26 +111,27 @@ class Consuming:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
         """A transaction that commits; an exception undoes what was done inside."""
-        transaction = await self._inbox.begin()
         commit = False
-        try:
-            if self._file is None:
-                yield transaction
-            else:
-                await self._when_free(transaction)
-                with holding(str(self._file)):
-                    began = steady()
-                    await transaction.execute("SAVEPOINT things_kit_inbox", {})
-                    try:
-                        yield transaction
-                    except BaseException:
-                        await transaction.execute("ROLLBACK TO things_kit_inbox", {})
-                        commit = await self._prolonged(transaction, began)
-                        raise
-                    await self._prolonged(transaction, began)
-            commit = True
-        finally:
-            await transaction.end(commit=commit)
+        async with self._inbox.turn:
+            transaction = await self._inbox.begin()
+            try:
+                if self._file is None:
+                    yield transaction
+                else:
+                    await self._when_free(transaction)
+                    with holding(str(self._file)):
+                        began = steady()
+                        await transaction.execute("SAVEPOINT things_kit_inbox", {})
+                        try:
+                            yield transaction
+                        except BaseException:
+                            await transaction.execute("ROLLBACK TO things_kit_inbox", {})
+                            commit = await self._prolonged(transaction, began)
+                            raise
+                        await self._prolonged(transaction, began)
+                commit = True
+            finally:
+                await transaction.end(commit=commit)
 
     async def _prolonged(self, transaction: Transaction, began: float) -> bool:
         """Whether leases of the file were prolonged by the time for which we had its write lock.
@@ -188,16 +189,28 @@ class Consuming:
         now = steady()
         marked = await transaction.execute(
             self._inbox.marks.mark,
-            {**self._mark_of(message), "now": now, "expires": now + self._inbox.retain},
+            {
+                **mark_of(self._group, message.topic, message.id),
+                "now": now,
+                "expires": now + self._inbox.retain,
+            },
         )
         return bool(marked)
 
+    async def _mark_all(self, transaction: Transaction, messages: Sequence[Message]) -> list[int]:
+        """Mark them, and tell by their indices which had no mark.
+
+        In one fixed order: of two that have the same messages one then waits for the other, and not each for each.
+        """
+        order = sorted(
+            range(len(messages)), key=lambda index: (messages[index].topic, messages[index].id or "", index)
+        )
+        return sorted([index for index in order if await self._mark(transaction, messages[index])])
+
     async def _unmark(self, transaction: Transaction, message: Message) -> None:
         if message.id is not None:
-            await transaction.execute(self._inbox.marks.forget, self._mark_of(message))
-
-    def _mark_of(self, message: Message) -> dict[str, Any]:
-        return {"grp": self._group, "topic": message.topic, "id": message.id}
+            mark = mark_of(self._group, message.topic, message.id)
+            await transaction.execute(self._inbox.marks.forget, mark)
 
     async def _publish(self, transaction: Transaction) -> None:
         """Store what the handler has returned."""

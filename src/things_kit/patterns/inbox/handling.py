@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from things_kit.engine.clock import steady
 from things_kit.messaging.consumer import Bound
@@ -13,7 +15,7 @@ from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import Handle, HandleBatch
 from things_kit.messaging.policy import Seconds, seconds
 from things_kit.patterns.inbox.consuming import Consuming
-from things_kit.patterns.inbox.marks import SWEPT, Marks
+from things_kit.patterns.inbox.marks import SWEPT, Marks, mark_of
 from things_kit.patterns.inbox.transactions import AsyncTransaction, SyncTransaction, Transaction
 from things_kit.patterns.outbox import Outbox
 from things_kit.patterns.outbox.writing import known
@@ -60,6 +62,7 @@ class Inbox:
         self.dialect = known(engine.dialect.name)
         self.marks = Marks(self.dialect, outbox.schema if outbox else schema or "things_kit")
         self.is_async = hasattr(engine, "sync_engine")
+        self.turn = _turn_of(engine)
         self.running: ContextVar[Transaction | None] = ContextVar("things_kit.inbox", default=None)
 
     def session(self) -> Any:
@@ -115,7 +118,7 @@ class Inbox:
 
     def forget(self, group: str, topic: str, id: str) -> Any:  # noqa: A002 - a message's
         """Take a mark away: the message is handled when it comes again. Awaited with an `AsyncEngine`."""
-        parameters = {"grp": group, "topic": topic, "id": id}
+        parameters = mark_of(group, topic, id)
         return self._at_once(self.marks.forget, lambda: parameters, once=True)
 
     def sweep(self) -> Any:
@@ -145,12 +148,25 @@ class Inbox:
         from sqlalchemy import text  # noqa: PLC0415
 
         engine: Any = self.engine
+        turn = self.turn if self.running.get() is None else nullcontext()
         total = 0
         while True:
             began = time.monotonic()
-            async with engine.begin() as connection:
+            async with turn, engine.begin() as connection:
                 count = int((await connection.execute(text(statement), parameters())).rowcount)
             total += count
             if once or count < SWEPT:
                 return total
             await asyncio.sleep(time.monotonic() - began)
+
+
+def _turn_of(engine: Any) -> AbstractAsyncContextManager[object]:
+    """What to enter for a transaction: of an engine with one connection for all, as in memory, one at a time."""
+    from sqlalchemy.pool import StaticPool  # noqa: PLC0415 - whoever has an engine has it
+
+    if not isinstance(engine.pool, StaticPool):
+        return nullcontext()
+    return _turns.setdefault(engine.pool, asyncio.Lock())
+
+
+_turns: Final[WeakKeyDictionary[Any, asyncio.Lock]] = WeakKeyDictionary()

@@ -1,5 +1,6 @@
 """The marks of messages that were handled: rows of (group, topic, id), and when each expires."""
 
+import hashlib
 from typing import Final
 
 from things_kit.brokers.postgres.schema import filled as in_postgres
@@ -8,6 +9,9 @@ from things_kit.patterns.outbox.writing import Dialect, check_schema
 
 SWEPT: Final = 1000
 """The most marks that one statement deletes."""
+
+LONGEST: Final = 2600
+"""Bytes of a mark: an entry of PostgreSQL's index has room for 2,704, of which some are its own."""
 
 _MARK: Final = (
     "INSERT INTO {t} AS i (grp, topic, id, expires) VALUES (:grp, :topic, :id, :expires) "
@@ -32,10 +36,36 @@ class Marks:
     def __init__(self, dialect: Dialect, schema: str) -> None:
         check_schema(dialect, schema)
         fill = in_sqlite if dialect == "sqlite" else in_postgres
-        table = fill("{s}_inbox" if dialect == "sqlite" else "{s}.inbox", schema)
+        table = fill("{s}_inbox" if dialect == "sqlite" else "{s}.inbox", schema.replace(":", "\\:"))
         self.mark = _MARK.replace("{t}", table)
         self.forget = _FORGET.replace("{t}", table)
         self.sweep = _SWEEP[dialect].replace("{t}", table)
         self.look = _LOOK.replace("{t}", table)
         self.lock = _LOCK.replace("{t}", table)  # a statement that writes, though it finds nothing
         self.prolong = in_sqlite(_PROLONG, schema)
+
+
+def mark_of(group: str, topic: str, id: str) -> dict[str, str]:  # noqa: A002 - a message's
+    """The columns of a mark: the names as they are, but a digest of what no database could keep, or index."""
+    mark = {
+        name: text if _is_kept(text) else _digest(text)
+        for name, text in (("grp", group), ("topic", topic), ("id", id))
+    }
+    for name in ("id", "topic"):
+        if sum(len(text.encode()) for text in mark.values()) > LONGEST:
+            mark[name] = _digest(mark[name])
+    return mark
+
+
+def _is_kept(text: str) -> bool:
+    if "\0" in text:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -1,6 +1,6 @@
 """A transaction of an SQLAlchemy engine, asynchronous or not, behind one face."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from things_kit.engine.threads import call_in_thread
@@ -52,8 +52,12 @@ class AsyncTransaction:
     async def begin(cls, engine: "AsyncEngine") -> "AsyncTransaction":
         """Begin one."""
         connection = await engine.connect()
-        await connection.begin()
-        check_connection(connection.sync_connection)
+        try:
+            await connection.begin()
+            await connection.run_sync(check_connection)
+        except BaseException:
+            await connection.close()
+            raise
         return cls(connection)
 
     async def execute(self, statement: str, parameters: Parameters) -> int:
@@ -102,8 +106,12 @@ class SyncTransaction:
 
         def connect() -> "Connection":
             connection = engine.connect()
-            connection.begin()
-            check_connection(connection)
+            try:
+                connection.begin()
+                check_connection(connection)
+            except BaseException:
+                connection.close()
+                raise
             return connection
 
         return cls(await call_in_thread(connect))
@@ -135,10 +143,9 @@ class SyncTransaction:
 
     async def end(self, *, commit: bool) -> None:
         """Commit or roll back, and give the connection back."""
-        try:
-            await call_in_thread(self._connection.commit if commit else self._connection.rollback)
-        finally:
-            await call_in_thread(self._connection.close)
 
+        def end() -> None:
+            with self._connection as connection:  # which is closed afterwards
+                (connection.commit if commit else connection.rollback)()
 
-Begin: TypeAlias = Callable[[], Awaitable[Transaction]]
+        await call_in_thread(end)

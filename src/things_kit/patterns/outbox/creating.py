@@ -29,5 +29,5 @@ def _run(connection: Any, statements: Sequence[str], schema: str) -> None:
 
     if connection.dialect.name == "postgresql":  # where "IF NOT EXISTS" may fail beside another transaction
         connection.execute(text(LOCK.format(schema=":schema")), {"schema": schema})
-    for statement in statements:
-        connection.exec_driver_sql(statement)
+    for statement in statements:  # without parameters a `%` in a name is no place for one
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})

@@ -4,6 +4,7 @@ Alembic knows neither schemas nor partitions, and would need types imported that
 the tables by the same statements as everybody else. It has no part in what differs in tables that are there.
 """
 
+import re
 from typing import Any
 
 from alembic import util
@@ -35,12 +36,17 @@ class RunStatements(MigrateOperation):
 @Operations.implementation_for(RunStatements)
 def _run(operations: Operations, operation: RunStatements) -> None:
     for statement in operation.statements:
-        operations.execute(statement)
+        operations.execute(_escaped(statement))
 
 
 @renderers.dispatch_for(RunStatements)
 def _render(_: AutogenContext, operation: RunStatements) -> list[str]:
-    return [f"op.execute({statement!r})" for statement in operation.statements]
+    return [f"op.execute({_escaped(statement)!r})" for statement in operation.statements]
+
+
+def _escaped(statement: str) -> str:
+    """As SQLAlchemy's `text` wants it: what looks like a parameter is part of a schema's name."""
+    return re.sub(r"(?<![:\w\\]):(?=\w+(?!:))", r"\:", statement)
 
 
 def _compare(_: AutogenContext, upgrade: UpgradeOps, __: object) -> None:

@@ -11,7 +11,7 @@ from things_kit.engine.broker import Broker
 from things_kit.engine.clock import steady
 from things_kit.engine.outbound import checked_batch, prepare
 from things_kit.engine.prefixed import Prefix
-from things_kit.engine.url import BrokerURL
+from things_kit.engine.url import BrokerURL, EngineOptions
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
@@ -22,7 +22,7 @@ from things_kit.messaging.topic import UNSET, Topic, Unset
 from things_kit.patterns.bridge import GROUP
 from things_kit.patterns.outbox.creating import create
 from things_kit.patterns.outbox.relay import Relay
-from things_kit.patterns.outbox.sessions import opened, opened_async, run, run_async
+from things_kit.patterns.outbox.sessions import Transaction, opened, opened_async, run, run_async
 from things_kit.patterns.outbox.writing import Dialect, Later, Steps, ddl, known, refusal, write
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class Outbox:
             or max_message_bytes < 1
         ):
             raise ConfigError(f"max_message_bytes must be a whole number from 1; it is {max_message_bytes!r}")
+        try:
+            EngineOptions(topic_prefix=topic_prefix)
+        except (AttributeError, ValueError) as error:
+            raise ConfigError(f"an outbox's topic_prefix can be no {topic_prefix!r}: {error}") from error
         self.schema = schema
         self._largest = max_message_bytes
         self._prefix = Prefix(topic_prefix) if topic_prefix else None
@@ -137,7 +141,7 @@ class Outbox:
             await message.prepare()
         one = message_to_publish(message, payload, fields)
         transaction = await opened_async(session)
-        await run_async(self._one(transaction.dialect, one, later), transaction)
+        await run_async(self._one(transaction, one, later), transaction)
 
     async def publish_batch(
         self,
@@ -155,7 +159,7 @@ class Outbox:
         """
         later = _later(after, at)
         transaction = await opened_async(session)
-        await run_async(self._many(transaction.dialect, messages, later), transaction)
+        await run_async(self._many(transaction, messages, later), transaction)
 
     @overload
     def publish_sync(
@@ -202,7 +206,7 @@ class Outbox:
         later = _later(after, at, schedule_id)
         one = message_to_publish(message, payload, fields)
         transaction = opened(session)
-        run(self._one(transaction.dialect, one, later), transaction)
+        run(self._one(transaction, one, later), transaction)
 
     def publish_batch_sync(
         self,
@@ -215,7 +219,7 @@ class Outbox:
         """`publish_batch`, for synchronous sessions."""
         later = _later(after, at)
         transaction = opened(session)
-        run(self._many(transaction.dialect, messages, later), transaction)
+        run(self._many(transaction, messages, later), transaction)
 
     # --- tables
 
@@ -274,15 +278,7 @@ class Outbox:
         key. `source` is the broker of the outbox's tables, `target` where messages go: brokers, which are opened if they are
         not, or their URLs. The other arguments are those of `things_kit.patterns.bridge.Bridge`.
         """
-        there = (BrokerURL.parse(source) if isinstance(source, str) else source.url).engine.topic_prefix
-        ours = self._prefix.prefix if self._prefix is not None else ""
-        if there != ours:
-            raise ConfigError(
-                f"the outbox writes topics with the prefix {ours!r}, and its relay would read those of {there!r}: say the same "
-                "in Outbox(topic_prefix=...) and ?topic_prefix= of the source's URL"
-            )
-        if isinstance(source, str):
-            source = self._checked_source(source)
+        self._check_source(BrokerURL.parse(source) if isinstance(source, str) else source.url)
         return Relay(
             source,
             target,
@@ -295,33 +291,47 @@ class Outbox:
 
     # --- parts
 
-    def _checked_source(self, url: str) -> str:
-        """A relay that reads another schema than the outbox writes would carry nothing, and say nothing."""
-        parsed = BrokerURL.parse(url)
-        if parsed.scheme in {"sqlite", "postgres", "postgresql"}:
-            there = parsed.query.get("schema", "things_kit")
-            if there != self.schema:
-                raise ConfigError(
-                    f"the relay reads the schema {there!r}, and the outbox writes {self.schema!r}: say ?schema= in the URL"
-                )
-        return url
+    def _check_source(self, url: BrokerURL) -> None:
+        """A relay that reads elsewhere than the outbox writes would carry nothing, and say nothing."""
+        ours = self._prefix.prefix if self._prefix is not None else ""
+        there = url.engine.topic_prefix
+        if there != ours:
+            raise ConfigError(
+                f"the outbox writes topics with the prefix {ours!r}, and its relay would read those of {there!r}: say the same "
+                "in Outbox(topic_prefix=...) and ?topic_prefix= of the source's URL"
+            )
+        schema = url.query.get("schema", "things_kit")
+        if url.scheme in {"sqlite", "postgres", "postgresql"} and schema != self.schema:
+            raise ConfigError(
+                f"the relay reads the schema {schema!r}, and the outbox writes {self.schema!r}: say ?schema= in the URL"
+            )
 
-    def _one(self, dialect: Dialect, message: Message, later: Later | None) -> Steps:
-        ready, refused = self._prepared(dialect, [message])
+    def _one(self, transaction: Transaction, message: Message, later: Later | None) -> Steps:
+        ready, refused = self._prepared(transaction.dialect, [message])
         if refused:
             raise refused[0]
-        return write(dialect, self.schema, ready, lock_keys=self._lock_keys, later=later)
+        return self._written(transaction, ready, later)
 
-    def _many(self, dialect: Dialect, messages: Sequence[Message], later: Later | None) -> Steps:
+    def _many(self, transaction: Transaction, messages: Sequence[Message], later: Later | None) -> Steps:
         messages = checked_batch(messages)
-        ready, refused = self._prepared(dialect, messages)
+        ready, refused = self._prepared(transaction.dialect, messages)
         if refused:
             index, first = next(iter(sorted(refused.items())))
             raise PublishError(
                 f"{len(refused)} of {len(messages)} messages were refused, so that none was published; message {index}: {first}",
                 refused,
             ) from first
-        return write(dialect, self.schema, ready, lock_keys=self._lock_keys, later=later)
+        return self._written(transaction, ready, later)
+
+    def _written(self, transaction: Transaction, ready: Sequence[Message], later: Later | None) -> Steps:
+        return write(
+            transaction.dialect,
+            self.schema,
+            ready,
+            place=transaction.place,
+            lock_keys=self._lock_keys,
+            later=later,
+        )
 
     def _prepared(
         self, dialect: Dialect, messages: Sequence[Message]

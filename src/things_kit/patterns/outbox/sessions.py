@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from things_kit.messaging.errors import ConfigError
-from things_kit.patterns.outbox.writing import Dialect, Steps, known
+from things_kit.patterns.outbox.writing import Dialect, Place, Steps, known
 
 Run: TypeAlias = Callable[[str, Sequence[Any]], Any]
 """Runs a statement, whose places are as the driver wants them, and gives its first row, or None."""
@@ -16,17 +16,8 @@ class Transaction(msgspec.Struct, frozen=True):
     """An open transaction: the dialect of its database, how a driver writes the place of a parameter, and what runs."""
 
     dialect: Dialect
-    place: str
+    place: Place
     run: Run
-
-    def text(self, statement: str) -> str:
-        """The statement with the driver's places instead of `?`."""
-        if self.place == "?":
-            return statement
-        first, *rest = statement.split("?")
-        if self.place == "%s":
-            return "%s".join([first, *rest])
-        return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
 
 
 def run(steps: Steps, transaction: Transaction) -> None:
@@ -35,7 +26,7 @@ def run(steps: Steps, transaction: Transaction) -> None:
     try:
         while True:
             statement, parameters = steps.send(row)
-            row = transaction.run(transaction.text(statement), parameters)
+            row = transaction.run(statement, parameters)
     except StopIteration:
         return
     except Exception as error:
@@ -51,7 +42,7 @@ async def run_async(steps: Steps, transaction: Transaction) -> None:
                 statement, parameters = steps.send(row)
             except StopIteration:
                 return
-            row = await transaction.run(transaction.text(statement), parameters)
+            row = await transaction.run(statement, parameters)
     except Exception as error:
         raise _explained(error) from error
 
@@ -133,7 +124,7 @@ async def _async_session(session: Any) -> Transaction:
 
 
 async def _sa_async_connection(connection: Any) -> Transaction:
-    check_connection(connection.sync_connection)
+    await connection.run_sync(check_connection)
 
     async def execute(statement: str, parameters: Sequence[Any]) -> Any:
         result = await connection.exec_driver_sql(statement, tuple(parameters))
@@ -152,45 +143,72 @@ def check_connection(connection: Any) -> None:
     level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)
     if level == "AUTOCOMMIT":
         raise _autocommit("SQLAlchemy's connection of isolation level AUTOCOMMIT", "choose another level")
+    if not (_begins(connection.connection.driver_connection) or _begun(connection)):
+        raise _autocommit("the driver's connection below SQLAlchemy's", "have it begin transactions")
+
+
+def _begun(connection: Any) -> bool:
+    """Whether SQLAlchemy's begin opens a transaction, where the driver would not by itself: an event's listener may."""
+    begins = not connection.in_transaction()
+    if begins:
+        connection.begin()
+    driver = connection.connection.driver_connection
+    if getattr(driver, "in_transaction", False):
+        return True
+    if begins:
+        connection.rollback()
+    return False
 
 
 def _two_phase() -> ConfigError:
     return ConfigError("an outbox does not take part in SQLAlchemy's two-phase transactions: use a plain one")
 
 
-def _place(dialect: Any) -> str:
-    return {"qmark": "?", "pyformat": "%s", "format": "%s"}.get(dialect.paramstyle, "$")
+def _place(dialect: Any) -> Place:
+    places: dict[str, Place] = {"qmark": "?", "pyformat": "%s", "format": "%s"}
+    return places.get(dialect.paramstyle, "$")
 
 
 # --- plain connections
 
 
+def _begins(connection: Any) -> bool:
+    """Whether what a driver's connection runs next is in a transaction, which is open or begins with it."""
+    plain = getattr(connection, "_conn", connection)  # aiosqlite's is around sqlite3's
+    commits = getattr(plain, "autocommit", False) is True
+    if hasattr(plain, "in_transaction"):
+        return bool(plain.in_transaction) or not (commits or plain.isolation_level is None)
+    status = getattr(getattr(plain, "info", None), "transaction_status", None)  # psycopg's
+    return not commits or getattr(status, "name", "IDLE") != "IDLE"
+
+
 def _sqlite3(connection: Any) -> Transaction:
-    begins = connection.isolation_level is not None and getattr(connection, "autocommit", -1) is not True
-    if not (begins or connection.in_transaction):
+    if not _begins(connection):
         raise _autocommit("this sqlite3 connection", 'execute("BEGIN")')
 
     def execute(statement: str, parameters: Sequence[Any]) -> Any:
-        row = connection.execute(statement, parameters).fetchone()
-        return None if row is None else tuple(row)
+        cursor = connection.cursor()
+        cursor.row_factory = None  # the connection's own may make anything of a row
+        return cursor.execute(statement, parameters).fetchone()
 
     return Transaction("sqlite", "?", execute)
 
 
 async def _aiosqlite(connection: Any) -> Transaction:
-    if connection.isolation_level is None and not connection.in_transaction:
+    if not _begins(connection):
         raise _autocommit("this aiosqlite connection", 'await execute("BEGIN")')
 
     async def execute(statement: str, parameters: Sequence[Any]) -> Any:
-        async with connection.execute(statement, parameters) as cursor:
-            row = await cursor.fetchone()
-        return None if row is None else tuple(row)
+        async with connection.cursor() as cursor:
+            cursor.row_factory = None  # as above
+            await cursor.execute(statement, parameters)
+            return await cursor.fetchone()
 
     return Transaction("sqlite", "?", execute)
 
 
 async def _asyncpg(connection: Any) -> Transaction:
-    if not connection.is_in_transaction():
+    if not (connection.is_in_transaction() or connection.is_closed()):  # the driver says that it is closed
         raise _autocommit("this asyncpg connection", "enter its transaction()")
 
     async def execute(statement: str, parameters: Sequence[Any]) -> Any:
@@ -199,16 +217,16 @@ async def _asyncpg(connection: Any) -> Transaction:
     return Transaction("postgresql", "$", execute)
 
 
-def _check_psycopg(connection: Any) -> None:
-    if connection.autocommit and connection.info.transaction_status.name == "IDLE":
+def _psycopg(connection: Any) -> Transaction:
+    from psycopg import Cursor  # noqa: PLC0415 - whoever has such a connection has it
+    from psycopg.rows import tuple_row  # noqa: PLC0415
+
+    if not _begins(connection):
         raise _autocommit("this psycopg connection", "enter its transaction()")
 
-
-def _psycopg(connection: Any) -> Transaction:
-    _check_psycopg(connection)
-
     def execute(statement: str, parameters: Sequence[Any]) -> Any:
-        with connection.cursor() as cursor:
+        # Not the connection's own kind of cursor, which may want other places, nor its rows, which may be anything
+        with Cursor(connection, row_factory=tuple_row) as cursor:
             cursor.execute(statement, parameters)
             return None if cursor.description is None else cursor.fetchone()
 
@@ -216,10 +234,14 @@ def _psycopg(connection: Any) -> Transaction:
 
 
 async def _psycopg_async(connection: Any) -> Transaction:
-    _check_psycopg(connection)
+    from psycopg import AsyncCursor  # noqa: PLC0415 - as above
+    from psycopg.rows import tuple_row  # noqa: PLC0415
+
+    if not _begins(connection):
+        raise _autocommit("this psycopg connection", "enter its transaction()")
 
     async def execute(statement: str, parameters: Sequence[Any]) -> Any:
-        async with connection.cursor() as cursor:
+        async with AsyncCursor(connection, row_factory=tuple_row) as cursor:
             await cursor.execute(statement, parameters)
             return None if cursor.description is None else await cursor.fetchone()
 

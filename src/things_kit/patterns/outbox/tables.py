@@ -102,7 +102,7 @@ def _in_postgres(metadata: MetaData, schema: str) -> list[Table]:
 
 def _running(statement: str) -> Any:
     def run(_: object, connection: Any, **__: object) -> None:
-        connection.exec_driver_sql(statement)
+        connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
     return run
 

@@ -1,7 +1,7 @@
 """Messages as rows of an embedded broker, written by any driver, synchronous or not.
 
 What is to be done is a generator of statements, which is sent the first row of each: so it is said once, and whoever has the
-connection runs it as its driver wants. Parameters are written `?`.
+connection runs it as its driver wants. Here parameters are written `?`, and the schema `{s}`.
 """
 
 import hashlib
@@ -21,6 +21,9 @@ from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.message import Message
 
 Dialect: TypeAlias = Literal["sqlite", "postgresql"]
+Place: TypeAlias = Literal["?", "%s", "$"]
+"""How a driver writes the place of a parameter; `$` has its number behind it."""
+
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 Steps: TypeAlias = Generator[Statement, Sequence[Any] | None, None]
 
@@ -32,6 +35,7 @@ def ddl(dialect: str, schema: str) -> list[str]:
     """The statements that make the broker's tables, where they are missing. Raises ConfigError."""
     if known(dialect) == "sqlite":
         return sqlite_schema.ddl(check_schema("sqlite", schema))
+    check_schema("postgresql", schema)
     return [
         f"CREATE SCHEMA IF NOT EXISTS {postgres_schema.quoted(schema)}",
         *postgres_schema.ddl(schema),
@@ -49,11 +53,15 @@ def known(dialect: str) -> Dialect:
 
 def check_schema(dialect: Dialect, schema: str) -> str:
     """The schema, if it can be one there. Raises ConfigError."""
+    where, check = (
+        ("SQLite", sqlite_schema.check_schema)
+        if dialect == "sqlite"
+        else ("PostgreSQL", postgres_schema.check_schema)
+    )
     try:
-        if dialect == "sqlite":
-            sqlite_schema.check_schema(schema)
+        check(schema)
     except ValueError as error:
-        raise ConfigError(f"in SQLite an outbox's {error}; it is {schema!r}") from error
+        raise ConfigError(f"in {where} an outbox's {error}; it is {schema!r}") from error
     return schema
 
 
@@ -74,25 +82,37 @@ def write(
     schema: str,
     messages: Sequence[Message],
     *,
+    place: Place = "?",
     lock_keys: bool = False,
     later: Later | None = None,
 ) -> Steps:
     """Store messages, which have been checked and have an id and a time, in the transaction that is open."""
     check_schema(dialect, schema)
+    name = schema.replace("%", "%%") if place == "%s" else schema
     if dialect == "sqlite":
-        return _filled(_to_sqlite(messages, later), schema, sqlite_schema.filled)
-    return _filled(_to_postgres(messages, later, lock_keys=lock_keys), schema, postgres_schema.filled)
+        return _filled(_to_sqlite(messages, later), place, lambda text: sqlite_schema.filled(text, name))
+    steps = _to_postgres(messages, later, lock_keys=lock_keys)
+    return _filled(steps, place, lambda text: postgres_schema.filled(text, name))
 
 
-def _filled(steps: Steps, schema: str, fill: Callable[[str, str], str]) -> Steps:
-    """The statements with the schema's name in them."""
+def _filled(steps: Steps, place: Place, fill: Callable[[str], str]) -> Steps:
+    """The statements as a driver takes them: with its places, and then the schema, in whose name anything may be."""
     row = None
     while True:
         try:
             statement, parameters = steps.send(row)
         except StopIteration:
             return
-        row = yield fill(statement, schema), parameters
+        row = yield fill(_placed(statement, place)), parameters
+
+
+def _placed(statement: str, place: Place) -> str:
+    if place == "?":
+        return statement
+    first, *rest = statement.split("?")
+    if place == "%s":
+        return "%s".join([first, *rest])
+    return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))
 
 
 # --- SQLite
