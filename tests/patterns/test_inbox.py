@@ -494,6 +494,38 @@ async def test_in_sqlite_a_handler_is_told_not_to_wait_for_its_own_lock(tmp_path
         assert "outbox.publish(inbox.session(), ...)" in sentence
 
 
+async def test_in_sqlite_a_handler_waits_for_the_file_as_long_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, several = 0, asyncio.Event()
+    attempts: list[int] = []
+
+    async def handle(message: Message) -> None:
+        attempts.append(message.attempt)
+
+    async with engine_of(f"sqlite:///{tmp_path}/app.db"), connect("memory://") as broker:
+        url = f"sqlite+aiosqlite:///{tmp_path}/app.db"
+        engine = create_async_engine(url, connect_args={"timeout": 0.01}, poolclass=NullPool)
+        inbox, execute = Inbox(engine), AsyncTransaction.execute
+
+        async def counted(self: AsyncTransaction, statement: str, parameters: Any) -> int:
+            nonlocal asked
+            asked += 1
+            if asked > 5:
+                several.set()
+            return await execute(self, statement, parameters)
+
+        with closing(sqlite3.connect(tmp_path / "app.db")) as other:
+            async with broker.consumer("orders", group="g", handler=handle, middleware=[inbox], retry=SOON):
+                other.execute("BEGIN IMMEDIATE")
+                monkeypatch.setattr(AsyncTransaction, "execute", counted)
+                await broker.producer().publish(message("a"))
+                await several.wait()  # it has tried, and been told that the file is locked
+                other.execute("ROLLBACK")
+                await settled(broker)
+    assert attempts == [1]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_in_sqlite_a_handler_longer_than_the_lease_keeps_its_message(
     tmp_path: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
