@@ -94,7 +94,8 @@ def _rabbitmq() -> Ready:
         },
     )
     package = run("chroot", folder, "dpkg-query", "-W", "-f", "${Version}", "rabbitmq-server")
-    return Ready(f"RabbitMQ {package.strip()}", path=path)
+    version, _, _ = package.strip().partition("-")
+    return Ready(f"RabbitMQ {version}", path=path)
 
 
 def _postgres(release: str, major: int) -> Callable[[], Ready]:
