@@ -18,12 +18,14 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 from typer.testing import CliRunner
 
+from tests.contracts.test_pairs import TYPES
 from things_kit import App, Message, Topic
 from things_kit.cli.app import app as program
 from things_kit.codecs import Avro, CloudEvents, MessagePack, Protobuf
 from things_kit.codecs.json_schema import Schemas
 from things_kit.contracts.asyncapi import asyncapi
-from things_kit.contracts.page import example, page
+from things_kit.contracts.examples import example
+from things_kit.contracts.page import page
 from things_kit.middleware import compress
 from things_kit.modules import config, kafka, memory
 
@@ -313,6 +315,12 @@ def test_a_document_is_valid_by_asyncapi_s_own_schema(made: App | Topic[Any], of
         f"{error.json_path}: {error.message[:200]}" for error in official.iter_errors(document_of(made))
     ]
     assert not errors
+
+
+def test_a_document_of_all_that_types_can_say_is_valid(official: Any) -> None:
+    topics: list[Topic[Any]] = [Topic(f"t{number}", kind) for number, (kind, _) in enumerate(TYPES)]
+    document = json.loads(json.dumps(asyncapi("t", topics=topics)))
+    assert [f"{error.json_path}: {error.message[:200]}" for error in official.iter_errors(document)] == []
 
 
 def test_protobuf_s_nested_and_repeated_fields_maps_and_enums_are_described() -> None:

@@ -20,10 +20,7 @@ _SIMPLE: Final[dict[type, Schema]] = {
     shapes.RawType: {},
     shapes.NoneType: {"type": "null"},
     shapes.BoolType: {"type": "boolean"},
-    shapes.ByteArrayType: {"type": "string", "contentEncoding": "base64"},
-    shapes.DateTimeType: {"type": "string", "format": "date-time"},
     shapes.DateType: {"type": "string", "format": "date"},
-    shapes.TimeType: {"type": "string", "format": "time"},
     shapes.TimeDeltaType: {"type": "string", "format": "duration"},
     shapes.UUIDType: {"type": "string", "format": "uuid"},
     shapes.DecimalType: {"type": "string", "format": "decimal"},
@@ -33,6 +30,21 @@ _BOUNDS: Final = {
     "min_length": "minLength", "max_length": "maxLength", "pattern": "pattern",
 }  # fmt: skip
 _SIZES: Final = {"min_length": "minItems", "max_length": "maxItems"}
+_ENTRIES: Final = {"min_length": "minProperties", "max_length": "maxProperties"}
+_PLAIN: Final[dict[type, str]] = {
+    shapes.IntType: "integer",
+    shapes.FloatType: "number",
+    shapes.StrType: "string",
+}
+_TIMES: Final = {shapes.DateTimeType: "date-time", shapes.TimeType: "time"}
+_BYTES: Final = (shapes.BytesType, shapes.ByteArrayType, shapes.MemoryViewType)
+INT_KEY: Final = "^-?[0-9]+$"
+FLOAT_KEY: Final = "^-?[0-9.eE+-]+$"
+"""How a number is written that is the name of a field."""
+
+_KEYS: Final = {shapes.IntType: INT_KEY, shapes.FloatType: FLOAT_KEY}
+ZONED: Final = "([Zz]|[+-][0-9]{2}:?[0-9]{2})$"
+"""How a time with a zone ends."""
 _LISTS: Final = (shapes.ListType, shapes.VarTupleType, shapes.CollectionType)
 _SETS: Final = (shapes.SetType, shapes.FrozenSetType)
 _RECORDS: Final = (shapes.StructType, shapes.DataclassType, shapes.TypedDictType)
@@ -66,7 +78,7 @@ class Schemas:
     def of(self, kind: Any) -> Schema:
         """The schema of a type. Raises TypeError where it cannot be described."""
         plain = unwrapped(kind)
-        if plain is bytes:
+        if kind is bytes:
             return {"type": "string", "contentEncoding": "base64"}
         if (fields := getattr(getattr(plain, "DESCRIPTOR", None), "fields", None)) is not None:
             return self._generated(plain, fields)
@@ -81,7 +93,7 @@ class Schemas:
             return {**self._shape(info.type), **(info.extra_json_schema or {})}
         if (simple := _SIMPLE.get(type(info))) is not None:
             return dict(simple)
-        if isinstance(info, shapes.IntType | shapes.FloatType | shapes.StrType | shapes.BytesType):
+        if isinstance(info, (*_PLAIN, *_BYTES, *_TIMES)):
             return _scalar(info)
         if isinstance(info, shapes.EnumType):
             return self._named(
@@ -95,7 +107,7 @@ class Schemas:
         if isinstance(info, shapes.UnionType):
             return {"anyOf": [self._shape(each) for each in info.types]}
         if isinstance(info, shapes.DictType):
-            return {"type": "object", "additionalProperties": self._shape(info.value_type)}
+            return self._mapping(info)
         if isinstance(info, (*_LISTS, *_SETS, shapes.TupleType, shapes.NamedTupleType)):
             return self._array(info)
         if isinstance(info, _RECORDS):
@@ -103,6 +115,27 @@ class Schemas:
         if isinstance(info, shapes.CustomType) and has_pydantic(info.cls):
             return self._pydantic(info.cls)
         raise TypeError(f"{type(info).__name__.removesuffix('Type')} cannot be described")
+
+    def _mapping(self, info: shapes.DictType) -> Schema:
+        found = {
+            "type": "object",
+            "additionalProperties": self._shape(info.value_type),
+            **_bounds(info, _ENTRIES),
+        }
+        keys = self._key(info.key_type)
+        return found if keys in ({}, {"type": "string"}) else {**found, "propertyNames": keys}
+
+    def _key(self, info: shapes.Type) -> Schema:
+        """The schema of a type as the name of a field, which is text."""
+        if isinstance(info, shapes.UnionType):
+            return {"anyOf": [self._key(each) for each in info.types]}
+        if isinstance(info, shapes.EnumType | shapes.LiteralType):
+            values = [each.value for each in info.cls] if isinstance(info, shapes.EnumType) else info.values
+            return {"enum": [str(value) for value in values]}
+        if (pattern := _KEYS.get(type(info))) is None:
+            return self._shape(info)
+        bounds = _bounds(info, _BOUNDS)
+        return {"type": "string", "pattern": pattern, **({"contentSchema": bounds} if bounds else {})}
 
     def _array(self, info: Any) -> Schema:
         if isinstance(info, shapes.TupleType):
@@ -208,7 +241,9 @@ def _of_pydantic(kind: Any) -> tuple[Schema, dict[str, Schema]]:
     """Pydantic's schema of a type, and the definitions that it names."""
     from pydantic import TypeAdapter  # noqa: PLC0415 - as above
 
-    whole = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}")
+    from things_kit.codecs.pydantic_schema import Complete  # noqa: PLC0415 - as above
+
+    whole = TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}", schema_generator=Complete)
     definitions = whole.pop("$defs", {})
     if is_model(kind) and "$ref" not in whole:
         definitions[kind.__name__], whole = whole, {"$ref": f"#/$defs/{kind.__name__}"}
@@ -274,10 +309,27 @@ def _type_name(cls: Any) -> str:
 
 
 def _scalar(info: Any) -> Schema:
-    if isinstance(info, shapes.BytesType):
-        return {"type": "string", "contentEncoding": "base64"}
-    kind = {shapes.IntType: "integer", shapes.FloatType: "number"}.get(type(info), "string")
-    return {"type": kind, **_bounds(info, _BOUNDS)}
+    """Numbers, text, and bytes, which JSON has in base64, and times: of these a pattern says what a format does not."""
+    if (kind := _PLAIN.get(type(info))) is not None:
+        return {"type": kind, **_bounds(info, _BOUNDS)}
+    if (name := _TIMES.get(type(info))) is not None:
+        patterns: dict[bool | None, Schema] = {
+            True: {"pattern": ZONED},
+            False: {"not": {"pattern": ZONED}},
+            None: {},
+        }
+        return {"type": "string", "format": name, **patterns[info.tz]}
+    found: Schema = {"type": "string", "contentEncoding": "base64"}
+    least, most = info.min_length or 0, info.max_length
+    if least or most is not None:
+        sizes = f"{_digits(least)},{'' if most is None else _digits(most)}"
+        found["pattern"] = f"^[A-Za-z0-9+/]{{{sizes}}}={{0,2}}$"
+    return found
+
+
+def _digits(size: int) -> int:
+    """How many digits of base64 so many bytes have, which no other number has."""
+    return -(-4 * size // 3)
 
 
 def _bounds(info: Any, names: dict[str, str]) -> Schema:

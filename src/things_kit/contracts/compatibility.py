@@ -6,6 +6,7 @@ judged is said to be broken.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
@@ -23,7 +24,7 @@ _KINDS: Final = ("object", "array", "string", "number", "boolean", "null")
 _JUDGED: Final = frozenset({
     "type", "enum", "const", "properties", "additionalProperties", "required", "items", "minimum", "maximum",
     "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "minItems", "maxItems", "format",
-    "pattern", "contentEncoding",
+    "pattern", "contentEncoding", "propertyNames", "minProperties", "maxProperties",
 })  # fmt: skip
 """What the rules know; of anything else both sides must say the same."""
 _LOWER: Final = (("minimum", False), ("exclusiveMinimum", True))
@@ -199,6 +200,26 @@ class Reader:
                 found += self.broken(schema, others, f"{path}.{name}", depth + 1)
         if free is not None and free is not False and others is not True:
             found += self.broken(free, others, f"{path}.*", depth + 1)
+        return [*found, *self._entries(writes, reads, path, depth)]
+
+    def _entries(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
+        """How fields are called, and how many there are."""
+        written = writes.get("properties", {})
+        free = writes.get("additionalProperties", None if "properties" in writes else True)
+        open_ = free is not None and free is not False
+        found: list[Broken] = []
+        if "propertyNames" in reads:
+            names: list[Any] = [{"const": name} for name in written]
+            if open_:
+                names.append({"allOf": [{"type": "string"}, writes.get("propertyNames", True)]})
+            for name in names:
+                found += self.broken(name, reads["propertyNames"], f"{path}.*", depth + 1)
+        least = max(writes.get("minProperties", 0), len(set(writes.get("required", ()))))
+        if reads.get("minProperties", 0) > least:
+            found.append(Broken(path, f"minProperties is {reads['minProperties']}"))
+        most = min(writes.get("maxProperties", math.inf), math.inf if open_ else len(written))
+        if reads.get("maxProperties", math.inf) < most:
+            found.append(Broken(path, f"maxProperties is {reads['maxProperties']}"))
         return found
 
     def _array(self, writes: Any, reads: Any, path: str, depth: int) -> list[Broken]:
