@@ -180,12 +180,18 @@ def run(lifecycle: Lifecycle, consumer: BrokerConsumer) -> None:
     drain, topics = seconds(options.drain_timeout, "drain_timeout"), ", ".join(options.topics)
 
     async def start() -> None:
-        await consumer.start()
-        watch_over().begin()
+        watch_over().begin()  # what waits at the broker is handled while it starts
+        try:
+            await consumer.start()
+        except BaseException:
+            watch_over().end()
+            raise
 
     async def stop() -> None:
-        watch_over().end()
-        await consumer.stop()
+        try:
+            await consumer.stop()
+        finally:
+            watch_over().end()
 
     lifecycle.append(
         Hook(
