@@ -16,6 +16,7 @@ from things_kit import Batch, ConfigError, Message, Retry, Topic
 from things_kit.engine.broker import Broker
 from things_kit.testing import Fault, Faults, SimulationFailed, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
+from things_kit.testing.simulation.search import Simulation
 
 Handler = Callable[[Message], Any]
 
@@ -76,11 +77,25 @@ class Idempotent(Naive):
         assert set(self.charged) == self.history.published("orders")
 
 
+class Undying(Idempotent):
+    """The default's faults stay below the attempts of a message: those of a right handler have no dead letter."""
+
+    def eventually(self) -> None:
+        super().eventually()
+        assert not self.history.dead_letters
+
+
 @pytest.mark.parametrize("broker", MODELS)
 def test_a_right_handler_passes_on_every_model(broker: str) -> None:
-    report = simulate(Idempotent, seeds=30, broker=broker)
+    report = simulate(Undying, seeds=30, broker=broker)
     assert (report.check, report.histories) == (None, 30)
     assert report.happened["crash"] > 5
+
+
+@pytest.mark.parametrize(("broker", "seed"), [("postgres", 274), ("rabbitmq", 202)])
+def test_lost_connections_and_crashes_together_stay_below_the_attempts(broker: str, seed: int) -> None:
+    faults = Faults.all().for_broker(broker, MODELS[broker][0].impossible)
+    Simulation(Undying, broker, 2, faults).search([seed], 1, ())
 
 
 @pytest.mark.parametrize("broker", MODELS)

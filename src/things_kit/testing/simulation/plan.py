@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from things_kit.testing.simulation.faults import Fault
+from things_kit.testing.simulation.faults import DEFAULTS, Fault
 
 REST: Final = 7200.0
 """Seconds without any event after which a history that was healed, and is not at rest, never will be."""
@@ -47,6 +47,7 @@ class Chance:
         happened: The faults that had an effect, as (name, number of the occasion), in order.
         workload: The randomness of the user's code.
         healed: Nothing goes wrong any more.
+        looming: How often each fault has been drawn and has had no effect yet.
     """
 
     def __init__(self, plan: Plan, faults: Mapping[str, Fault]) -> None:
@@ -54,6 +55,7 @@ class Chance:
         self.happened: list[tuple[str, int]] = []
         self.workload = self.stream("workload")
         self.healed = False
+        self.looming: Counter[str] = Counter()
         self._schedule = self.stream("schedule")
         self._size = self.stream(f"size {plan.sizes}" if plan.sizes else "size")
         self._occasions: Counter[str] = Counter()
@@ -85,14 +87,21 @@ class Chance:
         """How many choices there were so far."""
         return self._turns
 
-    def strikes(self, name: str) -> bool:
-        """Whether this fault happens on this occasion; the caller then makes it so."""
+    def left(self, name: str) -> int:
+        """How often this fault can have an effect still, or would by default."""
+        return min(self._left.get(name, 0), DEFAULTS[name][1]) + self.looming[name]
+
+    def strikes(self, name: str, *, bearable: bool = True) -> bool:
+        """Whether this fault happens on this occasion; the caller then makes it so.
+
+        One that is not `bearable` does not: with those to come a right handler would lose a message to its dead letter.
+        """
         if name not in self._probability:
             return False
         self._occasions[name] += 1
         occasion = (name, self._occasions[name])
         drawn = self._streams[name].random()
-        if self.healed:
+        if self.healed or not bearable:
             return False
         if self.plan.faults is not None:
             strikes = occasion in self.plan.faults

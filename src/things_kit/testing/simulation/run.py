@@ -320,12 +320,14 @@ class Run:
                 self._condemned[owner] = fate, left - 1
             else:
                 del self._condemned[owner]
+                self.chance.looming[fate] -= 1
                 (self._crash if fate == "crash" else self._stop)(owner)
 
     def condemn(self, process: SimulatedProcess, fate: str) -> None:
         """It crashes, or is told to stop, a few steps from now."""
         if process not in self._condemned and process.number:
             self._condemned[process] = fate, self.chance.below(FAR)
+            self.chance.looming[fate] += 1
 
     def _crash(self, process: SimulatedProcess) -> None:
         self.note(f"{process} crashes", None)

@@ -115,9 +115,8 @@ class Shrinker:
                 moved = faults - {(name, occasion)} | {(name, earlier)}
                 if self._try(msgspec.structs.replace(shorter, faults=moved), workload=True):
                     return
-        for sizes in range(
-            1, SIZES + 1
-        ):  # what was in time where there was more to do may come too late, and so on
+        # What was in time where there was more to do may come too late, and so on
+        for sizes in range(1, SIZES + 1) if faults else ():
             if self._try(msgspec.structs.replace(shorter, sizes=sizes), workload=True):
                 return
 

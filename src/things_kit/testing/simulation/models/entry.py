@@ -22,6 +22,7 @@ class Entry(msgspec.Struct, eq=False):
         ends: When the lease ends; None while nobody has it, or for as long as the connection holds.
         holder: Who has it.
         frozen: Its holder cannot renew the lease.
+        losses: How often it came again without a verdict, where that counts.
         returns: How often it was given back, where that counts for all but the process that did.
         returned_by: Who that was.
     """
@@ -36,5 +37,6 @@ class Entry(msgspec.Struct, eq=False):
     ends: float | None = None
     holder: "QueueReceiver | None" = None
     frozen: bool = False
+    losses: int = 0
     returns: int = 0
     returned_by: SimulatedProcess | None = None

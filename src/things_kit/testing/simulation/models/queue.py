@@ -10,6 +10,7 @@ from typing import Any, Final
 from things_kit.engine.driver import Delivery, Later, Release, Subscription
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
+from things_kit.messaging.policy import RetryPolicy
 from things_kit.testing.simulation.models.entry import Entry
 from things_kit.testing.simulation.models.receivers import (
     FetchingReceiver,
@@ -26,6 +27,10 @@ FROZEN: Final = (0.02, 2.0)
 
 FIRST: Final = 1_000_000_000.0
 """Places before that of the first message in its topic, for what comes back to be handed out first."""
+
+
+BORNE: Final = RetryPolicy().attempts - 1
+"""How often a message may come again without a verdict."""
 
 
 class QueueGroup:
@@ -132,6 +137,14 @@ class QueueGroup:
         """How many this receiver has."""
         return sum(entry.holder is receiver for entry in self._out.values())
 
+    def can_bear_one_more(self, receiver: QueueReceiver) -> bool:
+        """Whether all that this receiver holds may come again without a verdict, and ends in no dead letter by that."""
+        return all(self._can_bear_one_more(entry) for entry in self._out.values() if entry.holder is receiver)
+
+    def _can_bear_one_more(self, entry: Entry) -> bool:
+        to_come = self.server.chance.left("crash") + self.server.chance.left("outage")
+        return entry.losses + to_come < BORNE or not self.server.traits.counts
+
     def _in_order(self) -> list[Entry]:
         entries, chance = list(self._waiting), self.server.chance
         if self.server.traits.unordered and len(entries) > 1 and chance.strikes("redelivery"):
@@ -151,7 +164,7 @@ class QueueGroup:
         entry.holder, entry.frozen, entry.ends = receiver, False, None
         if lease is not None:
             entry.ends = self._now() + lease * self.server.traits.shortest_lease
-            if chance.strikes("lease_expiry"):
+            if chance.strikes("lease_expiry", bearable=self._can_bear_one_more(entry)):
                 entry.ends, entry.frozen = self._now() + chance.between(*FROZEN), True
             self._look_at(entry.ends)
         self.server.note(f"delivered to {receiver.driver.process}", entry.message)
@@ -243,7 +256,7 @@ class QueueGroup:
         for token in tokens:
             entry = self._out.pop(token)
             if counted and self.server.traits.counts:
-                entry.attempt += 1
+                entry.attempt, entry.losses = entry.attempt + 1, entry.losses + 1
             self.server.note("comes again", entry.message)
             entry.due = 0.0
             self._place_first(entry)

@@ -52,7 +52,7 @@ class QueueReceiver:
         await self.driver.call()
         self.check()
         chance = self.group.server.chance
-        if chance.strikes("lost_acknowledgement"):
+        if chance.strikes("lost_acknowledgement", bearable=self.group.can_bear_one_more(self)):
             if chance.below(2):
                 self.group.settle(self, done, back)
             self.group.disown(self, done)
@@ -64,7 +64,10 @@ class QueueReceiver:
 
     def breaks(self) -> bool:
         """Whether its connection breaks now, so that what it still holds comes again."""
-        if not (self.group.held_by(self) and self.group.server.chance.strikes("redelivery")):
+        bearable = self.group.can_bear_one_more(self)
+        if not (
+            self.group.held_by(self) and self.group.server.chance.strikes("redelivery", bearable=bearable)
+        ):
             return False
         self.group.server.note("its connection breaks", None)
         self.break_off(dead=False)
