@@ -139,24 +139,26 @@ async def test_a_coordinator_that_is_not_found_in_time_is_an_outage_and_asked_an
         cluster.will_say(FIND_COORDINATOR, *[KafkaError.COORDINATOR_NOT_AVAILABLE] * 500)
         with pytest.raises(ConnectionLost, match="places of the group 'g'"):
             await asked.committed("g", place)
-    assert not asked._readers
+    await eventually(lambda: not asked._readers, 20)
 
 
 class WatchedConsumer(Consumer):
     """One of which can be told whether it is still there."""
 
 
-async def test_consumers_that_ask_are_few_and_end_with_whoever_asked(
+async def test_a_consumer_that_asks_is_kept_for_the_next_question_and_ends_soon_after_the_last(
     asked: GroupReaders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "MOST", 2)
     monkeypatch.setattr(readers, "Consumer", WatchedConsumer)
+    monkeypatch.setattr(readers, "KEPT", 60.0)
     clients: list[Any] = []
-    for group in ("a", "b", "a", "c"):
-        await asked.committed(group, [TopicPartition("t", 0)])
+    for group in ("a", "b", "a"):
+        assert await asked.committed(group, [TopicPartition("t", 0)]) == []
         clients.append(weakref.ref(asked._readers[group]._consumers[0]))
-    assert list(asked._readers) == ["a", "c"]
     assert clients[0]() is clients[2]()
-    await eventually(lambda: clients[1]() is None, 20)
+    monkeypatch.setattr(readers, "KEPT", 0.01)
+    await asked.committed("a", [TopicPartition("t", 0)])
+    await eventually(lambda: clients[0]() is None, 20)
+    assert list(asked._readers) == ["b"]
     await asked.close()
-    await eventually(lambda: not any(each() for each in clients), 20)
+    await eventually(lambda: clients[1]() is None, 20)

@@ -7,7 +7,6 @@ as one that has just come back does not yet: it looks for the coordinator of its
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -27,15 +26,20 @@ LOOK: Final = 1.0
 AGAIN: Final = 0.05
 """Seconds before a coordinator is asked again that is none, or not yet."""
 
-MOST: Final = 2
-"""Groups whose consumers are kept for the next question; the one that was asked for longest ago goes first."""
+KEPT: Final = 1.0
+"""Seconds for which a consumer waits for the next question: who drains a group asks again and again, and a gauge now and then."""
 
 
 class GroupReader:
-    """The one reference to a consumer of a group. It ends in the thread of whoever lets it go last, and never in the loop."""
+    """The one reference to a consumer of a group. It ends in the thread of whoever lets it go last, and never in the loop.
+
+    Attributes:
+        end_later: Ends it, unless it is asked again.
+    """
 
     def __init__(self, settings: Settings, group: str) -> None:
         self._consumers: list[Any] = [settings.created(Consumer, settings.reader(group))]
+        self.end_later: asyncio.TimerHandle | None = None
 
     def end(self) -> None:
         """Let it go. Blocks."""
@@ -74,39 +78,46 @@ def _may_pass(error: KafkaError) -> bool:
 
 
 class GroupReaders:
-    """Those of the groups that were asked for last."""
+    """Those of the groups that were asked for a moment ago."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._readers: OrderedDict[str, GroupReader] = OrderedDict()
+        self._readers: dict[str, GroupReader] = {}
 
     async def committed(self, group: str, partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
         """The places of a group; partitions without one are left out. Raises ConnectionLost, ConfigError."""
         if not partitions:
             return []
-        reader = self._reader(group)
+        if group not in self._readers:
+            self._readers[group] = GroupReader(self._settings, group)
+        reader, kept = self._readers[group], 0.0
         try:
             with ERRORS.during(f"asking for the places of the group {group!r}"):
                 found = await answered(lambda: reader.committed(partitions), "places")
+                kept = KEPT
                 for each in found:
                     if each.error is not None and each.error.code() not in UNKNOWN:
                         raise KafkaException(each.error)
-        except ConnectionLost:
-            if self._readers.get(group) is reader:
-                del self._readers[group]
-            part(reader.end, "reader end")
-            raise
+        finally:
+            self._end_in(kept, group, reader)
         return [each for each in found if each.error is None and each.offset != OFFSET_INVALID]
 
-    def _reader(self, group: str) -> GroupReader:
-        if group not in self._readers:
-            self._readers[group] = GroupReader(self._settings, group)
-            if len(self._readers) > MOST:
-                part(self._readers.popitem(last=False)[1].end, "reader end")
-        self._readers.move_to_end(group)
-        return self._readers[group]
+    def _end_in(self, seconds: float, group: str, reader: GroupReader) -> None:
+        """Have it end then, unless it is asked again until it does; one that did not answer ends at once."""
+        if reader.end_later is not None:
+            reader.end_later.cancel()
+        if self._readers.get(group) is reader:
+            reader.end_later = asyncio.get_running_loop().call_later(seconds, self._end, group, reader)
+
+    def _end(self, group: str, reader: GroupReader) -> None:
+        if self._readers.get(group) is reader:
+            del self._readers[group]
+        part(reader.end, "reader end")
 
     async def close(self) -> None:
         """End all consumers, in bounded time."""
-        readers, self._readers = list(self._readers.values()), OrderedDict()
+        readers, self._readers = list(self._readers.values()), {}
+        for reader in readers:
+            if reader.end_later is not None:
+                reader.end_later.cancel()
         await asyncio.gather(*(parted(reader.end, "reader close") for reader in readers))
