@@ -1,6 +1,6 @@
-"""Each two transforms in each order, through a bridge that renames, a retry, a dead letter and its replay."""
+"""Each two or three transforms in each order, through a bridge that renames, a retry, a dead letter and its replay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -22,11 +22,11 @@ KINDS: dict[str, Callable[[Path], Transform]] = {
 }
 
 
-@pytest.mark.parametrize("pair", list(permutations(KINDS, 2)), ids="-".join)
-async def test_two_transforms_go_through_bridge_retry_dead_letter_and_replay(
-    pair: tuple[str, str], tmp_path: Path
+@pytest.mark.parametrize("names", [*permutations(KINDS, 2), *permutations(KINDS, 3)], ids="-".join)
+async def test_transforms_go_through_bridge_retry_dead_letter_and_replay(
+    names: Sequence[str], tmp_path: Path
 ) -> None:
-    chain = [KINDS[name](tmp_path) for name in pair]
+    chain = [KINDS[name](tmp_path / "claims") for name in names]
     seen: list[Message] = []
 
     async def handle(message: Message) -> None:
@@ -34,7 +34,7 @@ async def test_two_transforms_go_through_bridge_retry_dead_letter_and_replay(
         if len(seen) <= 2:
             raise ValueError("not yet")
 
-    async with connect("memory://") as near, connect("memory://") as far:
+    async with connect(f"sqlite:///{tmp_path}/near.db") as near, connect("memory://") as far:
         retry = RetryPolicy(attempts=2, first=0.01)
         await near.declare("orders")
         await near.producer(transforms=chain).publish(Message("orders", TEXT))

@@ -38,18 +38,19 @@ class TransformSuite(Suite):
     async def test_retries_dead_letters_and_replay_carry_the_bytes_untouched(self, stage: Stage) -> None:
         """A dead letter is as unreadable at the broker as its message was; replayed, it is read again."""
         topic, group = stage.topic(), stage.group()
-        chain = (compress("gzip", above=100), encrypt(KEYS))
         recorder = Recorder(failing(3))
-        await stage.consume(topic, group, recorder, transforms=chain)
-        await stage.broker.producer(transforms=chain).publish(Message(topic, LARGE))
-        await recorder.until_began(3, stage.patience)
+        with tempfile.TemporaryDirectory() as folder:
+            chain = (compress("gzip", above=100), encrypt(KEYS), claim_check(Path(folder), above=40))
+            await stage.consume(topic, group, recorder, transforms=chain)
+            await stage.broker.producer(transforms=chain).publish(Message(topic, LARGE))
+            await recorder.until_began(3, stage.patience)
 
-        await stage.until_lag(f"{topic}-dlq", DEAD_LETTER_GROUP, 1)
-        replayed = 0
-        while not replayed:
-            replayed = await stage.broker.replay(f"{topic}-dlq", where=lambda dead: dead.value != LARGE)
+            await stage.until_lag(f"{topic}-dlq", DEAD_LETTER_GROUP, 1)
+            replayed = 0
+            while not replayed:
+                replayed = await stage.broker.replay(f"{topic}-dlq", where=lambda dead: dead.value != LARGE)
 
-        assert [message.value for message in await recorder.until_done(1, stage.patience)] == [LARGE]
+            assert [message.value for message in await recorder.until_done(1, stage.patience)] == [LARGE]
 
     async def test_a_topic_says_what_is_done_to_its_values(self, stage: Stage) -> None:
         """Both sides take it from the contract; a batch has what is good in it, what is not fails alone."""
