@@ -59,17 +59,22 @@ class Last:
         return [message for *_, message in sorted(self._kept, key=lambda entry: entry[:2])]
 
 
-async def messages_since(broker: Broker, topic: str, since: Since) -> AsyncGenerator[Sequence[Message], None]:
-    """What is there, in the order in which it comes or of its time, and what comes after it, without end.
-
-    Raises:
-        UnsupportedError: The broker keeps nothing.
-        BrokerUnavailable: It was lost.
-    """
+def check_retained(broker: Broker) -> None:
+    """Raise UnsupportedError if the broker keeps nothing."""
     if not broker.capabilities.retained:
         raise UnsupportedError(
             f"{broker.url.display} keeps nothing for those who come later: leave --from out"
         )
+
+
+async def messages_since(broker: Broker, topic: str, since: Since) -> AsyncGenerator[Sequence[Message], None]:
+    """What is there, in the order in which it comes or of its time, and what comes after it, without end.
+
+    The broker retains messages, see `check_retained`.
+
+    Raises:
+        BrokerUnavailable: It was lost.
+    """
     last = None if since.last is None else Last(since.last)
     async with Reading(broker.transmission, topic, None, create=False) as reading:
         async for deliveries in reading.batches():

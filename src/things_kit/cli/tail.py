@@ -11,7 +11,7 @@ from things_kit.cli.looking import looking
 from things_kit.cli.options import JsonFlag, Topic, Url
 from things_kit.cli.printing import safe, terminal
 from things_kit.cli.running import run
-from things_kit.cli.since import Since, messages_since
+from things_kit.cli.since import Since, check_retained, messages_since
 from things_kit.cli.view import View, printing
 from things_kit.engine.broker import Broker
 from things_kit.engine.url import BrokerURL
@@ -53,6 +53,7 @@ def tail(
 
 async def _tail_from(url: str, topic: str, since: Since, view: View) -> None:
     async with looking(url, topic) as broker:
+        check_retained(broker)
         _tell_listening(url, topic)
         await view.during(_read(broker, topic, since, view))
 

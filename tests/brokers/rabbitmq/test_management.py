@@ -169,6 +169,9 @@ def test_a_typing_error_is_answered_with_what_there_is(url: str, topic: str) -> 
     typo = cli("tail", url, f"{topic}x", "--limit", "1")
     assert typo.exit_code == 1
     assert f"there is no topic '{topic}x'; there is: {topic}" in typo.stderr
+    earlier = cli("tail", url, topic, "--from", "earliest")
+    assert earlier.stderr.startswith("things-kit: amqp://")
+    assert "keeps nothing for those who come later: leave --from out" in earlier.stderr
     group = cli("lag", url, topic, "biling")
     assert f"{topic} has no group 'biling'; there are: a.b%c, billing" in group.stderr
     assert cli("lag", url, topic, "billing").stdout == "2\n"
