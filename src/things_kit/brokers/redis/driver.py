@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from redis.asyncio import RedisCluster
+from redis.exceptions import ResponseError
 
 from things_kit.brokers.redis import scripts
 from things_kit.brokers.redis.admin import Admin
@@ -190,6 +191,16 @@ class RedisDriver:
             if there < replicas:
                 return [self._alone(there)] * len(answers)
         return answers
+
+    async def command(self, *words: Any) -> Any:
+        """What the server answers to a command that each message pays for. Raises the client's errors."""
+        client = self._opened
+        if isinstance(client, RedisCluster):
+            return await client.execute_command(*words)
+        [answer] = await answers_of(client.connection_pool, [words])
+        if isinstance(answer, ResponseError):
+            raise answer
+        return answer
 
     async def _answers(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         client = self._opened

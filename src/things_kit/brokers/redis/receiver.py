@@ -171,7 +171,7 @@ class RedisReceiver:
         if marked := self._marked.intersection(entries):
             await self._home.client.execute_command("HDEL", self._keys[2], *marked)
             self._marked -= marked
-        await self._home.client.execute_command("XACK", self._topic, self._group, *entries)
+        await self._home.command("XACK", self._topic, self._group, *entries)
         for entry in entries:
             self._held.pop(entry, None)
 
