@@ -229,7 +229,7 @@ class RequestSuite(Suite):
     async def test_the_inbox_of_a_killed_process_is_removed_by_the_next_that_asks(self, stage: Stage) -> None:
         """Its name says until when it can have been used; one of a living process stays."""
         if stage.capabilities.passing_inbox or not isinstance(stage.broker.transmission.driver, Listing):
-            pytest.skip("the broker removes it with the connection that reads it")
+            pytest.skip("the broker removes it by itself")
         orders = Topic(stage.topic(), Order)
         dead, living = f"{REPLIES}1-{stage.name('dead')}", f"{REPLIES}ffffffff-{stage.name('living')}"
         stage.sweep(dead, living)
