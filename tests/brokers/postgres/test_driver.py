@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -14,11 +15,13 @@ from tests.brokers.postgres.given import Open, consistent, insert, join, message
 from things_kit.brokers.postgres.driver import PostgresDriver
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.engine.collected import Collected
-from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription, UnknownTopic
+from things_kit.engine.driver import ConnectionLost, Delivery, Release, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.facts import Question
 from things_kit.engine.url import BrokerURL
-from things_kit.messaging.errors import ConfigError
+from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.testing.conformance.waiting import eventually
+
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -113,6 +116,14 @@ async def test_who_may_only_publish_publishes(
     )
     publisher = await connect(at=role)
     await publish(publisher, "a1")
+    later = datetime.now(UTC) + HOUR
+    assert await publisher.schedule([Scheduled(message(), later)]) == [None]
+    named = [Scheduled(message(), later, "one")]
+    [refused] = await publisher.schedule(named)
+    assert isinstance(refused, PublishError)
+    await sql.execute(f"GRANT SELECT, UPDATE ON {schema}.scheduled TO {user}")
+    assert await publisher.schedule(named) == await publisher.schedule(named) == [None]
+    assert len(await broker.upcoming("t", 10)) == 2
     [unknown] = await publisher.send([message(topic="other")])
     assert isinstance(unknown, UnknownTopic)
     with pytest.raises(ConfigError, match=r"the user lacks a right: permission denied .*GRANTs"):

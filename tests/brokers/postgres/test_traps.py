@@ -78,6 +78,13 @@ async def test_a_lock_that_is_not_had_in_time_is_an_outage_of_whoever_waits(
     assert names(await take(receiver)) == ["a1"]
 
 
+async def test_a_server_that_does_not_answer_in_time_is_an_outage_that_says_so(connect: Open) -> None:
+    broker = await connect("&pool=1")
+    with pytest.raises(ConnectionLost, match=r"^looking: no answer within 0\.1 s$"):
+        await broker.connections.rows("looking", "SELECT pg_sleep(60)", within=0.1)
+    await broker.declare("t", ["g"])
+
+
 async def test_a_publish_is_confirmed_before_anybody_is_notified(
     connect: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

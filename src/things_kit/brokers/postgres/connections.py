@@ -84,14 +84,15 @@ class Connections:
     @contextlib.asynccontextmanager
     async def use(self, doing: str, within: float | None = None) -> AsyncIterator[Any]:
         """A connection, for `within` seconds at most; in a transaction where statements have no names."""
-        limit = self._settings.options.timeout if within is None else within
+        seconds = self._settings.options.timeout if within is None else within
         async with self._places:
             connection = await self._take()
+            limit = asyncio.timeout(seconds)
             healthy = False
             self._busy.add(connection)
             try:
                 with ERRORS.during(doing):
-                    async with asyncio.timeout(limit), contextlib.AsyncExitStack() as stack:
+                    async with limit, contextlib.AsyncExitStack() as stack:
                         if self.unprepared:
                             await stack.enter_async_context(connection.transaction())
                         yield connection
@@ -99,6 +100,8 @@ class Connections:
             except Exception as error:
                 cause = error.__cause__ or error
                 healthy = isinstance(cause, asyncpg.PostgresError) and code_of(cause) != READ_ONLY
+                if limit.expired():
+                    raise ConnectionLost(f"{doing}: no answer within {seconds:g} s") from cause
                 raise
             finally:
                 self._busy.discard(connection)

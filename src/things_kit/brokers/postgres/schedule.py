@@ -5,7 +5,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, Final
 
 from things_kit.brokers.postgres.schema import filled
-from things_kit.brokers.postgres.wire import COLUMNS, SCHEDULE_MANY, Row, message_of, pack
+from things_kit.brokers.postgres.wire import COLUMNS, SCHEDULE_ANONYMOUS, SCHEDULE_MANY, Row, message_of, pack
 from things_kit.engine.driver import Scheduled
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ async def store(driver: "PostgresDriver", connection: Any, entries: Sequence[Sch
         if last.get((entry.message.topic, entry.schedule_id), place) == place
     ]
     topics = list({entry.message.topic for entry in entries})
-    statement = filled(SCHEDULE_MANY, driver.options.schema)
+    statement = filled(SCHEDULE_MANY if last else SCHEDULE_ANONYMOUS, driver.options.schema)
     found = await connection.fetch(statement, topics, *map(list, zip(*rows, strict=True)))
     return {row[0] for row in found}
 

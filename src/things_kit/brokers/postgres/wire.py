@@ -50,6 +50,9 @@ SCHEDULE_MANY: Final = f"""WITH known AS MATERIALIZED (SELECT name FROM {{s}}.to
     SELECT name FROM known"""  # noqa: S608 - our own texts; values are parameters
 """The same for messages that are to come later."""
 
+SCHEDULE_ANONYMOUS: Final = SCHEDULE_MANY.replace(REPLACE, "")
+"""The same where none has a `schedule_id`: who may only insert may do that."""
+
 _to_json: Final = msgspec.json.encode
 _headers: Final = msgspec.json.Decoder(dict[str, str]).decode
 

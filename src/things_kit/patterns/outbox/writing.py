@@ -156,7 +156,7 @@ def _to_postgres(messages: Sequence[Message], later: Later | None, *, lock_keys:
         for number in sorted(_lock_number(topic, key) for topic, key in keys):
             yield "SELECT pg_advisory_xact_lock(?)", (number,)
     insert = postgres_wire.INSERT if later is None else postgres_wire.SCHEDULE
-    end = "" if later is None else postgres_wire.REPLACE
+    end = "" if later is None or later.schedule_id is None else postgres_wire.REPLACE
     for start in range(0, len(messages), ROWS):
         rows = [(*postgres_wire.pack(message), *(later or ())) for message in messages[start : start + ROWS]]
         yield f"{insert} VALUES {_places(rows)} {end}", _flat(rows)
