@@ -3,6 +3,7 @@
 import os
 import pwd
 import secrets
+import signal
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ class PostgresServer(ServerProcess):
     """PostgreSQL on 127.0.0.1, which lets everybody of this machine in as `postgres`."""
 
     name: ClassVar[str] = "postgres"
+    stop_signal: ClassVar[signal.Signals] = signal.SIGINT
+    """By SIGTERM it waits for its clients to go."""
 
     @property
     def port(self) -> int:
@@ -47,7 +50,7 @@ class PostgresServer(ServerProcess):
 
     def _do(self, program: str, *words: str) -> None:
         run(
-            self._programs() / program,
+            self.program(program),
             "--host",
             "127.0.0.1",
             "--port",
@@ -74,7 +77,11 @@ class PostgresServer(ServerProcess):
     def command(self) -> Sequence[str | Path]:
         """The server, in the foreground."""
         words = ("-D", self.folder / "data", "-h", "127.0.0.1", "-p", str(self.port), "-k", "")
-        return [*as_user(), self._programs() / "postgres", *words]
+        return [*as_user(), self.program("postgres"), *words]
+
+    def program(self, name: str) -> Path:
+        """One of the programs that come with it. Raises ServerUnavailable."""
+        return self._programs() / name
 
     @staticmethod
     def _programs() -> Path:

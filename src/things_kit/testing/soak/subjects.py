@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgspec
 
 from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.postgres import PostgresServer
 from things_kit.testing.servers.process import ServerProcess, ServerUnavailable, free_ports, run
 from things_kit.testing.servers.pubsub import PROJECT, PubSubServer
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
@@ -155,6 +157,20 @@ async def kafka(_: Path) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
+async def postgres(_: Path) -> AsyncIterator[Subject]:
+    """A PostgreSQL of its own."""
+    server = PostgresServer()
+    async with _started(server, server.port) as relay:
+        version = await asyncio.to_thread(run, server.program("postgres"), "--version")
+        tables = _Tables(server)
+        yield Subject(
+            name="postgres", about=f"{version.strip()}, as durable as it is by default",
+            url=server.url.replace(f":{server.port}", f":{relay.port}") + "?lease=10", server=server, relay=relay,
+            lease=10.0, quiet=25.0, faults={"tables locked": (tables.lock, tables.release)},
+        )  # fmt: skip
+
+
+@asynccontextmanager
 async def pubsub(_: Path) -> AsyncIterator[Subject]:
     """The stand-in for Google Pub/Sub."""
     server = PubSubServer()
@@ -184,6 +200,7 @@ SUBJECTS: Final[Mapping[str, Opened]] = {
     "rabbitmq": rabbitmq,
     "nats": nats,
     "kafka": kafka,
+    "postgres": postgres,
     "pubsub": pubsub,
     "servicebus": servicebus,
 }
@@ -200,6 +217,31 @@ class _PatientRabbitMQ(RabbitMQServer):
     """The same."""
 
     patience = 240.0
+
+
+class _Tables:
+    """Another program that has the broker's tables for itself, as one that changes them does, or takes too long over a dump."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._session: subprocess.Popen[bytes] | None = None
+
+    def lock(self) -> None:
+        session = self._session = subprocess.Popen(  # noqa: S603 - our own server
+            [self._server.program("psql"), "--quiet", "--no-psqlrc", "--tuples-only", self._server.url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert session.stdin is not None
+        assert session.stdout is not None
+        tables = "things_kit.message, things_kit.consumer_group IN ACCESS EXCLUSIVE MODE"
+        session.stdin.write(f"BEGIN; LOCK TABLE {tables}; SELECT 'locked';\n".encode())
+        session.stdin.flush()
+        session.stdout.readline()
+
+    def release(self) -> None:
+        if self._session is not None:
+            self._session.communicate()
+            self._session = None
 
 
 class _Lock:
