@@ -28,6 +28,7 @@ NAMES = (
     "pubsub",
     "servicebus",
     "requests",
+    "outbox",
     "process",
 )
 REPORT = Path(__file__).parent.parent / "docs" / "benchmarks.md"

@@ -168,9 +168,14 @@ async def test_a_schema_may_have_any_name(database: str) -> None:
         (lambda: Outbox("my shop").ddl("sqlite"), "letters, digits and underscores"),
         (lambda: Outbox(topic_prefix="*"), "must not look like a pattern"),
         (lambda: Outbox(topic_prefix="x" * 65), "at most 64 bytes"),
+        (
+            lambda: Outbox().create("sqlite:///app.db"),
+            "takes SQLAlchemy's Engine or AsyncEngine; it was given 'sqlite",
+        ),
+        (lambda: Inbox("sqlite:///app.db"), "takes SQLAlchemy's Engine or AsyncEngine"),  # type: ignore[arg-type]
     ],
 )
-def test_names_that_the_broker_cannot_have_are_refused(make: Callable[[], object], sentence: str) -> None:
+def test_what_can_be_no_name_or_engine_is_refused(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         make()
 

@@ -18,7 +18,7 @@ from things_kit.patterns.inbox.consuming import Consuming
 from things_kit.patterns.inbox.marks import SWEPT, Marks, mark_of
 from things_kit.patterns.inbox.transactions import AsyncTransaction, SyncTransaction, Transaction
 from things_kit.patterns.outbox import Outbox
-from things_kit.patterns.outbox.writing import known
+from things_kit.patterns.outbox.writing import dialect_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -59,7 +59,7 @@ class Inbox:
         self.engine = engine
         self.outbox = outbox
         self.retain = seconds(retain, "retain")
-        self.dialect = known(engine.dialect.name)
+        self.dialect = dialect_of(engine)
         self.marks = Marks(self.dialect, outbox.schema if outbox else schema or "things_kit")
         self.is_async = hasattr(engine, "sync_engine")
         self.turn = _turn_of(engine)

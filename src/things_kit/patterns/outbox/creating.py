@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from things_kit.brokers.postgres.schema import LOCK
+from things_kit.patterns.outbox.writing import dialect_of
 
 
 def create(engine: Any, ddl: Callable[[str], Sequence[str]], schema: str) -> Awaitable[None] | None:
@@ -11,7 +12,7 @@ def create(engine: Any, ddl: Callable[[str], Sequence[str]], schema: str) -> Awa
 
     Nobody else makes tables in that schema meanwhile: several may start at once, also beside the broker.
     """
-    statements = ddl(engine.dialect.name)
+    statements = ddl(dialect_of(engine))
     if hasattr(engine, "sync_engine"):
         return _create_async(engine, statements, schema)
     with engine.begin() as connection:

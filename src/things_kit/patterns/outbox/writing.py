@@ -51,6 +51,13 @@ def known(dialect: str) -> Dialect:
     raise ConfigError(f"an outbox needs PostgreSQL or SQLite; this is {dialect!r}")
 
 
+def dialect_of(engine: Any) -> Dialect:
+    """The dialect of an SQLAlchemy engine, asynchronous or not. Raises ConfigError for what is none."""
+    if not hasattr(engine, "dialect") or not hasattr(engine, "pool"):
+        raise ConfigError(f"this takes SQLAlchemy's Engine or AsyncEngine; it was given {engine!r}")
+    return known(engine.dialect.name)
+
+
 def check_schema(dialect: Dialect, schema: str) -> str:
     """The schema, if it can be one there. Raises ConfigError."""
     where, check = (
