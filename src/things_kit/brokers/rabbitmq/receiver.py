@@ -214,6 +214,8 @@ class RabbitMQReceiver:
         token: Token = release.delivery.token
         if release.aside or token.renewed:  # in a queue that is nobody else's
             return True
+        if release.delivery.suspect and release.attempt <= token.counted:
+            return True  # it was not begun: counted, its mark would convict it in another process, and a copy has none
         counted = token.counted + way_back(self._source.counts, failed=True)[1]
         return not self._is_ordered(token.message) and release.attempt > counted
 
