@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -13,7 +14,15 @@ from tests.testing.simulation.test_worlds import FEW, QUICK, Engine
 from things_kit import Message, Reject
 from things_kit.engine.broker import Broker
 from things_kit.messaging.errors import RemoteError
-from things_kit.middleware import MemoryStore, circuit_breaker, deduplicate, throttle
+from things_kit.middleware import (
+    MemoryStore,
+    circuit_breaker,
+    claim_check,
+    compress,
+    deduplicate,
+    encrypt,
+    throttle,
+)
 from things_kit.testing import Faults, SimulationFailed, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 from things_kit.testing.simulation.models.server import EPOCH
@@ -219,7 +228,73 @@ class Asked(World):
                 assert late < 2 * SKEW, f"a request was begun {late:g} s after its deadline"
 
 
+class Warehouse:
+    """A store of claims that is away for a while, and outlives all processes."""
+
+    away = (1.0, 9.0)
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    async def put(self, key: str, value: bytes, /) -> None:
+        await self._ask()
+        self.values[key] = value
+
+    async def get(self, key: str, /) -> bytes | None:
+        await self._ask()
+        return self.values.get(key)
+
+    async def sweep(self, before: datetime, /) -> None:
+        self.values = {key: value for key, value in self.values.items() if key >= f"{before:%Y-%m-%d}"}
+
+    async def _ask(self) -> None:
+        await asyncio.sleep(0.01)
+        if self.away[0] <= now() < self.away[1]:
+            reached("away")
+            raise ConnectionError("the warehouse is away")
+
+
+class Claimed(Engine):
+    """Pictures go by claims, encrypted and compressed: whoever dies, each arrives as it was, and is asked for after retries too."""
+
+    async def setup(self) -> None:
+        self.store = Warehouse()
+        self.seen: set[int] = set()
+        self.transforms = (
+            compress("gzip", above=64), encrypt({"k": bytes(32)}), claim_check(self.store, above=256),
+        )  # fmt: skip
+
+    def picture(self, number: int) -> bytes:
+        """It cannot be compressed."""
+        return b"".join(sha256(b"%d of %d" % (part, number)).digest() for part in range(32))
+
+    def consumers(self, broker: Broker) -> list[Any]:
+        producer = broker.producer(transforms=self.transforms)
+
+        async def paint(message: Message) -> None:
+            await producer.publish(Message("pictures", self.picture(int(message.value)), key=message.value))
+
+        async def show(message: Message) -> None:
+            assert message.key is not None
+            assert message.value == self.picture(int(message.key))
+            if int(message.key) % 5 == 0 and message.attempt == 1:
+                raise ConnectionError("not yet")
+            self.seen.add(int(message.key))
+
+        common: dict[str, Any] = {"concurrency": 4, "retry": QUICK}
+        return [
+            broker.consumer("orders", group="g", handler=paint, **common),
+            broker.consumer("pictures", group="gallery", handler=show, transforms=self.transforms, **common),
+        ]
+
+    def eventually(self) -> None:
+        super().eventually()
+        assert self.seen == set(range(20))
+        assert all(len(message.value) < 256 for message in self.history.published("pictures"))
+
+
 EVERYWHERE = [
+    (Claimed, ["away"], None),
     (Throttled, ["throttled"], None),
     (Broken, ["opened"], None),
     (Deduplicated, ["again"], LIVING),

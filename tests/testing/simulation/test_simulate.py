@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 from examples.simulation import Billing, Careful
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from things_kit import Batch, ConfigError, Message, Retry, Topic
 from things_kit.engine.broker import Broker
@@ -373,4 +376,35 @@ def test_the_page_shows_a_column_for_each_process(tmp_path: Path) -> None:
     text = page.read_text()
     assert "<th>process 1</th>" in text
     assert "charged twice" in text
+    assert f"again: {raised.value.report.replay}" in text
+    assert "<br>never happened: " in text
+    assert re.search(r'<tr class="fault">.*(crashes|breaks)', text)
     assert "http" not in text
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.integers(0, 9), max_size=5))
+def none_above_six(numbers: list[int]) -> None:
+    class Drawn(World):
+        async def setup(self) -> None:
+            self.seen = set[int]()
+
+        def consumers(self, broker: Broker) -> list[Any]:
+            async def handle(message: Message) -> None:
+                self.seen.add(int(message.value))
+
+            return [broker.consumer("numbers", group="g", handler=handle)]
+
+        async def workload(self, producer: Any) -> None:
+            await producer.publish_batch([Message("numbers", b"%d" % number) for number in numbers])
+
+        def eventually(self) -> None:
+            assert self.seen == set(numbers)
+            assert max(self.seen, default=0) < 7, f"{numbers} of the workload"
+
+    simulate(Drawn, seeds=1, broker="redis")
+
+
+def test_hypothesis_draws_the_workload_and_makes_it_simple() -> None:
+    with pytest.raises(SimulationFailed, match=r"AssertionError: \[7\] of the workload"):
+        none_above_six()

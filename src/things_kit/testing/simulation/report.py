@@ -19,7 +19,7 @@ PAGE: Final = """<!doctype html>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
   color-scheme: light dark; }}
-pre {{ overflow-x: auto; padding: 1rem; background: color-mix(in srgb, currentColor 7%, transparent); }}
+pre {{ overflow-x: auto; font-size: .9em; padding: 1rem; background: color-mix(in srgb, currentColor 7%, transparent); }}
 table {{ border-collapse: collapse; width: 100%; }}
 th, td {{ text-align: left; padding: .25rem .6rem; vertical-align: top;
   border-bottom: 1px solid color-mix(in srgb, currentColor 15%, transparent); }}
@@ -37,7 +37,15 @@ tr.fault td {{ background: color-mix(in srgb, crimson 14%, transparent); }}
 </html>
 """
 
-FAULTY: Final = ("crashes", "goes away", "told to stop", "comes again", "failed")
+FAULTY: Final = (
+    "crashes",
+    "goes away",
+    "told to stop",
+    "breaks",
+    "session ends",
+    "partitions move",
+    "failed",
+)
 """What is shown as a fault in the timeline."""
 
 
@@ -71,10 +79,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
     def __str__(self) -> str:
-        faults = ", ".join(f"{name} {count}" for name, count in self.happened.items()) or "none"
-        lines = [f"{self.histories} histories on the model of {self.broker}; faults: {faults}"]
-        if self.never_fired:
-            lines.append(f"never happened: {', '.join(self.never_fired)}")
+        lines = self._summary()
         if self.check is None:
             return "\n".join(lines)
         lines += [
@@ -88,15 +93,20 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         ]
         return "\n".join(lines)
 
+    def _summary(self) -> list[str]:
+        faults = ", ".join(f"{name} {count}" for name, count in self.happened.items()) or "none"
+        lines = [f"{_histories(self.histories)} on the model of {self.broker}; faults: {faults}"]
+        return [*lines, f"never happened: {', '.join(self.never_fired)}"] if self.never_fired else lines
+
     def html(self, path: str | Path) -> None:
         """Write the history as a page of its own: one column for each process."""
         processes = list(Counter(row.process for row in self.history))
-        title = f"{self.check} failed" if self.check else f"{self.histories} histories"
+        title = f"{self.check} failed" if self.check else _histories(self.histories)
         rows = "\n".join(_html_row(row, processes) for row in self.history)
         page = PAGE.format(
             title=escape(f"{title}: {self.broker}, seed {self.seed}"),
-            summary=escape(str(self).splitlines()[0]),
-            text=escape(self.text or "all checks held"),
+            summary="<br>".join(map(escape, self._summary())),
+            text=escape(f"{self.text}\n\nagain: {self.replay}" if self.check else "all checks held"),
             columns="".join(f"<th>{escape(name)}</th>" for name in processes),
             rows=rows,
         )
@@ -112,6 +122,10 @@ class SimulationFailed(AssertionError):
 
     def __reduce__(self) -> tuple[type["SimulationFailed"], tuple[Report, str]]:
         return SimulationFailed, (self.report, str(self))
+
+
+def _histories(count: int) -> str:
+    return f"{count} histor{'y' if count == 1 else 'ies'}"
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
