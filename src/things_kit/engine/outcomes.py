@@ -97,6 +97,8 @@ class Outcomes:
 
     def failed(self, delivery: Delivery, error: BaseException) -> None:
         """Decide what becomes of a delivery whose handler failed."""
+        if isinstance(error, Unprepared):
+            _begin(error)
         if delivery.state is State.GONE:
             self.pass_on(delivery)  # it comes, or has come, to somebody again
             return
@@ -351,12 +353,11 @@ class Outcomes:
 
     def _fetch(self, delivery: Delivery, error: Unprepared) -> None:
         """Its lane waits until what decodes it was fetched. No attempt is counted."""
-        error.awaitable = fetching = asyncio.ensure_future(error.awaitable)  # it may be that of several
         if self.stopping:
             self.give_back(delivery)
             return
         self._hold_in_turn(Release(delivery, FETCH, delivery.message.attempt))
-        fetching.add_done_callback(lambda fetched: self._fetched(delivery, fetched))
+        _begin(error).add_done_callback(lambda fetched: self._fetched(delivery, fetched))
 
     def _fetched(self, delivery: Delivery, fetched: "asyncio.Future[object]") -> None:
         if not self._delays.drop(lambda each: each is delivery):
@@ -424,3 +425,10 @@ class Outcomes:
     def leaving(self) -> list[asyncio.Task[None]]:
         """The dead letters and copies that are on their way."""
         return [*self._leaving, *self._answering, *(() if self._copies is None else self._copies.tasks)]
+
+
+def _begin(error: Unprepared) -> "asyncio.Future[object]":
+    """Begin to fetch it, once for all deliveries of a batch; also where nobody waits, as a coroutine is to be awaited."""
+    error.awaitable = fetching = asyncio.ensure_future(error.awaitable)
+    fetching.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return fetching

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Coroutine, Generator
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -293,6 +294,37 @@ class Claimed(Engine):
         assert all(len(message.value) < 256 for message in self.history.published("pictures"))
 
 
+class Question:
+    """What a store is asked, and whether anybody waits for the answer."""
+
+    def __init__(self, asking: Coroutine[Any, Any, bytes | None]) -> None:
+        self.asking = asking
+        self.awaited = False
+
+    def __await__(self) -> Generator[Any, Any, bytes | None]:
+        self.awaited = True
+        return self.asking.__await__()
+
+
+class Questioned(Claimed):
+    """Nothing is asked and then forgotten, though connections break while the store is away."""
+
+    async def setup(self) -> None:
+        await super().setup()
+        self.questions: list[Question] = []
+        get = self.store.get
+        asking: Any = lambda key, /: self.ask(get(key))  # noqa: E731 - in the place of a method
+        self.store.get = asking  # type: ignore[method-assign]
+
+    def ask(self, asking: Coroutine[Any, Any, bytes | None]) -> Question:
+        self.questions.append(Question(asking))
+        return self.questions[-1]
+
+    def eventually(self) -> None:
+        super().eventually()
+        assert all(question.awaited for question in self.questions), "a question was asked, and forgotten"
+
+
 EVERYWHERE = [
     (Claimed, ["away"], None),
     (Throttled, ["throttled"], None),
@@ -311,6 +343,10 @@ def test_on_every_broker(world: type[World], sometimes: list[str], faults: Fault
 @pytest.mark.parametrize(("world", "faults"), [(InATable, LIVING), (Killed, None)])
 def test_marks_in_a_table(world: type[World], faults: Faults | None) -> None:
     simulate(world, seeds=max(1, FEW // 4), broker="sqlite", faults=faults)
+
+
+def test_what_is_fetched_for_a_message_is_waited_for_though_that_is_lost() -> None:
+    simulate(Questioned, seeds=10, broker="nats", faults=LIVING, sometimes=["away"])
 
 
 def test_without_its_marks_an_effect_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
