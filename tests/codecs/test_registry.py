@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from tests.codecs.given import Server, decode
 from tests.engine.scenario import until, virtual
 from things_kit import BrokerUnavailable, ConfigError, DecodeError, Message, Topic
 from things_kit.codecs import JSON, Avro, MemoryRegistry, Protobuf, Registry, Unprepared
+from things_kit.codecs import registry as over_http
 from things_kit.codecs import schemas as client
 from things_kit.testing.stub import BARE, StubDriver, broker_of
 
@@ -147,8 +150,20 @@ async def test_wrong_and_truncated_values_are_a_decode_error(kind: str, value: b
         "protobuf": Topic("t", Timestamp, codec=Protobuf(registry=memory)),
     }
     await topics[kind].prepare()
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError, match=r": .*\w"):
         decode(topics[kind], Timestamp if kind == "protobuf" else Order, Message("t", value))
+
+
+async def test_a_reason_is_a_sentence_however_large_the_schema() -> None:
+    memory = MemoryRegistry()
+    topic = Topic("t", Order, codec=Avro(registry=memory))
+    await topic.prepare()
+    message = topic.message(Order("a"))
+    symbols = [f"S{number}" for number in range(50_000)]
+    memory._stored[1] = client.Stored(json.dumps({"type": "enum", "name": "E", "symbols": symbols}), "AVRO")
+    with pytest.raises(DecodeError) as raised:
+        decode(topic, Order, message)
+    assert len(str(raised.value)) < 1000
 
 
 async def test_a_stored_schema_that_is_none_is_a_decode_error() -> None:
@@ -217,6 +232,8 @@ async def test_logins_are_sent_and_never_shown(server: Server) -> None:
         ((200, b"<html>"), "what is no JSON"),
         ((200, b"[]"), "answered without"),
         ((200, b'{"id": "x"}'), "answered without"),
+        ((200, b'{"id": -1}'), "the id -1, which can be none"),
+        ((200, b'{"id": 4294967296}'), "the id 4294967296, which can be none"),
         ((422, b'{"message": "Invalid schema"}'), "422 Invalid schema"),
         ((200, b"[" * 100_000), "what is no JSON"),
         ((200, b" " * (5 << 20)), "more than"),
@@ -250,6 +267,15 @@ async def test_a_registry_that_stays_away_is_unavailable(monkeypatch: pytest.Mon
         BrokerUnavailable, match=r"was away for 0\.3 s: http://127\.0\.0\.1:9 cannot be reached"
     ):
         await topic.prepare()
+
+
+async def test_a_registry_that_hangs_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PATIENCE", 0.3)
+    monkeypatch.setattr(over_http, "SLOW", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        with pytest.raises(BrokerUnavailable, match=r"did not answer within 0\.1 s"):
+            await Topic("t", Order, codec=Avro(registry=Registry(url))).prepare()
 
 
 async def test_of_several_addresses_one_that_answers_is_enough(server: Server) -> None:

@@ -12,6 +12,9 @@ from things_kit.messaging.names import CONTENT_TYPE, in_any_case
 MOST: Final = 100
 """The content types that are remembered: a sender that invents them must not fill the memory."""
 
+LONGEST: Final = 500
+"""Characters of a reason: some libraries say the whole schema, which anybody may have written."""
+
 _OURS: Final = (Unprepared, DecodeError, UnroutableError)
 
 Payload: TypeAlias = Callable[[Message], Any]
@@ -64,7 +67,7 @@ def by_content_type(make: Callable[[Codec], Decode], own: Codec, name: str) -> P
         except _OURS:
             raise
         except Exception as error:
-            raise DecodeError(f"the value is not {name}: {error}") from error
+            raise DecodeError(f"the value is not {name}: {_why(error)}") from error
 
     read = getattr(decoders[None], "of_value", None)
     return decode if read is None else _at_once(read, own.content_type, decode)
@@ -89,6 +92,14 @@ def usual(decode: Payload) -> tuple[str, Callable[[bytes], Any]] | None:
     """The content type that messages mostly have, and what reads their values; all else, also what that raises, is for `decode`."""
     found: tuple[str, Callable[[bytes], Any]] | None = getattr(decode, "usual", None)
     return found
+
+
+def _why(error: Exception) -> str:
+    """In words, of which some errors have none."""
+    if isinstance(error, EOFError):
+        return "it ends too early"
+    text = str(error) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _text(message: Message) -> str:

@@ -80,6 +80,10 @@ class Registry(Schemas):
                         f"{url.rstrip('/')}/{path}",
                         content=None if body is None else msgspec.json.encode(body),
                     )
+                except httpx.TimeoutException as error:
+                    last = Away(f"{_display(url)} did not answer within {SLOW:g} s")
+                    last.__cause__ = error
+                    continue
                 except httpx.HTTPError as error:
                     if (why := _refusal(error)) is not None:
                         raise ConfigError(f"{_display(url)}: {why}: check ca=, cert= and key=") from error

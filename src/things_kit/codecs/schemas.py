@@ -321,6 +321,8 @@ def _number(schemas: Schemas, body: Any, name: str) -> int:
     number = body.get(name) if isinstance(body, dict) else None
     if isinstance(number, bool) or not isinstance(number, int):
         raise ConfigError(f"{schemas!r} answered without {name!r}: is it a schema registry?")
+    if not 0 <= number < 1 << 32:  # an id has four bytes in a value
+        raise ConfigError(f"{schemas!r} answered with the {name} {number}, which can be none")
     return number
 
 
