@@ -20,7 +20,7 @@ from things_kit.codecs.avro_schema import avro_schema
 from things_kit.codecs.contract import contract_decoder
 
 COUNT = 20_000
-ROUNDS = 15
+ROUNDS = 41
 
 
 class Order(msgspec.Struct):
