@@ -383,7 +383,7 @@ def test_the_page_shows_a_column_for_each_process(tmp_path: Path) -> None:
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.integers(0, 9), max_size=5))
+@given(st.lists(st.integers(0, 9), max_size=3))
 def none_above_six(numbers: list[int]) -> None:
     class Drawn(World):
         async def setup(self) -> None:
