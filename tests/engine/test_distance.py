@@ -24,9 +24,13 @@ class FarReceiver:
         self._inner = inner
         self.asked: list[int] = []
         self.told = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        # Members of its own, as a protocol does not ask `__getattr__` from Python 3.12 on
+        self.quiesce, self.extend, self.overdue, self.close = (
+            inner.quiesce,
+            inner.extend,
+            inner.overdue,
+            inner.close,
+        )
 
     async def fetch(self, limit: int, wait: float) -> None:
         self.asked.append(limit)

@@ -149,10 +149,11 @@ def _in_venv(name: str, python: str, *options: str) -> Ready:
 def _in_suite(version: str) -> Ready:
     folder = suite()
     mounted(folder, Path(tempfile.gettempdir()), ROOT)
-    for name in ("etc/resolv.conf", "etc/pip.conf"):
+    for name in ("etc/resolv.conf", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt"):
         if Path("/", name).exists():
             (folder / name).write_bytes(Path("/", name).read_bytes())
-    command = ("chroot", str(folder), f"/opt/{version}/bin/python")
+    # chroot begins in the root of the other system, where pytest would find no settings
+    command = ("chroot", str(folder), "env", f"--chdir={ROOT}", f"/opt/{version}/bin/python")
 
     def build(_: Path) -> None:
         run("chroot", folder, f"/usr/bin/python{version}", "-m", "venv", f"/opt/{version}")

@@ -2,7 +2,7 @@
 
 import re
 from typing import Any, Final, Literal, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -20,6 +20,8 @@ LONGEST_PREFIX: Final = 64
 
 LONGEST_QUOTE: Final = 200
 """Characters of a wrong value that are quoted."""
+
+_AUTHORITY: Final = re.compile(r"[^:/?#]+://(?P<authority>[^/?#]*)")
 
 _SECRET_NAMES: Final = re.compile(
     r"password|passphrase|secret|token|credential|sasl|(^|access|account|api|private|shared)[._-]?key$"
@@ -73,7 +75,7 @@ class BrokerURL(msgspec.Struct, frozen=True):
                 f"a broker's URL is a string such as 'sqlite:///events.db', not {type(url).__name__}"
             )
         try:
-            parts = urlsplit(url)
+            parts, authority = _apart(url)
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         except ValueError:  # whose text has parts of the URL, so it is no cause to show
             raise ConfigError(
@@ -89,7 +91,7 @@ class BrokerURL(msgspec.Struct, frozen=True):
         if len(query) != len(pairs):
             twice = next(name for name in query if sum(name == other for other, _ in pairs) > 1)
             raise ConfigError(f"{parts.scheme}://: the option {twice!r} is given more than once")
-        login, _, hosts = parts.netloc.rpartition("@")
+        login, _, hosts = authority.rpartition("@")
         _check_hosts(parts.scheme, hosts, parts.path)
         username, _, password = login.partition(":")
         known = EngineOptions.__struct_fields__
@@ -158,6 +160,21 @@ class BrokerURL(msgspec.Struct, frozen=True):
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:  # else rich prints every field
         return [("url", self.display)]
+
+
+def _apart(url: str) -> tuple[SplitResult, str]:
+    """A URL and its authority. Raises ValueError.
+
+    That may be a list of hosts, which no URL in general has: Python refuses brackets in the middle of it, in newer
+    versions, so each host is looked at alone.
+    """
+    url = re.sub("[\t\r\n]", "", url)  # as urlsplit does
+    found = _AUTHORITY.match(url)
+    if found is None:
+        return urlsplit(url), ""
+    for host in found["authority"].rpartition("@")[2].split(","):
+        urlsplit(f"//{host}")
+    return urlsplit(url[: found.start("authority")] + url[found.end("authority") :]), found["authority"]
 
 
 def _check_hosts(scheme: str, hosts: str, path: str) -> None:

@@ -29,6 +29,9 @@ class Unset:
 
 UNSET: Final = Unset()
 
+LONGEST_NAME: Final = 200
+"""Characters of a type that are shown: it may be nested without end."""
+
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
@@ -366,11 +369,13 @@ def _raw_encoder(kind: Any) -> Encode:
 
 
 def _name(kind: Any) -> str:
-    plain = isinstance(kind, type) and typing.get_origin(kind) is None
+    if isinstance(kind, type) and typing.get_origin(kind) is None:
+        return kind.__qualname__
     try:
-        return kind.__qualname__ if plain else str(kind)
-    except RecursionError:  # nested so deeply that it has no text
+        text = str(kind)
+    except RecursionError:  # nested so deeply that it has no text; newer Pythons have one, of any length
         return "what it is given"
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."
 
 
 def topic_name(topic: "str | Topic[Any]") -> str:
