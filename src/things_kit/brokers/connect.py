@@ -1,6 +1,5 @@
 """From a URL to a broker: drivers are imported only when a URL asks for them."""
 
-import difflib
 import functools
 from importlib import import_module
 from typing import Final, cast
@@ -93,6 +92,8 @@ def _registered(scheme: str) -> type[Driver]:
 
 def _meant(scheme: str) -> str:
     """What somebody means who writes the name of a broker, or a URL of SQLAlchemy's, or misspells one."""
+    import difflib  # noqa: PLC0415 - for mistakes only
+
     words = {each.extra: name for name, each in reversed(BUILT_IN.items()) if each.extra}
     known = {**words, **dict.fromkeys(schemes())}
     close = difflib.get_close_matches(scheme.partition("+")[0], known, n=1, cutoff=0.75)
