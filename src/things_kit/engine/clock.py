@@ -8,10 +8,8 @@ from things_kit.engine.surroundings import surroundings
 SLEW: Final = 0.1
 """Seconds by which what is ahead comes closer in each second."""
 
-_last = (
-    time.monotonic(),
-    time.time() - time.monotonic(),
-)  # when it was read, and by how much it was ahead of that
+# When it was read, and by how much it was ahead of that
+_last = (time.monotonic(), time.time() - time.monotonic())
 
 
 def steady() -> float:

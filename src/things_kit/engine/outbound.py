@@ -104,9 +104,7 @@ def _checked_size(message: Message, topics: set[str], *, ours: bool) -> int:
         size += len(key)
     if identity is not None:
         _check_text("the id of a message", identity)
-    if not isinstance(headers, dict) and not isinstance(
-        headers, Mapping
-    ):  # the first is quick, and the usual case
+    if not isinstance(headers, (dict, Mapping)):  # the first is quick, and the usual case
         raise PublishError(f"the headers of a message must be a mapping; they are {type(headers).__name__}")
     for name, text in headers.items():
         if (

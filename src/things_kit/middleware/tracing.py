@@ -64,13 +64,7 @@ class Tracing:
                 messages = [_identified(message) for message in messages]
                 if len(messages) > 1 and self._create_spans:
                     messages = [self._created(message, creating) for message in messages]
-                span = self._send_span(messages, common)
-                context = set_span_in_context(span)
-                with _Ending(span) as ending:
-                    errors = await send([_carrying(message, context) for message in messages])
-                    if errors:
-                        ending.failed(next(iter(errors.values())))
-                return errors
+                return await _sent(send, messages, self._send_span(messages, common))
 
             return traced
 
@@ -135,12 +129,7 @@ class Tracing:
             async def traced(messages: Sequence[Message]) -> dict[int, Exception]:
                 said = common | words.of_message(messages[0], system)
                 span = self._tracer.start_span("reply (temporary)", kind=SpanKind.PRODUCER, attributes=said)
-                context = set_span_in_context(span)
-                with _Ending(span) as ending:
-                    errors = await send([_carrying(message, context) for message in messages])
-                    if errors:
-                        ending.failed(next(iter(errors.values())))
-                return errors
+                return await _sent(send, messages, span)
 
             return traced
 
@@ -185,6 +174,16 @@ class Tracing:
             return traced
 
         return wrap
+
+
+async def _sent(send: Send, messages: Sequence[Message], span: Span) -> dict[int, Exception]:
+    """Send messages that carry a span's context, and end it with what became of them."""
+    context = set_span_in_context(span)
+    with _Ending(span) as ending:
+        errors = await send([_carrying(message, context) for message in messages])
+        if errors:
+            ending.failed(next(iter(errors.values())))
+    return errors
 
 
 class _Ending:

@@ -211,9 +211,7 @@ class PostgresDriver:
                 known = await store(connection, things)
         except (ConfigError, PublishError) as error:
             failure = error.__cause__ or error
-            if len(messages) > 1 and is_of_a_value(
-                failure
-            ):  # of one message, and the server does not say which
+            if len(messages) > 1 and is_of_a_value(failure):  # of one of them: the server does not say which
                 half = len(messages) // 2
                 return [
                     *await self._publish(messages[:half], things[:half], store),
