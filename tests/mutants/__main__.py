@@ -5,6 +5,7 @@ engine's and the conformance of the memory broker.
 """
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -55,7 +56,31 @@ def mutants(copy: Path, modules: Sequence[str]) -> list[dict[str, Any]]:
     cosmic_ray(copy, "init", config.name, "session.sqlite")
     lines = cosmic_ray(copy, "dump", "session.sqlite").splitlines()
     found = [json.loads(line)[0]["mutations"][0] for line in lines]
-    return [mutant for mutant in found if not mutant["operator_name"].startswith(MEANINGLESS)]
+    said = {path: declared(ast.parse((copy / path).read_text())) for path in paths}
+    return [
+        mutant
+        for mutant in found
+        if not mutant["operator_name"].startswith(MEANINGLESS)
+        and not any(start <= tuple(mutant["start_pos"]) < end for start, end in said[mutant["module_path"]])
+    ]
+
+
+Place = tuple[int, int]
+"""Line and column."""
+
+
+def declared(tree: ast.Module) -> Sequence[tuple[Place, Place]]:
+    """Where signatures and annotations are: a mutant there breaks the import, which says nothing of the tests."""
+    found = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                found.append(((node.lineno, node.col_offset), (node.body[0].lineno, node.body[0].col_offset)))
+            case ast.AnnAssign(annotation=kind):
+                found.append(
+                    ((kind.lineno, kind.col_offset), (kind.end_lineno or 0, kind.end_col_offset or 0))
+                )
+    return found
 
 
 def cosmic_ray(copy: Path, *words: str) -> str:
