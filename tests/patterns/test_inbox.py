@@ -449,10 +449,13 @@ async def test_in_memory_where_all_have_one_connection_handlers_have_it_one_afte
 async def test_a_connection_that_cannot_be_used_is_given_back(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/app.db"
     engine = create_async_engine(url, connect_args={"isolation_level": None}, pool_size=1, max_overflow=0)
+
+    async def handle(message: Message) -> None: ...
+
     async with connect("memory://") as broker:
         for _ in range(2):
             with pytest.raises(ConfigError, match="commits every statement"):
-                await broker.consumer("orders", group="g", handler=print, middleware=[Inbox(engine)]).start()
+                await broker.consumer("orders", group="g", handler=handle, middleware=[Inbox(engine)]).start()
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a pool of several
     await engine.dispose()
 

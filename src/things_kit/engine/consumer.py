@@ -21,7 +21,7 @@ from things_kit.engine.lanes import Lanes
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.options import ConsumerOptions
 from things_kit.engine.outcomes import Outcomes
-from things_kit.engine.pipeline import check_middleware, compile_batch_handler, compile_steps
+from things_kit.engine.pipeline import check_middleware, compile_batch_handler, compile_steps, is_plain
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.pump import Pump
 from things_kit.engine.results import Publishing
@@ -212,6 +212,11 @@ class BrokerConsumer:
     def batch(self) -> Batch | None:
         """How it hands out lists; None where it handles one message a call."""
         return self.options.batch
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether its handler is a plain function, which is called in a thread."""
+        return is_plain(self.options.handler)
 
     @property
     def publishes(self) -> bool:

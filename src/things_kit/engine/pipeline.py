@@ -112,7 +112,7 @@ def _innermost(
     """The step that decodes and calls the handler, and the handler's name. Raises ConfigError."""
     target, call, name = _callable(handler)
     call, filled = _filling(target, call, provides)
-    kind, wants_message = _parameters(target, Message, filled)
+    kind, wants_message = _parameters(target, Message, filled, provides)
     if not _carry_lists(topics) and _element(kind) is not None:
         raise ConfigError(
             f"the handler {name_of(target)} takes a list: say batch=Batch(...), or let it take one message"
@@ -172,9 +172,8 @@ def check_handler(
         handler = MethodType(method, handler) if inspect.isfunction(method) else method.__get__(None, handler)
     if batch is None:  # either will do
         target, call, _ = _callable(handler)
-        takes_list = (
-            _element(_parameters(target, Message, _filling(target, call, provides)[1])[0]) is not None
-        )
+        _, filled = _filling(target, call, provides)
+        takes_list = _element(_parameters(target, Message, filled, provides)[0]) is not None
         batch = takes_list and not _carry_lists(topics)
     if batch:
         compile_batch_handler(handler, topics=topics, provides=provides)
@@ -217,7 +216,7 @@ def compile_batch_handler(
     """
     target, unchecked, name = _callable(handler)
     call, filled = _filling(target, ran(unchecked, name), provides)
-    kind, wants_message = _parameters(target, list, filled)
+    kind, wants_message = _parameters(target, list, filled, provides)
     if wants_message:
         raise ConfigError(f"the batch handler {name_of(target)} takes one parameter, the list")
     element = _element(kind)
@@ -236,6 +235,12 @@ def compile_batch_handler(
 def name_of(function: Any) -> str:
     """What to call a handler or middleware in a sentence."""
     return getattr(function, "__qualname__", None) or repr(function)
+
+
+def is_plain(handler: AnyHandler) -> bool:
+    """Whether a handler is called in a thread; one that only wraps an async function is not meant to be. Raises ConfigError."""
+    target, call, _ = _callable(handler)
+    return call is not target and not iscoroutinefunction(inspect.unwrap(target))
 
 
 def _callable(handler: AnyHandler) -> tuple[Any, Callable[..., Awaitable[Any]], str]:
@@ -298,7 +303,7 @@ def _filling(
     return filled, makes.keys()
 
 
-def _parameters(target: Any, default: Any, filled: Collection[str] = ()) -> tuple[Any, bool]:
+def _parameters(target: Any, default: Any, filled: Collection[str], provides: Provides) -> tuple[Any, bool]:
     """The type of the first parameter, `default` if it has none, and whether the second wants the message too."""
     try:
         parameters = list(inspect.signature(target).parameters.values())
@@ -322,9 +327,10 @@ def _parameters(target: Any, default: Any, filled: Collection[str] = ()) -> tupl
         if parameter.name in filled:
             continue
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+            also = "".join(f", and one annotated {name_of(kind)}, by its middleware" for kind in provides)
             raise ConfigError(
                 f"the handler {name_of(target)} has a parameter {parameter.name!r} that nothing fills; "
-                "after the payload it may take one parameter annotated Message"
+                f"after the payload it may take one parameter annotated Message{also}"
             )
     return kind, wants_message
 

@@ -19,6 +19,10 @@ class Bound(Protocol):
         """How it hands out lists; None where it handles one message a call."""
 
     @property
+    def in_threads(self) -> bool:
+        """Whether its handler is a plain function, which is called in a thread."""
+
+    @property
     def publishes(self) -> bool:
         """Whether what its handler returns is published."""
 

@@ -170,7 +170,7 @@ class Shape(NamedTuple):
                 return function(payload, **arguments(message), **filled)
 
         call.__qualname__ = call.__name__ = name_of(self.function)
-        call.__signature__ = self.signature
+        call.__signature__, call.__wrapped__ = self.signature, self.function
         made: Callable[..., Any] = call
         return made
 

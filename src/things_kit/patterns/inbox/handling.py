@@ -89,8 +89,10 @@ class Inbox:
     async def bind(self, consumer: Bound) -> Consuming:
         """What is around the handler of one consumer.
 
-        Raises ConfigError for results that nothing would publish, and where the table of marks is missing.
+        Raises ConfigError for a handler that could not use the session, for results that nothing would publish, and where the
+        table of marks is missing.
         """
+        _check_kind(consumer, is_async=self.is_async)
         if consumer.publishes and self.outbox is None:
             raise ConfigError(
                 "with an inbox, publish= needs an outbox, so that results are in the same transaction: say Inbox(outbox=...)"
@@ -158,6 +160,21 @@ class Inbox:
             if once or count < SWEPT:
                 return total
             await asyncio.sleep(time.monotonic() - began)
+
+
+def _check_kind(consumer: Bound, *, is_async: bool) -> None:
+    """Raise ConfigError for a handler that could not use the session: in a thread it can await none, and outside it may not block."""
+    if consumer.in_threads is not is_async:
+        return
+    engine, right, handler, other = (
+        ("AsyncEngine", "async", "plain", "Engine")
+        if is_async
+        else ("Engine", "plain", "async", "AsyncEngine")
+    )
+    raise ConfigError(
+        f"the inbox of {consumer.group!r} has an {engine}, whose session is for {right} handlers, and its handler is {handler}: "
+        f"make it {right}, or give the inbox an {other}"
+    )
 
 
 def _turn_of(engine: Any) -> AbstractAsyncContextManager[object]:
