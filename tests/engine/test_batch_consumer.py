@@ -335,7 +335,8 @@ async def test_a_value_that_cannot_be_decoded_fails_alone() -> None:
 
 
 @virtual
-async def test_several_of_a_key_whose_dead_letters_fail_keep_their_order() -> None:
+@KINDS
+async def test_several_of_a_key_whose_dead_letters_fail_keep_their_order(native: Capabilities) -> None:
     running: list[bytes | None] = []
     overlaps: list[bytes | None] = []
     refused = [True]
@@ -348,7 +349,7 @@ async def test_several_of_a_key_whose_dead_letters_fail_keep_their_order() -> No
         if refused[0]:
             raise Reject("all of them")
 
-    driver = StubDriver()
+    driver = StubDriver(native)
     driver.refuse = lambda m: PublishError("full") if m.topic == "t-dlq" and refused[0] else None
     driver.put(message("1", "k"), message("2", "k"))
     async with (
@@ -366,6 +367,34 @@ async def test_several_of_a_key_whose_dead_letters_fail_keep_their_order() -> No
         refused[0] = False
         await until(lambda: len(driver.acknowledged) == 2)
     assert not overlaps
+
+
+@virtual
+@KINDS
+async def test_what_comes_after_several_of_a_key_waits_for_the_one_whose_dead_letter_failed(
+    native: Capabilities,
+) -> None:
+    """The second one's dead letter is confirmed while the first goes back: that frees nobody."""
+    order: list[str] = []
+
+    async def handle(messages: list[Message]) -> None:
+        order.extend(m.id for m in messages)
+        if errors := {index: Reject("no") for index, m in enumerate(messages) if m.id != "3"}:
+            raise BatchError(errors)
+
+    refusals = iter([PublishError("full"), None, None, None, None])
+    driver = StubDriver(native)
+    driver.refuse = lambda m: next(refusals) if m.topic == "t-dlq" and m.value == b"1" else None
+    driver.put(message("1", "k"), message("2", "k"), message("3", "k"))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=handle, batch=Batch(size=2, wait=0.01), retry=POLICY),
+    ):
+        await until(lambda: len(driver.acknowledged) == 3)
+    assert sorted(m.value for m in driver.topics["t-dlq"]) == [b"1", b"2"]
+    assert order[:2] == ["1", "2"]
+    assert order.index("3") > order.index("1", 1), "the third came before the first was out of its way"
+    assert order.count("2") == 1
 
 
 def test_middleware_of_one_message_cannot_wrap_a_batch() -> None:

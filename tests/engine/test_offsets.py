@@ -64,6 +64,13 @@ def test_the_commit_stays_before_the_first_unfinished() -> None:
     assert offsets.mark() == (15, "")
 
 
+def test_a_commit_beyond_which_nothing_is_finished_needs_no_metadata() -> None:
+    offsets = Offsets()
+    for offset in (5, 6, 7):
+        offsets.receive(offset)
+    assert offsets.mark() == (5, "")
+
+
 def test_a_hole_in_the_log_holds_nothing_back() -> None:
     offsets = Offsets(0)
     for offset in (0, 5, 6):
@@ -169,3 +176,11 @@ def test_metadata_of_strangers_is_passed_over(metadata: str | None) -> None:
 )
 def test_metadata_that_says_nothing(metadata: str) -> None:
     assert decode(5, metadata) == []
+
+
+def test_metadata_that_would_unpack_to_more_than_a_mebibyte_is_not_unpacked() -> None:
+    """It is none of ours, and a few hundred bytes can unpack to what fills the memory."""
+    numbers = [1] * 2_000_000
+    bomb = metadata_of(msgspec.msgpack.encode(numbers))
+    assert len(bomb) < 4096
+    assert decode(5, bomb) == []
