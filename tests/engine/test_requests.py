@@ -293,6 +293,8 @@ async def test_an_answer_for_who_has_gone_holds_up_nobody(
         await producer.publish(Message("orders", b"1", key=b"k", headers=gone))
         await producer.publish(Message("orders", b"2", key=b"k"))
         await eventually(lambda: handled == [b"1", b"2"], 20, "both are handled")
+        await eventually(lambda: "is not there any more" in caplog.text, 20, "it is said that nobody waits")
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "5", timedelta(0)], ids=repr)

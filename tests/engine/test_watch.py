@@ -65,6 +65,39 @@ async def test_a_paused_consumer_is_not_asked() -> None:
 
 
 @virtual
+async def test_one_that_stalls_after_a_pause_is_opened_anew() -> None:
+    """What came before the pause is older than the silence, which begins with its end."""
+    driver, recorder = StubDriver(NATIVE_DELAY), Recorder()
+    driver.put(Message("t", b"1", id="1"))
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder) as consumer:
+        await until(lambda: driver.acknowledged)
+        consumer.pause()
+        await asyncio.sleep(60)
+        driver.hold("fetch")
+        driver.overdue = 5
+        consumer.resume()
+        resumed = asyncio.get_running_loop().time()
+        await until(lambda: driver.calls.count("subscribe") == 2, within=60)
+        assert asyncio.get_running_loop().time() - resumed > 25
+
+
+@virtual
+async def test_one_that_got_something_while_the_broker_was_asked_is_left_alone() -> None:
+    driver, recorder = StubDriver(NATIVE_DELAY), Recorder()
+    driver.overdue = 1
+    asked = driver.hold("overdue")
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder):
+        for number in range(10):
+            asked.clear()
+            await until(lambda count=number: driver.calls.count("overdue") > count, within=60)
+            driver.put(Message("t", b"1", id=str(number)))
+            await until(lambda count=number: len(driver.acknowledged) > count, within=1)
+            asked.set()
+            await asyncio.sleep(1)
+    assert driver.calls.count("subscribe") == 1
+
+
+@virtual
 async def test_what_a_broker_does_not_answer_is_no_reason() -> None:
     driver = StubDriver(NATIVE_DELAY)
     driver.overdue = 5
