@@ -378,7 +378,7 @@ async def test_what_comes_after_several_of_a_key_waits_for_the_one_whose_dead_le
     order: list[str] = []
 
     async def handle(messages: list[Message]) -> None:
-        order.extend(m.id for m in messages)
+        order.extend(str(m.id) for m in messages)
         if errors := {index: Reject("no") for index, m in enumerate(messages) if m.id != "3"}:
             raise BatchError(errors)
 

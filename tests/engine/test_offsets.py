@@ -79,6 +79,15 @@ def test_a_hole_in_the_log_holds_nothing_back() -> None:
     assert offsets.committable == 5
 
 
+def test_what_is_no_message_is_passed_over_and_never_gone_back_to() -> None:
+    offsets = Offsets(5, ahead=[(6, 8), (12, 14)])
+    offsets.skip(9)
+    assert offsets.mark() == (9, encode(9, [(12, 14)]))
+    offsets.skip(7)
+    assert offsets.committable == 9
+    assert handed_out(range(9, 16), offsets) == [9, 10, 11, 14, 15]
+
+
 def test_finishing_twice_and_finishing_strangers_is_harmless() -> None:
     offsets = Offsets(0)
     offsets.receive(0)
