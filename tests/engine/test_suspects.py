@@ -184,6 +184,20 @@ async def test_where_nothing_can_be_stored_beside_a_message_the_mark_travels_on_
 
 
 @virtual
+async def test_a_stop_that_cannot_take_the_mark_back_gives_the_message_back_as_it_is() -> None:
+    driver, recorder = CopyingDriver(), Recorder(lambda _: asyncio.sleep(100))
+    handed_out(driver, came("1", 4, suspect=4))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, retry=THREE, drain_timeout=1),
+    ):
+        await until(lambda: recorder.running)
+        driver.fail("send_later", *[ConnectionLost("gone")] * 10)
+    assert driver.copies == []
+    assert [(release.delivery.message.value, release.attempt) for release in driver.released] == [(b"1", 4)]
+
+
+@virtual
 async def test_a_retry_without_a_key_waits_as_a_copy_where_the_broker_has_no_delay() -> None:
     async def answer(message: Message) -> None:
         if message.attempt == 1:
