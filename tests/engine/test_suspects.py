@@ -118,6 +118,23 @@ async def test_a_suspect_waits_for_what_is_before_it_in_its_key() -> None:
 
 
 @virtual
+async def test_what_is_behind_a_suspect_goes_on_when_somebody_else_has_the_suspect() -> None:
+    driver, recorder = StubDriver(COUNTING), Recorder(lambda _: asyncio.sleep(20))
+    handed_out(driver, came("0", 1))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, concurrency=3, retry=THREE),
+    ):
+        await until(lambda: recorder.running)
+        handed_out(driver, came("1", 4, "k"), came("2", 1, "k"))
+        await until(lambda: len(driver.receiver("t", "g").out) == 3)
+        await asyncio.sleep(1)  # it waits to be alone
+        driver.receiver("t", "g").take_back(lambda delivery: delivery.message.id == "1")
+        await until(lambda: len(driver.acknowledged) == 2, within=60)
+    assert recorder.values == [b"0", b"2"]
+
+
+@virtual
 async def test_without_a_dead_letter_there_are_no_suspects() -> None:
     driver, recorder = StubDriver(COUNTING), Recorder()
     handed_out(driver, came("1", 9))
