@@ -71,6 +71,26 @@ def test_a_commit_beyond_which_nothing_is_finished_needs_no_metadata() -> None:
     assert offsets.mark() == (5, "")
 
 
+@given(logs, st.data())
+def test_many_at_once_are_received_as_one_by_one(log: list[int], data: st.DataObject) -> None:
+    one_by_one, at_once = Offsets(), Offsets()
+    while log:
+        count = data.draw(st.integers(1, len(log)))
+        run, log = log[:count], log[count:]
+        assert all(map(one_by_one.receive, run))
+        assert at_once.receive_all(run)
+        for offset in data.draw(st.sets(st.sampled_from(run))):
+            one_by_one.finish(offset)
+            at_once.finish(offset)
+        assert at_once.mark() == one_by_one.mark()
+
+
+def test_many_at_once_are_not_received_while_any_may_have_been_finished_before() -> None:
+    offsets = Offsets(5, [(6, 8)])
+    assert not offsets.receive_all([5, 6, 7, 8])
+    assert (offsets.end, list(offsets.unfinished)) == (5, [])
+
+
 def test_a_hole_in_the_log_holds_nothing_back() -> None:
     offsets = Offsets(0)
     for offset in (0, 5, 6):

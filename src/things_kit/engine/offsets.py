@@ -62,6 +62,14 @@ class Offsets:
         self.unfinished[offset] = None
         return True
 
+    def receive_all(self, offsets: Sequence[int]) -> bool:
+        """The same of many, unless any may have been finished before: then each is to be asked for, and none is noted."""
+        if self.ahead:
+            return False
+        self.unfinished.update(dict.fromkeys(offsets))
+        self.end = offsets[-1] + 1
+        return True
+
     def _was_finished(self, offset: int) -> bool:
         ahead = self.ahead
         while ahead and ahead[0][1] <= offset:
@@ -99,12 +107,6 @@ class Offsets:
             return end, ""
         committable = unfinished[0] if unfinished else end
         return committable, encode(committable, [*_between(unfinished, end), *ahead], limit)
-
-
-def finish_each(places: Iterable[tuple[Offsets, int]]) -> None:
-    """`finish` of many, without a call for each."""
-    for offsets, offset in places:
-        offsets.unfinished.pop(offset, None)
 
 
 def encode(committed: int, finished: Sequence[Range], limit: int = LIMIT) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import sys
 import weakref
@@ -205,7 +206,7 @@ def record(**fields: Any) -> Record:
 
 
 def unpacked(*records: Record) -> list[Message]:
-    deliveries, errors = unpack(records, {3: Offsets(0)})
+    deliveries, errors = unpack(list(records), {3: Offsets(0)})
     assert not errors
     return [delivery.message for delivery in deliveries]
 
@@ -289,6 +290,48 @@ def test_what_was_finished_before_is_not_handed_out() -> None:
 
 def test_records_of_a_partition_that_was_taken_away_are_dropped() -> None:
     assert unpack([record(value=b"v")], {}) == ([], [])
+    between = [record(value=b"v", partition=partition) for partition in (4, 3, 4)]
+    deliveries, _ = unpack(between, {4: Offsets()})
+    assert [delivery.message.partition for delivery in deliveries] == [4, 4]
+
+
+def test_partitions_of_a_batch_have_their_own_offsets() -> None:
+    partitions = {3: Offsets(), 4: Offsets(5, [(6, 8)])}
+    places = [(3, 7), (3, 9), (4, 5), (4, 6), (3, 10), (4, 8)]
+    deliveries, _ = unpack([record(value=b"v", partition=p, offset=o) for p, o in places], partitions)
+    places.remove((4, 6))
+    assert [(each.message.partition, each.offset) for each in deliveries] == places
+    assert all(each.token is partitions[each.message.partition or 0] for each in deliveries)
+    assert [list(each.unfinished) for each in partitions.values()] == [[7, 9, 10], [5, 8]]
+
+
+def test_an_error_among_records_leaves_those_around_it() -> None:
+    gone = KafkaError(KafkaError._ALL_BROKERS_DOWN)
+    batch = [record(value=b"a"), record(error=gone), record(value=b"b", offset=8)]
+    deliveries, errors = unpack(batch, {3: Offsets()})
+    assert ([each.offset for each in deliveries], errors) == ([7, 8], [gone])
+
+
+def test_the_end_of_a_partition_is_a_place_beyond_what_came_before_it() -> None:
+    offsets = Offsets()
+    end = KafkaError(KafkaError._PARTITION_EOF)
+    deliveries, errors = unpack([record(value=b"a"), record(error=end, offset=12)], {3: offsets})
+    assert (len(deliveries), errors, offsets.end, list(offsets.unfinished)) == (1, [], 12, [7])
+
+
+def test_what_was_unpacked_is_no_business_of_the_garbage_collector() -> None:
+    headers = [("type", b"x"), ("tk-id", b"1"), ("tk-time", b"2026-11-30T12:00:00.000000+00:00")]
+    records = [record(value=b"v", key=b"k", headers=headers, offset=offset) for offset in range(1000)]
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        deliveries, _ = unpack(records, {3: Offsets()})
+        left = len(gc.get_objects()) - before
+    finally:
+        gc.enable()
+    assert len(deliveries) == 1000
+    assert left < -900, "the records are gone, and nothing else has come"
 
 
 # --- errors

@@ -10,8 +10,10 @@ Records of foreign producers: a null value arrives as b"" with the header `kafka
 without an id it is TOPIC-PARTITION-OFFSET.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, Final
 
 from confluent_kafka import KafkaError
@@ -21,6 +23,7 @@ from things_kit.brokers.kafka.errors import PARTITION_END
 from things_kit.engine.driver import Delivery
 from things_kit.engine.envelope import EPOCH, Envelope
 from things_kit.engine.offsets import Offsets
+from things_kit.engine.state import READY
 from things_kit.messaging.message import Message
 
 TOMBSTONE: Final = "kafka-tombstone"
@@ -43,6 +46,7 @@ ENVELOPE: Final = Envelope(
     lambda name, text: "\0" not in name and "\0" not in text, fits=_fit, binary=True, events=("ce_",)
 )
 _usual: Final = ENVELOPE.usual
+_offset: Final = attrgetter("offset")
 
 
 class Clock:
@@ -67,33 +71,56 @@ def raw_headers(message: Message) -> dict[str, str | bytes | None]:
     return ENVELOPE.fields(message, key=False)  # type: ignore[return-value] # text is one of what the client takes
 
 
-def unpack(
-    records: Sequence[Record], partitions: Mapping[int, Offsets]
-) -> tuple[list[Delivery], list[KafkaError]]:
+class Placed(Delivery, eq=False, gc=False):
+    """A delivery whose token is the `Offsets` of its partition: with its offset here it needs no record of both."""
+
+    offset: int = 0
+
+
+def unpack(records: list[Record], partitions: Mapping[int, Offsets]) -> tuple[list[Placed], list[KafkaError]]:
     """A batch of records as deliveries, in order, without those that were finished before; and errors among them.
 
-    A delivery's token is the `Offsets` of its partition and its offset. Runs once for each message, so it does nothing twice and calls little.
+    Runs once for each message, so it does nothing twice and calls little. It empties the list: a record that was read keeps
+    its headers, five things or more to the garbage collector, which would look at those of a whole batch again and again.
     """
-    deliveries: list[Delivery] = []
+    deliveries: list[Placed] = []
     errors: list[KafkaError] = []
     topic, partition, offsets = "", -1, None
-    for record in records:
-        of = record.partition()
-        if of != partition or offsets is None:
+    run: list[Message] = []  # of one partition
+    records.reverse()
+    following = records.pop
+    while records:
+        record = following()
+        of, error = record.partition(), record.error()
+        if of != partition or error is not None:
+            deliveries += _received(run, offsets)
+            run = []
             topic, partition = record.topic(), of  # type: ignore[assignment] # only messages made by hand have none
             offsets = partitions.get(partition)
-        offset: int = record.offset()  # type: ignore[assignment]
-        error = record.error()
-        if error is not None:
-            if error.code() != PARTITION_END:
-                errors.append(error)
-            elif offsets is not None:
-                offsets.skip(offset)
-            continue
-        if offsets is None or not offsets.receive(offset):
-            continue
-        deliveries.append(Delivery(_message(record, topic, partition, offset), (offsets, offset)))
+        if error is None:
+            run.append(_message(record, topic, partition, record.offset()))  # type: ignore[arg-type] # as above
+        elif error.code() != PARTITION_END:
+            errors.append(error)
+        elif offsets is not None:
+            offsets.skip(record.offset())  # type: ignore[arg-type] # as above
+    deliveries += _received(run, offsets)
     return deliveries, errors
+
+
+def _received(run: Sequence[Message], offsets: Offsets | None) -> Iterable[Placed]:
+    """Those of a run that were not finished before, as deliveries; none of a partition that is others' by now."""
+    if offsets is None or not run:
+        return ()
+    numbers: list[int] = [*map(_offset, run)]
+    if offsets.receive_all(numbers):
+        return map(
+            Placed, run, repeat(offsets), repeat(0), repeat(None), repeat(READY), repeat(None), numbers
+        )
+    return [
+        Placed(message, offsets, offset=number)
+        for message, number in zip(run, numbers, strict=True)
+        if offsets.receive(number)
+    ]
 
 
 def unpack_one(record: Record) -> Message:
