@@ -102,6 +102,17 @@ def test_one_that_is_refused_does_not_keep_the_others() -> None:
     assert sorted(errors) == [0, 2]
 
 
+def test_a_name_of_a_header_that_is_fine_says_nothing_of_its_text_in_another_message() -> None:
+    texts: list[Any] = ["b", "ü", "\udfff", 5, "b"]
+    messages = [Message("t", b"", headers={"a": text}) for text in texts]
+    _, errors = prepare(messages, 2)
+    assert {index: type(error) for index, error in errors.items()} == {
+        1: MessageTooLarge,
+        2: PublishError,
+        3: PublishError,
+    }
+
+
 @pytest.mark.parametrize(
     ("message", "size"),
     [

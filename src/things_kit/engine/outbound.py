@@ -32,41 +32,37 @@ def prepare(
     now = datetime.now(UTC)
     batch = secrets.token_hex(12)  # one draw from the system's entropy for all; the index tells them apart
     topics: set[str] = set()
+    names: set[str] = set()
     ready: list[Message] = []
     refused: dict[int, Exception] = {}
-    for index, message in enumerate(messages):
+    for index, message in enumerate(messages):  # every line of this is paid for by each message
         try:
-            size = _checked_size(message, topics, ours=ours)
-            if (
-                max_bytes is not None
-                and size > max_bytes
-                and not (ours and size <= max_bytes + RESERVE and is_dead_letter(message))
-            ):
-                raise MessageTooLarge(
-                    f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
+            size = _checked_size(message, topics, names, ours=ours)
+            if max_bytes is not None and size > max_bytes:
+                _check_large(message, size, max_bytes, ours=ours)
+            time, identity = message.timestamp, message.id
+            if time is None:
+                time = now
+            elif type(time) is not datetime or time.tzinfo is not UTC:
+                time = _in_utc(time)
+            if identity is None:
+                identity = f"{batch}-{index}"
+            ready.append(
+                Message(
+                    message.topic, message.value, message.key, message.headers, message.partition,
+                    None, time, identity,
                 )
-            ready.append(_complete(message, f"{batch}-{index}", now))
+            )  # fmt: skip
         except PublishError as error:
             refused[index] = error
     return ready, refused
 
 
-def _complete(message: Message, identity: str, now: datetime) -> Message:
-    time = message.timestamp
-    if time is None:
-        time = now
-    elif type(time) is not datetime or time.tzinfo is not UTC:
-        time = _in_utc(time)
-    return Message(
-        message.topic,
-        message.value,
-        message.key,
-        message.headers,
-        message.partition,
-        None,
-        time,
-        identity if message.id is None else message.id,
-    )
+def _check_large(message: Message, size: int, max_bytes: int, *, ours: bool) -> None:
+    if not (ours and size <= max_bytes + RESERVE and is_dead_letter(message)):
+        raise MessageTooLarge(
+            f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
+        )
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -82,8 +78,8 @@ def _in_utc(time: datetime) -> datetime:
         raise PublishError(f"the timestamp {time!r} is no time in UTC") from error
 
 
-def _checked_size(message: Message, topics: set[str], *, ours: bool) -> int:
-    """The bytes of value, key and headers. `topics` are those that were found fine before.
+def _checked_size(message: Message, topics: set[str], names: set[str], *, ours: bool) -> int:
+    """The bytes of value, key and headers. `topics`, and `names` of headers in ASCII, are those that were found fine before.
 
     Every published message pays for these lines; what is not plainly right is looked at again, and named.
     """
@@ -107,15 +103,10 @@ def _checked_size(message: Message, topics: set[str], *, ours: bool) -> int:
     if not isinstance(headers, (dict, Mapping)):  # the first is quick, and the usual case
         raise PublishError(f"the headers of a message must be a mapping; they are {type(headers).__name__}")
     for name, text in headers.items():
-        if (
-            type(name) is type(text) is str
-            and name.isascii()
-            and text.isascii()
-            and name[:3] != RESERVED_PREFIX
-        ):
+        if type(name) is type(text) is str and name in names and text.isascii():
             size += len(name) + len(text)
         else:
-            size += _check_header(name, text, ours=ours)
+            size += _check_header(name, text, names, ours=ours)
     return size
 
 
@@ -126,12 +117,14 @@ def _check_topic(topic: Any) -> None:
         raise PublishError(str(error)) from None
 
 
-def _check_header(name: Any, text: Any, *, ours: bool) -> int:
+def _check_header(name: Any, text: Any, names: set[str], *, ours: bool) -> int:
     size = _check_text("the name of a header", name) + _check_text(f"the header {name!r}", text)
     if name.startswith(RESERVED_PREFIX) and not (ours and name == DEAD_LETTER_MARK):
         raise PublishError(
             f"the header {name!r} begins with {RESERVED_PREFIX!r}, which belongs to the drivers"
         )
+    if name.isascii():
+        names.add(name)
     return size
 
 
