@@ -91,6 +91,19 @@ async def test_a_list_holds_several_of_a_key_in_order() -> None:
 
 
 @virtual
+async def test_a_list_that_one_key_fills_is_handled_at_once() -> None:
+    driver, lists = StubDriver(), Lists()
+    driver.put(*(message(str(n), "k") for n in range(8)))
+    batch = Batch(size=4, wait=60)
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=lists.handle, batch=batch),
+    ):
+        await until(lambda: len(driver.acknowledged) == 8, within=1)
+    assert [len(values) for values in lists.seen] == [4, 4]
+
+
+@virtual
 async def test_a_list_is_never_longer_than_its_size() -> None:
     driver, lists = StubDriver(), Lists()
     driver.put(*(message(str(n), "k" if n % 3 else f"k{n}") for n in range(50)))
