@@ -227,16 +227,27 @@ class _Tables:
         self._session: subprocess.Popen[bytes] | None = None
 
     def lock(self) -> None:
+        """Returns when the tables are locked: where the server ends a deadlock by ending this session, another tries."""
+        for _ in range(20):
+            if self._locked():
+                return
+            self.release()
+        raise RuntimeError("the tables could not be locked")
+
+    def _locked(self) -> bool:
         session = self._session = subprocess.Popen(  # noqa: S603 - our own server
-            [self._server.program("psql"), "--quiet", "--no-psqlrc", "--tuples-only", self._server.url],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [
+                self._server.program("psql"), "--quiet", "--no-psqlrc", "--tuples-only",
+                "--set", "ON_ERROR_STOP=1", self._server.url,
+            ],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         assert session.stdin is not None
         assert session.stdout is not None
         tables = "things_kit.message, things_kit.consumer_group IN ACCESS EXCLUSIVE MODE"
         session.stdin.write(f"BEGIN; LOCK TABLE {tables}; SELECT 'locked';\n".encode())
         session.stdin.flush()
-        session.stdout.readline()
+        return b"locked" in session.stdout.readline()
 
     def release(self) -> None:
         if self._session is not None:
