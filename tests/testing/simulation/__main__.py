@@ -52,9 +52,11 @@ def courses() -> Iterator[Course]:
     for broker in ("sqlite", "postgres"):
         yield Course(engine.Ordered, broker, Faults.all(), processes=3)
         yield Course(patterns.Relayed, broker, Faults.all())
-    for broker in ("kafka", "rabbitmq", "sqs", "postgres"):
+    for broker in patterns.INBOXES:
         yield Course(patterns.Charged, broker, Faults.all())
         yield Course(patterns.ChargedTogether, broker, Faults.all())
+    for broker in patterns.OUTSIDE:
+        yield Course(patterns.Bridged, broker, Faults.all())
     yield Course(flow.InATable, "sqlite", flow.LIVING)
     yield Course(flow.Killed, "sqlite", Faults.all())
     for broker in times.NAMED:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool
 
-from tests.testing.simulation.test_worlds import FEW, QUICK, Engine
+from tests.testing.simulation.test_worlds import QUICK, Engine, each_of
 from things_kit import Message, Reject
 from things_kit.engine.broker import Broker
 from things_kit.messaging.errors import RemoteError
@@ -27,6 +27,8 @@ from things_kit.middleware import (
 from things_kit.testing import Faults, SimulationFailed, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 from things_kit.testing.simulation.models.server import EPOCH
+
+pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
 
 LIVING = Faults.only(
     "stop", "redelivery", "lost_acknowledgement", "unknown_publish", "slow_handler", "outage", "clock_skew"
@@ -149,12 +151,14 @@ class Deduplicated(Engine):
     def eventually(self) -> None:
         super().eventually()
         self.history.effect_once(self.effects)
-        if len(self.history.handlings) > 24:
+        if len(self.history.handlings) > self.count + 4:
             reached("again")
 
 
 class InATable(Deduplicated):
     """The same, with the marks in a database."""
+
+    count = 8
 
     async def setup(self) -> None:
         await super().setup()
@@ -215,13 +219,13 @@ class Asked(World):
         ]
 
     async def workload(self, producer: Any) -> None:
-        await producer.publish_batch([Message("orders", b"%d" % number) for number in range(12)])
+        await producer.publish_batch([Message("orders", b"%d" % number) for number in range(8)])
 
     def always(self) -> None:
         assert not self.wrong
 
     def eventually(self) -> None:
-        assert self.ended == set(range(12))
+        assert self.ended == set(range(8))
         for each in self.history.handlings:
             if each.group == "pricing":
                 deadline = datetime.fromisoformat(each.message.headers["deadline"]).timestamp()
@@ -258,6 +262,8 @@ class Warehouse:
 class Claimed(Engine):
     """Pictures go by claims, encrypted and compressed: whoever dies, each arrives as it was, and is asked for after retries too."""
 
+    count = 8
+
     async def setup(self) -> None:
         self.store = Warehouse()
         self.seen: set[int] = set()
@@ -290,7 +296,7 @@ class Claimed(Engine):
 
     def eventually(self) -> None:
         super().eventually()
-        assert self.seen == set(range(20))
+        assert self.seen == set(range(self.count))
         assert all(len(message.value) < 256 for message in self.history.published("pictures"))
 
 
@@ -335,14 +341,16 @@ EVERYWHERE = [
 
 
 @pytest.mark.parametrize(("world", "sometimes", "faults"), EVERYWHERE)
-def test_on_every_broker(world: type[World], sometimes: list[str], faults: Faults | None) -> None:
-    for broker in MODELS:
-        simulate(world, seeds=max(5, FEW // len(MODELS)), broker=broker, faults=faults, sometimes=sometimes)
+@pytest.mark.parametrize("broker", MODELS)
+def test_on_every_broker(
+    broker: str, world: type[World], sometimes: list[str], faults: Faults | None
+) -> None:
+    simulate(world, seeds=each_of(len(MODELS)), broker=broker, faults=faults, sometimes=sometimes)
 
 
 @pytest.mark.parametrize(("world", "faults"), [(InATable, LIVING), (Killed, None)])
 def test_marks_in_a_table(world: type[World], faults: Faults | None) -> None:
-    simulate(world, seeds=max(1, FEW // 4), broker="sqlite", faults=faults)
+    simulate(world, seeds=each_of(1), broker="sqlite", faults=faults)
 
 
 def test_what_is_fetched_for_a_message_is_waited_for_though_that_is_lost() -> None:

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import StaticPool
 
-from tests.testing.simulation.test_worlds import FEW, QUICK, Engine
+from tests.testing.simulation.test_worlds import QUICK, Engine, each_of
 from things_kit import Batch, Message
 from things_kit.engine.broker import Broker
 from things_kit.patterns import Inbox, Outbox
@@ -15,9 +15,13 @@ from things_kit.patterns.outbox.relay import Relay
 from things_kit.testing import Faults, SimulationFailed, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 
+pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
+
 
 class Charged(Engine):
     """An effect in a database that is not idempotent: each message has it once, whoever dies and whatever comes again."""
+
+    count = 8
 
     async def setup(self) -> None:
         self.engine = create_engine("sqlite://", poolclass=StaticPool)
@@ -92,10 +96,25 @@ class Relayed(World):
             assert values == sorted(values), "a key has lost its order"
 
 
+INBOXES = ("kafka", "rabbitmq", "sqs", "postgres")
+"""One broker of each kind that an inbox stands behind."""
+
+OUTSIDE = [name for name in MODELS if name not in {"postgres", "sqlite"}]
+"""Brokers that are no database."""
+
+
+class Bridged(Relayed):
+    """The same out of brokers that are no database, whose relay may carry a message on twice."""
+
+    def eventually(self) -> None:
+        self.history.nothing_lost()
+        assert self.history.published("orders") == self.history.published("outbox")
+
+
 @pytest.mark.parametrize("world", [Charged, ChargedTogether])
-def test_an_inbox_has_each_effect_once(world: type[World]) -> None:
-    for broker in ("kafka", "rabbitmq", "sqs", "postgres"):
-        simulate(world, seeds=max(5, FEW // 8), broker=broker, sometimes=["again"])
+@pytest.mark.parametrize("broker", INBOXES)
+def test_an_inbox_has_each_effect_once(broker: str, world: type[World]) -> None:
+    simulate(world, seeds=each_of(len(INBOXES)), broker=broker, sometimes=["again"])
 
 
 def test_an_inbox_without_marks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +131,9 @@ def test_an_inbox_without_marks_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("broker", ["postgres", "sqlite"])
 def test_relays_lose_nothing_and_keep_the_order_of_keys(broker: str) -> None:
-    simulate(Relayed, seeds=max(1, FEW // 2), broker=broker)
+    simulate(Relayed, seeds=each_of(2), broker=broker)
 
 
-@pytest.mark.parametrize("broker", [name for name in MODELS if name not in {"postgres", "sqlite"}])
+@pytest.mark.parametrize("broker", OUTSIDE)
 def test_a_bridge_out_of_any_broker_loses_nothing(broker: str) -> None:
-    class Bridged(Relayed):
-        def eventually(self) -> None:
-            self.history.nothing_lost()
-            assert self.history.published("orders") == self.history.published("outbox")
-
-    simulate(Bridged, seeds=max(1, FEW // 8), broker=broker)
+    simulate(Bridged, seeds=each_of(len(OUTSIDE)), broker=broker)

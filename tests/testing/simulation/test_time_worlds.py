@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.testing.simulation.test_worlds import FEW, QUICK
+from tests.testing.simulation.test_worlds import QUICK, each_of
 from things_kit import Message
 from things_kit.engine.broker import Broker
 from things_kit.patterns.periodic import Periodic, every
@@ -20,6 +20,8 @@ from things_kit.testing.simulation.models import MODELS
 from things_kit.testing.simulation.models.scheduling import Timetable
 from things_kit.testing.simulation.models.server import EPOCH
 from things_kit.testing.simulation.search import Simulation
+
+pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
 
 NAMED = ("redis", "sqlite", "postgres", "nats")
 """Whose brokers know a schedule_id."""
@@ -183,7 +185,7 @@ class Later(World):
 def test_what_is_cancelled_or_replaced_never_comes(broker: str) -> None:
     simulate(
         Reminders,
-        seeds=FEW // len(NAMED),
+        seeds=each_of(len(NAMED)),
         broker=broker,
         sometimes=["cancel is True", "cancel is False", "alone"],
     )
@@ -194,9 +196,13 @@ def later(broker: str) -> type[Later]:
     return type("Later", (Later,), {"early": EARLY.get(broker, Later.early)})
 
 
-@pytest.mark.parametrize("broker", [name for name in MODELS if name != "sqs-fifo"])  # which delays nothing
+DELAYING = [name for name in MODELS if name != "sqs-fifo"]
+"""FIFO queues of SQS delay nothing."""
+
+
+@pytest.mark.parametrize("broker", DELAYING)
 def test_what_is_scheduled_comes_when_it_is_due_whoever_dies(broker: str) -> None:
-    simulate(later(broker), seeds=max(1, FEW // 8), broker=broker)
+    simulate(later(broker), seeds=each_of(len(DELAYING)), broker=broker)
 
 
 def replaces_nothing(timetable: Timetable, entry: Any, at: float) -> None:
@@ -242,6 +248,7 @@ class Tick(World):
         (overlap, catch_up) for overlap in ("queue", "skip", "allow") for catch_up in ("all", "one", "none")
     )
     long = 12.0
+    lasts = 80.0
 
     async def setup(self) -> None:
         self.overlap, self.catch_up = random.choice(self.kinds)
@@ -266,7 +273,7 @@ class Tick(World):
         return [Periodic(broker, spec, tick, retry=QUICK)]
 
     async def workload(self, producer: Any) -> None:
-        await asyncio.sleep(120)
+        await asyncio.sleep(self.lasts)
         self.ends = now()
 
     def eventually(self) -> None:
@@ -322,16 +329,17 @@ def _between(first: datetime, last: datetime) -> list[datetime]:
 @pytest.mark.parametrize("broker", ["sqlite", "redis", "nats"])
 def test_what_runs_every_so_often_goes_on(broker: str) -> None:
     kinds = ["queue", "skip", "allow", "all", "one", "none", "left out"]
-    simulate(Tick, seeds=max(1, FEW // 3), broker=broker, sometimes=kinds)
+    simulate(Tick, seeds=each_of(3), broker=broker, sometimes=kinds)
 
 
 @pytest.mark.parametrize(("world", "broker"), [(OneByOne, "postgres"), (ByTurns, "redis")])
 def test_one_run_follows_the_other(world: type[OneByOne], broker: str) -> None:
-    simulate(world, seeds=max(1, FEW // 4), broker=broker, faults=DEAD, processes=3)
+    simulate(world, seeds=each_of(1), broker=broker, faults=DEAD, processes=3)
 
 
 def test_a_run_that_took_longer_than_until_all_that_was_planned_is_no_standstill() -> None:
-    Simulation(ByTurns, "redis", 3, DEAD.for_broker("redis", frozenset())).search([1075], 1, ())
+    longer = type("Longer", (ByTurns,), {"lasts": 120.0})
+    Simulation(longer, "redis", 3, DEAD.for_broker("redis", frozenset())).search([1075], 1, ())
 
 
 def test_turns_that_are_taken_unseen_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,19 +13,24 @@ from things_kit.testing import Fault, Faults, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 from things_kit.testing.simulation.search import Simulation
 
+pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
+
 SEEDS = int(os.environ.get("SEEDS", "500"))
 """Histories of each world, over all of its brokers; 200,000 were run before a release."""
-
-FEW = max(1, SEEDS // 10)
-"""The same of worlds of one feature each; with SEEDS=5000 they have 500."""
 
 QUICK = RetryPolicy(attempts=20, first=0.1, limit=2.0)
 """So many attempts that whatever is drawn brings no good message to its dead letter."""
 
 
-class Engine(World):
-    """Twenty messages of five keys and some without, one group."""
+def each_of(brokers: int) -> int:
+    """Histories of a world on each of so many brokers."""
+    return max(1, SEEDS // brokers)
 
+
+class Engine(World):
+    """Twenty messages of five keys and some without, in four parts; one group."""
+
+    count = 20
     retry = QUICK
     options: ClassVar[dict[str, Any]] = {}
     processes = 2
@@ -41,11 +46,12 @@ class Engine(World):
         await asyncio.sleep(0.02)
 
     async def workload(self, producer: Any) -> None:
+        size = self.count // 4
         for part in range(4):
             await producer.publish_batch(
                 [
                     Message("orders", b"%d" % n, key=b"k%d" % (n % 5) if n % 7 else None)
-                    for n in range(part * 5, part * 5 + 5)
+                    for n in range(part * size, part * size + size)
                 ]
             )
             await asyncio.sleep(0.5)
@@ -181,6 +187,8 @@ class Forwarding(Engine):
 class Asking(Engine):
     """A handler asks another group, which may be slow, crash or answer twice; no answer goes to another request."""
 
+    count = 8
+
     async def setup(self) -> None:
         self.answered: set[int] = set()
         self.wrong: list[tuple[int, int]] = []
@@ -208,34 +216,36 @@ class Asking(Engine):
         assert self.wrong == []
 
     def eventually(self) -> None:
-        assert self.answered == set(range(20))
+        assert self.answered == set(range(self.count))
 
 
 WORLDS = (InPlace, PutAside, Buried, Replayed, Batched, Forwarding, Asking)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_engine_keeps_its_promises(world: type[World]) -> None:
-    for broker in MODELS:
-        simulate(world, seeds=max(1, SEEDS // len(MODELS)), broker=broker, sometimes=["failed"])
+@pytest.mark.parametrize("broker", MODELS)
+def test_the_engine_keeps_its_promises(broker: str, world: type[World]) -> None:
+    simulate(world, seeds=each_of(len(MODELS)), broker=broker, sometimes=["failed"])
 
 
-@pytest.mark.parametrize(
-    "broker", [name for name in MODELS if name != "sqs"]
-)  # a standard queue has no order
+ORDERED = [name for name in MODELS if name != "sqs"]
+"""A standard queue of SQS has no order."""
+
+
+@pytest.mark.parametrize("broker", ORDERED)
 def test_one_process_keeps_the_order_of_each_key(broker: str) -> None:
     faults = Faults.only("slow_handler", "clock_skew")
-    simulate(Ordered, seeds=max(1, SEEDS // len(MODELS)), broker=broker, processes=1, faults=faults)
+    simulate(Ordered, seeds=each_of(len(ORDERED)), broker=broker, processes=1, faults=faults)
 
 
-@pytest.mark.parametrize("broker", [name for name in MODELS if name != "sqs"])
+@pytest.mark.parametrize("broker", ORDERED)
 def test_the_order_of_each_key_outlives_stops(broker: str) -> None:
-    simulate(Deployed, seeds=max(1, FEW // 5), broker=broker, processes=1, faults=Deployed.stops)
+    simulate(Deployed, seeds=each_of(len(ORDERED)), broker=broker, processes=1, faults=Deployed.stops)
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "postgres"])
 def test_where_keys_are_lanes_their_order_outlives_everything(broker: str) -> None:
-    simulate(Ordered, seeds=max(1, SEEDS // 5), broker=broker, processes=3)
+    simulate(Ordered, seeds=each_of(2), broker=broker, processes=3)
 
 
 def test_dead_letters_that_a_killed_process_had_in_hand_are_brought_back_by_the_next() -> None:
