@@ -1,7 +1,6 @@
 """A real PostgreSQL: a broker, and for handlers that write to a database."""
 
 import os
-import pwd
 import secrets
 import signal
 import socket
@@ -9,11 +8,14 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from things_kit.testing.servers import debian
 from things_kit.testing.servers.containers import InContainer, RunningServer, address, container_or_process
 from things_kit.testing.servers.process import ServerProcess, ServerUnavailable, run
+
+if TYPE_CHECKING:
+    import pwd
 
 IMAGE: Final = "postgres:17"
 
@@ -105,8 +107,10 @@ def as_user() -> Sequence[str]:
     return ("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--")
 
 
-def server_user() -> pwd.struct_passwd:
+def server_user() -> "pwd.struct_passwd":
     """Who runs the server where root starts it. Raises ServerUnavailable if there is nobody of that name."""
+    import pwd  # noqa: PLC0415 - Windows has none
+
     try:
         return pwd.getpwnam(USER)
     except KeyError:
