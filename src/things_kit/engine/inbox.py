@@ -318,8 +318,8 @@ class ConsumerInbox:
         self._released.clear()
         self.subscription = msgspec.structs.replace(self.subscription, inbox=None)
         self._quiet, self._owner = True, None  # a driver's thread may have something to say still
-        del self._window, self.outcomes, self.lanes
-        self.__dict__.pop("receiver", None)
+        for name in ("_window", "outcomes", "lanes", "receiver"):
+            self.__dict__.pop(name, None)
 
     def leased(self) -> list[Delivery]:
         """What is to stay ours: all that is here but what is on its way back."""

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 ArgumentT = TypeVar("ArgumentT")
@@ -22,6 +22,11 @@ class ChildFailed(Exception):
     """A child ended without an answer."""
 
 
+def can_fork() -> bool:
+    """Whether there are such children here; Windows has none."""
+    return "fork" in multiprocessing.get_all_start_methods()
+
+
 def in_child(function: Callable[[], ResultT]) -> ResultT:
     """Call it in a child, if there can be one; what it raises is raised here."""
     return next(in_children(lambda _: function(), [None], 1))
@@ -30,10 +35,12 @@ def in_child(function: Callable[[], ResultT]) -> ResultT:
 def in_children(
     function: Callable[[ArgumentT], ResultT], arguments: Sequence[ArgumentT], workers: int
 ) -> Iterator[ResultT]:
-    """The results in the order of the arguments; `workers` children run at a time."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    """The results in the order of the arguments; `workers` children run at a time, or this process where there are none."""
+    if not can_fork():
         for argument in arguments:
-            yield function(argument)
+            with undisturbed():
+                result = function(argument)
+            yield result
         return
     waiting, running = deque(arguments), deque[_Child]()
     try:
@@ -87,12 +94,11 @@ def _answer(function: Callable[[ArgumentT], Any], argument: ArgumentT, writing: 
     """In the child: call, answer, and be gone."""
     status = 1
     try:
-        gc.disable()  # nothing of a crashed process may be cleaned up
-        logging.disable(logging.ERROR)  # of outages and failures that were ordered
-        try:
-            answer = (True, function(argument))
-        except Exception as error:  # noqa: BLE001 - it goes to whoever asked
-            answer = (False, _carried(error))
+        with undisturbed():
+            try:
+                answer = (True, function(argument))
+            except Exception as error:  # noqa: BLE001 - it goes to whoever asked
+                answer = (False, _carried(error))
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(pickle.dumps(answer))
         sys.stdout.flush()
@@ -100,6 +106,20 @@ def _answer(function: Callable[[ArgumentT], Any], argument: ArgumentT, writing: 
         status = 0
     finally:
         os._exit(status)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Nothing of a crashed process is cleaned up meanwhile, and of outages and failures that were ordered nothing is logged."""
+    collecting, disabled = gc.isenabled(), logging.root.manager.disable
+    gc.disable()
+    logging.disable(max(disabled, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        if collecting:
+            gc.enable()
 
 
 def _carried(error: Exception) -> Exception:

@@ -11,12 +11,14 @@ import logging
 import sys
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from itertools import count
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
+from things_kit.testing.simulation.remains import close_coroutine
 
 log = logging.getLogger("things_kit.simulation")
 
@@ -29,6 +31,10 @@ Choose = Callable[[int], int]
 
 STRIDE: Final = 16
 """Steps from one question whether it is over to the next."""
+
+
+ROUNDS: Final = 100
+"""How often tasks are closed that others began while they were closed."""
 
 
 class NothingLeft(Exception):
@@ -94,14 +100,14 @@ class SimulationLoop(asyncio.AbstractEventLoop):
         tasks: All there were.
         before: Told whose turn it is, whenever that or the time is another than before.
         after_step: Told whose task went on.
-        forgotten: Handles and tasks of crashed processes: kept, so that no `finally` of theirs ever runs.
+        forgotten: Handles of crashed processes: kept, so that no `finally` of theirs ever runs.
     """
 
     def __init__(self, choose: Choose) -> None:
         self.failure: BaseException | None = None
         self.steps = 0
         self.tasks: list[SimulatedTask] = []
-        self.forgotten: list[object] = []
+        self.forgotten: list[SimulatedHandle] = []
         self.before: Callable[[SimulatedProcess | None], None] = lambda _: None
         self.after_step: Callable[[SimulatedProcess | None], None] = lambda _: None
         self._choose = choose
@@ -132,20 +138,26 @@ class SimulationLoop(asyncio.AbstractEventLoop):
             NothingLeft: Nothing can happen any more, and it does not hold.
             BaseException: What `fail` was told.
         """
-        before = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=self._generators.append, finalizer=self._finalize)
-        self._running = True
-        events._set_running_loop(self)  # noqa: SLF001 - made for loops
-        try:
+        with self._as_running():
             while not until():
                 for _ in range(STRIDE):
                     self._step()
                     if self.failure is not None:
                         raise self.failure
+
+    @contextmanager
+    def _as_running(self) -> Iterator[None]:
+        """What asks for the running loop finds this one, and afterwards the one of whoever simulates."""
+        around, hooks = events._get_running_loop(), sys.get_asyncgen_hooks()  # noqa: SLF001 - made for loops
+        sys.set_asyncgen_hooks(firstiter=self._generators.append, finalizer=self._finalize)
+        self._running = True
+        events._set_running_loop(self)  # noqa: SLF001
+        try:
+            yield
         finally:
-            events._set_running_loop(None)  # noqa: SLF001
+            events._set_running_loop(around)  # noqa: SLF001
             self._running = False
-            sys.set_asyncgen_hooks(*before)
+            sys.set_asyncgen_hooks(*hooks)
 
     def _step(self) -> None:
         """All callbacks, of which each version of Python has its own number, and then one task, or the next timer."""
@@ -290,8 +302,35 @@ class SimulationLoop(asyncio.AbstractEventLoop):
         for task in self.tasks:
             asyncio._unregister_task(task)  # noqa: SLF001 - made for tasks of others
 
+    def do_away_with_tasks(self) -> None:
+        """Close whatever has not ended, also what that begins, and tell those who keep a task that it is done."""
+        self._take_all()
+        with self._as_running():
+            for _ in range(ROUNDS):
+                pending = [task for task in self.tasks if not task.done()]
+                for task in pending:
+                    close_coroutine(task.get_coro())
+                    task.cancel()
+                handles = self._take_all()
+                for handle in handles:
+                    handle._run()  # noqa: SLF001 - made for loops
+                if not pending and not handles:
+                    break
+        self.close()
+        self.tasks.clear()
+        self._generators.clear()
+
+    def _take_all(self) -> list[SimulatedHandle]:
+        """What was to be called soon; nothing is to be called any more."""
+        handles = [*self._callbacks, *self._tasks, *self.forgotten]
+        for each in (self._callbacks, self._tasks, self.forgotten, self._timers):
+            each.clear()
+        return handles
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """What a callback raised, and nobody else will ever see."""
+        """What a callback raised, and nobody else will ever see; once it is closed, what asyncio says of abandoned tasks."""
+        if self._closed:
+            return
         log.warning("%s", context.get("message"), exc_info=context.get("exception"))
 
     async def shutdown_asyncgens(self) -> None:

@@ -1,6 +1,5 @@
 """What a simulation cannot have, by where code reaches for it."""
 
-import _posixsubprocess
 import _thread
 import asyncio
 import multiprocessing.process
@@ -16,6 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+try:
+    import _posixsubprocess as posix
+except ModuleNotFoundError:  # Windows, which makes its subprocesses by another
+    posix = None  # type: ignore[assignment]
+
 OWN: Final = str(Path(__file__).parent)
 STANDARD: Final = sysconfig.get_path("stdlib") + os.sep
 
@@ -30,7 +34,7 @@ REFUSED: Final[tuple[tuple[str, Any, str], ...]] = (
     ),
     ("subprocesses", subprocess.Popen, "__init__"),
     ("subprocesses", multiprocessing.process.BaseProcess, "start"),
-    ("subprocesses", _posixsubprocess, "fork_exec"),
+    ("subprocesses", posix, "fork_exec"),
     ("subprocesses", os, "fork forkpty system popen posix_spawn posix_spawnp execv execve startfile"),
     ("event loops of its own", base_events.BaseEventLoop, "__init__"),
     ("event loops of its own", asyncio, "set_event_loop_policy"),

@@ -2,18 +2,14 @@
 
 import asyncio
 import inspect
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
 from contextvars import Context
-from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from things_kit.codecs.contract import contract_decoder
 from things_kit.engine.broker import Broker
 from things_kit.engine.consumer import BrokerConsumer
+from things_kit.engine.inbox import ConsumerInbox
 from things_kit.engine.naming import is_inbox
 from things_kit.engine.surroundings import surroundings
 from things_kit.engine.url import BrokerURL
@@ -24,11 +20,12 @@ from things_kit.patterns.periodic import FIRINGS
 from things_kit.testing.simulation import marks
 from things_kit.testing.simulation.faults import Fault
 from things_kit.testing.simulation.fences import Fences, fenced
-from things_kit.testing.simulation.history import History, Row
+from things_kit.testing.simulation.history import History
 from things_kit.testing.simulation.inside import Inside, Watching
 from things_kit.testing.simulation.loop import NothingLeft, SimulationLoop
 from things_kit.testing.simulation.models import model
 from things_kit.testing.simulation.models.server import Server
+from things_kit.testing.simulation.outcome import Outcome
 from things_kit.testing.simulation.plan import Chance, Plan
 from things_kit.testing.simulation.process import PROCESS, SimulatedProcess
 from things_kit.testing.simulation.world import World
@@ -50,33 +47,6 @@ SKEW: Final = 5.0
 
 FAR: Final = 40
 """The most steps from the moment that condemns a process to its end."""
-
-
-class Outcome(msgspec.Struct, kw_only=True):
-    """What came out of one history.
-
-    Attributes:
-        check: Which check failed, or which part of the world raised; None where all held.
-        text: How, as it is shown.
-        error: The exception's type and text, by which two failures are told to be the same.
-    """
-
-    plan: Plan
-    check: str | None = None
-    error: str = ""
-    text: str = ""
-    hash: str = ""
-    rows: list[Row] = []
-    happened: list[tuple[str, int]] = []
-    reached: set[str] = set()
-    turns: int = 0
-    steps: int = 0
-    messages: int = 0
-    seconds: float = 0.0
-
-    def same_failure(self, other: "Outcome") -> bool:
-        """Whether the same check failed in both."""
-        return self.check is not None and (self.check, self.error) == (other.check, other.error)
 
 
 class NoWorldError(ConfigError):
@@ -130,15 +100,11 @@ class Run:
             ):
                 self._run()
         except CheckFailed as failed:
-            outcome.check, outcome.error, outcome.text = (
-                failed.check,
-                _name(failed.cause),
-                _text(failed.cause),
-            )
+            outcome.fail(failed.check, failed.cause)
         except NoWorldError:
             raise
         except Exception as error:  # noqa: BLE001 - such as what reached outside of the simulation
-            outcome.check, outcome.error, outcome.text = "simulation", _name(error), _text(error)
+            outcome.fail("simulation", error)
         finally:
             self.loop.close()
         outcome.hash, outcome.rows = self.history.hash, self.history.rows
@@ -147,6 +113,18 @@ class Run:
         outcome.steps = self.loop.steps
         outcome.messages = len(self.server.workload)
         return outcome
+
+    def close(self) -> None:
+        """Do away with what was abandoned; none of it is part of the history."""
+        if not self.loop.tasks:
+            return  # nothing could begin
+        self.history, self.chance.healed = History(), True
+        with fenced(self.loop, self.chance.stream("remains")):
+            self.loop.do_away_with_tasks()
+        for inbox in self.server.inboxes:
+            if isinstance(inbox, ConsumerInbox):
+                inbox.dispose()
+        self._kept.clear()
 
     def _run(self) -> None:
         self.loop.after_step = self._after_step
@@ -384,19 +362,3 @@ async def _attempt(name: str, function: Callable[[], Any]) -> None:
             await result
     except Exception as error:
         raise CheckFailed(name, error) from error
-
-
-def _name(error: BaseException) -> str:
-    return f"{type(error).__name__}"
-
-
-def _text(error: BaseException) -> str:
-    """The traceback, from the user's code on."""
-    own, trace = str(Path(__file__).parent), error.__traceback__
-    while (
-        trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename.startswith(own)
-    ):
-        trace = trace.tb_next
-    with suppress(Exception):
-        return "".join(traceback.format_exception(type(error), error, trace)).strip()
-    return repr(error)

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Final
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.testing.simulation import selection
-from things_kit.testing.simulation.children import in_child, in_children
+from things_kit.testing.simulation.children import can_fork, in_child, in_children
 from things_kit.testing.simulation.faults import Fault, Faults
 from things_kit.testing.simulation.models import model
 from things_kit.testing.simulation.plan import Plan
+from things_kit.testing.simulation.remains import do_away_with
 from things_kit.testing.simulation.report import Report, SimulationFailed
 from things_kit.testing.simulation.world import World
 
 if TYPE_CHECKING:  # pytest's plugin lives beside this, and is to be light
-    from things_kit.testing.simulation.run import Outcome, Run
+    from things_kit.testing.simulation.outcome import Outcome
+    from things_kit.testing.simulation.run import Run
 
 BATCH: Final = 25
 """Histories that one child process runs: what a crash left behind is kept until it ends."""
@@ -92,12 +94,25 @@ class Simulation:
         """One history, in this process."""
         from things_kit.testing.simulation.run import Run  # noqa: PLC0415
 
+        if len(self._kept) >= BATCH:
+            self._let_go()
         run = Run(self._world, self._broker, plan, self._faults)
-        self._kept.append(run)  # with all that its crashes have abandoned: it must not be closed
+        self._kept.append(run)  # with all that its crashes have abandoned, which must not go on
         return run.execute()
+
+    def _let_go(self) -> None:
+        """Of histories that were run in this process; those of a child go with it."""
+        if not can_fork():
+            do_away_with(self._kept)
 
     def search(self, seeds: Sequence[int], workers: int, sometimes: Sequence[str]) -> Report:
         """Run the histories of these seeds; raise for the first that fails."""
+        try:
+            return self._search(seeds, workers, sometimes)
+        finally:
+            self._let_go()
+
+    def _search(self, seeds: Sequence[int], workers: int, sometimes: Sequence[str]) -> Report:
         only = selection.seed()
         plans = [Plan(seed=seed, processes=self._processes) for seed in (seeds if only is None else [only])]
         batches = [plans[start : start + BATCH] for start in range(0, len(plans), BATCH)]

@@ -5,8 +5,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from things_kit.testing.simulation.outcome import Outcome
 from things_kit.testing.simulation.plan import Plan
-from things_kit.testing.simulation.run import Outcome
 
 ItemT = TypeVar("ItemT")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from things_kit.engine.driver import (
     ConnectionLost,
+    Inbox,
     Later,
     Subscription,
     UnknownTopic,
@@ -93,6 +94,7 @@ class Server:
         clock: The wall clock of who runs, in seconds since 1970.
         workload: The messages of the workload by id, numbered in their order.
         schedules: What is to come in its topics.
+        inboxes: Where it has put messages.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Server:
         self.workload: dict[str | None, int] = {}
         self.clock: Callable[[], float] = simulated_now
         self.schedules = Schedules(self)
+        self.inboxes: list[Inbox] = []
         self._group = group
         self._connections: list[ModelDriver] = []
         self._away_until = 0.0
@@ -313,6 +316,7 @@ class ModelDriver:
             self.server.topic(subscription.topic), subscription.group, earliest=earliest
         )
         self.server.note(f"joins {subscription.group}: {self.process}", None)
+        self.server.inboxes.append(subscription.inbox)
         return group.join(self, subscription)
 
     async def lag(self, topic: str, group: str) -> int | None:
