@@ -93,6 +93,7 @@ def test_a_right_handler_passes_on_every_model(broker: str) -> None:
     report = simulate(Undying, seeds=30, broker=broker)
     assert (report.check, report.histories) == (None, 30)
     assert report.happened["crash"] > 5
+    assert report.never_fired == []
 
 
 @pytest.mark.parametrize(("broker", "seed"), [("postgres", 274), ("rabbitmq", 202)])
@@ -303,6 +304,23 @@ class Waiting(Shop):
 def test_a_history_that_does_not_come_to_rest_fails() -> None:
     with pytest.raises(SimulationFailed, match="does not come to rest: 8 of orders for billing"):
         simulate(Waiting, seeds=1, faults=Faults.none(), broker="sqlite")
+
+
+class Unsteady(Shop):
+    """Takes as long as the number of its process says, which is another each time."""
+
+    async def handle(self, message: Message) -> None:
+        await asyncio.sleep(os.getpid() / 1000)
+        raise ValueError("poison")
+
+    def eventually(self) -> None:
+        assert not self.history.dead_letters
+
+
+def test_a_failing_seed_that_does_not_repeat_fails_as_that() -> None:
+    with pytest.raises(SimulationFailed, match="not deterministic: seed 0 gave two histories") as raised:
+        simulate(Unsteady, seeds=1, faults=Faults.none())
+    assert raised.value.report.check == "repeating"
 
 
 def test_an_asynchronous_check_is_refused() -> None:
