@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.patterns.mortal import KILLED, child, doom
+from tests.patterns.mortal import KILLED, child, doom, ended, started
 from things_kit import Message, connect
 from things_kit.patterns import far_side
 from things_kit.patterns.outbox.relay import Relay
@@ -100,3 +100,21 @@ def test_whenever_the_relay_dies_a_target_that_deduplicates_has_each_message_onc
 ) -> None:
     keys = killed_at_every_turn(postgresql, nats.url)
     assert keys == [list(range(OF_A_KEY))] * (POINTS * HELD // OF_A_KEY)
+
+
+def test_whichever_of_two_relays_dies_and_whenever_the_others_carry_on_what_it_had(
+    postgresql: str, tmp_path: Path
+) -> None:
+    target, topic = f"sqlite:///{tmp_path}/target.db", "orders-of-two"
+    asyncio.run(prepare(postgresql, target, topic))
+    pairs = [(point, POINTS - 1 - point) for point in range(0, POINTS, 4)]
+    codes: list[int] = []
+    for pair in pairs:
+        both = [started(carry(postgresql, target, topic, point), within=60) for point in pair]
+        codes += map(ended, both)
+    assert codes.count(KILLED) >= len(pairs), codes
+    assert child(carry(postgresql, target, topic, None)) == 0
+    keys = list(asyncio.run(arrived(target, topic)).values())
+    assert [list(dict.fromkeys(numbers)) for numbers in keys] == [list(range(OF_A_KEY))] * (
+        POINTS * HELD // OF_A_KEY
+    )
