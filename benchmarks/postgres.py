@@ -118,28 +118,49 @@ async def procrastinate(url: str) -> tuple[float, float]:
 
 async def pgmq(url: str) -> tuple[float, float]:
     """The same by its SQL, read and deleted in as large batches: no keys, no order, and nobody who hands messages to handlers."""
+    return await by_pgmq(url, PEER_COUNT, "read")
+
+
+async def pgmq_in_order(url: str) -> tuple[float, float]:
+    """The same with keys and their order, as we have them: its FIFO groups, with their index."""
+    return await by_pgmq(url, SLOW_COUNT, "read_grouped")
+
+
+async def by_pgmq(url: str, count: int, reads: str) -> tuple[float, float]:
+    """Messages a second that its SQL sends, and that it reads by this function and deletes."""
     connection = await import_module("asyncpg").connect(url)
     try:
         if await connection.fetchval("SELECT to_regnamespace('pgmq') IS NULL"):
             await connection.execute(import_module("pgmq").get_embedded_install_sql())
         queue = name("bench").replace("-", "_")
         await connection.fetch("SELECT pgmq.create($1)", queue)
+        if reads == "read_grouped":
+            await connection.fetch("SELECT pgmq.create_fifo_index($1)", queue)
         body = json.dumps({"value": "x" * 200})
+        size = min(count, CHUNK)
+        keys = [json.dumps({"x-pgmq-group": f"key-{number % 1000}"}) for number in range(size)]
 
         async def send() -> None:
-            for _ in range(PEER_COUNT // CHUNK):
-                await connection.fetch("SELECT pgmq.send_batch($1, $2::jsonb[])", queue, [body] * CHUNK)
+            for _ in range(count // size):
+                await connection.fetch(
+                    "SELECT pgmq.send_batch($1, $2::jsonb[], $3::jsonb[])",
+                    queue,
+                    [body] * size,
+                    None if reads == "read" else keys,
+                )
 
         async def read() -> None:
-            left = PEER_COUNT
+            left = count
             while left:
                 rows = await connection.fetch(
-                    "SELECT msg_id, message FROM pgmq.read($1, 60, $2)", queue, PEER_BATCH
+                    f"SELECT msg_id, message FROM pgmq.{reads}($1, 60, $2)",
+                    queue,
+                    PEER_BATCH,
                 )
                 read_ids = [row[0] for row in rows]
                 left -= len(await connection.fetch("SELECT pgmq.delete($1, $2::bigint[])", queue, read_ids))
 
-        return await rate(PEER_COUNT, send), await rate(PEER_COUNT, read)
+        return await rate(count, send), await rate(count, read)
     finally:
         await connection.close()
 
@@ -147,7 +168,7 @@ async def pgmq(url: str) -> tuple[float, float]:
 async def against_others(broker: Broker, url: str) -> list[Result]:
     """Rounds side by side with each of those that are installed."""
     results = []
-    for peer in (pgqueuer, procrastinate, pgmq):
+    for peer in (pgqueuer, procrastinate, pgmq, pgmq_in_order):
         mine, theirs = [], []
         try:
             for _ in range(RUNS):
