@@ -63,3 +63,8 @@ async def consistent(connection: asyncpg.Connection, s: str) -> None:
     assert await connection.fetch(shared) == [], "a lane has two owners"
     lost = f"SELECT 1 FROM {s}.loan WHERE owner NOT IN (SELECT id FROM {s}.receiver)"
     assert await connection.fetch(lost) == [], "a loan is nobody's"
+    shared = f"""SELECT 1 FROM {s}.loan a JOIN {s}.loan b ON a.grp = b.grp AND a.off <= b.last AND b.off <= a.last
+        WHERE (a.owner, a.off) < (b.owner, b.off)"""
+    assert await connection.fetch(shared) == [], "a message is handed out twice"
+    noted = f"SELECT 1 FROM {s}.loan WHERE last < off OR last > off AND (lane IS NOT NULL OR attempt > 1 OR suspect > 0)"
+    assert await connection.fetch(noted) == [], "something is noted of many messages in one row"

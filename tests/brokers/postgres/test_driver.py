@@ -384,7 +384,7 @@ async def test_a_receiver_that_closes_while_it_asks_does_not_come_back(
     broker = await connect()
     receiver = await broker.subscribe(Subscription(topic="t", group="g", inbox=Collected()))
     await publish(broker, "a1")
-    asking, may_ask, answered, ask = asyncio.Event(), asyncio.Event(), asyncio.Event(), broker.ask
+    asking, may_ask, answered, ask = asyncio.Event(), asyncio.Event(), asyncio.Event(), broker.ask_all
 
     async def ask_slowly(doing: str, call: str, *arguments: Any, within: float | None = None) -> Any:
         if not call.startswith("hand_out"):
@@ -396,7 +396,7 @@ async def test_a_receiver_that_closes_while_it_asks_does_not_come_back(
         finally:
             answered.set()
 
-    monkeypatch.setattr(broker, "ask", ask_slowly)
+    monkeypatch.setattr(broker, "ask_all", ask_slowly)
     fetching = asyncio.create_task(receiver.fetch(10, 5.0))
     await asking.wait()
     fetching.cancel()

@@ -83,7 +83,7 @@ async def test_all_works_through_a_pooler_that_is_noticed(connect: Open, pooled:
 async def test_a_listener_that_does_not_hear_itself_is_given_up(
     connect: Open, pooled: str, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("things_kit.brokers.postgres.watch.HEARD_WITHIN", 0.2)
+    monkeypatch.setattr("things_kit.brokers.postgres.bell.HEARD_WITHIN", 0.2)
     broker = await connect(at=f"{pooled}?schema={schema}&poll=0.05")
     await broker.declare("t", ["g"])
     receiver = await join(broker)

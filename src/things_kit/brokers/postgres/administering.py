@@ -27,6 +27,8 @@ ADMINISTERING: Final = (
     END $body$""",
     """CREATE OR REPLACE FUNCTION {s}.mark(p_receiver bigint, p_offset bigint, p_suspect integer) RETURNS void {plpgsql}
     BEGIN
+        PERFORM FROM {s}.consumer_group WHERE id = (SELECT grp FROM {s}.receiver WHERE id = p_receiver) FOR UPDATE;
+        PERFORM {s}.unfold(p_receiver);
         UPDATE {s}.loan SET suspect = p_suspect WHERE owner = p_receiver AND off = p_offset;
     END $body$""",
     """CREATE OR REPLACE FUNCTION {s}.join_group(p_topic integer, p_group text, p_latest boolean, p_ephemeral boolean)
@@ -114,7 +116,8 @@ ADMINISTERING: Final = (
             SELECT CASE WHEN g.id IS NULL
                 THEN (SELECT coalesce(sum(cardinality(seqs)), 0) FROM {s}.segment WHERE topic = t.id)
                 ELSE t.next - g.cursor + (SELECT count(*) FROM {s}.queued WHERE grp = g.id)
-                    + (SELECT count(*) FROM {s}.receiver r JOIN {s}.loan l ON l.owner = r.id WHERE r.grp = g.id) END
+                    + (SELECT coalesce(sum(l.last - l.off + 1), 0)
+                        FROM {s}.receiver r JOIN {s}.loan l ON l.owner = r.id WHERE r.grp = g.id) END
                 - (SELECT count(*) FROM {s}.message m JOIN {s}.segment s ON s.topic = t.id
                         AND m.seq BETWEEN s.seqs[1] AND s.seqs[cardinality(s.seqs)] AND m.seq = ANY (s.seqs)
                         AND s.first + width_bucket(m.seq, s.seqs) > coalesce(g.cursor, 0)
@@ -143,7 +146,7 @@ ADMINISTERING: Final = (
                             AND q.off >= s.first AND q.off < s.first + cardinality(s.seqs) WHERE g.topic = t.id)
                         AND NOT EXISTS (SELECT FROM {s}.consumer_group g JOIN {s}.receiver r ON r.grp = g.id
                             JOIN {s}.loan l ON l.owner = r.id
-                            AND l.off >= s.first AND l.off < s.first + cardinality(s.seqs) WHERE g.topic = t.id)
+                            AND l.last >= s.first AND l.off < s.first + cardinality(s.seqs) WHERE g.topic = t.id)
                     ORDER BY s.first LIMIT 10000)) RETURNING seqs)
             DELETE FROM {s}.message_default
             WHERE seq = ANY (ARRAY(SELECT unnest(seqs) FROM gone)) AND EXISTS (SELECT FROM {s}.message_default);

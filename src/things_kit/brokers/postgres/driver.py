@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from things_kit.brokers.postgres import schedule
+from things_kit.brokers.postgres.bell import Bell
 from things_kit.brokers.postgres.connections import Connections
 from things_kit.brokers.postgres.errors import ERRORS, is_of_a_value
 from things_kit.brokers.postgres.options import PostgresOptions, Settings
 from things_kit.brokers.postgres.receiver import PostgresReceiver
 from things_kit.brokers.postgres.schema import filled, quoted
 from things_kit.brokers.postgres.upkeep import Upkeep
-from things_kit.brokers.postgres.watch import Bell, Member, Watch
+from things_kit.brokers.postgres.watch import Member, Watch
 from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack
 from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
@@ -111,11 +112,14 @@ class PostgresDriver:
         await self.watch.close()
         await self.connections.close()
 
-    async def ask(self, doing: str, call: str, *arguments: Any, within: float | None = None) -> Any:
-        """The first row of what a function of the schema answers."""
+    async def ask_all(self, doing: str, call: str, *arguments: Any, within: float | None = None) -> list[Any]:
+        """What a function of the schema answers."""
         statement = f"SELECT * FROM {self._s}.{call}"  # noqa: S608 - an identifier, and our own text
-        rows = await self.connections.rows(doing, statement, *arguments, within=within)
-        return rows[0] if rows else None
+        return await self.connections.rows(doing, statement, *arguments, within=within)
+
+    async def ask(self, doing: str, call: str, *arguments: Any, within: float | None = None) -> Any:
+        """The one row that another answers."""
+        return (await self.ask_all(doing, call, *arguments, within=within))[0]
 
     def say(self, topics: Sequence[str]) -> None:
         """There is something new in these topics: tell our own receivers, and those of other processes."""

@@ -11,6 +11,7 @@ from typing import Final
 
 from things_kit.brokers.postgres.administering import ADMINISTERING
 from things_kit.brokers.postgres.lending import LENDING
+from things_kit.brokers.postgres.placing import PLACING
 from things_kit.brokers.postgres.schema import filled
 
 SEGMENT: Final = 500
@@ -58,7 +59,7 @@ def functions(schema: str) -> list[str]:
         "no_group": NO_GROUP,
     } | {k: str(v) for k, v in numbers.items()}
     made = []
-    for text in (*LENDING, *ADMINISTERING):
+    for text in (*PLACING, *LENDING, *ADMINISTERING):
         for word, meaning in words.items():
             text = text.replace("{" + word + "}", meaning)  # noqa: PLW2901
         made.append(filled(text, schema))

@@ -1,4 +1,4 @@
-"""SQL: places, looks, leases, and what is handed out and settled. The words in braces are filled in by `functions`."""
+"""SQL: leases, and what is handed out and settled. The words in braces are filled in by `functions`."""
 
 from typing import Final
 
@@ -9,100 +9,6 @@ LENDING: Final = (
     IMMUTABLE AS $body$
         SELECT CASE p_ordering WHEN 'key' THEN hashtextextended(encode(p_key, 'hex'), p_group) WHEN 'partition' THEN p_group END
     $body$""",
-    # A segment's ids ascend, so that the place of each is found by halving.
-    """CREATE OR REPLACE FUNCTION {s}.messages_at(p_topic integer, p_first bigint, p_last bigint) RETURNS TABLE (off bigint,
-        key bytea, value bytea, headers text, id text, stamp timestamptz, target text) LANGUAGE sql STABLE AS $body$
-        SELECT g.first + width_bucket(m.seq, g.seqs) - 1, m.key, m.value, m.headers, m.id, m.time, m.target
-        FROM {s}.segment g CROSS JOIN LATERAL (
-            SELECT * FROM {s}.message WHERE bucket BETWEEN g.low AND g.high
-            AND seq = ANY (g.seqs[greatest(p_first - g.first + 1, 1) : least(p_last - g.first + 1, cardinality(g.seqs))])) m
-        WHERE g.topic = p_topic AND g.first <= p_last AND g.first >= coalesce(
-            (SELECT max(b.first) FROM {s}.segment b WHERE b.topic = p_topic AND b.first <= p_first), p_first)
-    $body$""",
-    # The tables were restored from another server, whose transactions had other numbers: what has a place is found again by
-    # none, and all else by the next look.
-    """CREATE OR REPLACE FUNCTION {s}.count_anew(p_topic integer) RETURNS void {plpgsql}
-    DECLARE
-        t record;
-    BEGIN
-        SELECT name, seen INTO t FROM {s}.topic WHERE id = p_topic FOR UPDATE;
-        IF FOUND AND pg_snapshot_xmax(t.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
-            UPDATE {s}.message SET xid = pg_current_xact_id() WHERE topic = t.name;
-            UPDATE {s}.message m SET xid = '0' FROM {s}.segment g WHERE g.topic = p_topic AND m.topic = t.name
-                AND m.seq = ANY (g.seqs);
-            UPDATE {s}.topic SET seen = '1:1:' WHERE id = p_topic;
-        END IF;
-    END $body$""",
-    # Gives places to what has become visible since `seen`; and lets in what was scheduled, with an xid that no snapshot
-    # will ever find again. The snapshot noted is that of the statement that looked.
-    """CREATE OR REPLACE FUNCTION {s}.place(p_topic integer) RETURNS bigint {plpgsql}
-    DECLARE
-        t record;
-        placed bigint;
-        moment timestamptz := clock_timestamp();
-    BEGIN
-        SELECT name, seen INTO t FROM {s}.topic WHERE id = p_topic;
-        IF FOUND AND pg_snapshot_xmax(t.seen) > pg_snapshot_xmax(pg_current_snapshot()) THEN
-            PERFORM {s}.count_anew(p_topic);
-            RETURN 0;
-        END IF;
-        IF NOT FOUND OR NOT (
-            EXISTS (SELECT FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen))
-            OR EXISTS (SELECT FROM pg_snapshot_xip(t.seen) open(xid) CROSS JOIN LATERAL (
-                SELECT FROM {s}.message m WHERE m.topic = t.name AND m.xid = open.xid LIMIT 1) m)
-            OR EXISTS (SELECT FROM {s}.scheduled WHERE topic = t.name AND due <= moment))
-        THEN
-            RETURN 0;
-        END IF;
-        SELECT name, seen, next INTO t FROM {s}.topic WHERE id = p_topic FOR UPDATE;
-        IF NOT FOUND THEN
-            RETURN 0;
-        END IF;
-        WITH due AS (
-            DELETE FROM {s}.scheduled WHERE seq = ANY (ARRAY(SELECT seq FROM {s}.scheduled
-                WHERE topic = t.name AND due <= moment ORDER BY due, seq LIMIT 1000
-                FOR UPDATE SKIP LOCKED))
-            RETURNING *),
-        let_in AS (
-            INSERT INTO {s}.message (xid, topic, key, value, headers, id, time, target)
-            SELECT '0', topic, key, value, headers, id, time, target FROM due ORDER BY due.due, due.seq
-            RETURNING seq, bucket),
-        fresh AS (
-            SELECT seq, bucket FROM {s}.message WHERE topic = t.name AND xid >= pg_snapshot_xmax(t.seen)
-            UNION ALL SELECT m.seq, m.bucket FROM pg_snapshot_xip(t.seen) open(xid) CROSS JOIN LATERAL (
-                SELECT seq, bucket FROM {s}.message m WHERE m.topic = t.name AND m.xid = open.xid OFFSET 0) m
-            UNION ALL SELECT seq, bucket FROM let_in),
-        numbered AS (SELECT seq, bucket, row_number() OVER (ORDER BY seq) - 1 AS n FROM fresh),
-        cut AS (
-            INSERT INTO {s}.segment (topic, first, low, high, stored, seqs)
-            SELECT p_topic, t.next + min(n), min(bucket), max(bucket), moment, array_agg(seq ORDER BY n)
-            FROM numbered GROUP BY n / {segment})
-        UPDATE {s}.topic SET next = next + (SELECT count(*) FROM numbered), seen = pg_current_snapshot()
-        WHERE id = p_topic RETURNING next - t.next INTO placed;
-        RETURN placed;
-    END $body$""",
-    # Groups that are missing have no row in the answer. `later`: in so many seconds there may be something untold.
-    """CREATE OR REPLACE FUNCTION {s}.look(p_groups integer[], p_receivers bigint[])
-    RETURNS TABLE (grp integer, ready boolean, later double precision) {plpgsql}
-    DECLARE
-        moment timestamptz;
-        number integer;
-    BEGIN
-        FOR number IN SELECT DISTINCT topic FROM {s}.consumer_group WHERE id = ANY (p_groups) ORDER BY 1 LOOP
-            PERFORM {s}.place(number);
-        END LOOP;
-        moment := clock_timestamp();
-        RETURN QUERY
-            SELECT g.id, g.cursor < t.next OR coalesce(q.due <= moment, false) OR coalesce(r.expires <= moment, false),
-                extract(epoch FROM least(q.due, r.expires, s.due) - moment)::double precision
-            FROM {s}.consumer_group g JOIN {s}.topic t ON t.id = g.topic
-            LEFT JOIN LATERAL (SELECT min(due) AS due FROM {s}.queued
-                WHERE grp = g.id AND due >= g.free) q ON true
-            LEFT JOIN LATERAL (SELECT min(due) AS due FROM {s}.scheduled WHERE topic = t.name) s ON true
-            LEFT JOIN LATERAL (SELECT min(expires) AS expires FROM {s}.receiver m
-                WHERE m.grp = g.id AND m.id <> ALL (p_receivers)) r ON true
-            WHERE g.id = ANY (p_groups);
-    END $body$""",
     # In the lanes given only the first queued message stays free: the others wait for it, and for its back-off.
     """CREATE OR REPLACE FUNCTION {s}.step_back(p_group integer, p_lanes bigint[]) RETURNS void {plpgsql}
     DECLARE
@@ -128,6 +34,14 @@ LENDING: Final = (
             AND NOT EXISTS (SELECT FROM {s}.loan o WHERE o.lane = l.lane AND (o.lane, o.off) >= (l.lane, lowest) OFFSET 0)));
         RETURN FOUND;
     END $body$""",
+    # Gives each message that a receiver holds a row of its own, in which something may be noted. Under the lock of the group.
+    """CREATE OR REPLACE FUNCTION {s}.unfold(p_receiver bigint) RETURNS void {plpgsql}
+    BEGIN
+        WITH folded AS (SELECT * FROM {s}.loan WHERE owner = p_receiver AND last > off),
+        firsts AS (UPDATE {s}.loan SET last = off WHERE owner = p_receiver AND last > off)
+        INSERT INTO {s}.loan (owner, off, last, grp, attempt)
+        SELECT f.owner, n, n, f.grp, f.attempt FROM folded f CROSS JOIN LATERAL generate_series(f.off + 1, f.last) n;
+    END $body$""",
     # Writes into a group's loans in which lanes they are, which was left out while nobody had to know.
     """CREATE OR REPLACE FUNCTION {s}.note_lanes(p_group integer) RETURNS void {plpgsql}
     DECLARE
@@ -137,6 +51,7 @@ LENDING: Final = (
         IF g.unnoted IS NULL THEN
             RETURN;
         END IF;
+        PERFORM {s}.unfold(id) FROM {s}.receiver WHERE grp = p_group;
         UPDATE {s}.loan o SET lane = {s}.lane_of(g.unnoted, (
             SELECT m.key FROM (SELECT seqs[o.off - first + 1] AS seq, low, high FROM {s}.segment
                 WHERE topic = g.topic AND first <= o.off ORDER BY first DESC LIMIT 1) e
@@ -153,6 +68,7 @@ LENDING: Final = (
         moment timestamptz := clock_timestamp();
     BEGIN
         PERFORM {s}.note_lanes(p_group);
+        PERFORM {s}.unfold(p_receiver);
         lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan WHERE owner = p_receiver AND lane IS NOT NULL);
         WITH back AS (DELETE FROM {s}.loan WHERE owner = p_receiver RETURNING *)
         INSERT INTO {s}.queued (grp, off, lane, due, attempt, suspect)
@@ -210,7 +126,7 @@ LENDING: Final = (
     BEGIN
         SELECT c.cursor, c.topic, c.name, c.low, t.next INTO g
         FROM {s}.consumer_group c JOIN {s}.topic t ON t.id = c.topic WHERE c.id = p_group;
-        IF g.cursor = g.next OR (lanes = 'partition' AND (
+        IF p_limit = 0 OR g.cursor = g.next OR (lanes = 'partition' AND (
             EXISTS (SELECT FROM {s}.queued WHERE lane = p_group AND (lane, off) >= (p_group, g.low))
             OR EXISTS (SELECT FROM {s}.loan WHERE lane = p_group AND (lane, off) >= (p_group, g.low) AND owner <> p_receiver)))
         THEN
@@ -220,6 +136,20 @@ LENDING: Final = (
         WHILE offsets IS NULL AND last < g.next - 1 LOOP
             start := last + 1;
             last := least(g.next - 1, last + CASE WHEN lanes = 'key' THEN least(4 * p_limit + 100, {scan}) ELSE p_limit END);
+            IF lanes = 'none' THEN  -- nothing waits for anything: it is all taken, as far as a page goes
+                IF (SELECT sum(octet_length(value)) FROM {s}.messages_at(g.topic, start, last)) > {page_bytes} THEN
+                    last := coalesce((SELECT min(off) - 1 FROM (
+                        SELECT off, sum(octet_length(value)) OVER (ORDER BY off) - octet_length(value) AS before
+                        FROM {s}.messages_at(g.topic, start, last)) m WHERE before >= {page_bytes}), last);
+                END IF;
+                SELECT array_agg(m.off), array_agg(key), array_agg(value), array_agg(m.headers), array_agg(id), array_agg(stamp)
+                INTO offsets, keys, payloads, headers, ids, times
+                FROM (SELECT * FROM {s}.messages_at(g.topic, start, last)
+                    WHERE target IS NULL OR target = g.name ORDER BY off) m;
+                INSERT INTO {s}.loan (owner, off, last, grp, attempt)
+                SELECT p_receiver, min(off), max(off), p_group, 1 FROM unnest(offsets) WITH ORDINALITY o(off, n) GROUP BY off - n;
+                CONTINUE;
+            END IF;
             WITH seen AS MATERIALIZED (
                 SELECT *, lane IS NULL OR lanes = 'partition' OR (
                     NOT EXISTS (SELECT FROM {s}.queued q WHERE q.lane = m.lane AND (q.lane, q.off) >= (m.lane, g.low) OFFSET 0)
@@ -237,7 +167,8 @@ LENDING: Final = (
                     THEN (SELECT max(off) FROM fitting) ELSE last END AS off),
             chosen AS MATERIALIZED (SELECT s.* FROM seen s, border b WHERE s.flows AND s.off <= b.off ORDER BY s.off),
             lent AS (
-                INSERT INTO {s}.loan (owner, off, grp, lane, attempt) SELECT p_receiver, off, p_group, lane, 1 FROM chosen),
+                INSERT INTO {s}.loan (owner, off, last, grp, lane, attempt)
+                SELECT p_receiver, off, off, p_group, lane, 1 FROM chosen),
             held_back AS (
                 INSERT INTO {s}.queued (grp, off, lane, attempt) SELECT p_group, s.off, s.lane, 1
                 FROM seen s, border b WHERE NOT s.flows AND s.off <= b.off)
@@ -268,8 +199,8 @@ LENDING: Final = (
             JOIN {s}.message m ON m.seq = e.seq AND m.bucket BETWEEN e.low AND e.high),
         chosen AS MATERIALIZED (SELECT * FROM found WHERE before < {page_bytes} ORDER BY off),
         lent AS (
-            INSERT INTO {s}.loan (owner, off, grp, lane, attempt, suspect)
-            SELECT p_receiver, off, p_group, lane, attempt, suspect FROM chosen),
+            INSERT INTO {s}.loan (owner, off, last, grp, lane, attempt, suspect)
+            SELECT p_receiver, off, off, p_group, lane, attempt, suspect FROM chosen),
         taken AS (DELETE FROM {s}.queued WHERE ctid = ANY (ARRAY(SELECT place FROM chosen)))
         SELECT array_agg(c.off), array_agg(c.key), array_agg(c.value), array_agg(c.headers), array_agg(c.id),
             array_agg(c.time), array_agg(c.attempt), array_agg(c.suspect)
@@ -279,9 +210,10 @@ LENDING: Final = (
                 WHERE grp = p_group AND due >= g.free)) WHERE id = p_group;
         END IF;
     END $body$""",
-    # What is due comes first: it is older than whatever nobody has seen.
+    # What is due comes first, in a row of its own: it is older than whatever nobody has seen.
     """CREATE OR REPLACE FUNCTION {s}.hand_out(p_group integer, p_receiver bigint, p_limit integer, p_ordering text,
-        p_lease double precision, p_held boolean, {page}, OUT attempts integer[], OUT suspects integer[]) {plpgsql}
+        p_lease double precision, p_held boolean, {page}, OUT attempts integer[], OUT suspects integer[])
+    RETURNS SETOF record {plpgsql}
     DECLARE
         g record;
         others boolean := false;
@@ -289,8 +221,6 @@ LENDING: Final = (
         has_queued boolean;
         contended boolean;
         dead record;
-        fresh record;
-        count_ integer := 0;
     BEGIN
         SELECT topic, unnoted, cursor, low INTO g FROM {s}.consumer_group WHERE id = p_group FOR UPDATE;
         IF NOT FOUND THEN
@@ -321,30 +251,21 @@ LENDING: Final = (
         END IF;
         IF has_queued THEN
             SELECT * INTO offsets, keys, payloads, headers, ids, times, attempts, suspects
-            FROM {s}.lend_due(p_group, p_receiver, g.topic, p_limit);
-            count_ := coalesce(cardinality(offsets), 0);
-        END IF;
-        IF count_ < p_limit THEN
-            SELECT * INTO fresh FROM {s}.lend_fresh(p_group, p_receiver, p_limit - count_, p_ordering, contended);
-            offsets := offsets || fresh.offsets;
-            keys := keys || fresh.keys;
-            payloads := payloads || fresh.payloads;
-            headers := headers || fresh.headers;
-            ids := ids || fresh.ids;
-            times := times || fresh.times;
-            IF count_ > 0 THEN
-                attempts := attempts || array_fill(1, ARRAY[coalesce(cardinality(fresh.offsets), 0)]);
-                suspects := suspects || array_fill(0, ARRAY[coalesce(cardinality(fresh.offsets), 0)]);
+            FROM {s}.lend_due(p_group, p_receiver, g.topic, p_limit) WHERE offsets IS NOT NULL;
+            IF FOUND THEN
+                RETURN NEXT;
             END IF;
         END IF;
+        RETURN QUERY SELECT f.*, NULL::integer[], NULL::integer[] FROM {s}.lend_fresh(
+            p_group, p_receiver, p_limit - coalesce(cardinality(offsets), 0), p_ordering, contended) f WHERE f.offsets IS NOT NULL;
     END $body$""",
-    # Tells whether others may have something now.
-    """CREATE OR REPLACE FUNCTION {s}.settle(p_group integer, p_receiver bigint, p_acknowledged bigint[],
+    # What is acknowledged comes as ranges, of which there are few. Tells whether others may have something now.
+    """CREATE OR REPLACE FUNCTION {s}.settle(p_group integer, p_receiver bigint, p_firsts bigint[], p_lasts bigint[],
         p_released bigint[], p_delays double precision[], p_attempts integer[], p_aside boolean[]) RETURNS boolean {plpgsql}
     DECLARE
         lowest bigint;
         moment timestamptz;
-        done_lanes bigint[] := '{}';
+        done_lanes bigint[];
         back_lanes bigint[];
         has_queued boolean;
     BEGIN
@@ -353,12 +274,23 @@ LENDING: Final = (
         has_queued := EXISTS (SELECT FROM {s}.queued WHERE grp = p_group AND off >= lowest);
         IF cardinality(p_released) > 0 THEN
             PERFORM {s}.note_lanes(p_group);
+            PERFORM {s}.unfold(p_receiver);
         END IF;
-        IF has_queued OR cardinality(p_released) > 0 THEN
-            done_lanes := ARRAY(SELECT DISTINCT lane FROM {s}.loan
-                WHERE owner = p_receiver AND off = ANY (p_acknowledged) AND lane IS NOT NULL);
-        END IF;
-        DELETE FROM {s}.loan WHERE owner = p_receiver AND off = ANY (p_acknowledged);
+        -- What is left of a row stays handed out: what was before, between and behind the ranges that are acknowledged
+        WITH hit AS MATERIALIZED (
+            SELECT l.*, r.first AS done_from, r.last AS done_to FROM unnest(p_firsts, p_lasts) r(first, last) CROSS JOIN LATERAL (
+                SELECT ctid AS place, off, last, lane FROM {s}.loan WHERE owner = p_receiver AND off <= r.last
+                AND last >= r.first AND off >= coalesce((SELECT max(b.off) FROM {s}.loan b
+                    WHERE b.owner = p_receiver AND b.off <= r.first AND b.off >= lowest), r.first) OFFSET 0) l),
+        done AS (DELETE FROM {s}.loan WHERE ctid = ANY (ARRAY(SELECT place FROM hit)) RETURNING off),
+        left_over AS (
+            INSERT INTO {s}.loan (owner, off, last, grp, attempt)
+            SELECT p_receiver, p.start, p.stop, p_group, 1 FROM (
+                SELECT coalesce(lag(done_to) OVER (PARTITION BY off ORDER BY done_from) + 1, off) AS start, done_from - 1 AS stop
+                FROM hit WHERE last > off
+                UNION ALL SELECT max(done_to) + 1, last FROM hit WHERE last > off GROUP BY off, last) p
+            WHERE p.start <= p.stop AND (SELECT count(*) FROM done) > 0)  -- after the DELETE
+        SELECT coalesce(array_agg(DISTINCT lane) FILTER (WHERE lane IS NOT NULL), '{}') INTO done_lanes FROM hit;
         IF cardinality(p_released) = 0 THEN
             RETURN has_queued AND {s}.promote(p_group, done_lanes, moment);
         END IF;

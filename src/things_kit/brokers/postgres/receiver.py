@@ -1,7 +1,7 @@
 """Receiving as a member of a group."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from things_kit.brokers.postgres.watch import Member
@@ -15,6 +15,19 @@ LONGEST_DELAY: Final = 1e10
 
 FAREWELL: Final = 2.0
 """Seconds that leaving may take; the lease does the rest."""
+
+
+def ranges(offsets: Iterable[int]) -> tuple[list[int], list[int]]:
+    """The first and the last of each row of offsets that follow one another."""
+    firsts: list[int] = []
+    lasts: list[int] = []
+    for offset in sorted(offsets):
+        if lasts and offset == lasts[-1] + 1:
+            lasts[-1] = offset
+        else:
+            firsts.append(offset)
+            lasts.append(offset)
+    return firsts, lasts
 
 
 class PostgresReceiver:
@@ -55,16 +68,15 @@ class PostgresReceiver:
         member, home = self._member, self._home
         subscription = member.subscription
         if look:
-            await home.ask("looking for messages", "look($1, $2)", [member.group], [member.id])
-        row = await home.ask(
+            await home.ask_all("looking for messages", "look($1, $2)", [member.group], [member.id])
+        pages = await home.ask_all(
             f"receiving from {subscription.topic!r}",
             "hand_out($1, $2, $3, $4, $5, $6)",
             member.group, member.id, limit, subscription.ordering, home.options.lease, member.held > 0,
         )  # fmt: skip
-        page = Page(*row)
-        if not page.offsets:
+        deliveries = [delivery for page in pages for delivery in unpack(subscription.topic, Page(*page))]
+        if not deliveries:
             return 0
-        deliveries = unpack(subscription.topic, page)
         member.held += len(deliveries)
         self._inbox.put(deliveries)  # what it refuses goes back when this closes
         return len(deliveries)
@@ -94,10 +106,10 @@ class PostgresReceiver:
         member = self._member
         row = await self._home.ask(
             f"settling messages of {member.subscription.topic!r}",
-            "settle($1, $2, $3, $4, $5, $6, $7)",
+            "settle($1, $2, $3, $4, $5, $6, $7, $8)",
             member.group,
             member.id,
-            [delivery.token for delivery in acknowledged],
+            *ranges(delivery.token for delivery in acknowledged),
             [given.delivery.token for given in released],
             [min(max(given.delay, 0.0), LONGEST_DELAY) for given in released],
             [given.attempt for given in released],

@@ -211,6 +211,7 @@ def _waiting_in_postgres(metadata: MetaData) -> list[Table]:
         "loan",
         metadata,
         *_key("owner", "off", kinds=(BigInteger, BigInteger)),
+        _needed("last", BigInteger),
         _needed("grp", Integer),
         Column("lane", BigInteger),
         _needed("attempt", Integer),
