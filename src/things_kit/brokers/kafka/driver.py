@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from things_kit.brokers.kafka.admin import Admin, id_of
 from things_kit.brokers.kafka.batches import BatchSizes
-from things_kit.brokers.kafka.ephemeral import EphemeralReceiver
+from things_kit.brokers.kafka.ephemeral import EphemeralReceiver, Left
 from things_kit.brokers.kafka.options import Settings, check_group, check_topic, instance_id, possible_topic
 from things_kit.brokers.kafka.places import Beginning
 from things_kit.brokers.kafka.producer import SendingThread
@@ -70,6 +70,7 @@ class KafkaDriver:
         self._receivers: set[KafkaReceiver | ShareReceiver] = set()
         # Of each topic and group the id of the topic that was read last: one of the same name may take its place
         self._read: dict[tuple[str, str], str] = {}
+        self._left: Left = {}
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -158,6 +159,7 @@ class KafkaDriver:
         receiver = await self._receiver(subscription, found)
         self._receivers.add(receiver)
         await receiver.join(JOIN)
+        self._read[subscription.topic, subscription.group] = id_of(found)
         return receiver
 
     async def _receiver(self, subscription: Subscription, topic: Any) -> "KafkaReceiver | ShareReceiver":
@@ -173,17 +175,15 @@ class KafkaDriver:
         settings = self._settings
         kind: type[KafkaReceiver] = KafkaReceiver
         if subscription.ephemeral:
-            kind = EphemeralReceiver
-        elif is_wait_topic(subscription.topic):
+            return EphemeralReceiver(settings, subscription, self._admin, beginning, left=self._left)
+        if is_wait_topic(subscription.topic):
             kind, settings = WaitReceiver, settings.with_session(LEASE)
-        instance = None if subscription.ephemeral else self._instance(subscription)
-        return kind(settings, subscription, self._admin, beginning, instance)
+        return kind(settings, subscription, self._admin, beginning, self._instance(subscription))
 
     async def _beginning(self, subscription: Subscription, topic: Any) -> Beginning:
         """Where to begin in partitions without a place; `start` is only for groups that have none at all."""
-        read, topic_id = (subscription.topic, subscription.group), id_of(topic)
-        anew = self._read.get(read, topic_id) != topic_id
-        self._read[read] = topic_id
+        topic_id = id_of(topic)
+        anew = self._read.get((subscription.topic, subscription.group), topic_id) != topic_id
         latest = 0
         if subscription.start == "latest" and not subscription.ephemeral and not anew:
             partitions = [each.id for each in topic.partitions]

@@ -1,8 +1,9 @@
-"""Receiving without a group: all partitions, from now on."""
+"""Receiving without a group: all partitions, from now on, or from where a receiver was that is no more."""
 
 import logging
 import time
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 
@@ -15,17 +16,54 @@ log = logging.getLogger("things_kit.kafka")
 REFRESH: Final = 5.0
 """Seconds between two looks for partitions that were added to the topic."""
 
+Left: TypeAlias = dict[tuple[str, str], Mapping[int, Offsets]]
+"""The offsets of receivers by topic and group, for those that come after them: no broker keeps these."""
+
 
 class EphemeralReceiver(KafkaReceiver):
-    """Reads all partitions from now on, as nobody's member, and leaves no trace at the broker."""
+    """Reads all partitions from now on, as nobody's member, and leaves no trace at the broker.
+
+    One that takes the place of another, which lost its connection, goes on where that was. In a topic that was made anew it
+    begins at the first message.
+    """
 
     member = False
 
     _next_refresh = 0.0
 
+    def __init__(self, *parts: Any, left: Left) -> None:
+        super().__init__(*parts)
+        self._left = left
+        self._key = (self._subscription.topic, self._subscription.group)
+        if self._places.anew:
+            left[self._key] = {}
+        self._former = left.get(self._key)
+
+    # --- on the loop
+
+    async def join(self, within: float) -> None:
+        """See `KafkaReceiver.join`."""
+        await super().join(within)
+        self._left[self._key] = self._places.partitions
+
+    async def quiesce(self) -> None:
+        """See `ReceivingThread.quiesce`. Its consumer stops, so nobody comes after it."""
+        self._left.pop(self._key, None)
+        await super().quiesce()
+
+    # --- in the thread
+
     def _begin(self) -> None:
-        self._add(at_end=not self._subscription.past)
+        if self._former is not None:
+            self._go_on(dict(self._former))
+        self._add(at_end=self._former is None and not self._subscription.past)
         self._tell(self._has_joined)
+
+    def _go_on(self, former: Mapping[int, Offsets]) -> None:
+        for number, offsets in former.items():
+            mark = offsets.mark()
+            self._places.partitions[number] = Offsets() if mark is None else Offsets.restored(*mark)
+        self._assign(former)
 
     def _turn(self) -> None:
         if time.monotonic() >= self._next_refresh:
@@ -42,19 +80,26 @@ class EphemeralReceiver(KafkaReceiver):
         known = consumer.list_topics(self._topic, timeout=ANSWER).topics[self._topic]
         if known.error is not None:
             raise KafkaException(known.error)
-        new = [
-            TopicPartition(self._topic, each, OFFSET_BEGINNING)
-            for each in known.partitions
-            if each not in partitions
-        ]
-        for each in new:
+        new = [number for number in known.partitions if number not in partitions]
+        for number in new:
+            end = None
             if at_end:
-                each.offset = consumer.get_watermark_offsets(each, timeout=ANSWER)[1]
-            partitions[each.partition] = Offsets(each.offset if at_end else None)
-        if new:
-            consumer.incremental_assign(new)
+                asked = TopicPartition(self._topic, number)
+                end = consumer.get_watermark_offsets(asked, timeout=ANSWER)[1]
+            partitions[number] = Offsets(end)
+        self._assign(new)
+
+    def _assign(self, numbers: Iterable[int]) -> None:
+        """Read these from where their offsets end."""
+        ends = ((number, self._places.partitions[number].end) for number in numbers)
+        native = [
+            TopicPartition(self._topic, number, OFFSET_BEGINNING if end is None else end)
+            for number, end in ends
+        ]
+        if native:
+            self._consumer.incremental_assign(native)
             if self._paused:
-                consumer.pause(new)
+                self._consumer.pause(native)
 
     def _commit(self) -> bool:
         """There is no group to commit for."""

@@ -56,6 +56,11 @@ class Places:
         """The offsets before which all is finished, by partition; of those of which anything was committed."""
         return {number: mark[0] for number, mark in list(self._committed.items())}
 
+    @property
+    def anew(self) -> bool:
+        """Whether the topic took the place of one that was read before, and nothing of it was read yet."""
+        return self._beginning.anew
+
     # --- partitions that come and go
 
     def begin(self, consumer: Consumer, partitions: list[TopicPartition]) -> list[TopicPartition]:
