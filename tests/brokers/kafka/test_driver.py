@@ -377,11 +377,23 @@ def test_what_an_error_means(code: int, kind: type[Exception], says: str) -> Non
 # --- standing
 
 
-def standing_after(monkeypatch: pytest.MonkeyPatch, seconds: float, query: str = "", **said: Any) -> Standing:
+def standing(monkeypatch: pytest.MonkeyPatch, session: int) -> Standing:
+    """That of a member."""
+    monkeypatch.setattr("things_kit.brokers.kafka.standing.time.monotonic", lambda: 100.0)
+    return Standing(settings(f"kafka://a?session_timeout={session}").options, member=True)
+
+
+def standing_after(monkeypatch: pytest.MonkeyPatch, seconds: float, **said: Any) -> Standing:
     """One that heard the same statistics at the beginning and at the end of so many seconds."""
-    clock = [100.0]
-    monkeypatch.setattr("things_kit.brokers.kafka.standing.time.monotonic", lambda: clock[0])
-    standing = Standing(settings(f"kafka://a?session_timeout=10{query}").options, member=True)
+    member = standing(monkeypatch, 10)
+    hears(monkeypatch, member, 0.0, **said)
+    hears(monkeypatch, member, seconds, **said)
+    return member
+
+
+def hears(monkeypatch: pytest.MonkeyPatch, member: Standing, at: float, **said: Any) -> None:
+    """Statistics, so many seconds after it began."""
+    monkeypatch.setattr("things_kit.brokers.kafka.standing.time.monotonic", lambda: 100.0 + at)
     group = {"state": said.get("state", "up"), "join_state": said.get("joining", "steady")}
     idle = int(1e6 * said.get("silence", 0.0))
     brokers = {
@@ -389,15 +401,12 @@ def standing_after(monkeypatch: pytest.MonkeyPatch, seconds: float, query: str =
         for name, node in said.get("brokers", {"a:9092/1": 1, "GroupCoordinator": -1}).items()
     }
     text = json.dumps({"brokers": brokers, "cgrp": group, "more": [1, {"that": "is not read"}]})
-    standing.heard(text)
-    clock[0] += seconds
-    standing.heard(text)
-    return standing
+    member.heard(text)
 
 
 def test_a_member_that_hears_of_its_group_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    standing = standing_after(monkeypatch, 1000)
-    assert standing.ailment(joined=True, has_any=False) is None
+    member = standing_after(monkeypatch, 1000)
+    assert member.ailment(joined=True, has_any=False) is None
 
 
 def test_a_client_that_has_forgotten_its_last_broker_is_said_to_hear_of_none_and_then_replaced(
@@ -427,6 +436,24 @@ def test_a_rebalance_that_takes_long_is_waited_out_but_not_one_that_nobody_has_a
     assert "rebalancing" in (waits.ailment(joined=True, has_any=False) or "")
     with pytest.raises(ConnectionLost, match="does not ask"):
         standing_after(monkeypatch, 6, joining="wait-metadata").ailment(joined=False, has_any=False)
+
+
+def test_a_member_that_was_joining_when_its_broker_died_waits_for_it_as_long_as_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its group still counts on it, and would let nobody else in before its session has ended."""
+    dead: Any = {"state": "query-coord", "joining": "init", "brokers": {}}
+    unknown, joining = standing(monkeypatch, 20), standing(monkeypatch, 20)
+    hears(monkeypatch, joining, 0.0, joining="wait-join")
+    for member in (unknown, joining):
+        hears(monkeypatch, member, 1.0, **dead)
+        hears(monkeypatch, member, 19.0, **dead)
+    with pytest.raises(ConnectionLost, match="no broker has answered"):
+        unknown.ailment(joined=False, has_any=False)
+    assert joining.ailment(joined=False, has_any=False) == "the broker does not answer"
+    hears(monkeypatch, joining, 22.0, **dead)
+    with pytest.raises(ConnectionLost, match="no broker has answered"):
+        joining.ailment(joined=False, has_any=False)
 
 
 def test_a_member_that_its_group_has_forgotten_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

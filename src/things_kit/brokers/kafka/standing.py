@@ -29,7 +29,9 @@ FORSAKEN: Final = 10.0
 """Seconds without a broker after which a client is replaced that has nothing to lose; others wait for their session's end."""
 
 STRANDED: Final = 5.0
-"""Seconds without a group for which it has not even asked: one that met a broker as it came back may not do so for minutes."""
+"""Seconds with a coordinator that is connected, without having asked it to be let in: a client that met a broker as it came back may
+not do so for minutes. Without a coordinator there is nobody to ask. A client that is replaced then, as a rebalance was under way
+when the broker died, leaves a member behind, and the next one is not let in before that one's session has ended."""
 
 NEARLY: Final = 0.8
 """The part of a session after which a member that hears nothing leaves: once it has ended it could not, and its group
@@ -98,7 +100,7 @@ class Standing:
     Attributes:
         away: No broker answers, as far as its group needs one.
         out: It is no member that has all that its group gave it.
-        stranded: It is out of its group, and has not even asked to be let in.
+        stranded: It is out of its group, and has not even asked to be let in, though its coordinator is connected.
         where: Its state, and that of its joining, as librdkafka names them.
         quiet: For how many seconds the coordinator has left what it was asked unanswered.
         said: What librdkafka last said of a connection that failed.
@@ -111,6 +113,7 @@ class Standing:
         self.away, self.out, self.stranded = Spell(), Spell(), Spell()
         self.out.note(True)
         self.where = ""
+        self._known = False  # it has asked for its group, which may count on it since
         self.quiet = 0.0
         self.said = ""
 
@@ -132,7 +135,9 @@ class Standing:
             self.said = ""
         self.away.note(not well)
         self.out.note(not (steady and coordinated))
-        self.stranded.note(group.join_state in UNASKED)
+        asks = group.join_state not in UNASKED
+        self._known = self._known or (self._member and asks)
+        self.stranded.note(well and not asks)
         self.where = f"{group.state}, {group.join_state}"
 
     def ailment(self, *, joined: bool, has_any: bool) -> str | None:
@@ -150,7 +155,7 @@ class Standing:
         away, because = self.away.seconds, f": {self.said}" if self.said else ""
         if self.quiet > NEARLY * self._session:
             raise ConnectionLost(f"the coordinator has not answered for {self.quiet:.0f} s")
-        if away > (max(self._session, FORSAKEN) if joined else FORSAKEN):
+        if away > (max(self._session, FORSAKEN) if joined or self._known else FORSAKEN):
             raise ConnectionLost(f"no broker has answered for {away:.0f} s{because}")
         if self._classic and self.stranded.seconds > STRANDED:
             raise ConnectionLost(f"the client does not ask for its group ({self.where})")
