@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -48,6 +49,25 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+async def test_a_receiver_that_found_the_file_locked_when_it_left_has_left_when_that_is_free(
+    connect: Open, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it held would be with nobody until its lease is over."""
+    broker, other = await connect("?lease=300"), await connect("?lease=300")
+    receiver, rest = await join(broker), await join(other)
+    await publish(broker, "a1", "-2")
+    assert names(await take(receiver)) == ["a1", "-2"]
+    monkeypatch.setattr(sqlite_worker, "LOCK_PATIENCE", 0.05)
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as locker:
+        locker.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConnectionLost, match="locked by another process"):
+            await receiver.close()
+        locker.execute("COMMIT")
+    monkeypatch.undo()
+    assert names(await exactly(rest, 2, 60)) == ["a1", "-2"]
+    consistent(file)
 
 
 async def test_a_lane_flows_on_at_its_receiver_and_nowhere_else(connect: Open, file: Path) -> None:

@@ -172,7 +172,7 @@ class SQLiteDriver:
             return
         member = joined.result()
         member.closed = True
-        ignore_failure(worker.write(lambda store: admin.leave(store, member)))
+        ignore_failure(worker.write(lambda store: admin.leave(store, member), insists=True))
 
     @property
     def _opened(self) -> Worker:

@@ -82,4 +82,4 @@ class SQLiteReceiver:
             return
         member.closed = True
         self._worker.forget(member)
-        await self._worker.write(lambda store: leave(store, member))
+        await self._worker.write(lambda store: leave(store, member), insists=True)

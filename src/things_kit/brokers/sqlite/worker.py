@@ -31,19 +31,22 @@ POLL: Final = 0.01
 LOCK_PATIENCE: Final = 5.0
 SWEEP_EVERY: Final = 30.0
 SWEEP_PAUSE: Final = 0.05
+INSIST_EVERY: Final = 0.5
 GROUP: Final = 500
 
 
 class Job(msgspec.Struct, Generic[T], eq=False, kw_only=True):
     """Work for the thread: inside the next transaction, or before it if it only reads.
 
-    Without a `future` it is the thread's own housekeeping.
+    Without a `future` it is the thread's own housekeeping. What `insists` is tried again where the file could not be written,
+    whoever waits for it: otherwise only a lease that runs out would do the same.
     """
 
     work: Callable[[Store], T]
     future: Any = None
     durable: bool = False
     reads: bool = False
+    insists: bool = False
 
 
 class Request(msgspec.Struct, eq=False):
@@ -86,6 +89,8 @@ class Worker:
         self._waiting: list[Request] = []
         self._outcomes: list[Outcome] = []
         self._ephemeral: tuple[Member, ...] = ()
+        self._again: list[Job[Any]] = []
+        self._again_at = 0.0
         self._seen = -1
         self._full = False
         self._sweep_at = 0.0
@@ -110,10 +115,15 @@ class Worker:
         await asyncio.shield(self._ended)
         self._thread.join()  # its last act was to say that it ends
 
-    def write(self, work: Callable[[Store], T], *, durable: bool = True) -> "asyncio.Future[T]":
-        """Do this inside the next transaction; `durable` says that its result may be promised to somebody."""
+    def write(
+        self, work: Callable[[Store], T], *, durable: bool = True, insists: bool = False
+    ) -> "asyncio.Future[T]":
+        """Do this inside the next transaction; `durable` says that its result may be promised to somebody.
+
+        What `insists` is done later if that failed, as long as this worker lives.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
-        self.submit(Job(work=work, future=future, durable=durable))
+        self.submit(Job(work=work, future=future, durable=durable, insists=insists))
         return future
 
     def read(self, work: Callable[[Store], T]) -> "asyncio.Future[T]":
@@ -255,6 +265,8 @@ class Worker:
         if self._store.touched:
             return 0.0
         moments = [self._beat_at] if self._ephemeral else []
+        if self._again:
+            moments.append(self._again_at)
         if self._sweeping:
             moments.append(self._sweep_at)
         if self._waiting:
@@ -270,6 +282,9 @@ class Worker:
     def _tend(self, jobs: list[Job[Any]]) -> None:
         """Add what is to be done from time to time."""
         now = time.monotonic()
+        if self._again and now >= self._again_at:
+            jobs += self._again
+            self._again = []
         members = self._ephemeral
         if members and now >= self._beat_at:
             self._beat_at = now + self._lease / 3
@@ -360,6 +375,9 @@ class Worker:
                 for request in requests:
                     self._commit([], [request])
                 return
+            if again := [Job(work=job.work, insists=True) for job in writes if job.insists]:
+                self._again += again
+                self._again_at = time.monotonic() + INSIST_EVERY
             futures = [*(job.future for job in writes), *(request.future for request in requests)]
             outcomes = [(future, None, explain(error, self._path)) for future in futures]
         settled = {id(future) for future, _, _ in outcomes}
