@@ -1,10 +1,14 @@
-"""Run all worlds through as many histories as are asked for: `python -m tests.testing.simulation [--histories N] [--first SEED]`.
+"""Run all worlds through as many histories as are asked for: `python -m tests.testing.simulation [hash] [--histories N] [--first SEED]`.
 
 It goes from world to world and broker to broker, a few seeds at a time, so that it can be ended at any moment. What breaks
 a check is printed with the shortest history that does, and the next seeds follow.
+
+With `hash` each world has its share of the histories, and a line that tells which they were: it is the same in each run
+and on each Python.
 """
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -70,15 +74,12 @@ def courses() -> Iterator[Course]:
     yield Course(times.ByTurns, "redis", times.DEAD, processes=3)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.testing.simulation")
-    parser.add_argument("--histories", type=int, default=200_000)
-    parser.add_argument("--first", type=int, default=0, metavar="SEED")
-    asked = parser.parse_args()
+def search(histories: int, first: int) -> int:
+    """From world to world; the exit status."""
     all_of_them = list(courses())
-    began, done, failed, seed = time.monotonic(), 0, 0, asked.first
+    began, done, failed, seed = time.monotonic(), 0, 0, first
     for number, course in enumerate(cycle(all_of_them)):
-        if done >= asked.histories:
+        if done >= histories:
             break
         if number and not number % len(all_of_them):
             seed += BATCH
@@ -90,6 +91,26 @@ def main() -> int:
             print(f"{course}: {error}\n", flush=True)
     print(f"{done} histories in {time.monotonic() - began:.0f} s, {failed} failed", flush=True)
     return 1 if failed else 0
+
+
+def tell(histories: int, first: int) -> int:
+    """A line for each world, from its first seed on: how many histories it had, and which."""
+    all_of_them = list(courses())
+    share = -(-histories // len(all_of_them))
+    for course in all_of_them:
+        hashes = [outcome.hash for outcome in course.simulation.histories(range(first, first + share))]
+        told = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        print(f"{course}: {len(hashes)} histories, {told}", flush=True)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.testing.simulation")
+    parser.add_argument("what", nargs="?", choices=("search", "hash"), default="search")
+    parser.add_argument("--histories", type=int, default=200_000)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    asked = parser.parse_args()
+    return (tell if asked.what == "hash" else search)(asked.histories, asked.first)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`simulate` and its search: runs a world through many histories, and shows the shortest that breaks it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from things_kit.messaging.errors import ConfigError
@@ -114,18 +114,15 @@ class Simulation:
 
     def _search(self, seeds: Sequence[int], workers: int, sometimes: Sequence[str]) -> Report:
         only = selection.seed()
-        plans = [Plan(seed=seed, processes=self._processes) for seed in (seeds if only is None else [only])]
-        batches = [plans[start : start + BATCH] for start in range(0, len(plans), BATCH)]
         happened: Counter[str] = Counter()
         reached: set[str] = set()
         count, last = 0, None
-        for outcomes in in_children(self._run_batch, batches, workers):
-            for outcome in outcomes:
-                count, last = count + 1, outcome
-                happened.update(name for name, _ in outcome.happened)
-                reached |= outcome.reached
-                if outcome.check is not None:
-                    raise SimulationFailed(self._failure(outcome, count, happened))
+        for outcome in self.histories(seeds if only is None else [only], workers):
+            count, last = count + 1, outcome
+            happened.update(name for name, _ in outcome.happened)
+            reached |= outcome.reached
+            if outcome.check is not None:
+                raise SimulationFailed(self._failure(outcome, count, happened))
         assert last is not None
         report = self._report(last, count, happened)
         missing = [name for name in sometimes if name not in reached]
@@ -134,6 +131,13 @@ class Simulation:
                 report, f"never reached in {count} histories: {', '.join(missing)}\n{report}"
             )
         return report
+
+    def histories(self, seeds: Sequence[int], workers: int = 1) -> "Iterator[Outcome]":
+        """What came of each of these seeds, in their order; of a batch in which one failed, none that follows it."""
+        plans = [Plan(seed=seed, processes=self._processes) for seed in seeds]
+        batches = [plans[start : start + BATCH] for start in range(0, len(plans), BATCH)]
+        for outcomes in in_children(self._run_batch, batches, workers):
+            yield from outcomes
 
     def _run_batch(self, plans: Sequence[Plan]) -> "list[Outcome]":
         """Up to the first that fails; only that one and the last have their rows, which are long."""
