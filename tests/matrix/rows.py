@@ -1,30 +1,65 @@
 """What the suite is run against: a server, a Python, or versions of client libraries."""
 
+import contextlib
+import hashlib
 import os
 import re
+import shutil
 import sys
-import tempfile
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from tests.matrix.suite import NEWEST, by_loader, mounted, programs, suite, visible, with_package
-from things_kit.testing.servers.postgres import server_user
-from things_kit.testing.servers.process import cached, run
+from tests.matrix.apart import temporary
+from tests.matrix.suite import NEWEST, bind, by_loader, mounted, programs, suite, with_package
+from things_kit.testing.servers.kafka import KafkaServer
+from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.postgres import PostgresServer, server_user
+from things_kit.testing.servers.process import ServerProcess, ServerUnavailable, cached, run
+from things_kit.testing.servers.pubsub import PubSubEmulator
+from things_kit.testing.servers.rabbitmq import RabbitMQServer
+from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.servicebus import ServiceBusServer
+from things_kit.testing.servers.sqs import SQSServer
 
 ROOT: Final = Path(__file__).parents[2]
 
 PARSER: Final = "3.6.6"
 """The version of `@asyncapi/parser`."""
 
-EXTRAS: Final = "app,cli,kafka,nats,ops,otel,pubsub,rabbitmq,redis,reload,servicebus,sqs"
+EXTRAS: Final = "app,cli,kafka,nats,ops,otel,postgres,pubsub,rabbitmq,redis,reload,s3,servicebus,sqs"
+"""What `make test` has installed beside the group of the developers."""
 
 EMBEDDED: Final = ("tests/engine", "tests/messaging", "tests/codecs", "tests/app", "tests/conformance/test_memory.py", "tests/conformance/test_sqlite.py")  # fmt: skip
 """What needs no server."""
 
-CLIENTS: Final = ("kafka", "rabbitmq", "nats", "redis", "sqs", "pubsub", "servicebus")
+PYTHONS: Final[Mapping[str, Sequence[str]]] = {
+    "3.12": (),
+    "3.13": (),
+    "3.14": (),
+    "3.15": ("kafka", "s3", "sqs"),
+}
+"""Those beside the lowest, which runs this; each with the extras that cannot be installed there yet."""
+
+CLIENTS: Final[Mapping[str, type[ServerProcess]]] = {
+    "kafka": KafkaServer,
+    "rabbitmq": RabbitMQServer,
+    "nats": NATSServer,
+    "redis": RedisServer,
+    "sqs": SQSServer,
+    "pubsub": PubSubEmulator,
+    "servicebus": ServiceBusServer,
+    "postgres": PostgresServer,
+}
+"""The servers whose clients are run in their lowest versions."""
+
+
+ON_UVLOOP: Final = ("memory", "sqlite", "redis", "rabbitmq", "nats", "postgres")
+"""The embedded brokers, and those whose clients work on the event loop and not in threads of their own."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -47,14 +82,14 @@ class Row(msgspec.Struct, frozen=True):
     Attributes:
         name: By which it is asked for.
         what: In words.
-        prepare: Gets it ready.
+        prepare: Gets it ready, in the folder of the row.
         tests: Which tests are run.
         environment: What is set meanwhile.
     """
 
     name: str
     what: str
-    prepare: Callable[[], Ready]
+    prepare: Callable[[Path], Ready]
     tests: Sequence[str]
     environment: Mapping[str, str] = {}
 
@@ -66,27 +101,27 @@ def _of_broker(name: str) -> tuple[str, str]:
     return f"tests/conformance/test_{name}.py", f"tests/brokers/{name}"
 
 
-def _redis() -> Ready:
+def _redis(place: Path) -> Ready:
     command = by_loader(suite(), "usr/bin/redis-server")
-    return Ready(_version("Redis", command), path=programs(_folder("redis"), {"redis-server": command}))
+    return Ready(_version("Redis", command), path=programs(place / "bin", {"redis-server": command}))
 
 
-def _valkey() -> Ready:
+def _valkey(place: Path) -> Ready:
     command = by_loader(suite(), "usr/bin/valkey-server")
-    return Ready(_version("Valkey", command), path=programs(_folder("valkey"), {"redis-server": command}))
+    return Ready(_version("Valkey", command), path=programs(place / "bin", {"redis-server": command}))
 
 
-def _nats() -> Ready:
+def _nats(place: Path) -> Ready:
     program = str(suite() / "usr/sbin/nats-server")
-    return Ready(_version("NATS", program), path=programs(_folder("nats"), {"nats-server": program}))
+    return Ready(_version("NATS", program), path=programs(place / "bin", {"nats-server": program}))
 
 
-def _rabbitmq() -> Ready:
+def _rabbitmq(place: Path) -> Ready:
     folder = suite()
-    mounted(folder, Path(tempfile.gettempdir()))
+    mounted(folder, temporary(place))
     inside = f"chroot {folder}"
     path = programs(
-        _folder("rabbitmq"),
+        place / "bin",
         {
             "rabbitmq-server": f"{inside} /usr/lib/rabbitmq/bin/rabbitmq-server",
             "rabbitmqctl": f"{inside} /usr/lib/rabbitmq/bin/rabbitmqctl",
@@ -98,18 +133,19 @@ def _rabbitmq() -> Ready:
     return Ready(f"RabbitMQ {version}", path=path)
 
 
-def _postgres(release: str, major: int) -> Callable[[], Ready]:
+def _postgres(release: str, major: int) -> Callable[[Path], Ready]:
     """In a namespace of its own, as it refuses to run as root, and nobody else may change the root of what he sees."""
 
-    def prepare() -> Ready:
-        inside = f"/usr/lib/postgresql/{major}/bin"
-        row = _folder(f"postgres-{major}")
-        folder = visible(with_package(release, f"postgresql-{major}"), row.with_name(f"{row.name}-root"))
-        mounted(folder, Path(tempfile.gettempdir()), Path("/dev/shm"))
+    def prepare(place: Path) -> Ready:
+        folder = place / "root"  # under a name that every user may follow: a cache is its owner's alone
+        bind(with_package(release, f"postgresql-{major}"), folder)
+        mounted(folder, temporary(place))
+        run("mount", "-t", "tmpfs", "tmpfs", folder / "dev/shm")
         _known(folder, server_user().pw_uid)
         enter = f"unshare --user --map-current-user --root {folder} --wd /"
+        inside = f"/usr/lib/postgresql/{major}/bin"
         names = ("postgres", "initdb", "createdb", "dropdb", "pg_basebackup")
-        path = programs(row, {name: f"{enter} {inside}/{name}" for name in names})
+        path = programs(place / "bin", {name: f"{enter} {inside}/{name}" for name in names})
         return Ready(_version("PostgreSQL", str(path / "postgres")), path=path)
 
     return prepare
@@ -126,87 +162,110 @@ def _known(folder: Path, uid: int) -> None:
 # --- Pythons and clients
 
 
-def _python(version: str) -> Callable[[], Ready]:
-    """A Python that the system has, or the suite."""
+def _python(version: str, without: Sequence[str]) -> Callable[[Path], Ready]:
+    """A Python that the system has, or the suite; without the extras that it cannot have yet."""
 
-    def prepare() -> Ready:
+    def prepare(place: Path) -> Ready:
+        extras = ",".join(extra for extra in EXTRAS.split(",") if extra not in without)
         for found in Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"):
-            return _in_venv(f"python-{version}", str(found))
-        return _in_suite(version)
+            return _in_venv(version, str(found), extras)
+        return _in_suite(version, extras, place)
 
     return prepare
 
 
-def _in_venv(name: str, python: str, *options: str) -> Ready:
+def _every_python(place: Path) -> Ready:
+    """All of them side by side, as programs that the tests find."""
+    pythons = {version: _python(version, without)(place) for version, without in PYTHONS.items()}
+    commands = {f"matrix-python-{version}": " ".join(ready.python) for version, ready in pythons.items()}
+    versions = [sys.version.split()[0], *(ready.version.split()[-1] for ready in pythons.values())]
+    return Ready(", ".join(versions), path=programs(place / "bin", commands))
+
+
+def _lacking(extras: Sequence[str]) -> str:
+    named = ", ".join(f"`{extra}`" for extra in extras)
+    return f", on which these extras cannot be installed yet: {named}" if extras else ""
+
+
+def _in_venv(version: str, python: str, extras: str) -> Ready:
     def build(folder: Path) -> None:
         run(python, "-m", "venv", folder)
-        _install((str(folder / "bin/python"),), *options)
+        _install((str(folder / "bin/python"),), extras)
 
-    command = (str(cached(f"matrix-{name}", build) / "bin/python"),)
+    command = (str(cached(f"matrix-python-{version}-{_dependencies()}", build) / "bin/python"),)
     return Ready(_said(*command, "--version"), command)
 
 
-def _in_suite(version: str) -> Ready:
+def _in_suite(version: str, extras: str, place: Path) -> Ready:
     folder = suite()
-    mounted(folder, Path(tempfile.gettempdir()), ROOT)
+    mounted(folder, temporary(place), ROOT)
     for name in ("etc/resolv.conf", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt"):
-        if Path("/", name).exists():
-            (folder / name).write_bytes(Path("/", name).read_bytes())
+        ours, theirs = Path("/", name), folder / name
+        if ours.exists() and not (theirs.exists() and theirs.read_bytes() == ours.read_bytes()):
+            theirs.write_bytes(ours.read_bytes())
+    venv = f"/opt/{version}-{_dependencies()}"
     # chroot begins in the root of the other system, where pytest would find no settings
-    command = ("chroot", str(folder), "env", f"--chdir={ROOT}", f"/opt/{version}/bin/python")
+    command = ("chroot", str(folder), "env", f"--chdir={ROOT}", f"{venv}/bin/python")
 
     def build(_: Path) -> None:
-        run("chroot", folder, f"/usr/bin/python{version}", "-m", "venv", f"/opt/{version}")
-        _install(command)
+        run("chroot", folder, f"/usr/bin/python{version}", "-m", "venv", "--clear", venv)
+        _install(command, extras)
 
-    cached(f"matrix-python-{version}", build)
+    cached(f"matrix-python-{version}-{_dependencies()}", build)
     return Ready(_said(*command, "--version"), command)
 
 
-def _install(python: Sequence[str], *options: str) -> None:
+def _install(python: Sequence[str], extras: str) -> None:
     pip = (*python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     run(*pip, "--upgrade", "pip>=25.1")
-    run(*pip, *options, f"{ROOT}[{EXTRAS}]", "--group", f"{ROOT / 'pyproject.toml'}:dev")
+    # Pyright runs on Node, which another system need not have; nor has it a compiler for the aiohttp that a tool is bound to
+    wanted = (f"{ROOT}[{extras}]", "--group", f"{ROOT / 'pyproject.toml'}:dev", "pyright[nodejs]")
+    run(*pip, *wanted, env={**os.environ, "AIOHTTP_NO_EXTENSIONS": "1"})
     run(*python, "-m", "pip", "uninstall", "--quiet", "-y", "things-kit")  # it is run from its sources
 
 
-def _lowest() -> Ready:
+def _dependencies() -> str:
+    """Another word for each change of what is to be installed."""
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = said["project"]
+    named = [project["dependencies"], project["optional-dependencies"], said["dependency-groups"]]
+    return hashlib.sha256(repr(named).encode()).hexdigest()[:8]
+
+
+def _uvloop(place: Path) -> Ready:
+    for name in ON_UVLOOP:
+        if name in CLIENTS:
+            _fetch(CLIENTS[name], place / f"fetched-{name}")
+    return Ready(version("uvloop"))
+
+
+def _lowest(place: Path) -> Ready:
     """The lowest versions that pyproject.toml allows, as uv finds them."""
 
     def build(folder: Path) -> None:
         run(sys.executable, "-m", "venv", folder)
-        python = folder / "bin/python"
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv", "pip>=25.1")
-        with_extras = f"{ROOT}[{EXTRAS},testing]"
-        run(
-            python,
-            "-m",
-            "uv",
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            python,
-            "--resolution",
-            "lowest-direct",
-            with_extras,
-        )
-        run(
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "pytest-timeout",
-            "pytest-xdist",
-            "sqlalchemy[asyncio]",
-            "aiosqlite",
-            "httpx",
-        )
+        python = str(folder / "bin/python")
+        pip = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        uv = (python, "-m", "uv", "pip", "install", "--quiet", "--python", python)
+        run(*pip, "uv", "pip>=25.1")
+        run(*uv, "--resolution", "lowest-direct", f"{ROOT}[{EXTRAS},testing]")
+        run(*pip, "pytest-timeout", "pytest-xdist", "sqlalchemy[asyncio]", "aiosqlite", "httpx")
         run(python, "-m", "pip", "uninstall", "--quiet", "-y", "things-kit")
 
-    command = (str(cached("matrix-lowest", build) / "bin/python"),)
+    for kind in CLIENTS.values():
+        _fetch(kind, place / f"fetched-{kind.name}")
+    command = (str(cached(f"matrix-lowest-{_dependencies()}", build) / "bin/python"),)
     return Ready(_versions(command), command)
+
+
+def _fetch(kind: type[ServerProcess], folder: Path) -> None:
+    """Have what a server needs while there is a network: the tests of a row have none."""
+    server = kind(folder)
+    folder.mkdir()
+    with contextlib.suppress(ServerUnavailable):  # then its tests are skipped, and say why
+        server.prepare()
+        server.command()
+    shutil.rmtree(folder)
 
 
 def _versions(python: Sequence[str]) -> str:
@@ -218,6 +277,7 @@ def _versions(python: Sequence[str]) -> str:
         "aiobotocore",
         "google-cloud-pubsub",
         "azure-servicebus",
+        "asyncpg",
     )
     program = (
         f"from importlib.metadata import version; print(*(n + ' ' + version(n) for n in {clients}), sep=', ')"
@@ -234,14 +294,10 @@ def _said(*command: str) -> str:
     return run(*command).strip().splitlines()[0]
 
 
-def _folder(name: str) -> Path:
-    return Path(tempfile.gettempdir()) / f"things-kit-matrix-{os.getuid()}" / name
-
-
 # --- AsyncAPI
 
 
-def _asyncapi_parser() -> Ready:
+def _asyncapi_parser(place: Path) -> Ready:
     """AsyncAPI's own parser, from the package registry of Node."""
     package = f"@asyncapi/parser@{PARSER}"
 
@@ -253,7 +309,7 @@ def _asyncapi_parser() -> Ready:
     command = f"env NODE_PATH={modules} node {script}"
     return Ready(
         f"{package}, Node {_said('node', '--version')}",
-        path=programs(_folder("asyncapi"), {"asyncapi-parser": command}),
+        path=programs(place / "bin", {"asyncapi-parser": command}),
     )
 
 
@@ -265,10 +321,12 @@ ROWS: Final = (
     Row("postgres-13", "PostgreSQL 13", _postgres("bullseye", 13), _of_broker("postgres")),
     Row("postgres-17", "PostgreSQL 17", _postgres("trixie", 17), _of_broker("postgres")),
     Row("postgres-18", "PostgreSQL 18", _postgres(NEWEST, 18), _of_broker("postgres")),
-    Row("python-3.12", "Python 3.12", _python("3.12"), EMBEDDED),
-    Row("python-3.13", "Python 3.13", _python("3.13"), EMBEDDED),
-    Row("python-3.14", "Python 3.14", _python("3.14"), EMBEDDED),
-    Row("python-3.15", "Python 3.15", _python("3.15"), EMBEDDED),
+    *(
+        Row(f"python-{version}", f"Python {version}{_lacking(without)}", _python(version, without), EMBEDDED)
+        for version, without in PYTHONS.items()
+    ),
+    Row("histories", "1,000 simulated histories, the same on each Python", _every_python, ["tests/testing/simulation/test_each_python.py"]),
+    Row("uvloop", "uvloop", _uvloop, [f"tests/conformance/test_{name}.py" for name in ON_UVLOOP], {"PYTEST_ADDOPTS": "-p tests.uvloop"}),
     Row("asyncapi", "AsyncAPI's own parser, which reads our documents", _asyncapi_parser, ["tests/contracts/test_asyncapi_parser.py"]),
     Row("lowest", "the lowest clients that `pyproject.toml` allows", _lowest, [f"tests/conformance/test_{name}.py" for name in CLIENTS]),
 )  # fmt: skip

@@ -1,7 +1,8 @@
-"""Another Debian in a folder: servers and Pythons of today, or of long ago, beside the system's. Needs root, and debootstrap once."""
+"""Another Debian in a folder: servers and Pythons of today, or of long ago, beside the system's. Needs root, and debootstrap once.
 
-import atexit
-import shutil
+What is mounted here is seen by the process of one row alone (`apart.py`), and ends with it.
+"""
+
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,39 +56,28 @@ def _install(folder: Path, *packages: str) -> None:
     run("chroot", folder, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages)
 
 
-def visible(folder: Path, place: Path) -> Path:
-    """The folder under a name that every user may follow, until this process ends: a cache is its owner's alone."""
-    place.mkdir(parents=True, exist_ok=True)
-    _bind(folder, place)
-    return place
-
-
 def mounted(folder: Path, *inside: Path) -> None:
-    """Have /proc there, and these folders of ours under the same names, until this process ends."""
+    """Have /proc there, and these folders of ours under the same names."""
     if not (folder / "proc/self").exists():
         run("mount", "-t", "proc", "proc", folder / "proc")
-        atexit.register(run, "umount", "-l", folder / "proc")
     for each in inside:
-        place = folder / each.relative_to("/")
-        place.mkdir(parents=True, exist_ok=True)
-        _bind(each, place)
+        bind(each, folder / each.relative_to("/"))
 
 
-def _bind(folder: Path, place: Path) -> None:
-    if not any(line.split()[1] == str(place) for line in Path("/proc/mounts").read_text().splitlines()):
-        run("mount", "--bind", folder, place)
-        atexit.register(run, "umount", "-l", place)  # who deletes the suite is not to delete what is ours
+def bind(folder: Path, place: Path) -> None:
+    """Have a folder under another name too."""
+    place.mkdir(parents=True, exist_ok=True)
+    run("mount", "--bind", folder, place)
 
 
-def programs(row: Path, commands: Mapping[str, str]) -> Path:
-    """A folder for the front of the search path, with a script for each command; {suite} is the folder of the suite."""
-    shutil.rmtree(row, ignore_errors=True)
-    row.mkdir(parents=True)
+def programs(folder: Path, commands: Mapping[str, str]) -> Path:
+    """A folder for the front of the search path, with a script for each command."""
+    folder.mkdir()
     for name, command in commands.items():
-        script = row / name
+        script = folder / name
         script.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-    return row
+    return folder
 
 
 def by_loader(folder: Path, program: str) -> str:
