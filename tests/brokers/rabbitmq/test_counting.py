@@ -109,7 +109,7 @@ def consuming(queue: Queue, process: str) -> Collecting:
     place = ((process,), "/", queue.name)
     inbox = Collected()
     subscription = Subscription(topic="t", group="g", inbox=inbox)
-    source = Source(queue.name, place, True, queue.counts, False, {}, queue.look, print)
+    source = Source(queue.name, place, True, queue.counts, False, {}, queue.look, print, {})
     channel: Any = queue
     receiver = RabbitMQReceiver(
         channel, source, subscription, Unpacker("t", queue.name, None, place), queue.send_later

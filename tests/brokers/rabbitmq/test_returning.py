@@ -97,3 +97,18 @@ async def test_who_cannot_end_its_consumer_in_time_is_waited_for_as_well(
     assert leaving.returning.done()
     assert await leaving._members() == 0, "its consumer is gone before another one begins"
     await second.close()
+
+
+async def test_two_that_leave_one_after_the_other_turn_no_order_around(broker: Broker, topic: str) -> None:
+    """The second has had the credit for a part of what the first held, and the queue has that part back behind the rest."""
+    driver: Any = broker.transmission.driver
+    await broker.declare(topic, ["g"])
+    values = [b"%d" % number for number in range(30)]
+    await broker.producer().publish_batch([Message(topic, value, key=b"k") for value in values])
+    for credit in (30, 5, 30):
+        reading = await collect(driver, Subscription(topic=topic, group="g"))
+        came: list[bytes] = []
+        while len(came) < credit:
+            came += [each.message.value for each in await reading.receive(credit - len(came), 10)]
+        await reading.close()
+    assert came == values

@@ -5,6 +5,9 @@ cancelled goes back as if it had failed, and out of order (tried on 3.10). So on
 have: nothing can be on its way then. Where that does not come by itself, acknowledgements wait for a moment.
 
 What the last consumer has not settled is beside what the next may have, up to `max_in_flight`.
+
+What a receiver held when it left is at the head of the queue, and each that leaves puts what it held behind what else came back (tried on 3.10). So the
+first consumer of the next receiver has room for all of it at once: else one more lost connection would turn the order around.
 """
 
 import asyncio
@@ -40,11 +43,19 @@ class Consumers:
         queue: Of what.
         arguments: Those of each consumer.
         most: What may be held at once, of all of them.
+        before: How many messages a receiver before us may have held.
         steady: Whether the credit is `most` all the time: a single active consumer would pass on its place.
     """
 
     def __init__(
-        self, channel: Channel, queue: str, arguments: Mapping[str, Any], most: int, *, steady: bool
+        self,
+        channel: Channel,
+        queue: str,
+        arguments: Mapping[str, Any],
+        most: int,
+        *,
+        before: int = 0,
+        steady: bool,
     ) -> None:
         self.settling = asyncio.Event()
         self.settling.set()
@@ -52,6 +63,7 @@ class Consumers:
         self._queue = queue
         self._arguments = arguments
         self._most = min(most, MOST)
+        self._before = min(before, self._most)  # until there is a consumer
         self._steady = steady
         self._target = 0
         self._prefetch = 0  # of the consumer that there is; 0: there is none
@@ -74,6 +86,11 @@ class Consumers:
     def ended(self) -> bool:
         """Whether there is no consumer and will be none."""
         return self._ending and self._prefetch == 0
+
+    @property
+    def handed(self) -> int:
+        """How many messages the broker may have handed to us, or be about to, that are not settled."""
+        return max(self._before, self._held + max(0, self._prefetch - self._own))
 
     @property
     def _full(self) -> bool:
@@ -142,7 +159,7 @@ class Consumers:
         if target == 0:
             return 0
         if now == 0:
-            return possible if self._held <= target else 0
+            return max(possible, self._before) if self._held <= target else 0
         if target == now or self._steady or not self._full:
             return now
         return target if target < now or possible > now or (stuck and possible) else now
@@ -184,7 +201,7 @@ class Consumers:
 
     async def _begin(self, prefetch: int) -> None:
         self._number += 1
-        self._prefetch, self._since, self._own = prefetch, self._latest, 0
+        self._prefetch, self._since, self._own, self._before = prefetch, self._latest, 0, 0
         consume = Basic.Consume(queue=self._queue, consumer_tag=self.tag, arguments=dict(self._arguments))
         await self._channel.ask(Basic.Qos(prefetch_count=prefetch), consume)
 

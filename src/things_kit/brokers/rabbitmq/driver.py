@@ -75,6 +75,7 @@ class RabbitMQDriver:
         self._admin = Admin(settings, self._names, self._link, self._publisher)
         self._ladder = Ladder(settings, self._names, self._admin, self._publisher)
         self._impatient: set[str] = set()  # queues whose consumers may not ask to be waited for
+        self._returned: dict[str, int] = {}  # by queue: how many messages its last receiver may have held
 
     @classmethod
     def from_url(cls, url: BrokerURL) -> Self:
@@ -202,6 +203,7 @@ class RabbitMQDriver:
             arguments={} if queue in self._impatient else patience.of_consumer,
             look=self._admin.counts,
             not_waited=self._impatient.add,
+            returned=self._returned,
         )
         exchange = self._names.exchange(topic) if self._names.own_exchanges else None
         unpacker = Unpacker(topic, queue, exchange, source.place)

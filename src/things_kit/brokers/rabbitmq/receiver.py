@@ -49,6 +49,7 @@ class Source(msgspec.Struct, frozen=True):
         arguments: Those of its consumers.
         look: Asks for `message_count` and `consumer_count`; None if there is no such queue.
         not_waited: Told that the queue refuses these arguments.
+        returned: How many messages the last receiver of a queue may have held when it left.
     """
 
     queue: str
@@ -59,6 +60,7 @@ class Source(msgspec.Struct, frozen=True):
     arguments: Mapping[str, int]
     look: Callable[[str], Awaitable[Any]]
     not_waited: Callable[[str], None]
+    returned: dict[str, int]
 
 
 class RabbitMQReceiver:
@@ -91,6 +93,7 @@ class RabbitMQReceiver:
             source.queue,
             source.arguments,
             subscription.max_in_flight,
+            before=source.returned.get(source.queue, 0),
             steady=not source.own or (source.single_active and not subscription.ephemeral),
         )
         self._tasks: list[asyncio.Task[None]] = []
@@ -315,6 +318,8 @@ class RabbitMQReceiver:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self._subscription.ephemeral:
+            self._source.returned[self._source.queue] = self._consumers.handed
         if self._subscription.ephemeral:
             self._channel.tell(Queue.Delete(queue=self._source.queue, nowait=True))
         elif self._out or not self._consumers.ended:  # else something may be on its way to us
