@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias, Union
 import msgspec
 from msgspec import inspect as shapes
 
+from things_kit.codecs.docstrings import docstring
 from things_kit.codecs.models import has_pydantic, is_model
 from things_kit.messaging.kinds import unwrapped
 
@@ -176,9 +177,7 @@ class _Schemas:
         record: dict[str, Any] = {"type": "record", "name": name}
         if self._namespace:
             record["namespace"] = self._namespace
-        plain = typing.get_origin(cls) or cls
-        doc = (plain.__dict__.get("__doc__") or "").strip()
-        if doc and not doc.startswith(f"{plain.__name__}("):  # which dataclasses write themselves
+        if doc := docstring(typing.get_origin(cls) or cls):
             record["doc"] = doc
         return {**record, "fields": fields}
 

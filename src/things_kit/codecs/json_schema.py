@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec import inspect as shapes
 
+from things_kit.codecs.docstrings import docstring
 from things_kit.codecs.models import has_pydantic, is_model
 from things_kit.messaging.kinds import unwrapped
 
@@ -342,10 +343,9 @@ def _tuple(items: list[Schema]) -> Schema:
 
 
 def _described(schema: Schema, cls: Any) -> Schema:
-    plain = typing.get_origin(cls) or cls
-    doc = (plain.__dict__.get("__doc__") or "").strip()
+    doc = docstring(typing.get_origin(cls) or cls)
     title: Schema = {"title": _type_name(cls)}
-    if doc and not doc.startswith(f"{plain.__name__}(") and doc != "An enumeration.":
+    if doc and doc != "An enumeration.":
         title["description"] = doc
     return {**title, **schema}
 

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from things_kit.codecs.docstrings import docstring
 from things_kit.codecs.json_schema import Schemas, safe_name
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_ENCODING, CORRELATION_ID, DEADLINE, REPLY_TO, SCHEMA_VERSION
@@ -163,9 +164,8 @@ class _Document:
     def _message(self, topic: Topic[Any], value: str | None, name: str) -> str:
         kind = topic.kinds[value]
         message: dict[str, Any] = {"name": name, "title": _name(kind), "contentType": topic.content_type}
-        doc = inspect.cleandoc(getattr(kind, "__dict__", {}).get("__doc__") or "")
-        if doc and not doc.startswith(f"{_name(kind)}("):
-            message["description"] = doc
+        if doc := docstring(kind):
+            message["description"] = inspect.cleandoc(doc)
         message["headers"] = _headers(topic, value)
         message["payload"] = self.schemas.of(kind)
         codec: Any = getattr(topic.codec, "codec", topic.codec)  # the data's of CloudEvents
