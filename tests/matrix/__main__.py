@@ -37,7 +37,7 @@ def write_page() -> None:
             f"| {row.what} | {result.version} | {result.passed} | {len(result.failed)} | {result.skipped} "
             f"| {result.seconds / 60:.0f} | {result.on} |"
         )
-        failures += [f"* {row.what}: `{name}`" for name in result.failed]
+        failures += [f"* {result.version}: `{name}`" for name in result.failed]
     text = INTRODUCTION + "\n".join(lines) + "\n"
     if failures:
         text += "\n## What fails there\n\n" + "\n".join(failures) + "\n"

@@ -43,7 +43,7 @@ PYTHONS: Final[Mapping[str, Sequence[str]]] = {
     "3.14": (),
     "3.15": ("kafka", "s3", "sqs"),
 }
-"""Those beside the lowest, which runs this; each with the extras that cannot be installed there yet."""
+"""Those beside the lowest, which runs this; each with the extras that are left out, as not all that they need has a wheel for it yet."""
 
 CLIENTS: Final[Mapping[str, type[ServerProcess]]] = {
     "kafka": KafkaServer,
@@ -184,7 +184,7 @@ def _every_python(place: Path) -> Ready:
 
 def _lacking(extras: Sequence[str]) -> str:
     named = ", ".join(f"`{extra}`" for extra in extras)
-    return f", on which these extras cannot be installed yet: {named}" if extras else ""
+    return f", without the extras {named}" if extras else ""
 
 
 def _in_venv(version: str, python: str, extras: str) -> Ready:
