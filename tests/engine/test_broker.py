@@ -376,3 +376,21 @@ async def test_what_a_removed_group_had_put_aside_goes_with_it() -> None:
     async with broker_of(driver) as broker:
         await broker.remove("t", group="gone")
     assert set(driver.topics) == {"t-other-retry-10s"}
+
+
+@virtual
+async def test_groups_to_declare_may_come_one_by_one() -> None:
+    driver = StubDriver()
+    async with broker_of(driver) as broker:
+        await broker.declare("t", groups=(name for name in ("a", "b")))  # type: ignore[arg-type] # works all the same
+    assert set(driver.groups) == {("t", "a"), ("t", "b")}
+
+
+@pytest.mark.parametrize("groups", ["billing", b"billing", None, 5])
+@virtual
+async def test_what_is_no_list_of_groups_is_refused(groups: Any) -> None:
+    driver = StubDriver()
+    async with broker_of(driver) as broker:
+        with pytest.raises(ConfigError, match="groups must be a list of names; it is"):
+            await broker.declare("t", groups=groups)
+    assert not driver.groups

@@ -599,3 +599,14 @@ def test_an_argument_that_cannot_be_understood_is_refused_with_a_sentence(
     with pytest.raises(ConfigError) as raised:
         broker_of(StubDriver()).consumer(everything.pop("topic"), **everything)
     assert sentence in str(raised.value)
+
+
+@virtual
+async def test_a_concurrency_beyond_all_that_may_be_held_costs_nothing() -> None:
+    """Who wants no limit says a huge number; there is never more to handle at once than `max_in_flight`."""
+    driver, recorder = StubDriver(), Recorder(lambda _: asyncio.sleep(5))
+    driver.put(*(message(str(n)) for n in range(20)))
+    arguments: dict[str, Any] = {"handler": recorder, "concurrency": 10**12, "max_in_flight": 8}
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", **arguments):
+        await until(lambda: len(recorder.ended) == 20)
+    assert recorder.most == 8

@@ -4,7 +4,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NewType
 from unittest.mock import AsyncMock, create_autospec
 
 import msgspec
@@ -624,3 +624,58 @@ async def test_any_other_answer_is_fine(answer: Any) -> None:
         return answer
 
     await compile_handler(handle)(MESSAGE)
+
+
+class OwnMessage(Message, frozen=True):
+    """Nothing would make one."""
+
+
+Raw = NewType("Raw", bytes)
+Alias = TypeAliasType("Alias", Raw)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Message | None, MESSAGE),
+        (Annotated[Message | None, "mine"], MESSAGE),
+        (Raw, MESSAGE.value),
+        (Alias, MESSAGE.value),
+        (NewType("Text", str), MESSAGE.value.decode()),
+        (NewType("Ordered", Order), Order(7)),
+    ],
+    ids=str,
+)
+async def test_another_name_of_a_type_says_what_that_type_says(kind: Any, expected: object) -> None:
+    seen: list[Any] = []
+
+    async def one(payload: Any) -> None:
+        seen.append(payload)
+
+    async def many(payloads: Any) -> None:
+        seen.extend(payloads)
+
+    one.__annotations__["payload"] = kind
+    many.__annotations__["payloads"] = list[kind]
+    await compile_handler(one)(MESSAGE)
+    await compile_batch_handler(many)([MESSAGE])
+    assert seen == [expected, expected]
+
+
+async def test_an_optional_second_parameter_gets_the_message_too() -> None:
+    seen: list[Any] = []
+
+    async def handle(order: Order, message: Message | None = None) -> None:
+        seen.append((order, message))
+
+    await compile_handler(handle)(MESSAGE)
+    assert seen == [(Order(7), MESSAGE)]
+
+
+@pytest.mark.parametrize("kind", [OwnMessage, Message | Order, OwnMessage | None], ids=str)
+def test_a_message_that_nothing_would_make_is_refused(kind: Any) -> None:
+    async def handle(message: Any) -> None: ...
+
+    handle.__annotations__["message"] = kind
+    with pytest.raises(ConfigError, match="it is handed a Message itself, or what a value holds"):
+        compile_handler(handle)

@@ -1,11 +1,12 @@
 import asyncio
+import re
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
-from things_kit import BrokerUnavailable, ConfigError, Message, PublishError, Reject, RetryPolicy
+from things_kit import BrokerUnavailable, ConfigError, Message, PublishError, Reject, RetryPolicy, Topic
 from things_kit.engine.driver import Capabilities, ConnectionLost
 from things_kit.engine.replay import browse, purge
 from things_kit.testing.stub import BARE, NATIVE_LANES, StubDriver, broker_of
@@ -86,13 +87,52 @@ async def test_a_limit_is_kept() -> None:
     assert [m.value for m in driver.topics["t"]] == [b"0", b"1", b"2", b"3", b"4"]
 
 
+async def later(_: Message) -> bool:
+    return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"limit": -1}, "limit must be a whole number from 0, or None; it is -1"),
+        ({"limit": 1.5}, "limit must be a whole number from 0, or None; it is 1.5"),
+        ({"limit": "5"}, "limit must be a whole number from 0, or None; it is '5'"),
+        ({"limit": True}, "limit must be a whole number from 0, or None; it is True"),
+        ({"where": "error"}, "where must be a function of a message, or None; it is 'error'"),
+        (
+            {"where": later},
+            "where must be a plain function: it answered with something that has yet to be awaited",
+        ),
+        ({"to": ""}, "to must be a name; it is ''"),
+        ({"to": 5}, "to must be a name; it is 5"),
+        (
+            {"to": "t-dlq"},
+            "to='t-dlq' names the dead letter that is replayed; without it each goes where it came from",
+        ),
+        ({"to": Topic("t-dlq", bytes)}, "to='t-dlq' names the dead letter that is replayed"),
+        ({"topic": None}, "topic must be a name; it is None"),
+    ],
+    ids=str,
+)
 @virtual
-async def test_a_limit_below_zero_is_refused() -> None:
+async def test_what_cannot_be_asked_for_is_refused_and_all_dead_letters_stay(
+    arguments: dict[str, Any], said: str
+) -> None:
     driver = await filled(BARE, *(dead(str(n)) for n in range(5)))
     async with broker_of(driver) as broker:
-        with pytest.raises(ConfigError):
-            await broker.replay("t-dlq", limit=-1)
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            await broker.replay(**{"topic": "t-dlq", **arguments})
+        assert await broker.lag("t-dlq", group="dead-letters") == 5
     assert "t" not in driver.topics
+
+
+@virtual
+async def test_purge_refuses_a_function_that_has_yet_to_be_awaited() -> None:
+    driver = await filled(BARE, dead("0"))
+    async with broker_of(driver) as broker:
+        with pytest.raises(ConfigError, match="where must be a plain function"):
+            await purge(broker, "t-dlq", where=later)  # type: ignore[arg-type] # the mistake
+        assert await broker.lag("t-dlq", group="dead-letters") == 1
 
 
 @virtual

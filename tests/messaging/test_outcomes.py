@@ -1,4 +1,5 @@
 import math
+import pickle
 from datetime import timedelta
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 
 from things_kit import BatchError, MessageTooLarge, PublishError, Reject, Retry, ThingsKitError
 from things_kit.messaging.errors import ConfigError, DecodeError, UnroutableError, UnsupportedError
+from things_kit.middleware import Later
 
 
 def test_answers_of_a_handler_are_no_errors_of_ours() -> None:
@@ -69,3 +71,31 @@ def test_a_publish_error_without_failures_has_none() -> None:
 def test_every_error_of_ours_has_one_base() -> None:
     for kind in (ConfigError, DecodeError, MessageTooLarge, PublishError, UnroutableError, UnsupportedError):
         assert issubclass(kind, ThingsKitError)
+
+
+class Busy(Retry):
+    """As users make their own, with other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(after=7)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Retry(5),
+        Retry(after=math.nan),
+        Later(timedelta(seconds=3)),
+        Reject("no"),
+        Busy(),
+        BatchError({1: ValueError("x")}),
+    ],
+    ids=repr,
+)
+def test_answers_come_out_of_another_process_as_they_went_in(answer: Exception) -> None:
+    """A process pool whose worker raises what cannot be unpickled is broken, and all its work with it."""
+    answer.add_note("by a worker")
+    there = pickle.loads(pickle.dumps(answer))
+    assert type(there) is type(answer)
+    assert str(there) == str(answer)
+    assert repr(vars(there)) == repr(vars(answer))

@@ -1,7 +1,7 @@
 """From a message to the payload that a handler asked for."""
 
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 from things_kit.codecs.registered import codec_for, media_type
 from things_kit.messaging.codec import Codec, Decode, Unprepared
@@ -31,6 +31,10 @@ def payload_decoder(kind: Any) -> Payload:
     """
     if (raw := raw_decoder(kind)) is not None:
         return raw
+    if any(isinstance(each, type) and issubclass(each, Message) for each in (kind, *get_args(kind))):
+        raise ConfigError(
+            f"a handler cannot take {kind!r}: it is handed a Message itself, or what a value holds"
+        )
     own = codec_for("application/protobuf" if hasattr(kind, "SerializeToString") else None)
     try:
         own.decoder(kind, None)

@@ -177,9 +177,9 @@ class Broker:
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
         """
         self._check_open()
-        if isinstance(groups, str):
+        if isinstance(groups, str | bytes) or not isinstance(groups, Iterable):
             raise ConfigError(f"groups must be a list of names; it is {groups!r}")
-        topic = topic_name(topic)
+        topic, groups = topic_name(topic), tuple(groups)
         check_name("topic", topic)
         for group in groups:
             check_name("group", group)
@@ -267,12 +267,16 @@ class Broker:
         Raises:
             BrokerUnavailable, PublishError: What was not confirmed stays in the dead letter.
             ConfigError: None of the messages there is a dead letter, or one does not say where it came from, and `to`
-                does not say where it goes. Beside dead letters, other messages stay where they are.
+                does not say where it goes. Beside dead letters, other messages stay where they are. Or an argument is
+                not what it should be.
         """
         self._check_open()
         if isinstance(topic, Topic):
             raise ConfigError(f"replay takes the name of a dead letter, not the contract {topic!r}")
-        to = None if to is None else topic_name(to)
+        check_name("topic", topic)
+        if to is not None:
+            to = topic_name(to)
+            check_name("to", to)
         return (await replay(self.transmission, topic, limit=limit, where=where, to=to)).brought
 
     async def health(self) -> Health:

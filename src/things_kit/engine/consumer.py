@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from things_kit.engine.ages import ages_of
+from things_kit.engine.apart import apart_batch
 from things_kit.engine.batches import BatchWorkers
 from things_kit.engine.cancelling import abandon, ended
 from things_kit.engine.copies import Copies
@@ -120,6 +121,8 @@ class BrokerConsumer:
         handle = self._handle_batch
         for wrap in reversed([*self._lists, *map(attrgetter("handle_batch"), self._middleware)]):
             handle = wrap(handle)
+        if self._middleware:
+            handle = apart_batch(handle)
         return functools.partial(workers.start_lists, handle)
 
     # --- lifecycle
@@ -356,7 +359,7 @@ class BrokerConsumer:
     def _make_workers(self) -> Workers:
         options = self.options
         common: dict[str, Any] = {
-            "concurrency": options.concurrency,
+            "concurrency": min(options.concurrency, options.max_in_flight),  # more would never have one
             "timeout": None if options.timeout is None else seconds(options.timeout, "timeout"),
             "starved": self._starved,
             "broke": self._broke,

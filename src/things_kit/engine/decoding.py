@@ -1,7 +1,8 @@
 """Between a message and a handler that takes its payload."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from things_kit.codecs.contract import contract_decoder
 from things_kit.codecs.payload import payload_decoder, usual
@@ -12,6 +13,25 @@ from things_kit.messaging.handler import HandleBatch
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import CONTENT_TYPE
 from things_kit.messaging.topic import Topic
+
+_AS_THEY_ARE: Final = {Message, bytes, str}
+"""What is not decoded, whatever stands for it."""
+
+
+def as_meant(kind: Any) -> Any:
+    """Message, bytes or str where that is what an `Annotated`, a NewType, an alias or an optional stands for."""
+    inner = kind
+    while (meant := _meant_by(inner)) is not None:
+        inner = meant
+    if get_origin(inner) in {Union, UnionType} and set(get_args(inner)) == {Message, NoneType}:
+        return Message
+    return inner if any(inner is each for each in _AS_THEY_ARE) else kind
+
+
+def _meant_by(kind: Any) -> Any:
+    if get_origin(kind) is Annotated:
+        return kind.__origin__
+    return getattr(kind, "__supertype__", None) or getattr(kind, "__value__", None)
 
 
 def decoder(kind: Any, topics: Sequence[str | Topic[Any]], whose: str) -> Callable[[Message], Any]:

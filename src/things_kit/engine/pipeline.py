@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
-from things_kit.engine.decoding import decoded, decoded_batch, decoder
+from things_kit.engine.apart import apart, apart_batch
+from things_kit.engine.decoding import as_meant, decoded, decoded_batch, decoder
 from things_kit.engine.results import Publishing, by_kind, carries_lists, collecting, raising
 from things_kit.engine.threads import call_in_thread
 from things_kit.engine.transforming import batch_undone_first, undoing, undone_first
@@ -30,9 +31,6 @@ else:  # inspect's does not know an AsyncMock before
 
 Provides: TypeAlias = Mapping[type, Callable[[], Any]]
 NOTHING: Final[Provides] = MappingProxyType({})
-
-_AS_THEY_ARE: Final = {Message, bytes, str}
-"""What is not decoded, whatever an `Annotated` says of it."""
 
 _LISTS: Final = {list, Sequence, MutableSequence, Collection, Iterable}
 """What the parameter of a batch handler may be."""
@@ -65,7 +63,7 @@ def compile_handler(
     Raises:
         ConfigError: The handler is none, or its parameters cannot be filled.
     """
-    step, name = _innermost(handler, topics, (), provides)
+    step, name, _ = _innermost(handler, topics, (), provides)
     return _around(middleware, step if watched and not middleware else ran(step, name))
 
 
@@ -91,16 +89,18 @@ def compile_steps(
     Raises:
         ConfigError: As for `compile_handler`.
     """
-    step, name = _innermost(handler, topics, transforms, provides)
+    step, name, seen = _innermost(handler, topics, transforms, provides)
+    step = apart(step) if seen else step
     collected = collecting(step, name, publish)
 
     def around(middleware: Sequence[Middleware]) -> Steps:
         if publish is not None:
-            whole = raising(_around(middleware, collected))
+            whole = _around(middleware, collected)
+            whole = raising(apart(whole) if middleware else whole)
             return Steps(whole, whole)
         if not middleware:
             return Steps(step, raising(collected))
-        handle = _around(middleware, by_kind(ran(step, name), collected))
+        handle = apart(_around(middleware, by_kind(ran(step, name), collected)))
         return Steps(handle, raising(handle))
 
     return around
@@ -108,8 +108,8 @@ def compile_steps(
 
 def _innermost(
     handler: AnyHandler, topics: Topics, transforms: Sequence[Transform], provides: Provides
-) -> tuple[Callable[[Message], Awaitable[Any]], str]:
-    """The step that decodes and calls the handler, and the handler's name. Raises ConfigError."""
+) -> tuple[Callable[[Message], Awaitable[Any]], str, bool]:
+    """The step that decodes and calls the handler, the handler's name, and whether it sees messages. Raises ConfigError."""
     target, call, name = _callable(handler)
     call, filled = _filling(target, call, provides)
     kind, wants_message = _parameters(target, Message, filled, provides)
@@ -126,7 +126,7 @@ def _innermost(
         step = _opening(step, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
         step = undone_first(step, undo)
-    return step, name
+    return step, name, wants_message or kind is Message
 
 
 def _around(middleware: Sequence[Middleware], handle: Handle) -> Handle:
@@ -224,7 +224,8 @@ def compile_batch_handler(
         raise ConfigError(
             f"the batch handler {name_of(target)} must take a list, such as list[Message], not {name_of(kind)}"
         )
-    handle: HandleBatch = call if element is Message else decoded_batch(call, decoder(element, topics, name))
+    decode = decoder(element, topics, name)
+    handle: HandleBatch = apart_batch(call) if element is Message else decoded_batch(call, decode)
     if openers := _openers(topics):
         handle = _opening_batches(handle, openers)
     if undo := undoing(transforms, _transforms_of(topics)):
@@ -279,7 +280,7 @@ def _element(kind: Any) -> Any:
     if kind not in _LISTS and typing.get_origin(kind) not in _LISTS:
         return None
     (element,) = typing.get_args(kind) or (Message,)
-    return element
+    return as_meant(element)
 
 
 def _filling(
@@ -354,9 +355,7 @@ def _annotation(target: Any, parameter: inspect.Parameter, default: Any) -> Any:
             f"the type {annotation!r} of the handler {name_of(target)} cannot be found: {error}; "
             "it must be importable where the handler is defined, not only for type checkers"
         ) from error
-    kind = hints["kind"]
-    plain = getattr(kind, "__origin__", None) if typing.get_origin(kind) is Annotated else None
-    return plain if plain in _AS_THEY_ARE else kind
+    return as_meant(hints["kind"])
 
 
 Openers: TypeAlias = dict[str, Callable[[Message], Message]]

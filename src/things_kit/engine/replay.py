@@ -5,6 +5,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from things_kit.engine.cancelling import cancellable, ended
@@ -16,6 +17,7 @@ from things_kit.engine.looking import MissingError
 from things_kit.engine.naming import EPHEMERAL
 from things_kit.engine.producer import BrokerProducer
 from things_kit.engine.transmission import Transmission
+from things_kit.engine.unrun import discard
 from things_kit.messaging.errors import BrokerUnavailable, ConfigError, PublishError
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP
@@ -168,8 +170,7 @@ async def replay(
         every: Whether messages that are no dead letters are sent as well; None: if `to` says where to.
         create: Whether the topic and its group may be created; None: as the URL says.
     """
-    if limit is not None and limit < 0:
-        raise ConfigError(f"limit must be a number from 0, or None; it is {limit!r}")
+    _check(topic, limit, where, to)
     begun = datetime.now(UTC)
     count = letters = 0
     others: list[str | None] = []
@@ -187,7 +188,7 @@ async def replay(
                 if (
                     reading.bounded or (failed_at(delivery.message) or begun) <= begun
                 )  # else of our own making
-                and (where is None or where(delivery.message))
+                and (where is None or _chosen(where, delivery.message))
             ]
             if limit is not None:
                 chosen = chosen[: limit - count]
@@ -200,6 +201,28 @@ async def replay(
             f"the message {others[0]!r} in {topic!r} is no dead letter{more}; say with `to` where it goes"
         )
     return Replayed(count, len(others))
+
+
+def _check(topic: str, limit: object, where: object, to: str | None) -> None:
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
+        raise ConfigError(f"limit must be a whole number from 0, or None; it is {limit!r}")
+    if where is not None and not callable(where):
+        raise ConfigError(f"where must be a function of a message, or None; it is {where!r}")
+    if to == topic:  # what is sent there is no dead letter any more, and would be sent again and again
+        raise ConfigError(
+            f"to={to!r} names the dead letter that is replayed; without it each goes where it came from"
+        )
+
+
+def _chosen(where: Callable[[Message], bool], message: Message) -> bool:
+    """Whether a user's `where` is for this message. Raises ConfigError for one that has yet to be awaited."""
+    answer: object = where(message)
+    if isawaitable(answer):
+        discard(answer)
+        raise ConfigError(
+            "where must be a plain function: it answered with something that has yet to be awaited"
+        )
+    return bool(answer)
 
 
 async def _bring_back(
@@ -249,7 +272,7 @@ async def purge(
     count = 0
     async with Reading(broker.transmission, topic, group, create=create) as reading:
         async for deliveries in reading.batches():
-            chosen = [delivery for delivery in deliveries if where is None or where(delivery.message)]
+            chosen = [each for each in deliveries if where is None or _chosen(where, each.message)]
             if chosen:
                 await reading.acknowledge(chosen)
                 count += len(chosen)

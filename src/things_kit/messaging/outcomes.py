@@ -2,12 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.policy import LONGEST, Seconds, is_number
 
 
-class Retry(Exception):
+class _Outcome(Exception):
+    """It may come from another process, in which the handler has the work done: what it says comes along as it is."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_it_was, (type(self), self.args), self.__dict__
+
+
+def _as_it_was(kind: type[_Outcome], arguments: tuple[Any, ...]) -> _Outcome:
+    return kind.__new__(kind, *arguments)
+
+
+class Retry(_Outcome):
     """Handle this message again, `after` so many seconds; without `after`, by the retry policy.
 
     It counts as an attempt: after the last one the message is a dead letter. More than a year is a year; what is no
@@ -20,7 +32,7 @@ class Retry(Exception):
         super().__init__(f"the handler asked for another attempt{remark}")
 
 
-class Later(Exception):
+class Later(_Outcome):
     """Not now: the message goes back to the head of its key for `after` seconds. No attempt is counted.
 
     It occupies no worker meanwhile, and its lease is kept. Raised by middleware, or by a handler. More than a year is a
@@ -48,7 +60,7 @@ def _bounded(after: Seconds | None) -> tuple[float | None, str]:
     return None, f" after {after!r}, which is no duration"
 
 
-class Reject(Exception):
+class Reject(_Outcome):
     """Never handle this message again: it goes to the dead letter at once.
 
     With `dead_letter=None` it is kept and tried again like any failure: nothing is lost unasked.
@@ -59,7 +71,7 @@ class Reject(Exception):
         self.reason = reason
 
 
-class BatchError(Exception):
+class BatchError(_Outcome):
     """A batch handler's answer that some messages of the list failed; all others are acknowledged.
 
     `errors` maps an index in the list to what went wrong there; `Retry` and `Reject` mean what they always do.
