@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from things_kit import (
+    Broker,
     BrokerUnavailable,
     ClosedError,
     ConfigError,
@@ -19,6 +20,8 @@ from things_kit import (
     Topic,
     connect,
 )
+from things_kit.engine.blocking import BlockingProducer
+from things_kit.testing.stub import StubDriver, broker_of
 
 
 class Order(msgspec.Struct):
@@ -114,3 +117,47 @@ def test_after_a_fork_the_child_connects_anew(url: str) -> None:
         assert os.waitstatus_to_exitcode(status) == 0
         producer.publish(Message("orders", b"parent again"))
     assert lag(url) == 3
+
+
+def test_threads_that_publish_to_a_broker_that_is_away_do_not_wait_for_one_another() -> None:
+    made: list[Broker] = []
+
+    def make() -> Broker:
+        made.append(connect("nats://127.0.0.1:1?publish_timeout=0.5"))
+        return made[-1]
+
+    producer, together = BlockingProducer(make), threading.Barrier(8)
+
+    def publish() -> str:
+        together.wait(20)
+        with pytest.raises(BrokerUnavailable) as caught:
+            producer.publish(Message("orders", b"1"))
+        return str(caught.value)
+
+    with ThreadPoolExecutor(8) as threads:
+        said = [thread.result() for thread in [threads.submit(publish) for _ in range(8)]]
+    producer.close()
+    assert all("127.0.0.1:1" in each for each in said)
+    assert len(made) < 8  # one, unless some thread slept until the first had failed
+
+
+def test_who_closes_while_another_thread_connects_does_not_wait_and_leaves_nothing() -> None:
+    before = set(threading.enumerate())
+    driver, connecting, go_on = StubDriver(), threading.Event(), threading.Event()
+
+    async def enter(call: str, receiver: object = None) -> None:
+        if call == "open":
+            connecting.set()
+            await asyncio.to_thread(go_on.wait, 20)
+
+    driver.enter = enter  # type: ignore[method-assign]
+    producer = BlockingProducer(lambda: broker_of(driver))
+    with ThreadPoolExecutor(1) as threads:
+        publishing = threads.submit(producer.publish, Message("orders", b"1"))
+        assert connecting.wait(20)
+        producer.close()
+        go_on.set()
+        with pytest.raises(ClosedError):
+            publishing.result(20)
+    assert driver.calls[-1] == "close"
+    assert set(threading.enumerate()) <= before

@@ -41,7 +41,7 @@ async def test_opening_at_once_from_several_sides_connects_once() -> None:
 
 
 @virtual
-async def test_if_who_opens_is_cancelled_the_next_one_connects() -> None:
+async def test_if_one_of_those_who_open_is_cancelled_the_others_connect_all_the_same() -> None:
     driver = StubDriver()
     broker = broker_of(driver)
     go_on = driver.hold("open")
@@ -52,7 +52,38 @@ async def test_if_who_opens_is_cancelled_the_next_one_connects() -> None:
     go_on.set()
     await second
     assert first.cancelled()
+    assert driver.calls.count("open") == 1
+    await broker.close()
+
+
+@virtual
+async def test_if_all_who_open_are_cancelled_who_comes_then_connects_anew() -> None:
+    driver = StubDriver()
+    broker = broker_of(driver)
+    go_on = driver.hold("open")
+    first, second = asyncio.create_task(broker.open()), asyncio.create_task(broker.open())
+    await turns()
+    first.cancel()
+    second.cancel()
+    third = asyncio.create_task(broker.open())
+    await turns()
+    go_on.set()
+    await third
+    assert first.cancelled()
+    assert second.cancelled()
     assert driver.calls.count("open") == 2
+    await broker.close()
+
+
+@virtual
+async def test_who_opens_what_is_away_waits_no_longer_for_being_one_of_many() -> None:
+    driver = StubDriver()
+    broker = broker_of(driver, "?publish_timeout=5")
+    driver.hold("open")
+    began = asyncio.get_running_loop().time()
+    results = await asyncio.gather(*(broker.open() for _ in range(10)), return_exceptions=True)
+    assert {type(result) for result in results} == {BrokerUnavailable}
+    assert asyncio.get_running_loop().time() - began < 6
     await broker.close()
 
 

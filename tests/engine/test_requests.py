@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.engine.scenario import until, virtual
+from tests.engine.scenario import turns, until, virtual
 from things_kit import (
     DISCARD,
     Batch,
     Broker,
+    BrokerUnavailable,
     ClosedError,
     ConfigError,
     DecodeError,
@@ -34,6 +35,7 @@ from things_kit.engine.answers import misses_deadline
 from things_kit.engine.looking import topics_of
 from things_kit.engine.naming import REPLIES, inbox_expired
 from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.stub import StubDriver, broker_of
 
 REQUESTS = int(os.environ.get("REQUESTS", "5000"))
 """How many one test asks; `REQUESTS=100000` looks for slower leaks."""
@@ -451,3 +453,33 @@ async def test_a_deadline_alone_means_nothing(broker: Broker) -> None:
     async with broker.consumer("orders", group="g", handler=handle, dead_letter=DISCARD):
         await broker.producer().publish(Message("orders", b"", headers={"deadline": "2020-01-01T00:00:00Z"}))
         await asyncio.wait_for(handled.wait(), 20)
+
+
+@virtual
+async def test_requests_to_a_broker_that_is_away_do_not_wait_for_one_another() -> None:
+    driver = StubDriver()
+    async with broker_of(driver, "?publish_timeout=5") as broker:
+        driver.hold("declare")
+        began = asyncio.get_running_loop().time()
+        asked = [broker.request(Message("t", b""), timeout=5) for _ in range(10)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(result) for result in results} == {BrokerUnavailable}
+        assert asyncio.get_running_loop().time() - began < 6
+
+
+@virtual
+async def test_a_cancelled_first_request_leaves_the_inbox_to_those_who_wait_for_it() -> None:
+    async def echo(message: Message) -> bytes:
+        return message.value
+
+    driver = StubDriver()
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=echo):
+        go_on = driver.hold("declare")
+        first, second = (asyncio.create_task(broker.request(Message("t", b"5"), timeout=5)) for _ in range(2))
+        await turns()
+        first.cancel()
+        await turns()
+        go_on.set()
+        assert (await second).value == b"5"
+        assert first.cancelled()
+        assert sum(topic.startswith(REPLIES) for topic in driver.topics) == 1

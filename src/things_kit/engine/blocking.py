@@ -46,6 +46,7 @@ class BlockingProducer:
         """Begin without a connection, as after a fork: the thread is the parent's, and so may be a held lock."""
         self._lock = threading.Lock()
         self._session: _Session | None = None
+        self._opening: Future[_Session] | None = None
 
     # --- publishing
 
@@ -131,10 +132,37 @@ class BlockingProducer:
             )
         if self._closed:
             raise ClosedError("the producer is closed")
+        while True:
+            with self._lock:
+                if self._session is not None:
+                    return self._session
+                opening, ours = self._opening, self._opening is None
+                if opening is None:
+                    opening = self._opening = Future()
+            if ours:
+                return self._connected(opening)
+            with contextlib.suppress(CancelledError):  # who connected was interrupted: the next one does it
+                return opening.result()
+
+    def _connected(self, opening: "Future[_Session]") -> "_Session":
+        """Connect, for all threads that want to publish meanwhile: none waits for the failures of those before it."""
+        try:
+            session = _Session(self._make(), self._transforms)
+        except BaseException as error:
+            with self._lock:
+                self._opening = None
+            if isinstance(error, Exception):
+                opening.set_exception(error)
+            else:
+                opening.cancel()
+            raise
         with self._lock:
-            if self._session is None:
-                self._session = _Session(self._make(), self._transforms)
-            return self._session
+            self._opening, closed = None, self._closed
+            self._session = None if closed else session
+        if closed:
+            session.close()
+        opening.set_result(session)  # of one that was closed meanwhile its own error tells
+        return session
 
 
 class _Session:

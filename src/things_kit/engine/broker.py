@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar, Unpack, cast, overload
 from weakref import WeakSet
 
 from things_kit.engine.blocking import BlockingProducer
-from things_kit.engine.cancelling import abandon, cancellable, ended, is_cancelled
+from things_kit.engine.cancelling import Shared, abandon
 from things_kit.engine.carrying import Carrying
 from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import Capabilities, Driver
@@ -57,8 +57,7 @@ class Broker:
         self._kind = type(driver)
         self._driver = PrefixedDriver(driver, url.engine.topic_prefix) if url.engine.topic_prefix else driver
         self.transmission = Transmission(self._driver, url)
-        self._turn = asyncio.Lock()
-        self._opening: asyncio.Task[None] | None = None
+        self._opening = Shared(self._connect, f"{self!r} open")
         self._open = False
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
@@ -85,21 +84,17 @@ class Broker:
             ConfigError: It is there, but is not what the URL says, or does not let us in.
         """
         self.transmission.check_loop()
-        async with self._turn:
-            if self._closed:
-                raise ClosedError(f"{self!r} is closed")
-            if self._open:
-                return
-            self._opening = asyncio.create_task(self.transmission.open(), name=f"{self!r} open")
-            try:
-                with cancellable():
-                    await self._opening
-            except asyncio.CancelledError:
-                if not self._closed or is_cancelled():
-                    raise
-            if self._closed:
-                raise ClosedError(f"{self!r} was closed while it opened")
-            self._open = True
+        if self._closed:
+            raise ClosedError(f"{self!r} is closed")
+        if self._open:
+            return
+        await self._opening.made()
+        if self._closed:
+            raise ClosedError(f"{self!r} was closed while it opened")
+
+    async def _connect(self) -> None:
+        await self.transmission.open()
+        self._open = True
 
     async def close(self) -> None:
         """Stop the consumers side by side, flush and close the producers, disconnect. Closing twice is fine.
@@ -121,8 +116,7 @@ class Broker:
             await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        if self._opening is not None:
-            await ended(self._opening)
+        await self._opening.end()
         loop = asyncio.get_running_loop()
         errors: list[BaseException] = []
         try:

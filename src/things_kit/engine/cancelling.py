@@ -6,7 +6,8 @@ Before Python 3.12 `asyncio.wait_for` returns as if nothing had been when it is 
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
 
 ResultT = TypeVar("ResultT")
@@ -74,6 +75,43 @@ def _forget(task: asyncio.Task[Any]) -> None:
 
 _abandoned: Final[set[asyncio.Task[Any]]] = set()
 """What is left to itself: the event loop alone does not keep a task."""
+
+
+class Shared:
+    """One attempt at a time for all who want it made, so that none waits for the failures of those before it.
+
+    An attempt is cancelled when nobody wants it any more.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        self._make, self._name = make, name
+        self._attempt: asyncio.Task[None] | None = None
+        self._waiting: Counter[asyncio.Task[None]] = Counter()
+        self._ended = False
+
+    async def made(self) -> None:
+        """Make it, or wait for who does. Raises what that raised; after `end` it returns whatever became of it."""
+        while not self._ended:
+            if self._attempt is None or self._attempt.done():
+                self._attempt = asyncio.create_task(self._make(), name=self._name)
+            attempt = self._attempt
+            self._waiting[attempt] += 1
+            try:
+                await asyncio.wait({attempt})
+            finally:
+                self._waiting[attempt] -= 1
+                if not self._waiting[attempt]:
+                    del self._waiting[attempt]
+                    await ended(attempt)
+            if not attempt.cancelled():  # else those gave it up who wanted it before
+                attempt.result()
+                return
+
+    async def end(self) -> None:
+        """Give it up; who waits goes on."""
+        self._ended = True
+        if self._attempt is not None:
+            await ended(self._attempt)
 
 
 @contextlib.contextmanager

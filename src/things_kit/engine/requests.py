@@ -12,7 +12,7 @@ from uuid import uuid4
 from things_kit.codecs.models import converter
 from things_kit.codecs.payload import name_of, payload_decoder, raw_decoder
 from things_kit.engine.answers import requested
-from things_kit.engine.cancelling import cancellable, ended, is_cancelled
+from things_kit.engine.cancelling import Shared, ended
 from things_kit.engine.clock import steady
 from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.driver import ConnectionLost, Listing
@@ -56,10 +56,9 @@ class Requests:
         self.closed = False
         self._transmission = transmission
         self._inbox: _Inbox | None = None
-        self._making = asyncio.Lock()
         self._producer: BrokerProducer | None = None
         self._retired: set[asyncio.Task[None]] = set()
-        self._opening: asyncio.Task[None] | None = None
+        self._opening = Shared(self._renew, "things_kit inbox")
         self._sweeping: asyncio.Task[None] | None = None
 
     async def ask(self, message: Message, timeout: Seconds) -> Message:
@@ -106,7 +105,8 @@ class Requests:
     async def close(self) -> None:
         """End all requests with ClosedError, and remove the inbox."""
         self.closed = True
-        for task in (self._opening, self._sweeping, *self._retired):
+        await self._opening.end()
+        for task in (self._sweeping, *self._retired):
             if task is not None:
                 await ended(task)
         if self._producer is not None:
@@ -115,22 +115,13 @@ class Requests:
             await self._inbox.close()
 
     async def _ready(self) -> "_Inbox":
-        async with self._making:
-            if self.closed:
-                raise ClosedError(f"{self._transmission.url.display} is closed")
-            if self._inbox is None or not self._inbox.lasts:
-                self._opening = asyncio.create_task(self._renew(), name="things_kit inbox")
-                try:
-                    with cancellable():
-                        await self._opening
-                except asyncio.CancelledError:
-                    if not self.closed or is_cancelled():
-                        raise
-                finally:
-                    self._opening.cancel()
-            if self.closed or self._inbox is None:
-                raise ClosedError(f"{self._transmission.url.display} was closed meanwhile")
-            return self._inbox
+        if self.closed:
+            raise ClosedError(f"{self._transmission.url.display} is closed")
+        if self._inbox is None or not self._inbox.lasts:
+            await self._opening.made()
+        if self.closed or self._inbox is None:
+            raise ClosedError(f"{self._transmission.url.display} was closed meanwhile")
+        return self._inbox
 
     async def _renew(self) -> None:
         inbox = _Inbox(self._transmission)
