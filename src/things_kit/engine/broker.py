@@ -28,6 +28,7 @@ from things_kit.messaging.handler import AnyHandler, TopicBatchHandler, TopicHan
 from things_kit.messaging.health import Health
 from things_kit.messaging.instrument import Instrument
 from things_kit.messaging.message import Message
+from things_kit.messaging.plain import plain
 from things_kit.messaging.policy import Batch, Seconds
 from things_kit.messaging.producer import Fields, message_to_publish
 from things_kit.messaging.schedule import Schedule
@@ -173,7 +174,7 @@ class Broker:
         self._check_open()
         if isinstance(groups, str | bytes) or not isinstance(groups, Iterable):
             raise ConfigError(f"groups must be a list of names; it is {groups!r}")
-        topic, groups = topic_name(topic), tuple(groups)
+        topic, groups = topic_name(topic), tuple(map(plain, groups))
         check_name("topic", topic)
         for group in groups:
             check_name("group", group)
@@ -189,6 +190,7 @@ class Broker:
         check_name("topic", topic)
         if group is not None:
             check_name("group", group)
+        group = plain(group)
         await self._remove(topic, group)
         for retries in self._retry_topics(topic, group):
             await self._remove(retries, None)
@@ -210,6 +212,7 @@ class Broker:
         topic = topic_name(topic)
         check_name("topic", topic)
         check_name("group", group)
+        group = plain(group)
         total = 0
         for each in (topic, *self._retry_topics(topic, group)):
             lag = await self.transmission.patiently(functools.partial(self._driver.lag, each, group))
@@ -227,7 +230,7 @@ class Broker:
             BrokerUnavailable: The broker stayed away for longer than `publish_timeout`.
         """
         self._check_open()
-        return await cancel(self.transmission, topic_name(topic), schedule_id)
+        return await cancel(self.transmission, topic_name(topic), plain(schedule_id))
 
     async def schedules(self, topic: str | Topic[Any], limit: int = 100) -> list[Schedule]:
         """What is to come in a topic, soonest first, also what has no `schedule_id`.

@@ -11,6 +11,7 @@ from things_kit.engine.dead_letter import dead_letter_topic
 from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.handler import AnyHandler, Middleware
+from things_kit.messaging.plain import plain
 from things_kit.messaging.policy import Batch, Discard, Ordering, RetryPolicy, Seconds, Start, seconds
 from things_kit.messaging.topic import Topic, topic_name
 from things_kit.messaging.transform import Transform, checked_transforms
@@ -163,6 +164,9 @@ def options_of(
     if "group" not in arguments:
         raise ConfigError(f"the consumer of {', '.join(map(str, topics))} needs a group: {GROUPS}")
     checked: ConsumerArguments = {**arguments, "middleware": _listed(arguments.get("middleware", ()))}
+    checked["group"] = plain(arguments["group"])
+    if "dead_letter" in arguments:
+        checked["dead_letter"] = plain(arguments["dead_letter"])
     return ConsumerOptions(topics=topics, handler=handler, contracts=contracts, **checked)
 
 

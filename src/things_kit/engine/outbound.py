@@ -11,6 +11,7 @@ from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import DEAD_LETTER_MARK
+from things_kit.messaging.plain import plain
 
 
 def checked_batch(messages: Sequence[Message]) -> list[Message]:
@@ -55,6 +56,10 @@ def prepare(
             )  # fmt: skip
         except PublishError as error:
             refused[index] = error
+        except _MoreThanTextError:
+            one, why = prepare([_plain(message)], max_bytes, ours=ours)
+            ready += one
+            refused |= {index: error for error in why.values()}
     return ready, refused
 
 
@@ -63,6 +68,17 @@ def _check_large(message: Message, size: int, max_bytes: int, *, ours: bool) -> 
         raise MessageTooLarge(
             f"a message for {message.topic!r} has {size} bytes; this broker takes {max_bytes}"
         )
+
+
+class _MoreThanTextError(Exception):
+    """A topic, id or header is of a type derived from `str`, which few clients take for what it is."""
+
+
+def _plain(message: Message) -> Message:
+    headers = message.headers
+    if isinstance(headers, Mapping):
+        headers = {plain(name): plain(text) for name, text in headers.items()}
+    return message.replace(topic=plain(message.topic), id=plain(message.id), headers=headers)
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -90,6 +106,8 @@ def _checked_size(message: Message, topics: set[str], names: set[str], *, ours: 
     )  # fmt: skip
     if type(topic) is not str or topic not in topics:
         _check_topic(topic)
+        if type(topic) is not str:
+            raise _MoreThanTextError
         topics.add(topic)
     if type(value) is not bytes:
         raise PublishError(f"the value of a message must be bytes; it is {type(value).__name__}")
@@ -129,7 +147,9 @@ def _check_header(name: Any, text: Any, names: set[str], *, ours: bool) -> int:
 
 
 def _check_text(what: str, text: Any) -> int:
-    if not isinstance(text, str):
+    if type(text) is not str:
+        if isinstance(text, str):
+            raise _MoreThanTextError
         raise PublishError(f"{what} must be a string; it is {type(text).__name__}")
     if text.isascii():
         return len(text)

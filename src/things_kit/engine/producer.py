@@ -22,6 +22,7 @@ from things_kit.messaging.errors import BrokerUnavailable, ClosedError, PublishE
 from things_kit.messaging.instrument import FollowsRequests, Send
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.plain import plain
 from things_kit.messaging.policy import Seconds
 from things_kit.messaging.producer import message_to_publish
 from things_kit.messaging.schedule import due_at
@@ -229,6 +230,7 @@ class BrokerProducer:
     ) -> Send:
         due = due_at(steady(), after, at, schedule_id)
         scheduling(self._transmission, ids=schedule_id is not None)
+        schedule_id = plain(schedule_id)
         return self._instrumented(lambda messages: self._enqueue(messages, due, schedule_id))
 
     def _enqueue(

@@ -14,6 +14,7 @@ from things_kit.messaging.keys import Key, Keys, key_bytes, keys_of
 from things_kit.messaging.kinds import checked_kinds, is_raw, outer_classes
 from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import CONTENT_TYPE, SCHEMA_VERSION
+from things_kit.messaging.plain import plain
 from things_kit.messaging.transform import Transform, topic_transforms, transformed
 from things_kit.messaging.versions import Upcaster, check_versions
 
@@ -151,6 +152,7 @@ class Topic(Generic[T]):
         Raises:
             ConfigError: Any of it cannot be, such as a type that the codec cannot write.
         """
+        name = plain(name)
         kinds, by = checked_kinds(name, type, by)
         raw = is_raw(kinds)
         _check_codec(name, codec, raw=raw)
@@ -380,4 +382,4 @@ def _name(kind: Any) -> str:
 
 def topic_name(topic: "str | Topic[Any]") -> str:
     """The name of a topic that was given by its name or by its contract."""
-    return topic.name if isinstance(topic, Topic) else topic
+    return topic.name if isinstance(topic, Topic) else plain(topic)

@@ -21,6 +21,7 @@ from things_kit.engine.consumer import BrokerConsumer
 from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError, UnsupportedError
 from things_kit.messaging.message import Message
+from things_kit.messaging.plain import plain
 from things_kit.messaging.schedule import Schedule
 from things_kit.patterns.plans import INSTANT, Plan, plan_of
 from things_kit.patterns.turns import Turns
@@ -93,7 +94,7 @@ def every(when: object, *, tz: str, name: str, overlap: str, catch_up: str) -> E
     ):
         if value not in known:
             raise ConfigError(f"{word} must be one of {', '.join(map(repr, known))}; it is {value!r}")
-    return Every(name, plan_of(when, tz), overlap, catch_up)  # type: ignore[arg-type] # as was looked at
+    return Every(plain(name), plan_of(when, tz), overlap, catch_up)  # type: ignore[arg-type] # as was looked at
 
 
 class Periodic:

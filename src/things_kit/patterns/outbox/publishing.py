@@ -15,6 +15,7 @@ from things_kit.engine.url import BrokerURL, EngineOptions
 from things_kit.messaging.errors import ConfigError, PublishError
 from things_kit.messaging.keys import Key
 from things_kit.messaging.message import Message
+from things_kit.messaging.plain import plain
 from things_kit.messaging.policy import Seconds
 from things_kit.messaging.producer import message_to_publish
 from things_kit.messaging.schedule import due_at
@@ -352,4 +353,4 @@ def _later(after: Seconds | None, at: datetime | None, schedule_id: str | None =
     due = due_at(now, after, at, schedule_id)
     if due is None or (schedule_id is None and due.timestamp() <= now):
         return None
-    return Later(due, schedule_id)
+    return Later(due, plain(schedule_id))
