@@ -1,11 +1,13 @@
 import re
-from datetime import UTC, datetime, timedelta, timezone
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
 
 from things_kit import Message, MessageTooLarge, PublishError
 from things_kit.engine.outbound import prepare
+from things_kit.messaging.schedule import due_at
 
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -127,3 +129,81 @@ def test_value_key_and_headers_count_by_their_bytes(message: Message, size: int)
     error = refused(message, size - 1)
     assert isinstance(error, MessageTooLarge)
     assert str(error) == f"a message for 't' has {size} bytes; this broker takes {size - 1}"
+
+
+class OtherTime(datetime):
+    """As libraries for times have their own, which stays one in every zone, and whose text is another."""
+
+    def isoformat(self, sep: str = " ", timespec: str = "auto") -> str:
+        return "about noon"
+
+
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=2))], ids=str)
+def test_a_time_of_a_derived_class_is_the_moment_that_it_means(zone: tzinfo) -> None:
+    time = OtherTime.fromtimestamp(WHEN.timestamp(), zone)
+    for plain in (prepared(Message("t", b"", timestamp=time)).timestamp, due_at(0.0, None, time)):
+        assert type(plain) is datetime
+        assert plain.isoformat() == WHEN.isoformat()
+
+
+class Nowhere(tzinfo):
+    """Says of no time what it is elsewhere."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+    dst = tzname = utcoffset
+
+
+class Broken(tzinfo):
+    """Fails at all that it is asked."""
+
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise LookupError("no such zone")
+
+    dst = utcoffset
+
+    def tzname(self, _: datetime | None) -> str:
+        return "broken"
+
+
+class Text(str):
+    """Text of a derived class."""
+
+
+class Torn(Mapping[str, str]):
+    """Headers that cannot be read."""
+
+    def __getitem__(self, name: str) -> str:
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            Message("t", b"", timestamp=datetime(2024, 1, 1, tzinfo=Nowhere())),
+            "the timestamp of a message must be aware",
+        ),
+        (
+            Message("t", b"", timestamp=datetime(2024, 1, 1, tzinfo=Broken())),
+            "a message could not be read: LookupError: no such",
+        ),
+        (Message("t", b"", headers=Torn()), "a message could not be read: KeyError: 'a'"),
+        (Message(Text("t"), b"", headers=Torn()), "a message could not be read: KeyError: 'a'"),
+        (Message(Text("t"), b"", headers={"a": 1}), "the header 'a' must be a string; it is int"),  # type: ignore[dict-item]
+    ],
+    ids=["no zone", "a broken zone", "torn headers", "and a topic of another class", "a number"],
+)
+def test_what_cannot_be_read_fails_alone(message: Message, said: str) -> None:
+    """Calls that come together are sent together: one of them must not be the end of all."""
+    ready, errors = prepare([message, Message("t", b"other")], None)
+    assert [each.value for each in ready] == [b"other"]
+    assert isinstance(errors[0], PublishError)
+    assert str(errors[0]).startswith(said)

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from things_kit.engine.dead_letter import is_dead_letter
+from things_kit.engine.dead_letter import is_dead_letter, text_of
 from things_kit.engine.driver import RESERVE
 from things_kit.engine.naming import check_name
 from things_kit.messaging.errors import ConfigError, MessageTooLarge, PublishError
 from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import DEAD_LETTER_MARK
-from things_kit.messaging.plain import plain
+from things_kit.messaging.plain import plain, plain_time
 
 
 def checked_batch(messages: Sequence[Message]) -> list[Message]:
@@ -57,9 +57,12 @@ def prepare(
         except PublishError as error:
             refused[index] = error
         except _MoreThanTextError:
-            one, why = prepare([_plain(message)], max_bytes, ours=ours)
+            one, reasons = _again(message, max_bytes, ours=ours)
             ready += one
-            refused |= {index: error for error in why.values()}
+            for why in reasons:
+                refused[index] = why
+        except Exception as error:  # noqa: BLE001 - of a mapping or a time zone of the user's; those beside it go
+            refused[index] = _unreadable(error)
     return ready, refused
 
 
@@ -74,23 +77,37 @@ class _MoreThanTextError(Exception):
     """A topic, id or header is of a type derived from `str`, which few clients take for what it is."""
 
 
-def _plain(message: Message) -> Message:
+def _again(
+    message: Message, max_bytes: int | None, *, ours: bool
+) -> tuple[list[Message], Iterable[Exception]]:
+    """The same message with plain text; it is ready, or there is an error."""
     headers = message.headers
-    if isinstance(headers, Mapping):
-        headers = {plain(name): plain(text) for name, text in headers.items()}
-    return message.replace(topic=plain(message.topic), id=plain(message.id), headers=headers)
+    try:
+        if isinstance(headers, Mapping):
+            headers = {plain(name): plain(text) for name, text in headers.items()}
+    except Exception as error:  # noqa: BLE001 - as in prepare
+        return [], [_unreadable(error)]
+    message = message.replace(topic=plain(message.topic), id=plain(message.id), headers=headers)
+    ready, refused = prepare([message], max_bytes, ours=ours)
+    return ready, refused.values()
+
+
+def _unreadable(error: Exception) -> PublishError:
+    unreadable = PublishError(f"a message could not be read: {type(error).__name__}: {text_of(error)}")
+    unreadable.__cause__ = error
+    return unreadable
 
 
 def _in_utc(time: datetime) -> datetime:
     if not isinstance(time, datetime):
         raise PublishError(f"the timestamp of a message must be a datetime; it is {type(time).__name__}")
-    if time.tzinfo is None:
+    if time.utcoffset() is None:
         raise PublishError(
             f"the timestamp of a message must be aware, such as datetime.now(UTC); it is {time!r}"
         )
     try:
-        return time.astimezone(UTC)
-    except OverflowError as error:
+        return plain_time(time)
+    except (OverflowError, TypeError, ValueError) as error:
         raise PublishError(f"the timestamp {time!r} is no time in UTC") from error
 
 

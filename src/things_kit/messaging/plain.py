@@ -1,5 +1,6 @@
-"""Text that is more than text, such as a member of an Enum that is a `str` too."""
+"""What is of a derived class, such as a member of an Enum that is a `str` too, as what it is derived from."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -9,3 +10,11 @@ def plain(text: Any) -> Any:
     What is no text is returned as it is.
     """
     return str.__str__(text) if isinstance(text, str) else text
+
+
+def plain_time(time: datetime) -> datetime:
+    """The same moment, in UTC, of exactly that class: other classes' differences, texts and moments are their own."""
+    utc = time.astimezone(UTC)
+    if type(utc) is datetime:
+        return utc
+    return datetime(utc.year, utc.month, utc.day, utc.hour, utc.minute, utc.second, utc.microsecond, UTC)

@@ -7,6 +7,7 @@ import msgspec
 
 from things_kit.messaging.errors import ConfigError
 from things_kit.messaging.message import Message
+from things_kit.messaging.plain import plain_time
 from things_kit.messaging.policy import Seconds, is_number
 
 FARTHEST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
@@ -67,8 +68,8 @@ def _moment(at: datetime) -> datetime:
     if not isinstance(at, datetime) or at.utcoffset() is None:
         raise ConfigError(f"at= must be an aware datetime, such as datetime.now(UTC); it is {at!r}")
     try:
-        return at.astimezone(UTC)
-    except OverflowError:
+        return plain_time(at)
+    except (OverflowError, TypeError, ValueError):
         raise ConfigError(f"at={at!r} is no time in UTC") from None
 
 
