@@ -363,6 +363,25 @@ async def test_a_group_that_is_gone_begins_again_where_it_was(
     assert "is gone from Redis" in caplog.text
 
 
+async def test_whatever_is_said_of_messages_of_a_topic_that_is_gone_is_a_loss_that_is_known(
+    driver: RedisDriver, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A soak that deletes topics found tracebacks in the log, of an error that nobody knew."""
+    receiver = await collect(driver, Subscription(topic=topic, group="g"))
+    await driver.send([Message(topic, b"1", id="1")])
+    [delivery] = await received(receiver, 1)
+    await driver.remove(topic)
+    for said in (
+        receiver.settle([], [Release(delivery, attempt=2)]),
+        marking(receiver).mark(delivery, 4),
+        receiver.receiver.extend([delivery]),
+    ):
+        with pytest.raises(ConnectionLost, match="is gone from Redis"):
+            await said
+    assert "not an error that is known" not in caplog.text
+    await receiver.close()
+
+
 async def test_a_group_that_begins_again_gets_what_was_held_and_not_what_was_done(
     driver: RedisDriver, client: Any, topic: str
 ) -> None:

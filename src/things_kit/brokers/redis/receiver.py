@@ -1,9 +1,10 @@
 """A member of a group: a consumer of the stream's consumer group."""
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.exceptions import ResponseError
@@ -78,17 +79,23 @@ class RedisReceiver:
             await self._reading.settle_down()
 
     async def _taken(self, limit: int, ends: float) -> Sequence[Delivery]:
-        doing = f"receiving from {self._topic!r}"
+        try:
+            with self._during(f"receiving from {self._topic!r}"):
+                return await self._look(limit) or await self._read(limit, ends)
+        except ConnectionLost:
+            self._failed = True
+            raise
+
+    @contextlib.contextmanager
+    def _during(self, doing: str) -> Iterator[None]:
+        """As the table says, but for what Redis says of a stream or a group that somebody has deleted."""
         try:
             with ERRORS.during(doing, through=(ResponseError,)):
-                return await self._look(limit) or await self._read(limit, ends)
+                yield
         except ResponseError as error:
             if says(error, "NOGROUP") or says(error, "UNBLOCKED") or says(error, "no such key"):
                 raise self._gone() from error
             raise ERRORS.translate(error, doing) from error
-        except ConnectionLost:
-            self._failed = True
-            raise
 
     async def _look(self, limit: int) -> Sequence[Delivery]:
         """For what is not new, if it is time."""
@@ -158,7 +165,7 @@ class RedisReceiver:
     async def settle(self, acknowledged: Sequence[Delivery], released: Sequence[Release]) -> None:
         """Acknowledge all in one command, and put back the rest by a script."""
         try:
-            with ERRORS.during(f"settling messages of {self._topic!r}"):
+            with self._during(f"settling messages of {self._topic!r}"):
                 if acknowledged:
                     await self._acknowledge([delivery.token for delivery in acknowledged])
                 if released:
@@ -195,13 +202,13 @@ class RedisReceiver:
 
     async def mark(self, delivery: Delivery, suspect: int) -> None:
         """Note it beside the stream; it is gone with the entry's next outcome."""
-        with ERRORS.during("marking a suspect"):
+        with self._during("marking a suspect"):
             await self._run(scripts.MARK, delivery.token, suspect)
         (self._marked.add if suspect else self._marked.discard)(delivery.token)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """Renew the lease of all that this consumer has; what was taken from it stays with whom has it."""
-        with ERRORS.during("extending leases"):
+        with self._during("extending leases"):
             await self._run(scripts.EXTEND)
 
     async def overdue(self) -> int | None:
