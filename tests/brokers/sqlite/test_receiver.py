@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC220 - a test may block for the moment that a small file takes
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -309,6 +310,33 @@ async def test_extending_keeps_and_forgetting_to_loses(connect: Open, file: Path
         await one.extend(held)
     await one.close()
     consistent(file)
+
+
+async def test_a_call_that_was_cancelled_and_fails_afterwards_leaves_no_error_that_nobody_has_seen(
+    connect: Open, file: Path
+) -> None:
+    """A soak found one on the standard error of a process that had been frozen for longer than its lease."""
+    said: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    broker = await connect()
+    receiver = await join(broker)
+    await publish(broker, "a1")
+    await take(receiver)
+    assert isinstance(receiver.receiver, SQLiteReceiver)
+    waiting = asyncio.ensure_future(receiver.receiver.fetch(1, 30))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    request = receiver.receiver._request
+    assert request is not None
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as another:
+        another.execute("DELETE FROM things_kit_receiver")
+    await publish(broker, "b1")
+    await asyncio.wait({request.future})
+    await receiver.receiver.close()
+    del waiting, request, receiver
+    gc.collect()
+    assert said == []
 
 
 async def test_an_idle_receiver_whose_lease_ran_out_just_goes_on(connect: Open) -> None:

@@ -135,6 +135,7 @@ class Worker:
     def request(self, member: Member, limit: int, wait: float) -> Request:
         """Hand messages out to this receiver as soon as there are any."""
         request = Request(member, limit, time.monotonic() + wait, self._loop.create_future())
+        ignore_failure(request.future)  # a call that was cancelled may never ask for it
         self.submit(request)
         return request
 
@@ -455,5 +456,5 @@ def _serve(request: Request, now: float, store: Store) -> Page | None:
 
 
 def ignore_failure(future: "asyncio.Future[Any]") -> None:
-    """Nobody awaits this; if it fails, the lease brings the messages back."""
+    """Nobody need await this; if it fails, the lease brings the messages back."""
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
