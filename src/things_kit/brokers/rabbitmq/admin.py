@@ -8,7 +8,7 @@ confirmed it (the strategy `at-least-once`).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -119,7 +119,17 @@ class Admin:
         if not exists:
             await self._register(topic, queue)
         make = Queue.Declare(queue=queue, durable=True, arguments=self._settings.options.queue_arguments())
-        await self.ask(f"declaring the queue {queue!r}", make, self.binding(topic, queue))
+        await self.bind(self._ask, topic, make, self.binding(topic, queue))
+
+    async def bind(self, ask: Callable[..., Awaitable[Any]], topic: str, *questions: Any) -> None:
+        """Make a queue and bind it. Raises ConnectionLost where somebody removes our exchange meanwhile, ConfigError."""
+        with ERRORS.during(f"making a queue for {topic!r}"):
+            try:
+                await ask(*questions)
+            except Closed as error:
+                if missing(error) and self._names.own_exchanges:
+                    raise ConnectionLost(f"{topic!r} was removed while a queue was bound to it") from error
+                raise
 
     def binding(self, topic: str, queue: str) -> Any:
         """What binds a queue to its topic."""
