@@ -17,6 +17,8 @@ AGAIN = "nothing comes again without a cause"
 GROWS = "no process grows"
 STILL = "no member stands still"
 ENDS = "no process ends by itself"
+NAMED = "results keep their id"
+RECOVERS = "each group recovers within 60 s"
 
 KILLS = [
     Step(8.0, Strike("kill", who), burst=who == "free-2") for who in ("ordered-2", "free-2", "ordered-2")
@@ -25,6 +27,9 @@ CUTS = [Step(4.0, Strike("all cut")) for _ in range(6)]
 RESTARTS = [Step(6.0, Strike("restart", "batch-1"), burst=True) for _ in range(4)]
 QUIET = [Step(20.0) for _ in range(3)]
 LOADED = [Step(12.0, burst=True) for _ in range(5)]
+FROZEN = [Step(5.0, Strike("freeze", "ordered-2", 7.0), burst=True) for _ in range(3)]
+DELETED = [Step(6.0, Strike("topic deleted", seconds=1.0))]
+GROWN = [Step(6.0, Strike("partitions added")), Step(15.0, burst=True)]
 LONG = [Step(20.0) for _ in range(6)]
 
 
@@ -49,6 +54,10 @@ ALL = (
     Sabotage("leak_a_task", "redis", CUTS, GROWS),
     Sabotage("die_silently", "sqlite", LONG, STILL),
     Sabotage("end_silently", "sqlite", QUIET, ENDS),
+    Sabotage("lose_results", "sqlite", QUIET, LOST),
+    Sabotage("name_results_anew", "sqlite", FROZEN, NAMED),
+    Sabotage("never_return_to_a_topic", "redis", DELETED, RECOVERS),
+    Sabotage("ignore_new_partitions", "kafka", GROWN, LOST),
 )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
@@ -11,12 +12,14 @@ from things_kit.engine.broker import Broker
 from things_kit.engine.driver import Delivery
 from things_kit.messaging.message import Message
 from things_kit.messaging.policy import RetryPolicy
-from things_kit.testing.soak.plan import Plan
+from things_kit.testing.soak.plan import Plan, results_of
 
 DROPPED_ONE_IN = 1000
 HANGS_AT = 150
 DIES_AT = 100
 TWICE_ONE_IN = 25
+PARTITIONS = 6
+"""Of a topic as it is declared."""
 
 _kept: set[asyncio.Task[Any]] = set()
 
@@ -197,6 +200,78 @@ def end_silently(plan: Plan) -> None:
 
     if plan.name.startswith("free-2."):
         _on_consumers(lambda settings: settings.update(handler=wrapped(settings["handler"])))
+
+
+def lose_results(plan: Plan) -> None:
+    """Some of what handlers return is said to be confirmed, and never sent."""
+    number = 0
+
+    def tamper(driver: Any) -> None:
+        send = driver.send
+
+        async def losing(messages: Sequence[Message]) -> Sequence[Exception | None]:
+            nonlocal number
+            number += 1
+            if messages[0].topic == results_of(plan.topic) and number % TWICE_ONE_IN == 0:
+                return [None] * len(messages)
+            found: Sequence[Exception | None] = await send(messages)
+            return found
+
+        driver.send = losing
+
+    if plan.role == "ordered":
+        _on_drivers(tamper)
+
+
+def name_results_anew(plan: Plan) -> None:
+    """Whatever a handler returns has an id of its own, so that one that comes twice cannot be told."""
+
+    def tamper(driver: Any) -> None:
+        send = driver.send
+
+        async def renaming(messages: Sequence[Message]) -> Sequence[Exception | None]:
+            renamed = [
+                each.replace(id=uuid4().hex) if each.topic == results_of(plan.topic) else each
+                for each in messages
+            ]
+            found: Sequence[Exception | None] = await send(renamed)
+            return found
+
+        driver.send = renaming
+
+    if plan.role == "ordered":
+        _on_drivers(tamper)
+
+
+def never_return_to_a_topic(plan: Plan) -> None:
+    """Once its receiver has been lost, a consumer asks the next for nothing, and says that nothing is overdue."""
+    number = 0
+
+    def tamper(receiver: Any) -> None:
+        nonlocal number
+        number += 1
+
+        async def nothing(limit: int, wait: float) -> None:
+            await asyncio.sleep(wait or 0.01)
+
+        async def none() -> int | None:
+            return None
+
+        if number > 1:
+            receiver.fetch, receiver.overdue = nothing, none
+
+    if plan.role == "batch":
+        _on_receivers(tamper)
+
+
+def ignore_new_partitions(plan: Plan) -> None:
+    """Nobody of a group looks at what comes from partitions that were added."""
+
+    def tamper(receiver: Any) -> Callable[[Sequence[Delivery]], Sequence[Delivery]]:
+        return lambda deliveries: [each for each in deliveries if (each.message.partition or 0) < PARTITIONS]
+
+    if plan.role == "free":
+        _on_arrival(tamper)
 
 
 # --- where it is planted

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from things_kit.testing.soak.checks import check, explained_duplicates
-from things_kit.testing.soak.faults import Strike, seen_dying, seen_standing, seen_trouble
+from things_kit.testing.soak.faults import Strike, seen_dropping, seen_dying, seen_standing, seen_trouble
 from things_kit.testing.soak.plan import GROUPS, fate_of
 from things_kit.testing.soak.records import Entry, Kind
 from things_kit.testing.soak.story import Story
+from things_kit.testing.soak.verdict import effects
 
 KEY = "producer-1.1/0"
 
@@ -50,11 +51,15 @@ class Run:
         place: int = 0,
         attempt: int = 1,
         text: str = "",
+        partition: int | None = None,
     ) -> None:
         by = by or {"far": "carrier-1.1"}.get(group, f"{group}-1.1")
         key = KEY if place else ""
+        figures = {} if partition is None else {"partition": float(partition)}
         for kind in kinds or ("began", "done"):
-            self.add(kind, by=by, id=id_, group=group, key=key, place=place, attempt=attempt, text=text)
+            self.add(
+                kind, by=by, id=id_, group=group, key=key, place=place, attempt=attempt, text=text, figures=figures
+            )  # fmt: skip
 
     def others(self, id_: str, *, besides: str = "ordered") -> None:
         for group in GROUPS:
@@ -62,9 +67,15 @@ class Run:
                 self.handle(id_, group)
 
     def fault(
-        self, victim: str = "", *, violent: bool = True, lasts: float = 1.0, fault: str = "kill"
+        self,
+        victim: str = "",
+        *,
+        violent: bool = True,
+        lasts: float = 1.0,
+        fault: str = "kill",
+        also: str = "",
     ) -> None:
-        figures = {"violent": float(violent), "shadow": 0.0, "seconds": lasts}
+        figures = {"violent": float(violent), "shadow": 0.0, "seconds": lasts} | ({also: 1.0} if also else {})
         self.add("fault", id=f"{self.at:g}", key=victim, text=fault, figures=figures)
         number = self.entries[-1].id
         self.at += lasts
@@ -114,6 +125,35 @@ def test_what_was_never_confirmed_is_not_lost(run: Run) -> None:
     assert run.broken() == {}
 
 
+def test_what_was_on_a_topic_that_was_deleted_is_gone_and_what_came_before_and_afterwards_is_not(
+    run: Run,
+) -> None:
+    before, on_it, afterwards = (f"producer-1.1/{n}" for n in range(3))
+    for id_ in (before, afterwards):
+        run.publish(id_)
+        run.others(id_, besides="batch")
+    run.fault(fault="topic deleted", also="drops")
+    run.add("publishing", run.at - 1.0, by="producer-1.1", id=on_it)
+    run.add("published", by="producer-1.1", id=on_it)
+    assert run.broken()["nothing confirmed is lost"] == [
+        f"batch: {id_} was confirmed and was never begun" for id_ in (before, afterwards)
+    ]
+
+
+def test_a_message_that_was_in_hand_when_its_topic_was_deleted_holds_back_nobody(run: Run) -> None:
+    first, second = id_with("well"), id_with("well", after=60)
+    for id_ in (first, second):
+        run.add("publishing", by="producer-1.1", id=id_)
+    run.handle(first, "ordered", "began", place=1)
+    run.entries.insert(0, Entry("fault", 0.0, id="x", text="topic deleted", figures={"drops": 1.0}))
+    run.add("over", id="x")
+    for id_ in (first, second):
+        run.add("published", by="producer-1.1", id=id_)
+    run.handle(second, "ordered", place=2, by="ordered-2.1")
+    run.handle(first, "ordered", "done", place=1)
+    assert run.broken() == {}
+
+
 def two_of_a_key(run: Run) -> tuple[str, str]:
     ids = id_with("well"), id_with("well", after=60)
     for id_ in ids:
@@ -149,6 +189,46 @@ def test_a_rejected_message_holds_back_nobody(run: Run) -> None:
     run.add("buried", by="clerk-1.1", id=first, group="ordered", text="things_kit.Reject")
     run.handle(first, "ordered", place=1)
     assert run.broken() == {}
+
+
+@pytest.mark.parametrize(("added", "broken"), [(True, False), (False, True)], ids=["added", "not added"])
+def test_a_key_whose_partition_changes_as_some_are_added_has_no_order_between_the_two(
+    run: Run, added: bool, broken: bool
+) -> None:
+    first, second = id_with("well"), id_with("well", after=60)
+    run.publish(first)
+    if added:
+        run.fault(fault="partitions added", also="moves keys")
+        run.at += 100.0  # who publishes hears of them much later
+    run.publish(second)
+    run.handle(first, "ordered", "began", place=1, partition=0)
+    run.handle(second, "ordered", place=2, by="ordered-2.1", partition=7)
+    run.handle(first, "ordered", "done", place=1)
+    for id_ in (first, second):
+        run.others(id_)
+    assert bool(run.broken()) is broken
+
+
+def test_messages_of_one_partition_keep_their_order_though_some_were_added(run: Run) -> None:
+    run.fault(fault="partitions added", also="moves keys")
+    first, second = two_of_a_key(run)
+    run.handle(second, "ordered", place=2, partition=7)
+    run.handle(first, "ordered", place=1, partition=7)
+    assert list(run.broken()) == ["keys keep their order"]
+
+
+def test_results_come_in_the_order_of_what_they_are_made_of(run: Run) -> None:
+    first, second = id_with("well"), id_with("well", after=60)
+    for place, id_ in enumerate((first, second), 1):
+        run.publish(id_)
+        for group in GROUPS:
+            if group != "results":
+                run.handle(id_, group, place=place if group == "ordered" else 0)
+    run.handle(second, "results", place=2)
+    run.handle(first, "results", place=1)
+    assert run.broken() == {
+        "keys keep their order": [f"results: {KEY}: {second} began before {first} was begun"]
+    }
 
 
 def test_where_order_holds_within_a_process_others_may_overtake() -> None:
@@ -372,6 +452,24 @@ def test_two_lives_of_a_message_that_a_fault_has_left_take_turns_and_each_counts
     assert ("attempts neither jump nor go back" in run.broken()) is broken
 
 
+def test_what_a_fault_has_brought_again_has_gone_on_from_no_failure_of_its_own(run: Run) -> None:
+    """A retry that was read twice as its broker was killed, and the message once more beside it (Kafka)."""
+    id_ = id_with("hopeless", "free")
+    run.publish(id_)
+    run.others(id_, besides="free")
+    for attempt in (1, 2, 3):
+        run.handle(id_, "free", "began", "failed", attempt=attempt, text="Planted")
+    run.fault(fault="broker killed")
+    for attempt in (3, 1):
+        run.handle(id_, "free", "began", "failed", attempt=attempt, text="Planted")
+    run.add("buried", by="clerk-1.1", id=id_, group="free", text="x.Planted")
+    run.at += 30.0
+    run.handle(id_, "free", "began", "failed", attempt=2, text="Planted")
+    run.handle(id_, "free")
+    run.handle(id_, "free", "began", "failed", attempt=3, text="Planted")
+    assert "attempts neither jump nor go back" not in run.broken()
+
+
 def test_a_failure_that_is_not_counted(run: Run) -> None:
     id_ = id_with("fails once")
     run.publish(id_)
@@ -379,6 +477,47 @@ def test_a_failure_that_is_not_counted(run: Run) -> None:
     run.handle(id_, "ordered", "began", "failed", text="Planted")
     run.handle(id_, "ordered")
     assert list(run.broken()) == ["attempts neither jump nor go back"]
+
+
+def result_of(run: Run, id_: str, *names: str) -> None:
+    run.publish(id_)
+    run.others(id_, besides="results")
+    for name in names:
+        run.handle(id_, "results", text=name)
+
+
+def test_a_result_that_is_lost(run: Run) -> None:
+    id_ = id_with("well")
+    result_of(run, id_)
+    assert run.broken() == {
+        "nothing confirmed is lost": [f"results: {id_} was confirmed and was never begun"]
+    }
+
+
+def test_a_result_that_comes_again_under_another_id(run: Run) -> None:
+    id_ = id_with("well")
+    result_of(run, id_, "r-1", "r-2")
+    assert run.broken()["results keep their id"] == [f"the result of {id_} came under 2 ids: r-1, r-2"]
+
+
+@pytest.mark.parametrize("victim", ["ordered-1", "results-1", "free-1"])
+def test_a_result_comes_again_only_because_of_who_published_or_who_handled_it(run: Run, victim: str) -> None:
+    id_ = id_with("well")
+    result_of(run, id_, "r-1")
+    run.fault(victim)
+    run.handle(id_, "results", text="r-1")
+    assert bool(run.broken()) is (victim == "free-1")
+
+
+def test_each_handling_of_a_message_has_its_result(run: Run) -> None:
+    id_ = id_with("well")
+    result_of(run, id_)
+    run.fault("ordered-1")
+    run.handle(id_, "ordered", by="ordered-2.1")
+    run.at += 60.0
+    for _ in range(2):
+        run.handle(id_, "results", text="r-1")
+    assert run.broken() == {}
 
 
 def test_what_lags_at_the_end(run: Run) -> None:
@@ -407,6 +546,16 @@ def test_a_member_that_gets_nothing_while_others_have_work(run: Run) -> None:
             run.handle(id_, group)
     [finding] = run.broken()["no member stands still"]
     assert finding.startswith("ordered-2.1 got nothing for")
+
+
+def test_no_member_is_to_blame_for_the_time_in_which_the_broker_was_away(run: Run) -> None:
+    """A busy machine took 75 seconds to have it back, and one member had its first message a little after the others."""
+    run.handle("x", "ordered", by="ordered-2.1")
+    run.fault(fault="broker killed", lasts=75.0)
+    for n in range(210):
+        run.handle(f"producer-1.1/{n}", "ordered")
+    run.handle("y", "ordered", by="ordered-2.1")
+    assert "no member stands still" not in run.broken()
 
 
 def test_a_process_that_has_more_tasks_at_rest_than_before(run: Run) -> None:
@@ -465,6 +614,16 @@ def test_a_process_that_is_started_while_the_broker_is_away_may_fail_to_start(ru
     assert run.broken() == {}
 
 
+def test_what_such_a_process_says_of_it_is_no_error(run: Run) -> None:
+    said = "STDERR ordered-3.2: Traceback (most recent call last):\nBrokerUnavailable: away"
+    for number, name in enumerate(("ordered-3.2", "free-1.1")):
+        run.add("started", id="ordered-3.2")
+        run.fault(fault="broker killed")
+        run.end("ordered-3.2", code=1)
+        run.add("said", by="soak", id=name, text=said)
+        assert bool(run.broken().get("no error is left over")) is bool(number)
+
+
 def test_a_value_that_has_changed(run: Run) -> None:
     run.add("spoiled", by="free-1.1", id="producer-1.1/1", group="free")
     assert list(run.broken()) == ["values arrive unchanged"]
@@ -481,6 +640,17 @@ def test_a_kill_counts_when_the_victim_has_ended_by_a_signal() -> None:
     assert not seen_dying([ended], Strike("kill", "free-2"), (4.0, 6.0))
 
 
+def test_where_the_fault_of_a_member_is_one_of_its_whole_group_its_effect_is_still_its_own(run: Run) -> None:
+    """On Kafka no kill of a member was ever seen."""
+    run.add("phase", text="declared", figures={"whole group": 1.0})
+    run.add("fault", id="1", key="free-1", text="kill")
+    run.end("free-1.1", code=-9, killed=True)
+    run.add("over", id="1")
+    story = Story(run.entries)
+    assert effects(story) == {"1": "free-1.1 ended by signal 9"}
+    assert story.cause(0.0, run.at, "free-2.1") is not None
+
+
 def test_a_freeze_counts_when_the_pulse_stood_still() -> None:
     pulses = [Entry("pulse", at, by="free-1.1") for at in (1.0, 1.5, 9.0, 9.5)]
     strike = Strike("freeze", "free-1", 7.0)
@@ -495,3 +665,11 @@ def test_an_outage_counts_when_somebody_noticed() -> None:
     assert seen_trouble([Entry("ill", 12.0, by="free-1.1", text="away")], strike, (11.0, 14.0))
     planned = Entry("said", 12.0, by="free-1.1", text="ERROR a message failed: Planted('always')")
     assert not seen_trouble([planned], strike, (11.0, 14.0))
+
+
+def test_a_topic_was_deleted_when_something_that_was_confirmed_is_never_handled() -> None:
+    strike, span = Strike("topic deleted", seconds=2.0), (4.0, 9.0)
+    confirmed = [Entry("published", 5.0, id="m"), Entry("published", 10.0, id="later")]
+    handled = [Entry("done", 6.0, id="m", group=group) for group in GROUPS]
+    assert not seen_dropping([*confirmed, *handled], strike, span)
+    assert seen_dropping([*confirmed, *handled[1:]], strike, span) == f"never handled: {GROUPS[0]} 1"

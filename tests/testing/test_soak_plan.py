@@ -5,7 +5,7 @@ from pathlib import Path
 
 from things_kit.testing.soak import Entry, Journal, Subject, judge, read, steps, write_timeline
 from things_kit.testing.soak.faults import faults_of
-from things_kit.testing.soak.plan import SHARES, fate_of
+from things_kit.testing.soak.plan import GROUPS, SHARES, fate_of
 from things_kit.testing.soak.records import Follower
 from things_kit.testing.soak.tally import Tally
 
@@ -24,6 +24,8 @@ def test_every_fault_that_is_possible_comes_before_any_comes_again() -> None:
     assert sorted(done) == sorted(faults_of(SUBJECT))
     assert "flood" in done
     assert "broker killed" not in done, "there is no server"
+    assert "topic deleted" in done
+    assert "partitions added" not in done, "there are none"
 
 
 def test_between_two_rounds_there_is_a_silence_longer_than_all_timeouts() -> None:
@@ -62,7 +64,24 @@ def test_a_group_has_recovered_once_it_handled_what_was_published_after_the_faul
     assert tally.recovered() == {}
     tally.add([Entry("publishing", 3.0, id="new"), Entry("done", 3.5, id="new", group="free")])
     assert tally.recovered() == {"free": 1.5}
-    assert tally.left() == {"free": 0, "ordered": 1, "batch": 1, "far": 1}
+    assert tally.left() == {"free": 0, "ordered": 1, "batch": 1, "far": 1, "results": 1}
+
+
+def test_nobody_waits_for_what_was_on_a_topic_that_was_deleted() -> None:
+    tally = Tally()
+    for id_, at in (("before", 1.0), ("on it", 2.0), ("on it, confirmed late", 3.0), ("afterwards", 5.0)):
+        tally.add([Entry("publishing", at, id=id_)])
+    tally.add([Entry("published", 3.5, id=id_) for id_ in ("before", "on it")])
+    tally.add([Entry("done", 3.6, id="on it", group="free")])
+    tally.drop(1.5, 4.0)
+    assert tally.left() == dict.fromkeys(GROUPS, 1)
+    tally.add([Entry("published", 6.0, id=id_) for id_ in ("on it, confirmed late", "afterwards")])
+    tally.add([Entry("done", 6.5, id="on it", group=group) for group in GROUPS])
+    assert tally.left() == dict.fromkeys(GROUPS, 2)
+    tally.add(
+        [Entry("done", 7.0, id=id_, group=group) for id_ in ("before", "afterwards") for group in GROUPS]
+    )
+    assert tally.left() == dict.fromkeys(GROUPS, 0)
 
 
 def test_a_run_is_judged_and_drawn_from_its_journals_alone(tmp_path: Path) -> None:
@@ -71,7 +90,7 @@ def test_a_run_is_judged_and_drawn_from_its_journals_alone(tmp_path: Path) -> No
         journal.add("phase", text=text)
     journal.add("publishing", "producer-1.1/1")
     journal.add("published", "producer-1.1/1")
-    for group in ("ordered", "batch", "far"):
+    for group in ("ordered", "batch", "far", "results"):
         journal.add("began", "producer-1.1/1", group=group, attempt=1)
         journal.add("done", "producer-1.1/1", group=group, attempt=1)
     journal.add("fault", "1", text="all <cut>")

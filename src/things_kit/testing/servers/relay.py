@@ -39,6 +39,11 @@ class Connection:
         self._passed = 0
         self._over = asyncio.Event()
 
+    @property
+    def passed(self) -> int:
+        """How many bytes have passed on it, both ways together."""
+        return self._passed
+
     def cut(self) -> None:
         """Reset it, on both sides."""
         self._over.set()

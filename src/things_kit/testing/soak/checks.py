@@ -3,12 +3,11 @@
 import bisect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import filterfalse, pairwise
 from typing import Final
 
+from things_kit.testing.soak.order import at_once, out_of_order, settled
 from things_kit.testing.soak.plan import (
-    ATTEMPTS,
-    BATCH,
     BEYOND,
     BRIDGE,
     DRAIN,
@@ -17,10 +16,11 @@ from things_kit.testing.soak.plan import (
     GROUPS,
     ORDERED,
     PLANNED,
+    RESULTS,
     Planted,
     fate_of,
 )
-from things_kit.testing.soak.story import NEVER, Handling, Story
+from things_kit.testing.soak.story import NEVER, Findings, Handling, Life, Story
 
 RECOVERS_WITHIN: Final = 60.0
 STANDS_STILL: Final = 60.0
@@ -46,7 +46,6 @@ COMPLAINTS: Final = (
 """What no process may have on its standard error, and the library not in its log."""
 
 
-Findings = Iterator[str]
 Check = Callable[[Story], Findings]
 
 
@@ -54,102 +53,12 @@ def lost(story: Story) -> Findings:
     """Every confirmed message was handled to the end by every group."""
     for group in GROUPS:
         handled = story.handlings[group]
-        for id_ in story.published:
+        for id_ in filterfalse(story.dropped, story.published):
             ways = [handling.how for handling in handled.get(id_, ())]
             if "done" not in ways:
                 dead = " and a dead letter" if story.buried[group].get(id_) else ""
                 what = f"was only {', '.join(way or 'begun' for way in ways)}" if ways else "was never begun"
                 yield f"{group}: {id_} was confirmed and {what}{dead}"
-
-
-def out_of_order(story: Story) -> Findings:
-    """The messages of a key were handled in the order in which they were published, as far as this broker promises it."""
-    for group in (ORDERED, BATCH, FAR):
-        for key, handlings in story.keys(group).items():
-            if not story.across or group == FAR:
-                yield from _out_of_order_within(story, group, key, handlings)
-            elif group == BATCH:
-                yield from _out_of_order_across(story, group, key, handlings, _begun)
-            else:
-                yield from _out_of_order_across(story, group, key, handlings, _settled)
-
-
-def _begun(handling: Handling) -> float:
-    return handling.began
-
-
-def _settled(handling: Handling) -> float:
-    """When the later ones of its key may begin: when it is done, or has failed for good."""
-    rejected = handling.text == "Reject" or handling.attempt >= ATTEMPTS
-    return handling.ended if handling.how == "done" or (handling.how == "failed" and rejected) else NEVER
-
-
-def _out_of_order_across(
-    story: Story, group: str, key: str, handlings: list[Handling], free: Callable[[Handling], float]
-) -> Findings:
-    """No message begins before all earlier ones of its key have let it."""
-    frees: dict[str, float] = {}
-    first: dict[str, Handling] = {}
-    for handling in handlings:
-        frees[handling.id] = min(frees.get(handling.id, NEVER), free(handling))
-        first.setdefault(handling.id, handling)
-    expected = sorted(
-        (first[id_] for id_ in first if id_ in story.published and not _died(story, group, id_)),
-        key=lambda handling: handling.place,
-    )
-    for earlier, later in pairwise(expected):
-        if later.began < frees[earlier.id]:
-            yield f"{group}: {key}: {later.id} began before {earlier.id} was {'begun' if free is _begun else 'settled'}"
-
-
-def _out_of_order_within(story: Story, group: str, key: str, handlings: list[Handling]) -> Findings:
-    """Within a process, what was published earlier began earlier, unless members came and went meanwhile.
-
-    Where a group has one member, and what it gives back keeps its place, its lives are one.
-    """
-    one = group == BATCH and story.gives_back_in_order
-    highest: dict[str, Handling] = {}
-    seen: set[str] = set()
-    for handling in handlings:
-        who = BATCH if one else handling.by
-        before = highest.get(who)
-        again = handling.id in seen or handling.id not in story.published
-        seen.add(handling.id)
-        if again:
-            continue
-        if before is None or before.place < handling.place:
-            highest[who] = handling
-        elif not _moved(story, handling, before, stops=not one):
-            yield f"{group}: {key}: {handling.by} began {handling.id} after {before.by} had begun {before.id}"
-
-
-def _moved(story: Story, handling: Handling, before: Handling, *, stops: bool) -> bool:
-    """Whether something explains that a message came later than it should."""
-    since = story.asked.get(handling.id, before.began)
-    if stops:
-        return story.changes(since, handling.began)
-    return story.cause(since, handling.began, handling.by, before.by) is not None
-
-
-def _died(story: Story, group: str, id_: str) -> bool:
-    return any(entry.text.endswith("ProcessDied") for entry in story.buried[group].get(id_, ()))
-
-
-def at_once(story: Story) -> Findings:
-    """No two messages of a key are handled beside each other."""
-    for key, handlings in story.keys(ORDERED).items():
-        last: dict[str, Handling] = {}
-        for handling in handlings:
-            where = "" if story.across else handling.by
-            before = last.get(where)
-            if before is not None and before.id != handling.id and before.ended > handling.began:
-                end = min(before.ended, handling.ended)
-                if story.cause(before.began, end, before.by, handling.by) is None:
-                    yield (
-                        f"{ORDERED}: {key}: {handling.by} began {handling.id} while {before.by} was at {before.id}"
-                    )
-            if before is None or handling.ended >= before.ended:
-                last[where] = handling
 
 
 def duplicates(story: Story) -> Findings:
@@ -182,6 +91,14 @@ def _repeated(story: Story) -> Iterator[tuple[str, str, Handling, Handling]]:
 def _explained(story: Story, before: Handling, handling: Handling) -> bool:
     carriers = [life for life in story.lives if handling.group == FAR and life.startswith("carrier")]
     since, processes = before.began, {before.by, handling.by, *carriers}
+    if handling.group == RESULTS:
+        made = story.handlings[ORDERED].get(handling.id, [])
+        if sum(each.how == "done" for each in made) > 1:
+            return True  # each handling has its result; whether there was a cause is asked of the handlings
+        since, processes = (
+            min(each.began for each in (*made, before)),
+            {*processes, *(each.by for each in made)},
+        )
     if story.buried[handling.group].get(handling.id):
         # Who failed while it was frozen buries the message a second time, and both dead letters are brought back
         everywhere = story.handlings[handling.group][handling.id]
@@ -223,7 +140,8 @@ def jumping_attempts(story: Story) -> Findings:
             if first.attempt > 1 and not _counted(story, group, story.asked.get(id_, 0.0), first):
                 yield f"{group}: {id_} began with attempt {first.attempt}"
             for number, (before, handling) in enumerate(pairwise(handlings), 1):
-                jumps = handling.attempt > before.attempt + 1 and not _goes_on(handlings[:number], handling)
+                earlier = handlings[:number]
+                jumps = handling.attempt > before.attempt + 1 and not _goes_on(story, earlier, handling)
                 if jumps and not _counted(story, group, before.began, handling):
                     yield f"{group}: {id_} came with attempt {handling.attempt} after {before.attempt}"
                 if _goes_back(before, handling) and not _explained(story, before, handling):
@@ -237,15 +155,21 @@ def _counted(story: Story, group: str, since: float, handling: Handling) -> bool
     return story.cause(since, handling.began, *_members(story, group)) is not None
 
 
-def _goes_on(earlier: Sequence[Handling], handling: Handling) -> bool:
-    """Whether it is the next attempt after a failure from which nothing has gone on: a fault may leave two of a message, which take turns."""
+def _goes_on(story: Story, earlier: Sequence[Handling], handling: Handling) -> bool:
+    """Whether it is the next attempt after a failure from which nothing has gone on: a fault may leave two of a message, which take turns.
+
+    What a fault has brought again has gone on from no failure of its own.
+    """
     failed = sum(each.how == "failed" and each.attempt == handling.attempt - 1 for each in earlier)
-    return failed > sum(each.attempt == handling.attempt for each in earlier)
+    same = [each for each in earlier if each.attempt == handling.attempt]
+    members = _members(story, handling.group)
+    again = sum(story.cause(one.began, other.began, *members) is not None for one, other in pairwise(same))
+    return failed > len(same) - again
 
 
 def _goes_back(before: Handling, handling: Handling) -> bool:
     """Whether a failure was not counted. After the last one a dead letter was brought back, which begins anew."""
-    again = before.how == "failed" and before.by == handling.by and _settled(before) == NEVER
+    again = before.how == "failed" and before.by == handling.by and settled(before) == NEVER
     return again and handling.attempt <= before.attempt
 
 
@@ -258,6 +182,13 @@ def spoiled(story: Story) -> Findings:
     """Values arrive as they were published."""
     for entry in story.of("spoiled"):
         yield f"{entry.group}: {entry.id} came to {entry.by} with another value"
+
+
+def renamed(story: Story) -> Findings:
+    """The result of a message has the same id however often it is published."""
+    for id_, names in story.results.items():
+        if len(names) > 1:
+            yield f"the result of {id_} came under {len(names)} ids: {', '.join(sorted(names))}"
 
 
 def lagging(story: Story) -> Findings:
@@ -299,7 +230,7 @@ def standing_still(story: Story) -> Findings:
             ]
             for one, next_ in pairwise(moments):
                 others = bisect.bisect(everything, next_) - bisect.bisect(everything, one)
-                if next_ - one > STANDS_STILL and others > MANY:
+                if next_ - one - story.hindered(one, next_) > STANDS_STILL and others > MANY:
                     yield f"{name} got nothing for {next_ - one:.0f} s, in which the group began {others} messages"
 
 
@@ -348,8 +279,9 @@ def _least(story: Story, start: str, end: str) -> Mapping[str, Mapping[str, floa
 def complaining(story: Story) -> Findings:
     """No error that nobody knows of: no traceback but of handlers that were to fail, nothing forgotten."""
     seen: set[str] = set()
+    excused = {life.name for life in story.lives.values() if _is_in_vain(story, life)}
     for entry in story.of("said"):
-        planned = any(words in entry.text for words in PLANNED)
+        planned = any(words in entry.text for words in PLANNED) or entry.id in excused
         if any(words in entry.text for words in COMPLAINTS) and not planned:
             text = f"{entry.text.splitlines()[0]} ... {entry.text.splitlines()[-1]}"
             if text not in seen:
@@ -371,13 +303,19 @@ def ended_by_itself(story: Story) -> Findings:
     for life in story.lives.values():
         if life.ended is None or life.killed:
             continue
-        in_vain = life.ready is None and life.code == 1
-        if life.told is None and in_vain and story.cause(life.started, life.ended, life.name):
+        if _is_in_vain(story, life):
             continue
         if life.told is None:
             yield f"{life.name} ended by itself with exit code {life.code}"
         elif life.code:
             yield f"{life.name} ended with exit code {life.code}"
+
+
+def _is_in_vain(story: Story, life: Life) -> bool:
+    """Whether it could not start, as the broker was away."""
+    if life.ended is None or life.ready is not None or life.told is not None or life.code != 1:
+        return False
+    return story.cause(life.started, life.ended, life.name) is not None
 
 
 PROMISES: Final[Mapping[str, Check]] = {
@@ -388,6 +326,7 @@ PROMISES: Final[Mapping[str, Check]] = {
     "dead letters have a cause": dead_without_cause,
     "attempts neither jump nor go back": jumping_attempts,
     "values arrive unchanged": spoiled,
+    "results keep their id": renamed,
     "lag returns to 0": lagging,
     f"each group recovers within {RECOVERS_WITHIN:.0f} s": not_recovered,
     "no member stands still": standing_still,

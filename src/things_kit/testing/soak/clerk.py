@@ -9,7 +9,7 @@ from things_kit.engine.broker import Broker
 from things_kit.messaging import names
 from things_kit.messaging.errors import ThingsKitError
 from things_kit.messaging.message import Message
-from things_kit.testing.soak.plan import BATCH, BRIDGE, FREE, ORDERED
+from things_kit.testing.soak.plan import BATCH, BRIDGE, FREE, ORDERED, RESULTS, dead_letters_of, results_of
 from things_kit.testing.soak.station import Station, main
 
 EVERY: Final = 15.0
@@ -24,7 +24,11 @@ class Clerk:
 
     def __init__(self, station: Station, broker: Broker) -> None:
         self._journal = station.journal
-        self._topic = station.plan.topic
+        topic = station.plan.topic
+        self._groups = [(topic, group) for group in (ORDERED, FREE, BATCH, BRIDGE)] + [
+            (results_of(topic), RESULTS)
+        ]
+        self._dead_letters = dead_letters_of(topic)
         self._broker = broker
 
     async def replay(self) -> None:
@@ -42,16 +46,11 @@ class Clerk:
         """Write down how much each group has not acknowledged."""
         while True:
             await asyncio.sleep(LAGS_EVERY)
-            for group in (ORDERED, FREE, BATCH, BRIDGE):
+            for topic, group in self._groups:
                 with contextlib.suppress(TimeoutError, ThingsKitError):
-                    lag = await asyncio.wait_for(self._broker.lag(self._topic, group), PATIENCE)
+                    lag = await asyncio.wait_for(self._broker.lag(topic, group), PATIENCE)
                     if lag is not None:
                         self._journal.add("lag", group=group, figures={"lag": lag})
-
-    @property
-    def _dead_letters(self) -> str:
-        name = self._topic
-        return f"{name.removesuffix('.fifo')}-dlq.fifo" if name.endswith(".fifo") else f"{name}-dlq"
 
     def _look(self, message: Message) -> bool:
         headers = message.headers

@@ -17,7 +17,7 @@ from things_kit.testing.soak.plan import BEYOND, DRAIN, Order, Plan, Role
 from things_kit.testing.soak.records import Journal
 
 ROLES: Final[tuple[tuple[Role, int], ...]] = (
-    ("ordered", 3), ("free", 2), ("batch", 1), ("carrier", 1), ("clerk", 1), ("producer", 2),
+    ("ordered", 3), ("free", 2), ("batch", 1), ("results", 1), ("carrier", 1), ("clerk", 1), ("producer", 2),
 )  # fmt: skip
 
 MODULES: Final = {"producer": "producer", "clerk": "clerk"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
-from things_kit.testing.soak.plan import PLANNED
+from things_kit.testing.soak.plan import GROUPS, PARTITIONED, PLANNED
 from things_kit.testing.soak.records import Entry
 from things_kit.testing.soak.subjects import Subject
 
@@ -21,6 +21,7 @@ MEMBERS: Final = (
     "free-1",
     "free-2",
     "batch-1",
+    "results-1",
     "carrier-1",
     "clerk-1",
     "producer-1",
@@ -36,6 +37,9 @@ DELAY: Final = 0.3
 
 SLICE: Final = 4096
 BROKEN_OFF: Final = 20_000
+
+FILLING: Final = 1.0
+"""Seconds for which messages come at full speed before their topic is deleted."""
 
 ANEW: Final = 35.0
 """Seconds within which the loss of a connection must have been noticed by who uses it."""
@@ -71,6 +75,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         lasts: From how long to how long, in seconds, given the subject.
         shadow: Seconds after its end in which messages may still come again because of it.
         violent: Whether messages may come again because of it at all.
+        drops: Whether what was published meanwhile, and not handled before, is lost by it.
+        moves_keys: Whether the messages of a key may come from another partition afterwards.
         possible: Where it can be done.
     """
 
@@ -80,6 +86,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     lasts: Callable[[Subject], Span] = lambda _: (0.0, 0.0)
     shadow: float = 5.0
     violent: bool = True
+    drops: bool = False
+    moves_keys: bool = False
     possible: Callable[[Subject], bool] = lambda _: True
 
     def strike(self, name: str, subject: Subject, chance: random.Random) -> Strike:
@@ -144,6 +152,24 @@ def _network(how: str, value: float | int | None, usual: float | int | None) -> 
     return act
 
 
+def _one_connection(how: str, value: float, usual: float | None) -> Act:
+    async def act(world: "World", strike: Strike) -> None:
+        connections = world.relay.connections
+        if not connections:
+            return
+        connection = world.chance.choice(connections)
+        passed = connection.passed
+        getattr(connection, how)(value)
+        try:
+            await asyncio.sleep(strike.seconds)
+        finally:
+            getattr(connection, how)(usual)
+        if more := connection.passed - passed:
+            world.note_effect(f"{more:,} bytes passed on it")
+
+    return act
+
+
 def _connections(how: str, *arguments: int, one: bool = False) -> Act:
     async def act(world: "World", strike: Strike) -> None:
         before = world.relay.connections
@@ -171,6 +197,24 @@ def _switched(name: str) -> Act:
             await asyncio.to_thread(undo)
 
     return act
+
+
+async def _delete_topic(world: "World", strike: Strike) -> None:
+    """Only once all is handled that was published before: so nothing is excused that was lost otherwise."""
+    if await world.catch_up():
+        await asyncio.sleep(FILLING)
+        await world.delete_topic(strike.seconds)
+
+
+async def _add_partitions(world: "World", strike: Strike) -> None:
+    add, groups = world.subject.add_partitions, world.tally.partitions
+    assert add is not None
+    groups.clear()
+    first = await asyncio.to_thread(add)
+    await world.until(lambda: all(max(groups[group], default=0) >= first for group in PARTITIONED), ANEW)
+    reached = [group for group in PARTITIONED if max(groups[group], default=0) >= first]
+    if reached:
+        world.note_effect(f"{', '.join(reached)} had messages of new partitions, from {first} on")
 
 
 # --- what is seen of it
@@ -247,6 +291,14 @@ def seen_stealing(entries: Sequence[Entry], strike: Strike, span: Span) -> str:
     return f"{THIEF} began {number} messages" if number else ""
 
 
+def seen_dropping(entries: Sequence[Entry], strike: Strike, span: Span) -> str:
+    """Something was confirmed in this time that a group never handled."""
+    confirmed = {entry.id for entry in within(entries, span) if entry.kind == "published"}
+    done = {group: {e.id for e in entries if e.kind == "done" and e.group == group} for group in GROUPS}
+    dropped = {group: len(confirmed - ids) for group, ids in done.items() if confirmed - ids}
+    return "never handled: " + ", ".join(f"{group} {n}" for group, n in dropped.items()) if dropped else ""
+
+
 def _is_complaint(text: str) -> bool:
     return text.startswith(("WARNING", "ERROR")) and not any(words in text for words in PLANNED)
 
@@ -256,6 +308,10 @@ def _is_complaint(text: str) -> bool:
 
 def _server(subject: Subject) -> bool:
     return subject.server is not None
+
+
+def _durable_server(subject: Subject) -> bool:
+    return subject.server is not None and subject.durable
 
 
 def _relay(subject: Subject) -> bool:
@@ -274,7 +330,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "freeze": Fault(act=_freeze, seen=seen_standing, victims=MEMBERS, lasts=_longer, shadow=10.0),
     "restart": Fault(act=_restart, seen=seen_ending, victims=MORTALS, violent=False),
     "thief": Fault(act=_steal, seen=seen_stealing, lasts=lambda _: (8.0, 12.0), violent=False),
-    "broker killed": Fault(act=_broker_away("kill"), seen=seen_trouble, lasts=lambda _: (1.0, 6.0), shadow=20.0, possible=_server),
+    "broker killed": Fault(act=_broker_away("kill"), seen=seen_trouble, lasts=lambda _: (1.0, 6.0), shadow=20.0, possible=_durable_server),
     "broker stopped": Fault(act=_broker_away("stop"), seen=seen_trouble, lasts=lambda _: (0.0, 3.0), shadow=20.0, possible=_server),
     "broker frozen": Fault(act=_broker_away("pause"), seen=seen_trouble, lasts=lambda _: (2.0, 4.0), shadow=15.0, possible=_server),
     "broker frozen for long": Fault(act=_broker_away("pause"), seen=seen_trouble, lasts=_longer, shadow=20.0, possible=_server),
@@ -283,7 +339,17 @@ FAULTS: Final[dict[str, Fault]] = {
     "all broken off": Fault(act=_connections("cut_after", BROKEN_OFF), seen=seen_trouble, shadow=15.0, possible=_relay),
     "all half-open": Fault(act=_connections("half_open"), seen=seen_trouble, shadow=NOTICED, possible=_relay),
     "one half-open": Fault(act=_connections("half_open", one=True), seen=seen_trouble, shadow=NOTICED, possible=_relay),
+    "topic deleted": Fault(
+        act=_delete_topic, seen=seen_dropping, lasts=lambda _: (0.0, 4.0), shadow=20.0, drops=True,
+        possible=lambda subject: subject.deletes,
+    ),
+    "partitions added": Fault(
+        act=_add_partitions, seen=seen_trouble, shadow=15.0, moves_keys=True,
+        possible=lambda subject: subject.add_partitions is not None,
+    ),
     "slow": Fault(act=_network("slow", DELAY, 0.0), seen=seen_slowness, lasts=lambda _: (8.0, 12.0), violent=False, possible=_relay),
+    "one slow": Fault(act=_one_connection("slow", DELAY, 0.0), seen=seen_trouble, lasts=lambda _: (8.0, 12.0), violent=False, possible=_relay),
+    "one in slices": Fault(act=_one_connection("sliced", SLICE, None), seen=seen_trouble, lasts=lambda _: (5.0, 8.0), shadow=10.0, possible=_relay),
     "in slices": Fault(act=_network("sliced", SLICE, None), seen=seen_traffic, lasts=lambda _: (5.0, 8.0), shadow=10.0, possible=_relay),
 }  # fmt: skip
 

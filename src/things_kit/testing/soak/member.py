@@ -10,6 +10,7 @@ from things_kit.engine.consumer import BrokerConsumer
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError, Reject, Retry
 from things_kit.messaging.policy import Batch, RetryPolicy
+from things_kit.messaging.topic import Topic
 from things_kit.patterns.bridge import Bridge
 from things_kit.testing.soak.plan import (
     ATTEMPTS,
@@ -20,10 +21,14 @@ from things_kit.testing.soak.plan import (
     FAR,
     FREE,
     ORDERED,
+    PARTITIONED,
     PLACE,
+    RESULTS,
     Planted,
+    Result,
     Role,
     fate,
+    results_of,
 )
 from things_kit.testing.soak.records import Kind
 from things_kit.testing.soak.station import Station, main
@@ -44,7 +49,7 @@ class Handling:
         self._long = station.plan.long
         self._group = group
 
-    async def handle(self, message: Message) -> None:
+    async def handle(self, message: Message) -> Result | None:
         """Do with it what its fate is."""
         self._note("began", message)
         try:
@@ -56,11 +61,24 @@ class Handling:
             self._note("failed", message, type(error).__name__)
             raise
         self._note("done", message)
+        return Result(message.id or "", _place(message)) if self._group == ORDERED else None
 
     async def handle_batch(self, messages: list[Message]) -> None:
-        """The same with each of a list, at once."""
-        answers = await asyncio.gather(*map(self.handle, messages), return_exceptions=True)
-        errors = {n: answer for n, answer in enumerate(answers) if isinstance(answer, BaseException)}
+        """The same with each of a list, at once. None is done before all are: until then they come again if we end."""
+        for message in messages:
+            self._note("began", message)
+        try:
+            answers = await asyncio.gather(*map(self._act, messages), return_exceptions=True)
+        except asyncio.CancelledError:
+            for message in messages:
+                self._note("cancelled", message)
+            raise
+        errors = {n: answer for n, answer in enumerate(answers) if isinstance(answer, Exception)}
+        for n, message in enumerate(messages):
+            if n in errors:
+                self._note("failed", message, type(errors[n]).__name__)
+            else:
+                self._note("done", message)
         if errors:
             raise BatchError(errors)
 
@@ -84,24 +102,55 @@ class Handling:
                 raise Reject("as planned")
 
     def _note(self, kind: Kind, message: Message, text: str = "") -> None:
+        known = kind == "began" and message.partition is not None and self._group in PARTITIONED
         self._journal.add(
             kind,
             message.id or "",
             group=self._group,
             key=(message.key or b"").decode(),
-            place=int(message.headers.get(PLACE, 0)),
+            place=_place(message),
             attempt=message.attempt,
             text=text,
+            figures={"partition": float(message.partition or 0)} if known else None,
         )
+
+
+def _place(message: Message) -> int:
+    return int(message.headers.get(PLACE, 0))
+
+
+class HandlingResults:
+    """The handler of what the handlers of `ordered` returned: it writes that down under the message that it was made of."""
+
+    def __init__(self, station: Station) -> None:
+        self._journal = station.journal
+
+    async def handle(self, result: Result, message: Message) -> None:
+        """Note it, with the id under which it came."""
+        self._note("began", result, message)
+        await asyncio.sleep(LATE)
+        self._note("done", result, message)
+
+    def _note(self, kind: Kind, result: Result, message: Message) -> None:
+        key = (message.key or b"").decode()
+        self._journal.add(
+            kind, result.of, group=RESULTS, key=key, place=result.place, attempt=message.attempt, text=message.id or ""
+        )  # fmt: skip
 
 
 def consumer_of(station: Station, broker: Broker, role: Role) -> BrokerConsumer:
     """A consumer of the group that this role is a member of."""
     handling, plan = Handling(station, role), station.plan
+    results = Topic(results_of(plan.topic), Result)
+    if role == RESULTS:
+        return broker.consumer(
+            results, group=RESULTS, handler=HandlingResults(station), concurrency=plan.concurrency,
+            drain_timeout=DRAIN,
+        )  # fmt: skip
     if role == ORDERED:
         return broker.consumer(
             plan.topic, group=ORDERED, handler=handling.handle, concurrency=plan.concurrency,
-            retry=IN_PLACE, drain_timeout=DRAIN,
+            publish=results, retry=IN_PLACE, drain_timeout=DRAIN,
         )  # fmt: skip
     if role == FREE:
         return broker.consumer(

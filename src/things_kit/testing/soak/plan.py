@@ -8,7 +8,7 @@ import msgspec
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import REPLAY_GROUP
 
-Role: TypeAlias = Literal["producer", "ordered", "free", "batch", "carrier", "clerk"]
+Role: TypeAlias = Literal["producer", "ordered", "free", "batch", "results", "carrier", "clerk"]
 
 TOPIC: Final = "soak"
 ORDERED: Final = "ordered"
@@ -16,9 +16,29 @@ FREE: Final = "free"
 BATCH: Final = "batch"
 BRIDGE: Final = "bridge"
 FAR: Final = "far"
+RESULTS: Final = "results"
 
-GROUPS: Final = (ORDERED, FREE, BATCH, FAR)
-"""What each confirmed message must reach; `far` is what the bridge brings to the broker beside."""
+GROUPS: Final = (ORDERED, FREE, BATCH, FAR, RESULTS)
+"""What each confirmed message must reach; `far` is what the bridge brings to the broker beside, and `results` what the
+handlers of `ordered` return, each noted down under the message that it was made of."""
+
+PARTITIONED: Final = (ORDERED, FREE, BATCH)
+"""Those whose members note down of which partition a message is."""
+
+NEVER_FAILING: Final = (FAR, RESULTS)
+
+
+def results_of(topic: str) -> str:
+    """The topic to which handlers publish what they return."""
+    stem = topic.removesuffix(".fifo")
+    return f"{stem}-results{topic[len(stem) :]}"
+
+
+def dead_letters_of(topic: str) -> str:
+    """The topic of its dead letters."""
+    stem = topic.removesuffix(".fifo")
+    return f"{stem}-dlq{topic[len(stem) :]}"
+
 
 DRAIN: Final = 8.0
 """Seconds of `drain_timeout` of every consumer."""
@@ -87,6 +107,13 @@ PLANNED: Final = ("Planted", "as planned", "asked for another attempt")
 """In what the library says of handlers that fail as they are meant to."""
 
 
+class Result(msgspec.Struct, frozen=True):
+    """What a handler of `ordered` returns: of which message it is, and the place of that among all of its key."""
+
+    of: str
+    place: int
+
+
 class Planted(Exception):
     """A handler failed because the soak wanted it to."""
 
@@ -100,4 +127,4 @@ def fate_of(id_: str, group: str) -> Fate:
 def fate(message: Message, group: str) -> Fate:
     """The same; a dead letter that was brought back goes well now."""
     replayed = message.headers.get(REPLAY_GROUP) == group
-    return "well" if replayed or group == FAR else fate_of(message.id or "", group)
+    return "well" if replayed or group in NEVER_FAILING else fate_of(message.id or "", group)

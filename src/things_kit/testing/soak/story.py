@@ -2,13 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
+from things_kit.testing.soak.plan import RESULTS
 from things_kit.testing.soak.records import Entry, in_order
 
+Findings: TypeAlias = Iterator[str]
+"""What breaks a promise, a line each."""
+
 NEVER: Final = float("inf")
+CONSUMING: Final = ("ordered", "free", "batch", "results", "carrier")
+"""How the names of processes begin that are members of groups."""
 
 
 class Handling(msgspec.Struct):
@@ -41,6 +47,9 @@ class Struck(msgspec.Struct, frozen=True):
         until: Until when messages may come again because of it.
         violent: Whether they may at all.
         seconds: For how long it was meant to last.
+        whole_group: Whether what befell its victim befell all who consume.
+        drops: Whether what was published meanwhile, and not handled before, is lost by it.
+        moves_keys: Whether the messages of a key may come from another partition afterwards.
     """
 
     id: str
@@ -51,10 +60,17 @@ class Struck(msgspec.Struct, frozen=True):
     until: float
     violent: bool
     seconds: float
+    whole_group: bool = False
+    drops: bool = False
+    moves_keys: bool = False
 
     def touches(self, *processes: str) -> bool:
         """Whether it hit one of these lives of a process."""
-        return not self.victim or any(by.rpartition(".")[0] == self.victim for by in processes)
+        return not self.victim or self.whole_group or self.befell(*processes)
+
+    def befell(self, *processes: str) -> bool:
+        """Whether it was done to one of these themselves."""
+        return any(by.rpartition(".")[0] == self.victim for by in processes)
 
 
 class Life(msgspec.Struct):
@@ -79,6 +95,8 @@ class Story:
         counts_given_back: Whether what a stopping process gives back counts as an attempt in others.
         gives_back_in_order: Whether what a stopping process gives back comes again in its place.
         asked: When each message was first tried to be published.
+        partitions: Of each message the partition that it came from last, where that was noted down.
+        results: Of each message the ids under which the result of its handling came.
         published: Each that was confirmed.
         handlings: Of each group, of each message, in order.
         struck: The faults.
@@ -92,6 +110,8 @@ class Story:
         self.asked: dict[str, float] = {}
         self.published: dict[str, Entry] = {}
         self.handlings: dict[str, dict[str, list[Handling]]] = defaultdict(lambda: defaultdict(list))
+        self.partitions: dict[str, float] = {}
+        self.results: dict[str, set[str]] = defaultdict(set)
         self.struck: list[Struck] = []
         self.lives: dict[str, Life] = {}
         self.buried: dict[str, dict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
@@ -134,6 +154,10 @@ class Story:
         )
         self.handlings[entry.group][entry.id].append(handling)
         self._running[entry.by, entry.group, entry.id].append(handling)
+        if "partition" in entry.figures:
+            self.partitions[entry.id] = entry.figures["partition"]
+        if entry.group == RESULTS:
+            self.results[entry.id].add(entry.text)
 
     def _finished(self, entry: Entry) -> None:
         running = self._running[entry.by, entry.group, entry.id]
@@ -144,13 +168,21 @@ class Story:
     def _strike(self, entry: Entry, over: float) -> None:
         del self._open[entry.id]
         figures = entry.figures
-        victim = entry.key
-        if victim and self.whole_group and victim.startswith(("ordered", "free", "batch", "carrier")):
-            victim = ""
-        until = over + figures.get("shadow", 0.0)
-        violent = bool(figures.get("violent", 1.0))
-        seconds = figures.get("seconds", 0.0)
-        self.struck.append(Struck(entry.id, entry.text, victim, entry.at, over, until, violent, seconds))
+        self.struck.append(
+            Struck(
+                id=entry.id,
+                fault=entry.text,
+                victim=entry.key,
+                began=entry.at,
+                over=over,
+                until=over + figures.get("shadow", 0.0),
+                violent=bool(figures.get("violent", 1.0)),
+                seconds=figures.get("seconds", 0.0),
+                whole_group=self.whole_group and entry.key.startswith(CONSUMING),
+                drops=bool(figures.get("drops")),
+                moves_keys=bool(figures.get("moves keys")),
+            )
+        )
 
     def _lives(self, entry: Entry) -> None:
         if entry.kind == "started":
@@ -179,12 +211,33 @@ class Story:
                 return struck
         return None
 
+    def dropped(self, id_: str) -> bool:
+        """Whether a fault has taken away what was published at that time."""
+        at = self.asked.get(id_, NEVER)
+        return any(struck.drops and struck.began <= at <= struck.over for struck in self.struck)
+
+    def apart(self, earlier: str, later: str) -> bool:
+        """Whether two messages of a key are in two partitions, as some were added before the later one was published."""
+        one, other = self.partitions.get(earlier), self.partitions.get(later)
+        if one is None or other is None or one == other:
+            return False
+        at = self.asked.get(later, 0.0)
+        return any(struck.moves_keys and struck.began <= at for struck in self.struck)
+
     def changes(self, start: float, end: float) -> bool:
         """Whether members came or went in this time, or anything was done to anybody."""
         return any(struck.began <= end and struck.until >= start for struck in self.struck) or any(
             _overlap(life.started, life.ready, start, end) or _overlap(life.told, life.ended, start, end)
             for life in self.lives.values()
             if not life.name.startswith("producer")
+        )
+
+    def hindered(self, start: float, end: float) -> float:
+        """For how many seconds of this time something was being done to all."""
+        return sum(
+            max(0.0, min(struck.over, end) - max(struck.began, start))
+            for struck in self.struck
+            if not struck.victim
         )
 
     def keys(self, group: str) -> Mapping[str, list[Handling]]:

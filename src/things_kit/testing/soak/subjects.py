@@ -22,6 +22,8 @@ from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.redis import RedisServer
 from things_kit.testing.servers.relay import Relay
 from things_kit.testing.servers.servicebus import ServiceBusServer
+from things_kit.testing.servers.sqs import VERSION as SQS_VERSION
+from things_kit.testing.servers.sqs import SQSServer, sqs_url
 from things_kit.testing.soak.plan import TOPIC
 
 Switch: TypeAlias = Callable[[], None]
@@ -40,10 +42,14 @@ class Subject(msgspec.Struct, kw_only=True):
         topic: The topic to be used.
         lease: Seconds after which what a frozen process held goes to others.
         quiet: Seconds that are longer than each heartbeat, lease and idle timeout of this broker.
+        rest: Seconds after which its clients have given up connections that they do not use.
         across: Whether a key keeps its order across processes; None: as its capabilities say.
         whole_group: Whether a member that dies or freezes holds up what the others acknowledge, until it is missed.
         counts_given_back: Whether what a stopping process gives back counts as an attempt in others.
         gives_back_in_order: Whether what a stopping process gives back comes again before all that is later, in its order.
+        durable: Whether what its server was given survives that it is killed.
+        deletes: Whether the topic may be deleted, and declared again.
+        add_partitions: Gives the topic more partitions, and returns how many it had; None where it has none.
         faults: More faults by name, each a switch to do it and one to undo it.
         prepare: `module:function` that each process calls before anything else, to register a driver of one's own.
     """
@@ -56,10 +62,14 @@ class Subject(msgspec.Struct, kw_only=True):
     topic: str = TOPIC
     lease: float = 5.0
     quiet: float = 20.0
+    rest: float = 6.0
     across: bool | None = None
     whole_group: bool = False
     counts_given_back: bool = False
     gives_back_in_order: bool = False
+    durable: bool = True
+    deletes: bool = True
+    add_partitions: Callable[[], int] | None = None
     faults: Mapping[str, tuple[Switch, Switch]] = {}
     prepare: str = ""
 
@@ -131,7 +141,7 @@ async def nats(_: Path) -> AsyncIterator[Subject]:
         url = f"nats://127.0.0.1:{relay.port}?lease=10"
         yield Subject(
             name="nats", about=f"{version.strip()}, JetStream, file storage", url=url, server=server, relay=relay,
-            lease=10.0, quiet=45.0, gives_back_in_order=True,
+            lease=10.0, quiet=45.0, counts_given_back=True, gives_back_in_order=True,
         )  # fmt: skip
 
 
@@ -149,10 +159,11 @@ async def kafka(_: Path) -> AsyncIterator[Subject]:
         },
     )
     async with _started(server, direct, relayed) as relay:
-        url = f"kafka://127.0.0.1:{relayed}?session_timeout=10"
+        # Five minutes by default, until partitions are seen that were added
+        url = f"kafka://127.0.0.1:{relayed}?session_timeout=10&conf.topic.metadata.refresh.interval.ms=5000"
         yield Subject(
             name="kafka", about="Apache Kafka 4.2.0, one broker, KRaft, classic groups, session of 10 s", url=url,
-            server=server, relay=relay, lease=10.0, quiet=30.0, whole_group=True,
+            server=server, relay=relay, lease=10.0, quiet=30.0, whole_group=True, add_partitions=lambda: _add_partitions(plain),
         )  # fmt: skip
 
 
@@ -167,6 +178,18 @@ async def postgres(_: Path) -> AsyncIterator[Subject]:
             name="postgres", about=f"{version.strip()}, as durable as it is by default",
             url=server.url.replace(f":{server.port}", f":{relay.port}") + "?lease=10", server=server, relay=relay,
             lease=10.0, quiet=25.0, faults={"tables locked": (tables.lock, tables.release)},
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def sqs(_: Path) -> AsyncIterator[Subject]:
+    """An emulator of SQS and SNS."""
+    server = SQSServer()
+    async with _started(server, server.ports[0]) as relay:
+        yield Subject(
+            name="sqs", about=f"ministack {SQS_VERSION}, an emulator of SQS and SNS, not the service",
+            url=f"{sqs_url(f'http://127.0.0.1:{relay.port}')}&lease=10", server=server, relay=relay, lease=10.0,
+            quiet=35.0, rest=20.0, counts_given_back=True, durable=False,
         )  # fmt: skip
 
 
@@ -201,6 +224,7 @@ SUBJECTS: Final[Mapping[str, Opened]] = {
     "nats": nats,
     "kafka": kafka,
     "postgres": postgres,
+    "sqs": sqs,
     "pubsub": pubsub,
     "servicebus": servicebus,
 }
@@ -217,6 +241,16 @@ class _PatientRabbitMQ(RabbitMQServer):
     """The same."""
 
     patience = 240.0
+
+
+def _add_partitions(port: int) -> int:
+    """Two more, which is what an administrator does where a group is too slow."""
+    from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # noqa: PLC0415
+
+    admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}"})
+    before = len(admin.list_topics(TOPIC, timeout=30).topics[TOPIC].partitions)
+    admin.create_partitions([NewPartitions(TOPIC, before + 2)])[TOPIC].result(30)
+    return before
 
 
 class _Tables:

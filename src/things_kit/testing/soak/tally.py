@@ -1,6 +1,6 @@
 """What a running soak knows so far: as much as is needed to go on, and to say how it goes."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from things_kit.testing.soak.plan import GROUPS
@@ -16,6 +16,7 @@ class Tally:
         lags: The last lag of each group.
         ready: The processes that have said that they are.
         counts: Entries by kind.
+        partitions: Of each group, the partitions of which it has begun messages.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,9 @@ class Tally:
         self.lags: dict[str, float] = {}
         self.ready: set[str] = set()
         self.counts: Counter[str] = Counter()
+        self.partitions: dict[str, set[int]] = defaultdict(set)
         self._left = dict.fromkeys(GROUPS, 0)
+        self._dropped: list[tuple[float, float]] = []
         self._asked: dict[str, float] = {}
         self._since = float("inf")
         self._first: dict[str, float] = {}
@@ -38,6 +41,8 @@ class Tally:
                     self._asked[entry.id] = entry.at
                 case "published":
                     self._confirmed(entry)
+                case "began" if "partition" in entry.figures:
+                    self.partitions[entry.group].add(int(entry.figures["partition"]))
                 case "done":
                     self._done(entry)
                 case "lag":
@@ -47,12 +52,30 @@ class Tally:
 
     def _confirmed(self, entry: Entry) -> None:
         self.confirmed.add(entry.id)
+        if not self._is_dropped(entry.id):
+            self._count(entry.id, 1)
+
+    def _count(self, id_: str, more: int) -> None:
         for group, done in self.done.items():
-            self._left[group] += entry.id not in done
+            if id_ not in done:
+                self._left[group] += more
+
+    def drop(self, since: float, until: float) -> None:
+        """What was published in this time is gone: what a group has not handled of it is not left to be handled."""
+        before = {id_ for id_ in self.confirmed if not self._is_dropped(id_)}
+        self._dropped.append((since, until))
+        for id_ in before:
+            if self._is_dropped(id_):
+                self._count(id_, -1)
+
+    def _is_dropped(self, id_: str) -> bool:
+        at = self._asked.get(id_, 0.0)
+        return any(since <= at <= until for since, until in self._dropped)
 
     def _done(self, entry: Entry) -> None:
         done = self.done[entry.group]
-        self._left[entry.group] -= entry.id in self.confirmed and entry.id not in done
+        counted = entry.id in self.confirmed and not self._is_dropped(entry.id)
+        self._left[entry.group] -= counted and entry.id not in done
         done.add(entry.id)
         if self._asked.get(entry.id, 0.0) >= self._since:
             self._first.setdefault(entry.group, entry.at)

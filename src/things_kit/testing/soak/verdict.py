@@ -105,7 +105,7 @@ def starved(story: Story) -> float:
         since = last.get(entry.by, entry.at)
         last[entry.by] = entry.at
         frozen = any(
-            struck.victim and struck.touches(entry.by) and struck.began <= entry.at and struck.over >= since
+            struck.befell(entry.by) and struck.began <= entry.at and struck.over >= since
             for struck in story.struck
         )
         longest = max(longest, 0.0 if frozen else entry.at - since)

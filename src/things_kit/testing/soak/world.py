@@ -13,7 +13,19 @@ from things_kit.brokers.connect import connect
 from things_kit.testing.servers.relay import Relay
 from things_kit.testing.soak.crew import Crew, names
 from things_kit.testing.soak.faults import Fault, Step, Strike, faults_of, steps
-from things_kit.testing.soak.plan import BATCH, BRIDGE, FAR, FREE, GROUPS, ORDERED, Order, Plan, Role
+from things_kit.testing.soak.plan import (
+    BATCH,
+    BRIDGE,
+    FAR,
+    FREE,
+    GROUPS,
+    ORDERED,
+    RESULTS,
+    Order,
+    Plan,
+    Role,
+    results_of,
+)
 from things_kit.testing.soak.records import Follower, Journal
 from things_kit.testing.soak.subjects import Subject
 from things_kit.testing.soak.tally import Tally
@@ -26,11 +38,11 @@ DEPLOYED: Final = "ordered-3"
 
 UP_WITHIN: Final = 60.0
 LOOK: Final = 0.5
-REST: Final = 6.0
-"""Seconds in which nothing happens, before and after, to see how large the processes are."""
-
 PATIENCE: Final = 90.0
 """Seconds without progress after which what is left counts as lost."""
+
+READERS: Final = (ORDERED, FREE, BATCH, BRIDGE)
+"""The groups of the topic."""
 
 FEW: Final = 100
 """Messages that may be left to handle when the next fault comes."""
@@ -90,7 +102,8 @@ class World:
         """Make the topics and groups."""
         topic = self.subject.topic
         async with connect(self.subject.url) as broker, connect(self._beside) as beside:
-            await broker.declare(topic, [ORDERED, FREE, BATCH, BRIDGE])
+            await broker.declare(topic, READERS)
+            await broker.declare(results_of(topic), [RESULTS])
             await beside.declare(topic, [FAR])
             capabilities = broker.capabilities
         across = self.subject.across
@@ -104,6 +117,22 @@ class World:
         }
         self.journal.add("phase", text="declared", figures=figures)
 
+    async def delete_topic(self, seconds: float) -> None:
+        """Delete the topic with all that is on it, and declare it again so many seconds later, if nobody has by then."""
+        async with connect(self.subject.url) as broker:
+            await broker.remove(self.subject.topic)
+            await asyncio.sleep(seconds)
+            await broker.declare(self.subject.topic, READERS)
+
+    async def catch_up(self) -> bool:
+        """Let nothing be published until all is handled, and then everything at once; whether it was handled in time."""
+        self.pace_all("rest")
+        await self.until(lambda: not max(self.tally.left().values()), PATIENCE)
+        caught_up = not max(self.tally.left().values())
+        self.pace_all("steady")
+        self.crew.order("burst")
+        return caught_up
+
     async def start(self, who: str) -> None:
         """Start a process, and wait until it is ready."""
         name = await self.crew.start(who)
@@ -115,17 +144,17 @@ class World:
         """Everybody starts; nothing is published for a while."""
         await asyncio.gather(*map(self.start, names()))
         self._phase("rest before")
-        await asyncio.sleep(REST)
+        await asyncio.sleep(self.subject.rest)
         self._phase("going")
-        self._pace("steady")
+        self.pace_all("steady")
 
     async def step(self, step: Step) -> None:
         """Let it run for a while, then do something to it, and see that all recover."""
         if step.idle:
             self.doing = f"silence of {step.quiet:.0f} s"
-            self._pace("rest")
+            self.pace_all("rest")
         await asyncio.sleep(step.quiet)
-        self._pace("steady")
+        self.pace_all("steady")
         if step.burst:
             self.doing = "full speed"
             self.crew.order("burst")
@@ -141,12 +170,20 @@ class World:
         self._strikes += 1
         id_ = str(self._strikes)
         self.doing, self._effect = str(strike), ""
-        figures = {"shadow": fault.shadow, "violent": float(fault.violent), "seconds": strike.seconds}
-        self.journal.add("fault", id_, key=strike.victim, text=strike.fault, figures=figures)
+        figures = {
+            "shadow": fault.shadow,
+            "violent": float(fault.violent),
+            "seconds": strike.seconds,
+            "drops": float(fault.drops),
+            "moves keys": float(fault.moves_keys),
+        }
+        began = self.journal.add("fault", id_, key=strike.victim, text=strike.fault, figures=figures)
         try:
             await fault.act(self, strike)
         finally:
-            self.journal.add("over", id_, text=strike.fault)
+            over = self.journal.add("over", id_, text=strike.fault)
+        if fault.drops:
+            self.tally.drop(began.at, over.at)
         if self._effect:
             self.journal.add("seen", id_, text=self._effect)
         await self._until_recovered(id_)
@@ -169,7 +206,7 @@ class World:
         await self._until_nothing_is_left()
         self.doing = "at rest"
         self._phase("rest after")
-        await asyncio.sleep(REST)
+        await asyncio.sleep(self.subject.rest)
         self.doing = "ending"
         self._phase("ending")
         await self.crew.stop_all()
@@ -202,7 +239,7 @@ class World:
             show(self)
             await asyncio.sleep(LOOK)
 
-    def _pace(self, pace: Order) -> None:
+    def pace_all(self, pace: Order) -> None:
         """Producers that are started later are told the same."""
         self.pace = pace
         self.crew.order(pace)
