@@ -38,7 +38,7 @@ def produce_raw(brokers: str, topic: str, rows: list[Message]) -> None:
         {
             "bootstrap.servers": brokers,
             "enable.idempotence": True,
-            "linger.ms": 1,
+            "linger.ms": 5,
             "batch.size": 1_000_000,
             "queue.buffering.max.messages": 2 * COUNT,
         }
