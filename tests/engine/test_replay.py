@@ -112,7 +112,6 @@ async def later(_: Message) -> bool:
         ({"to": Topic("t-dlq", bytes)}, "to='t-dlq' names the dead letter that is replayed"),
         ({"topic": None}, "topic must be a name; it is None"),
     ],
-    ids=str,
 )
 @virtual
 async def test_what_cannot_be_asked_for_is_refused_and_all_dead_letters_stay(

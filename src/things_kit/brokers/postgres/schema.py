@@ -86,8 +86,8 @@ TABLES: Final = (
         grp integer NOT NULL,
         expires timestamptz NOT NULL) WITH (fillfactor = 50{busy})""",
     "CREATE INDEX IF NOT EXISTS receiver_group ON {s}.receiver (grp)",
-    # A row of `loan` is handed out: one message, or all from `off` to `last` while nothing is noted of any. A row of `queued` waits: from `due` on it is free to be handed out; with no `due` it
-    # is behind another message of its lane. What is in neither and below the group's cursor is settled. In each lane
+    # A row of `loan` is handed out: one message, or all from `off` to `last` while nothing is noted of any. A row of
+    # `queued` waits: from `due` on it is free to be handed out; with no `due` it is behind another message of its lane. What is in neither and below the group's cursor is settled. In each lane
     # of `queued` the free rows come first, and one lane's loans have one owner. A group whose `unnoted` names an ordering
     # has one receiver and nothing queued: its loans need not say in which lane of that ordering they are.
     # Nothing of a group in either is below its `low`, and nothing is free before its `free`: so no look has to go through all
