@@ -10,7 +10,10 @@ import pytest
 
 from tests.brokers.postgres.given import Open, insert, join, names, publish, take
 from things_kit.brokers.postgres import driver
+from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.testing.conformance.waiting import eventually
+from things_kit.testing.servers.postgres import PostgresServer
+from things_kit.testing.servers.relay import Relay
 
 
 async def placed(sql: asyncpg.Connection, schema: str) -> int:
@@ -32,10 +35,19 @@ async def test_who_publishes_gives_places_to_it(
 
 
 async def test_a_sweep_gives_places_to_what_foreign_transactions_have_published(
-    connect: Open, sql: asyncpg.Connection, schema: str
+    connect: Open, sql: asyncpg.Connection, schema: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    swept, sweep = asyncio.Event(), Upkeep.sweep
+
+    async def noted(upkeep: Upkeep) -> None:
+        await sweep(upkeep)
+        swept.set()
+
+    monkeypatch.setattr(Upkeep, "sweep", noted)
     broker = await connect()
     await broker.declare("t", ["g"])
+    async with asyncio.timeout(60):
+        await swept.wait()  # the one with which every process begins
     await insert(sql, schema, "a1", "a2")
     assert await placed(sql, schema) == 0
     await broker.upkeep.sweep()
@@ -82,3 +94,18 @@ async def test_a_sweep_that_waits_for_a_topic_holds_no_group(
         await eventually(lambda: other.connections.rows("looking", waiting, f"%{schema}%"), what="it waits")
         await sql.execute(f"SELECT FROM {schema}.consumer_group FOR UPDATE NOWAIT")
     await sweeping
+
+
+async def test_who_has_patience_takes_no_connection_that_has_fallen_silent(
+    connect: Open, postgres: PostgresServer, url: str
+) -> None:
+    """It lay idle, so nobody has noticed; giving places may take a minute, and would wait for it that long."""
+    async with Relay(postgres.port) as relay:
+        through = url.replace(f":{postgres.port}/", f":{relay.port}/")
+        broker = await connect("&timeout=1", at=through)
+        together = (broker.connections.rows("waiting", "SELECT pg_sleep(0.1)") for _ in range(3))
+        await asyncio.gather(*together)
+        relay.half_open()
+        async with asyncio.timeout(20):
+            await broker.connections.rows("giving places", "SELECT 1", within=60)
+            await broker.connections.rows("looking", "SELECT 1")

@@ -86,7 +86,7 @@ class Connections:
         """A connection, for `within` seconds at most; in a transaction where statements have no names."""
         seconds = self._settings.options.timeout if within is None else within
         async with self._places:
-            connection = await self._take()
+            connection = await self._take(proven=seconds > self._settings.options.timeout)
             limit = asyncio.timeout(seconds)
             healthy = False
             self._busy.add(connection)
@@ -101,6 +101,7 @@ class Connections:
                 cause = error.__cause__ or error
                 healthy = isinstance(cause, asyncpg.PostgresError) and code_of(cause) != READ_ONLY
                 if limit.expired():
+                    self._drop_idle()  # they may be as silent as this one
                     raise ConnectionLost(f"{doing}: no answer within {seconds:g} s") from cause
                 raise
             finally:
@@ -110,14 +111,37 @@ class Connections:
                 else:
                     connection.terminate()
 
-    async def _take(self) -> Any:
+    async def _take(self, *, proven: bool) -> Any:
+        """An idle connection, or a new one. `proven`: one that answers; who has patience would wait for a silent one, too."""
         if not self._open:
             raise ClosedError("the PostgreSQL broker is not open")
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_closed():
+            if not connection.is_closed() and (not proven or await self._answers(connection)):
                 return connection
         return await self.connect()
+
+    async def _answers(self, connection: Any) -> bool:
+        answers = False
+        self._busy.add(connection)
+        try:
+            async with asyncio.timeout(self._settings.options.timeout):
+                await connection.execute("SELECT 1")
+            answers = True
+        except TimeoutError:
+            self._drop_idle()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            pass  # it has ended
+        finally:
+            self._busy.discard(connection)
+            if not answers:
+                connection.terminate()
+        return answers
+
+    def _drop_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.terminate()
 
     async def rows(
         self, doing: str, statement: str, *arguments: Any, within: float | None = None
