@@ -1,6 +1,8 @@
 """Drivers on a schema of the test's own."""
 
+import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
@@ -10,8 +12,9 @@ pytest.importorskip("asyncpg")
 
 import asyncpg
 
-from tests.brokers.postgres.given import Open
+from tests.brokers.postgres.given import Open, Swept
 from things_kit.brokers.postgres.driver import PostgresDriver
+from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.engine.url import BrokerURL
 from things_kit.testing.servers.fixtures import shared
 from things_kit.testing.servers.postgres import PostgresServer
@@ -41,6 +44,23 @@ async def sql(database: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch) -> Swept:
+    """Waits for a driver's first sweep."""
+    sweep, over = Upkeep.sweep, defaultdict[Upkeep, asyncio.Event](asyncio.Event)
+
+    async def noted(upkeep: Upkeep) -> None:
+        await sweep(upkeep)
+        over[upkeep].set()
+
+    async def wait(driver: PostgresDriver) -> None:
+        async with asyncio.timeout(60):
+            await over[driver.upkeep].wait()
+
+    monkeypatch.setattr(Upkeep, "sweep", noted)
+    return wait
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ NOW = datetime(2026, 5, 9, 7, 35, 25, 123456, tzinfo=UTC)
 
 Open: TypeAlias = Callable[..., Awaitable[PostgresDriver]]
 
+Swept: TypeAlias = Callable[[PostgresDriver], Awaitable[None]]
+"""Waits until the sweep with which every process begins is over."""
+
 
 def message(value: bytes = b"", key: bytes | None = None, topic: str = "t", **fields: Any) -> Message:
     return Message(topic, value, key, timestamp=NOW, id="id", **fields)

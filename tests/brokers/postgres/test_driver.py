@@ -11,7 +11,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from tests.brokers.postgres.given import Open, consistent, insert, join, message, names, publish, take
+from tests.brokers.postgres.given import Open, Swept, consistent, insert, join, message, names, publish, take
 from things_kit.brokers.postgres.driver import PostgresDriver
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.engine.collected import Collected
@@ -26,7 +26,10 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 async def role(sql: asyncpg.Connection, database: str, schema: str) -> AsyncIterator[str]:
-    """The URL of a user without rights; its name begins the login."""
+    """The URL of a user without rights; its name begins the login.
+
+    Tests ask for it before they ask for `connect`, so that no driver changes tables while what it owns is dropped.
+    """
     name = f"r{uuid4().hex}"
     await sql.execute(f"CREATE ROLE {name} LOGIN")
     yield database.replace("postgres@", f"{name}@") + f"?schema={schema}"
@@ -103,7 +106,7 @@ async def test_tables_that_a_migration_has_made_are_completed(
 
 
 async def test_who_may_only_publish_publishes(
-    connect: Open, schema: str, sql: asyncpg.Connection, role: str
+    role: str, connect: Open, schema: str, sql: asyncpg.Connection
 ) -> None:
     broker = await connect()
     await broker.declare("t", ["g"])
@@ -132,9 +135,9 @@ async def test_who_may_only_publish_publishes(
 
 
 async def test_who_may_not_create_consumes_for_ever(
-    connect: Open, schema: str, sql: asyncpg.Connection, role: str
+    role: str, connect: Open, schema: str, sql: asyncpg.Connection, swept: Swept
 ) -> None:
-    await connect()
+    await swept(await connect())
     user = user_of(role)
     await sql.execute(
         f"""GRANT USAGE ON SCHEMA {schema} TO {user};
@@ -158,7 +161,7 @@ async def test_who_may_not_create_consumes_for_ever(
     assert any(f.subject == "partitions" and f.level == "warning" for f in facts.findings)
 
 
-async def test_who_may_nothing_is_told_so(connect: Open, role: str) -> None:
+async def test_who_may_nothing_is_told_so(role: str, connect: Open) -> None:
     with pytest.raises(ConfigError, match=r"the user lacks a right: permission denied for database"):
         await connect(at=role)
 
@@ -169,7 +172,7 @@ async def test_a_wrong_database_is_a_mistake_at_once(connect: Open, database: st
 
 
 async def test_a_server_that_is_read_only_is_waited_for(
-    connect: Open, sql: asyncpg.Connection, role: str
+    role: str, connect: Open, sql: asyncpg.Connection
 ) -> None:
     await sql.execute(f"ALTER ROLE {user_of(role)} SET default_transaction_read_only = on")
     with pytest.raises(ConnectionLost, match="is read-only, as a replica is"):
@@ -177,7 +180,7 @@ async def test_a_server_that_is_read_only_is_waited_for(
 
 
 async def test_a_statement_timeout_is_said(
-    connect: Open, schema: str, sql: asyncpg.Connection, role: str
+    role: str, connect: Open, schema: str, sql: asyncpg.Connection
 ) -> None:
     broker = await connect()
     await broker.declare("t", ["g"])
@@ -185,12 +188,11 @@ async def test_a_statement_timeout_is_said(
     await sql.execute(
         f"""GRANT ALL ON SCHEMA {schema} TO {user}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {user};
         GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO {user};
-        ALTER ROLE {user} SET statement_timeout = '100ms'"""
+        ALTER ROLE {user} SET statement_timeout = '2s'"""
     )
-    slow = await connect(at=role)
+    receiver = await join(await connect(at=role))
     async with sql.transaction():
         await sql.execute(f"SELECT FROM {schema}.consumer_group FOR UPDATE")
-        receiver = await join(slow)
         with pytest.raises(ConnectionLost, match=r"statement timeout \(see statement_timeout of the user\)"):
             await take(receiver)
 

@@ -8,9 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.brokers.postgres.given import Open, insert, join, names, publish, take
+from tests.brokers.postgres.given import Open, Swept, insert, join, names, publish, take
 from things_kit.brokers.postgres import driver
-from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.postgres import PostgresServer
 from things_kit.testing.servers.relay import Relay
@@ -35,19 +34,11 @@ async def test_who_publishes_gives_places_to_it(
 
 
 async def test_a_sweep_gives_places_to_what_foreign_transactions_have_published(
-    connect: Open, sql: asyncpg.Connection, schema: str, monkeypatch: pytest.MonkeyPatch
+    connect: Open, sql: asyncpg.Connection, schema: str, swept: Swept
 ) -> None:
-    swept, sweep = asyncio.Event(), Upkeep.sweep
-
-    async def noted(upkeep: Upkeep) -> None:
-        await sweep(upkeep)
-        swept.set()
-
-    monkeypatch.setattr(Upkeep, "sweep", noted)
     broker = await connect()
     await broker.declare("t", ["g"])
-    async with asyncio.timeout(60):
-        await swept.wait()  # the one with which every process begins
+    await swept(broker)
     await insert(sql, schema, "a1", "a2")
     assert await placed(sql, schema) == 0
     await broker.upkeep.sweep()

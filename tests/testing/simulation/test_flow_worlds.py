@@ -28,8 +28,6 @@ from things_kit.testing import Faults, SimulationFailed, World, reached, simulat
 from things_kit.testing.simulation.models import MODELS
 from things_kit.testing.simulation.models.server import EPOCH
 
-pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
-
 LIVING = Faults.only(
     "stop", "redelivery", "lost_acknowledgement", "unknown_publish", "slow_handler", "outage", "clock_skew"
 )

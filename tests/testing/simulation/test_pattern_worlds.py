@@ -15,8 +15,6 @@ from things_kit.patterns.outbox.relay import Relay
 from things_kit.testing import Faults, SimulationFailed, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 
-pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
-
 
 class Charged(Engine):
     """An effect in a database that is not idempotent: each message has it once, whoever dies and whatever comes again."""

@@ -21,8 +21,6 @@ from things_kit.testing.simulation.models.scheduling import Timetable
 from things_kit.testing.simulation.models.server import EPOCH
 from things_kit.testing.simulation.search import Simulation
 
-pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
-
 NAMED = ("redis", "sqlite", "postgres", "nats")
 """Whose brokers know a schedule_id."""
 

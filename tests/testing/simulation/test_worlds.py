@@ -13,8 +13,6 @@ from things_kit.testing import Fault, Faults, World, reached, simulate
 from things_kit.testing.simulation.models import MODELS
 from things_kit.testing.simulation.search import Simulation
 
-pytestmark = pytest.mark.timeout(600)  # hundreds of histories, each of which has its own bound
-
 SEEDS = int(os.environ.get("SEEDS", "500"))
 """Histories of each world, over all of its brokers; 200,000 were run before a release."""
 
