@@ -495,6 +495,23 @@ async def test_the_service_sends_no_more_than_the_credit(own_pubsub: PubSubServe
             assert len(inbox.waiting) == 2
 
 
+async def test_what_is_on_its_way_when_the_credit_changes_arrives(
+    pubsub: PubSubServer, broker: Broker, topic: str
+) -> None:
+    """However slow the way is: from a stream that is cut off it would come only after its lease, a minute later."""
+    async with Relay(pubsub.ports[0]) as relay, connect(pubsub_url(f"127.0.0.1:{relay.port}")) as far:
+        await far.declare(topic, groups=["billing"])
+        async with receiving(far, topic) as receiver:
+            inbox, driven = receiver.inbox, receiver.receiver
+            driven.credit(10)
+            await publish(broker, topic, b"0")
+            await eventually(lambda: len(inbox.waiting) == 1, 10, "the stream is there")
+            relay.slow(1.2)
+            await publish(broker, topic, b"1", b"2", b"3")
+            driven.credit(20)
+            await eventually(lambda: len(inbox.waiting) == 4, 20, "all have come")
+
+
 async def test_what_waits_behind_a_running_handler_goes_back_after_it(
     broker: Broker, pubsub: PubSubServer, topic: str
 ) -> None:

@@ -13,7 +13,7 @@ from things_kit.brokers.pubsub.admin import Admin
 from things_kit.brokers.pubsub.connection import BRIEFLY, Connection
 from things_kit.brokers.pubsub.errors import AWAY, ERRORS, SETTLING, failures
 from things_kit.brokers.pubsub.options import Settings
-from things_kit.brokers.pubsub.stream import Stream
+from things_kit.brokers.pubsub.stream import LATE, Stream
 from things_kit.brokers.pubsub.wire import unpack
 from things_kit.engine.backoff import Backoff
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
@@ -27,7 +27,7 @@ BYTES: Final = 100 * 1024 * 1024
 """Of messages that the service hands out before some are settled, as in Google's own client."""
 
 FAREWELL: Final = 0.7
-"""Seconds for what is on its way when a stream ends, and for giving it back."""
+"""Seconds for what is on its way when we leave, and for giving it back."""
 
 SHORT: Final = 1.0
 """A stream that lived no longer than that, and brought nothing, is no sign that the service is there."""
@@ -179,7 +179,7 @@ class PubSubReceiver:
         if released:
             self._giving_back = True  # what came after it in its key must not come now
             try:
-                await self._end_stream()
+                await self._end_stream(LATE)
                 await self._give_back([release.delivery.token for release in released])
             finally:
                 self._giving_back = False
@@ -287,15 +287,15 @@ class PubSubReceiver:
     async def quiesce(self) -> None:
         """End the stream, and read what was on its way."""
         self._quiet = True
-        await self._end_stream()
+        await self._end_stream(FAREWELL)
 
-    async def _end_stream(self) -> None:
+    async def _end_stream(self, within: float) -> None:
         self._stream.end()
         reading = self._reading
         if reading is None:
             return
         try:
-            await asyncio.wait({reading}, timeout=FAREWELL)
+            await asyncio.wait({reading}, timeout=within)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-LATE: Final = 1.0
-"""Seconds after which a stream that was asked to end is cut off."""
+LATE: Final = 5.0
+"""Seconds after which a stream that was asked to end is cut off: what is on its way then comes again only after its lease."""
 
 
 class Stream:
