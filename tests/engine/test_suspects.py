@@ -201,6 +201,18 @@ async def test_where_nothing_can_be_stored_beside_a_message_the_mark_travels_on_
 
 
 @virtual
+async def test_the_first_loss_of_a_copy_with_its_mark_convicts_nobody_and_the_second_does() -> None:
+    """Its holder may have died, or lost its connection, while it waited for its turn (a soak on RabbitMQ found them)."""
+    driver, recorder = CopyingDriver(), Recorder()
+    handed_out(driver, came("lost once", 5, suspect=4), came("lost twice", 6, suspect=4))
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder, retry=THREE):
+        await until(lambda: len(driver.acknowledged) == 2)
+    assert recorder.values == [b"lost once"]
+    [dead] = driver.topics["t-dlq"]
+    assert (dead.value, dead.headers["error-type"]) == (b"lost twice", "ProcessDied")
+
+
+@virtual
 async def test_a_stop_that_cannot_take_the_mark_back_gives_the_message_back_as_it_is() -> None:
     driver, recorder = CopyingDriver(), Recorder(lambda _: asyncio.sleep(100))
     handed_out(driver, came("1", 4, suspect=4))

@@ -4,6 +4,9 @@ A broker that counts deliveries counts those to processes that died, too. A coun
 verdict makes a suspect, no more: it may have been the neighbour of the guilty one, or was given back by deployments. So a
 mark is stored for it, and it is handled while its consumer handles nothing else. Whoever dies of it then has convicted it:
 it comes again with its mark, and goes to the dead letter. A stop takes the mark back.
+
+A mark beside a message is stored as its handler is about to begin. One that travels on a copy comes with it, perhaps to a
+process that has others to finish first and dies meanwhile: the first loss of such a copy convicts nobody.
 """
 
 import asyncio
@@ -22,6 +25,9 @@ from things_kit.engine.workers import Workers
 from things_kit.messaging.errors import ThingsKitError
 
 log = logging.getLogger("things_kit.consumer")
+
+FORGIVEN: Final = 1
+"""Losses of a copy that came with its mark: it may not have begun."""
 
 RETURN: Final = 0.5
 """Seconds for a copy to come back with its mark before the next is marked: several at once would convict one another."""
@@ -62,7 +68,8 @@ class Suspects:
 
     def _turn(self, delivery: Delivery) -> None:
         """All that was before it in its lane is done."""
-        if delivery.suspect and delivery.message.attempt > delivery.suspect:
+        forgiven = 0 if isinstance(delivery.inbox.receiver, Marking) else FORGIVEN
+        if delivery.suspect and delivery.message.attempt > delivery.suspect + forgiven:
             self._convicted(delivery, ProcessDied(delivery.message.attempt))
         elif delivery.suspect and self._copies is not None and self._another_is_marked():
             # Whoever dies of the one before it must not convict this one, too: it waits without its mark

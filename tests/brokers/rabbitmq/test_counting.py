@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -112,7 +111,7 @@ def consuming(queue: Queue, process: str) -> Collecting:
     source = Source(queue.name, place, True, queue.counts, False, {}, queue.look, print, {})
     channel: Any = queue
     receiver = RabbitMQReceiver(
-        channel, source, subscription, Unpacker("t", queue.name, None, place), queue.send_later
+        channel, source, subscription, Unpacker("t", queue.name, None, place), channel, queue.send_later
     )
     return Collecting(receiver, inbox)
 
@@ -160,22 +159,6 @@ async def test_what_comes_back_unbegun_is_no_attempt_for_the_same_process(counts
         assert delivery.message.attempt == 1
         await stopped(receiver, Release(delivery))
     assert not queue.copies
-
-
-@pytest.mark.parametrize("counts", ["returns", "failures"])
-async def test_a_suspect_that_was_not_begun_before_a_stop_is_not_convicted_by_it(counts: Counts) -> None:
-    """It comes back without its mark, at the attempt that it had (a soak on RabbitMQ 4.3 found dead letters of what was well)."""
-    queue = Queue(counts)
-    message = Message("t", b"x", key=b"k", id="1")
-    await queue.send_later([Later(message, "g", datetime.now(UTC), attempt=4, suspect=4)])
-    first = consuming(queue, "one")
-    [delivery] = await taken(first, 1)
-    assert (delivery.message.attempt, delivery.suspect) == (4, 4)
-    await stopped(first, Release(delivery, attempt=4))
-    second = consuming(queue, "another")
-    [again] = await taken(second, 1)
-    assert (again.message.attempt, again.suspect) == (4, 0)
-    await second.close()
 
 
 async def test_where_failures_alone_are_counted_what_comes_back_unbegun_is_no_attempt_for_anybody() -> None:

@@ -15,6 +15,12 @@ Counts: TypeAlias = Literal["returns", "failures", "nothing"]
 
 FAILURES_ALONE: Final = (4, 3)
 
+HELD: Final = ".things-kit.held-"
+"""How the names of the queues begin in which receivers have copies of what they hold (see `renewal`)."""
+
+CONVICTS: Final = 2
+"""So many times must a receiver be lost while it handles a suspect alone: a connection is lost for other reasons, too."""
+
 
 def counts_of(version: tuple[int, ...], kind: object) -> Counts:
     """What a queue of this type counts at a server of this version; one whose type is not known is taken for a quorum queue."""
@@ -28,3 +34,9 @@ def way_back(counts: Counts, *, failed: bool) -> tuple[Any, int]:
     if counts == "failures" and failed:
         return Basic.Reject, 1
     return Basic.Nack, int(counts == "returns")
+
+
+def was_lost(deaths: object) -> bool:
+    """Whether a message comes out of the queue of a receiver that was lost, by its header `x-death`."""
+    entries = deaths if isinstance(deaths, list) else []
+    return any(isinstance(entry, dict) and str(entry.get("queue", "")).startswith(HELD) for entry in entries)

@@ -151,7 +151,7 @@ class RabbitMQDriver:
         for copy in copies:
             queue, due = self._names.queue(copy.message.topic, copy.group), copy.due.timestamp()
             target = await self._admin.wait_queue(queue, due - now)
-            letters.append(pack_again(copy.message, target, due, copy.attempt, copy.suspect))
+            letters.append(pack_again(copy.message, target, due, copy.attempt))
         return await self._publisher.publish(letters)
 
     async def schedule(self, entries: Sequence[Scheduled]) -> Sequence[Exception | None]:
@@ -208,10 +208,10 @@ class RabbitMQDriver:
         exchange = self._names.exchange(topic) if self._names.own_exchanges else None
         unpacker = Unpacker(topic, queue, exchange, source.place)
         receiver = RabbitMQReceiver(
-            channel, source, subscription, unpacker, None if ephemeral else self.send_later
+            channel, source, subscription, unpacker, self._publisher, None if ephemeral else self.send_later
         )
         if patience.renews:
-            receiver.renew(self._publisher, self._settings.options.consumer_timeout)
+            receiver.renew(self._settings.options.consumer_timeout)
         self._admin.receivers.add(receiver)
         return receiver
 

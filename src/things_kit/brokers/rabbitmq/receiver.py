@@ -71,6 +71,7 @@ class RabbitMQReceiver:
         source: What it consumes from.
         subscription: What it is to bring.
         unpacker: Of what comes.
+        publisher: Of copies of what is held.
         send_later: As the driver's; None where the queue dies with this receiver.
     """
 
@@ -80,6 +81,7 @@ class RabbitMQReceiver:
         source: Source,
         subscription: Subscription,
         unpacker: Unpacker,
+        publisher: Publisher,
         send_later: SendLater | None,
     ) -> None:
         self.place = source.place
@@ -96,6 +98,8 @@ class RabbitMQReceiver:
             before=source.returned.get(source.queue, 0),
             steady=not source.own or (source.single_active and not subscription.ephemeral),
         )
+        self._renewal = Renewal(channel, publisher, source.queue, source.arguments)
+        self._exchanged: dict[int, asyncio.Event] = {}  # by delivery tag: who waits for a copy
         self._tasks: list[asyncio.Task[None]] = []
         self._consuming: asyncio.Task[None] | None = None
         self._arrived: list[tuple[Any, Any, bytes]] = []  # in this turn of the loop
@@ -119,16 +123,16 @@ class RabbitMQReceiver:
             with contextlib.suppress(Exception):
                 await self._channel.ask(Queue.Declare(queue=self._source.queue, passive=True))
 
-    def renew(self, publisher: Publisher, within: float) -> None:
+    def renew(self, within: float) -> None:
         """Have what is held for long renewed within so many seconds."""
-        queue = self._source.queue
-        renewal = Renewal(self._channel, publisher, queue, within, self._held_until)
-        latest = renewal.run(lambda: next(reversed(self._out), 0))
-        self._tasks.append(asyncio.create_task(latest, name=f"{queue} renewing"))
+        renewing = self._renewal.run(within, lambda: next(reversed(self._out), 0), self._held_until)
+        self._tasks.append(asyncio.create_task(renewing, name=f"{self._source.queue} renewing"))
 
     # --- what the broker says
 
     def _on_lost(self, error: Exception) -> None:
+        for waits in self._exchanged.values():
+            waits.set()
         if not self._closed:
             self._subscription.inbox.fail(lost(error))
 
@@ -217,8 +221,6 @@ class RabbitMQReceiver:
         token: Token = release.delivery.token
         if release.aside or token.renewed:  # in a queue that is nobody else's
             return True
-        if release.delivery.suspect and release.attempt <= token.counted:
-            return True  # it was not begun: counted, its mark would convict it in another process, and a copy has none
         counted = token.counted + way_back(self._source.counts, failed=True)[1]
         return not self._is_ordered(token.message) and release.attempt > counted
 
@@ -285,7 +287,26 @@ class RabbitMQReceiver:
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         """There are no leases: a delivery is bound to the connection."""
 
-    # --- what the broker would take back, as it waits no longer
+    # --- copies of what is held
+
+    async def mark(self, delivery: Delivery, suspect: int) -> None:
+        """Hold a marked copy in its place, in a queue of our own; without the mark it is given back as another copy."""
+        if not suspect:
+            return
+        doing, tag = f"marking a message of {self._source.queue!r}", delivery.token.tag
+        come = self._exchanged[tag] = asyncio.Event()
+        try:
+            async with asyncio.timeout(RETURN):
+                with ERRORS.during(doing):
+                    await self._renewal.copy([delivery])
+                await come.wait()
+                await self.agree()  # else the original might come again, too
+            if self._channel.error is not None:
+                raise lost(self._channel.error, doing)
+        except TimeoutError:
+            raise ConnectionLost(f"{doing}: the copy did not come within {RETURN:g} s") from None
+        finally:
+            del self._exchanged[tag]
 
     def _held_until(self, latest: int) -> list[Delivery]:
         """What is held up to a delivery tag."""
@@ -303,6 +324,8 @@ class RabbitMQReceiver:
         token.tag, token.renewed = young, True
         self._out[young] = delivery
         self._channel.tell(Basic.Ack(old))
+        if (waits := self._exchanged.get(old)) is not None:
+            waits.set()
 
     # --- the end
 

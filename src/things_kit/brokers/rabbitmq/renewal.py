@@ -1,4 +1,4 @@
-"""Handlers that take longer than the broker waits for an acknowledgement (its setting `consumer_timeout`).
+"""What is held in a queue of the receiver's own: for longer than the broker waits (`consumer_timeout`), or with a mark.
 
 RabbitMQ closes the channel of a consumer that holds a delivery for too long, and hands all that it held to others.
 
@@ -14,6 +14,10 @@ exists, so a group's queue would be refused once its server is renewed. Groups r
 A delivery that gets old is exchanged for a young one: a copy goes to a queue that only this receiver consumes, the original
 is acknowledged once the copy is here, and whatever becomes of the original becomes of the copy. If the receiver dies, the copy is
 ready in its queue again, where nobody takes it, and after a second it expires into the group's queue.
+
+The same serves suspects (see `things_kit.engine.suspects`): nothing can be stored beside a message, so before a suspect is
+handled it is exchanged for a copy with a mark. What comes out of such a queue by expiry was in a handler when its receiver was
+lost, while what a receiver merely held comes back to the group's queue itself.
 """
 
 import asyncio
@@ -26,9 +30,10 @@ import msgspec
 from pika.spec import Basic, Queue
 
 from things_kit.brokers.rabbitmq.amqp.channel import Channel
+from things_kit.brokers.rabbitmq.counting import HELD
 from things_kit.brokers.rabbitmq.options import handing_on
 from things_kit.brokers.rabbitmq.publisher import Publisher
-from things_kit.brokers.rabbitmq.wire import pack_again
+from things_kit.brokers.rabbitmq.wire import Token, pack_again
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import Delivery
 
@@ -92,56 +97,63 @@ def server_version(properties: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 class Renewal:
-    """Asks for copies of what a receiver holds for long, over its own channel; what comes is the receiver's to exchange.
+    """Copies of what a receiver holds, over its own channel; what comes is the receiver's to exchange.
 
-    `old` tells what is held up to a delivery tag.
+    `arguments` are those of its consumers.
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        publisher: Publisher,
-        queue: str,
-        timeout: float,
-        old: Callable[[int], Sequence[Delivery]],
+        self, channel: Channel, publisher: Publisher, queue: str, arguments: Mapping[str, int]
     ) -> None:
         self._channel = channel
         self._publisher = publisher
         self._queue = queue
-        self._own = f".things-kit.held-{uuid4().hex}.{queue}"[:250]
-        self._timeout = timeout
-        self._old = old
-        self._consuming = False
+        self._own = f"{HELD}{uuid4().hex}.{queue}"[:250]
+        self._arguments = arguments
+        self._consuming: asyncio.Future[Any] | None = None
 
-    async def run(self, latest: Callable[[], int]) -> None:
-        """Look after the deliveries until cancelled; `latest` is the tag of the newest one."""
+    async def run(
+        self, timeout: float, latest: Callable[[], int], old: Callable[[int], Sequence[Delivery]]
+    ) -> None:
+        """Renew what is held for long, until cancelled.
+
+        Args:
+            timeout: For how many seconds the broker waits.
+            latest: Tells the tag of the newest delivery.
+            old: Tells what is held up to a tag.
+        """
         marks: list[int] = []
         while self._channel.error is None:
-            await asyncio.sleep(self._timeout / STEPS)
+            await asyncio.sleep(timeout / STEPS)
             marks.append(latest())
             if len(marks) < OLD:
                 continue
             try:
-                await self._renew(self._old(marks.pop(0)))
+                await self.copy(old(marks.pop(0)))
             except Exception as error:  # noqa: BLE001 - whatever closed the channel
                 if self._channel.error is None:  # else the receiver says so
                     log.warning("%s: what is held could not be renewed: %s", self._queue, error)
 
-    async def _renew(self, old: Sequence[Delivery]) -> None:
-        if not old:
+    async def copy(self, held: Sequence[Delivery]) -> None:
+        """Publish copies of these, with their marks; each comes with the tag of what it is of. Raises what is in the way."""
+        if not held:
             return
-        if not self._consuming:
-            arguments = {**handing_on(self._queue, 1000), "x-expires": GONE}
-            make = Queue.Declare(queue=self._own, durable=True, arguments=arguments)
-            consume = Basic.Consume(queue=self._own, consumer_tag=TAG)
-            await self._channel.ask(make, Basic.Qos(prefetch_count=0), consume)
-            self._consuming = True
+        if self._consuming is None or (self._consuming.done() and self._consuming.exception() is not None):
+            self._consuming = asyncio.ensure_future(self._consume())
+        await asyncio.shield(self._consuming)
         letters = []
-        for delivery in old:
-            message = delivery.token.message
-            letter = pack_again(message, self._own, steady(), message.attempt, delivery.suspect)
-            letter.properties.correlation_id = str(delivery.token.tag)
+        for delivery in held:
+            token: Token = delivery.token
+            mark = token.lost + 1 if delivery.suspect else 0
+            letter = pack_again(token.message, self._own, steady(), token.message.attempt, mark)
+            letter.properties.correlation_id = str(token.tag)
             letters.append(letter)
         for refusal in await self._publisher.publish(letters):
             if refusal is not None:
                 raise refusal
+
+    async def _consume(self) -> None:
+        arguments = {**handing_on(self._queue, 1000), "x-expires": GONE}
+        make = Queue.Declare(queue=self._own, durable=True, arguments=arguments)
+        consume = Basic.Consume(queue=self._own, consumer_tag=TAG, arguments=dict(self._arguments))
+        await self._channel.ask(make, Basic.Qos(prefetch_count=0), consume)

@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 from pika.spec import BasicProperties
 
+from things_kit.brokers.rabbitmq.counting import CONVICTS, was_lost
 from things_kit.engine.driver import Delivery
 from things_kit.engine.envelope import EPOCH, ID, TIME, Envelope, Fields, as_text, note, text_of
 from things_kit.engine.uncounted import Uncounted
@@ -47,10 +48,13 @@ THEIRS: Final = (
 COUNT: Final = "x-delivery-count"
 """How often a quorum queue had handed out what comes again."""
 
+DEATHS: Final = "x-death"
+"""Out of which queues it has come by expiry."""
+
 BOOKKEEPING: Final = (COUNT, "x-acquired-count")
 """Headers that are the broker's notes of a delivery, and no part of any message."""
 
-ADDED: Final = (*BOOKKEEPING, "x-death", "x-first-death-", "x-last-death-")
+ADDED: Final = (*BOOKKEEPING, DEATHS, "x-first-death-", "x-last-death-")
 """Headers that the broker adds to ours, also when they leave a delay queue for its dead-letter exchange."""
 
 PROPERTIES: Final = {
@@ -118,10 +122,13 @@ def pack(message: Message, exchange: str, key_is_free: bool, routing_key: str) -
     return Letter(exchange, routing_key if native is None else native, properties, message.value)
 
 
-def pack_again(message: Message, queue: str, due: float, attempt: int, suspect: int) -> Letter:
-    """A letter to a queue, of a message that is to be handled again when it is due, in seconds since 1970."""
+def pack_again(message: Message, queue: str, due: float, attempt: int, mark: int = 0) -> Letter:
+    """A letter to a queue, of a message that is to be handled again when it is due, in seconds since 1970.
+
+    `mark`: how often its receiver was lost while it was handled alone, if it comes out of the queue of a receiver's own.
+    """
     letter, waits = pack(message, "", False, queue), Fields()
-    note(waits, attempt=attempt, due=due, suspect=suspect)
+    note(waits, attempt=attempt, due=due, suspect=mark)
     letter.properties.headers = {**(letter.properties.headers or {}), **waits}
     return letter
 
@@ -143,6 +150,7 @@ class Token(msgspec.Struct, gc=False):
         counted: Its attempt by the broker's count alone.
         copy: Which copy of which message it is: its queue, its id, the attempt that is stored with it, and the mark.
         renewed: Whether a copy is held in its place, in a queue that is nobody else's.
+        lost: How often its receiver was lost while it was handled alone.
     """
 
     tag: int
@@ -150,6 +158,7 @@ class Token(msgspec.Struct, gc=False):
     counted: int
     copy: Hashable
     renewed: bool = False
+    lost: int = 0
 
 
 class Unpacker:
@@ -182,13 +191,18 @@ class Unpacker:
         )
         if message.id is None or message.timestamp is None:
             message = self._completed(message, properties)
-        due, suspect = (None, 0) if told is None else (told.due, told.suspect)
-        counted, copy = message.attempt, (self._place, message.id, message.attempt, suspect)
-        if method.redelivered:
+        due, mark = (None, 0) if told is None else (told.due, told.suspect)
+        counted, copy = message.attempt, (self._place, message.id, message.attempt, mark)
+        died = DEATHS in raw and was_lost(raw[DEATHS])
+        if method.redelivered or died:
             count = raw.get(COUNT)
-            counted += count if isinstance(count, int) and count > 0 else 0
+            counted += died + (count if isinstance(count, int) and count > 0 else 0)
             message = message.replace(attempt=GIVEN_BACK.attempt(copy, counted))
-        return Delivery(message, Token(method.delivery_tag or 0, message, counted, copy), suspect, due)
+        lost = mark if died else 0
+        suspect = message.attempt - 1 if lost >= CONVICTS else 0
+        return Delivery(
+            message, Token(method.delivery_tag or 0, message, counted, copy, lost=lost), suspect, due
+        )
 
     def _completed(self, message: Message, properties: BasicProperties) -> Message:
         """With an id and a time where nothing tells them."""
