@@ -159,8 +159,10 @@ class Admin:
             queue.user_metadata = _note(topic, group)
             await self.ask(client.update_queue(queue), doing)
 
-    async def declare_group(self, topic: str, group: str, *, ephemeral: bool = False) -> None:
-        """Create a group's subscription where it is missing. Raises ConnectionLost, ConfigError."""
+    async def declare_group(
+        self, topic: str, group: str, *, ephemeral: bool = False, with_topic: bool = False
+    ) -> None:
+        """Create a group's subscription where it is missing, `with_topic` the topic, too. Raises ConnectionLost, ConfigError."""
         if self._settings.by_queue:
             await self.declare_topic(topic, group)
             return
@@ -169,11 +171,20 @@ class Admin:
         made: dict[str, Any] = {"user_metadata": _note(topic, group), **self._receiving}
         if ephemeral:
             made["auto_delete_on_idle"] = IDLE
-        found = await self._there(
-            lambda: client.get_subscription(entity, name),
-            lambda: client.create_subscription(entity, name, **made),
-            doing,
-        )
+
+        async def there() -> Any:
+            return await self._there(
+                lambda: client.get_subscription(entity, name),
+                lambda: client.create_subscription(entity, name, **made),
+                doing,
+            )
+
+        found = await there()
+        if found is None and with_topic:
+            await self.declare_topic(topic)
+            found = await there()
+            if found is None:
+                raise ConnectionLost(f"{doing}: somebody is deleting the topic")
         if found is None:
             raise ConfigError(f"{doing}: there is no topic {topic!r}: declare it first")
         _check_note("group", group, _noted(found)[1])

@@ -101,7 +101,8 @@ class ServiceBusDriver:
         else:
             entity = f"{entity}/Subscriptions/{subscription_of(group)}"
         if subscription.create or (subscription.ephemeral and not self._settings.by_queue):
-            await self._admin.declare_group(topic, group, ephemeral=subscription.ephemeral)
+            create, ephemeral = subscription.create, subscription.ephemeral
+            await self._admin.declare_group(topic, group, ephemeral=ephemeral, with_topic=create)
         kind = SessionReceiver if options.sessions else LinkReceiver
         receiver = kind(self._client, self._admin, subscription, entity, options)
         await receiver.open()

@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from things_kit import Message, ThingsKitError
+from things_kit.engine.collected import collect
+from things_kit.engine.driver import Subscription
 from things_kit.testing.conformance.base import Suite
 from things_kit.testing.conformance.stage import Stage
 from things_kit.testing.conformance.waiting import eventually
@@ -53,3 +55,16 @@ class DeletionSuite(Suite):
                 pytest.fail(f"publishing does not go on after the deletion: {refused!r}")
         await producer.close()
         return confirmed
+
+    async def test_who_subscribes_makes_the_topic_that_was_deleted_meanwhile(self, stage: Stage) -> None:
+        """Line 54: though nobody publishes; between two looks of a consumer that makes it anew it may be deleted again."""
+        topic, group = stage.topic(), stage.group()
+        await stage.broker.declare(topic, groups=[group])
+        driver = stage.broker.transmission.driver
+        await driver.remove(topic)  # behind the engine's back
+        receiver = await collect(driver, Subscription(topic=topic, group=group))
+        await receiver.receive(1, 0.0)
+        await receiver.close()
+        recorder = await stage.record(topic, group)
+        await stage.publish(topic, b"1")
+        await recorder.until_done(1, stage.patience)

@@ -189,7 +189,7 @@ async def sqs(_: Path) -> AsyncIterator[Subject]:
         yield Subject(
             name="sqs", about=f"ministack {SQS_VERSION}, an emulator of SQS and SNS, not the service",
             url=f"{sqs_url(f'http://127.0.0.1:{relay.port}')}&lease=10", server=server, relay=relay, lease=10.0,
-            quiet=35.0, rest=20.0, counts_given_back=True, durable=False,
+            quiet=35.0, rest=50.0, counts_given_back=True, durable=False,
         )  # fmt: skip
 
 
