@@ -12,7 +12,8 @@ pytest.importorskip("pika")
 import pika
 
 from things_kit import Broker, ConfigError, Message, PublishError, UnsupportedError, connect
-from things_kit.brokers.rabbitmq.ladder import LONGEST, UNIT, level_and_bits
+from things_kit.brokers.rabbitmq.ladder import LONGEST, RADIXES, UNIT, WORTH, level_and_digits
+from things_kit.brokers.rabbitmq.names import level_name, wait_queue
 from things_kit.messaging.names import REPLAY_GROUP
 from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -58,11 +59,12 @@ def _ready(raw: Any, queue: str) -> int:
 
 
 @pytest.mark.parametrize("wait", [0.0001, 0.1, 0.10001, 0.5, 59.94, 60, 86_400, YEAR, LONGEST])
-def test_a_message_waits_on_the_levels_of_its_wait_s_bits(wait: float) -> None:
-    level, bits = level_and_bits(wait)
-    words = bits.split(".")
-    assert (len(words), words[-1]) == (level + 1, "1")
-    waited = sum(UNIT << each for each, word in enumerate(words) if word == "1")
+def test_a_message_waits_once_for_each_digit_of_its_wait(wait: float) -> None:
+    level, digits = level_and_digits(wait)
+    words = [int(word) for word in digits.split(".")]
+    assert len(words) == level + 1
+    assert words[-1] > 0, "there is no exchange above that a wait does not need"
+    waited = sum(word * worth for word, worth in zip(words, WORTH, strict=False))
     assert 0 <= waited - 1000 * wait < UNIT + 0.001
 
 
@@ -88,7 +90,7 @@ async def test_a_year_ahead_is_kept_and_more_than_can_be_is_refused(
     broker: Broker, topic: str, raw: Any
 ) -> None:
     await broker.declare(topic, groups=["billing"])
-    producer, queue = broker.producer(), ".things-kit.later-28"
+    producer, queue = broker.producer(), wait_queue(20, 1)
     await producer.publish(Message(topic, b"a year"), after=YEAR)
     before = _ready(raw, queue)
     with pytest.raises(PublishError) as raised:
@@ -104,9 +106,7 @@ async def test_headers_as_large_as_any_pass_all_levels(broker: Broker, topic: st
     headers = {f"h{number}": "x" * 12_600 for number in range(10)}
     recorder = Recorder()
     async with broker.consumer(topic, group="billing", handler=recorder):
-        await broker.producer().publish(
-            Message(topic, b"v", headers=headers), after=1.5
-        )  # 15 units: four levels
+        await broker.producer().publish(Message(topic, b"v", headers=headers), after=1.5)
         [found] = await recorder.until_done(1, 20.0)
     assert found.headers == headers
 
@@ -185,7 +185,7 @@ async def test_messages_for_later_outlive_the_broker_and_wait_for_who_listens(
     url, recorder = f"{own_rabbitmq.url}?publish_timeout=90", Recorder()
     async with connect(f"{url}&declare=false") as strict, connect(url) as broker:
         await broker.declare("orders", groups=["billing"])
-        with pytest.raises(ConfigError, match=r"'\.things-kit\.later-\d\d'.*declare=true"):
+        with pytest.raises(ConfigError, match=r"'\.things-kit\.wait-\d\d'.*declare=true"):
             await strict.producer().publish(Message("orders", b"refused"), after=SOON)
         producer = broker.producer()
         await producer.publish(Message("orders", b"first"), after=SOON)
@@ -216,5 +216,6 @@ def _tear_down(server: RabbitMQServer) -> None:
     with pika.BlockingConnection(pika.URLParameters(server.url)) as connection:
         channel: Any = connection.channel()
         for level in range(2):
-            channel.queue_delete(f".things-kit.later-{level:02}")
-            channel.exchange_delete(f".things-kit.later-{level:02}")
+            channel.exchange_delete(level_name(level))
+            for digit in range(1, RADIXES[level]):
+                channel.queue_delete(wait_queue(level, digit))

@@ -1,9 +1,10 @@
 """Messages for later: levels of queues in which messages expire, for all topics of a virtual host, and nobody consumes them.
 
-Level i is an exchange and a queue whose messages live for 2^i tenths of a second. The exchange looks at word i of a routing
-key: `1` goes to its queue, and comes to the level below when it has expired; `0` goes to the level below at once. So a message
-waits on the levels of its wait's bits only, always behind messages with the same time to live: none is held up by a longer
-wait, and messages of one wait keep their order. Half a second is `1.0.1.ADDRESS`, which begins at level 2.
+A wait is a number of tenths of a second, and each level has one digit of it: the two lowest count to 32, all others to two. A
+level is an exchange, and a queue for each digit but 0, in which messages live for as long as that digit is worth. The exchange
+looks at its word of a routing key: a digit goes to its queue, and comes to the level below when it has expired; `0` goes to
+the level below at once. So a message waits once for each of its digits, always behind messages with the same time to live:
+none is held up by a longer wait, and messages of one wait keep their order. Four seconds are `8.1.ADDRESS`, which begin at level 1.
 
 Below level 0 is the exchange of what is due. By the address, a hash, it finds the topic's own queue, whose messages expire at once
 into the topic's exchange. They stay while nobody listens there, and hold back no other topic's. An address that is no more
@@ -20,7 +21,7 @@ from typing import Any, Final, TypeAlias
 from pika.spec import Exchange, Queue
 
 from things_kit.brokers.rabbitmq.admin import Admin
-from things_kit.brokers.rabbitmq.names import DUE, GONE, Names, level_name
+from things_kit.brokers.rabbitmq.names import DUE, GONE, Names, level_name, wait_queue
 from things_kit.brokers.rabbitmq.options import Settings, handing_on
 from things_kit.brokers.rabbitmq.publisher import Publisher, Unroutable
 from things_kit.brokers.rabbitmq.wire import Letter, pack
@@ -31,9 +32,14 @@ from things_kit.messaging.message import Message
 UNIT: Final = 100
 """Milliseconds that a message waits on the lowest level."""
 
-LEVELS: Final = 29
+RADIXES: Final = (32, 32, *(2,) * 19)
+"""How far each level counts, the lowest first. Each queue that a message passes costs as much as a publish, so waits of less than
+102 seconds, which many have, pass two."""
 
-LONGEST: Final = (2**LEVELS - 1) * UNIT / 1000
+WORTH: Final = tuple(UNIT * math.prod(RADIXES[:level]) for level in range(len(RADIXES)))
+"""Milliseconds that a 1 is worth on each level."""
+
+LONGEST: Final = (math.prod(RADIXES) - 1) * UNIT / 1000
 """Seconds that a message waits on all levels together: 621 days."""
 
 FLOOR: Final = -1
@@ -64,7 +70,7 @@ class Ladder:
         waits = [entry.due.timestamp() - now for entry in entries]
         topics = {entry.message.topic for entry in entries}
         try:
-            levels = [level_and_bits(wait)[0] for wait in waits if wait <= LONGEST]
+            levels = [level_and_digits(wait)[0] for wait in waits if wait <= LONGEST]
             await self._make(max(levels, default=FLOOR))
             ends = {topic: await self._end(topic) for topic in topics}
         except ConfigError as error:
@@ -84,8 +90,8 @@ class Ladder:
         return results
 
     def _letter(self, message: Message, wait: float) -> Letter:
-        level, bits = level_and_bits(wait)
-        return pack(message, level_name(level), False, f"{bits}.{self._names.address(message.topic)}")
+        level, digits = level_and_digits(wait)
+        return pack(message, level_name(level), False, f"{digits}.{self._names.address(message.topic)}")
 
     async def _publish(self, letters: Sequence[Letter]) -> Sequence[Result]:
         results = await self._publisher.publish(letters)
@@ -156,21 +162,30 @@ class Ladder:
         return await self._admin.counts(self._names.due_queue(topic)) is not None
 
 
-def level_and_bits(wait: float) -> tuple[int, str]:
+def level_and_digits(wait: float) -> tuple[int, str]:
     """The level at which a wait of so many seconds begins, and the words for the levels up to it."""
     units = max(1, math.ceil(round(wait * 1000, 3) / UNIT))
-    return units.bit_length() - 1, ".".join(reversed(f"{units:b}"))
+    digits = []
+    for radix in RADIXES:
+        units, digit = divmod(units, radix)
+        digits.append(str(digit))
+        if not units:
+            break
+    return len(digits) - 1, ".".join(digits)
 
 
 def _level(level: int) -> list[Any]:
     """What makes a level, on top of those that there are."""
     name, below, words = level_name(level), level_name(level - 1) if level else DUE, "*." * level
-    return [
+    made: list[Any] = [
         Exchange.Declare(exchange=name, type="topic", durable=True),
-        Queue.Declare(queue=name, durable=True, arguments=handing_on(None, UNIT << level, below)),
-        Queue.Bind(queue=name, exchange=name, routing_key=f"{words}1.#"),
         Exchange.Bind(destination=below, source=name, routing_key=f"{words}0.#"),
     ]
+    for digit in range(1, RADIXES[level]):
+        queue, arguments = wait_queue(level, digit), handing_on(None, digit * WORTH[level], below)
+        made.append(Queue.Declare(queue=queue, durable=True, arguments=arguments))
+        made.append(Queue.Bind(queue=queue, exchange=name, routing_key=f"{words}{digit}.#"))
+    return made
 
 
 def _floor() -> list[Any]:

@@ -31,8 +31,13 @@ GONE: Final = ".things-kit.later-gone"
 
 
 def level_name(level: int) -> str:
-    """The exchange and the queue of a level of the ladder."""
-    return f".things-kit.later-{level:02}"
+    """The exchange of a level of the ladder."""
+    return f".things-kit.wait-{level:02}"
+
+
+def wait_queue(level: int, digit: int) -> str:
+    """The queue of a level in which what has this digit waits."""
+    return f"{level_name(level)}.{digit:02}"
 
 
 ROOM: Final = len(delay_queue("", TIERS[-1]))
