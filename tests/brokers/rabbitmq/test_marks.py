@@ -1,18 +1,19 @@
 """A suspect is handled as a marked copy in a queue of its receiver's own, by which a death is told from a wait."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 pytest.importorskip("pika")
 
-from things_kit import Broker, Message
+from things_kit import Broker, Message, PublishError
 from things_kit.brokers.rabbitmq.driver import RabbitMQDriver
 from things_kit.engine.collected import Collecting, collect
-from things_kit.engine.driver import Delivery, Release, Subscription
+from things_kit.engine.driver import ConnectionLost, Delivery, Later, Release, Subscription
 from things_kit.engine.url import BrokerURL
+from things_kit.messaging.policy import Ordering
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.relay import Relay
@@ -123,3 +124,36 @@ async def test_a_stop_gives_it_back_without_its_mark(rabbitmq: RabbitMQServer, s
         delivery = await last.take()
         assert (delivery.message.attempt, delivery.suspect) == (1, 0)
         await last.receiver.settle([delivery], [])
+
+
+class RefusingDriver(RabbitMQDriver):
+    """Its broker takes no copies, as where a queue is full."""
+
+    async def send_later(self, copies: Sequence[Later]) -> Sequence[Exception | None]:
+        return [PublishError("a queue of it is full")] * len(copies)
+
+
+@pytest.mark.parametrize("leaving", [False, True], ids=["working", "leaving"])
+@pytest.mark.parametrize("ordering", ["key", "none"])
+async def test_a_copy_that_cannot_be_given_back_as_another_is_not_lost(
+    rabbitmq: RabbitMQServer, suspect: str, leaving: bool, ordering: Ordering
+) -> None:
+    """Its own queue would hand it to its receiver again, which took it for settled."""
+    driver = RefusingDriver.from_url(BrokerURL.parse(rabbitmq.url))
+    await driver.open()
+    receiver = await collect(driver, Subscription(topic=suspect, group="g", ordering=ordering))
+    handling: Any = receiver.receiver
+    delivery = (await receiver.receive(1, 20.0))[0]
+    delivery.suspect = delivery.message.attempt
+    await handling.mark(delivery, delivery.suspect)
+    if leaving:
+        await handling.quiesce()
+    with contextlib.suppress(ConnectionLost):
+        await receiver.settle([], [Release(delivery, attempt=delivery.message.attempt)])
+    await handling.agree()
+    await receiver.close()
+    await driver.close()
+    async with process(rabbitmq, suspect) as last:
+        again = await last.take()
+        assert again.message.id == "1"
+        await last.receiver.settle([again], [])

@@ -215,6 +215,8 @@ class RabbitMQReceiver:
             copied = await self._copied([release for release in released if self._needs_copy(release)])
             self._settle(copied, Basic.Ack)
             self._give_back([release for release in released if release.delivery not in copied])
+            if self._last and not (self._consumers.ended or self._closed):
+                raise ConnectionLost("a message that is held as a copy could not be given back as another")
 
     def _needs_copy(self, release: Release) -> bool:
         """Whether the broker's count would forget an attempt. A place in the order is worth more than that."""
@@ -248,6 +250,11 @@ class RabbitMQReceiver:
         counts, leaving = self._source.counts, self._consumers.ended or self._closed
         for release in releases:
             token: Token = release.delivery.token
+            if (
+                token.renewed
+            ):  # its own queue would hand it to us at once; it leaves that as the channel closes
+                self._last.add(release.delivery)
+                continue
             how, more = way_back(counts, failed=release.attempt > token.counted)
             if leaving and self._is_ordered(token.message):
                 self._last.add(release.delivery)
