@@ -250,9 +250,8 @@ class RabbitMQReceiver:
         counts, leaving = self._source.counts, self._consumers.ended or self._closed
         for release in releases:
             token: Token = release.delivery.token
-            if (
-                token.renewed
-            ):  # its own queue would hand it to us at once; it leaves that as the channel closes
+            if token.renewed:
+                # Its own queue would hand it to us at once; it leaves that as the channel closes
                 self._last.add(release.delivery)
                 continue
             how, more = way_back(counts, failed=release.attempt > token.counted)
