@@ -14,7 +14,7 @@ A driver is proven by a test module of a few lines. Install `things-kit[testing]
                 yield Target(url=f"stone://{server.address}")
 
 (With pytest-asyncio in strict mode the fixture is a `pytest_asyncio.fixture`.) That is all: every test of the suite is
-inherited. Each says in its docstring which line of the list of promises it proves. `pytest -k "line or words"` works
+inherited. Each says in its docstring which line of the list of promises it proves (docs/conformance.md). `pytest -k "line or words"` works
 as usual, and pytest-xdist may spread the tests: topics and groups have names that no other test uses, so they can
 share a server. To run the suite in parts, subclass `DeliverySuite`, `SurvivalSuite`, `OutcomeSuite` or another of its
 bases instead, each in a module of its own beside `suite`.

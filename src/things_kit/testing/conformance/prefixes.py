@@ -26,7 +26,7 @@ class PrefixSuite(Suite):
     async def test_topics_and_groups_have_the_prefix_at_the_broker_and_nowhere_else(
         self, stage: Stage
     ) -> None:
-        """What one environment publishes, no other gets, though its topics and groups have the same names."""
+        """Line 76: what one environment publishes, no other gets, though its topics and groups have the same names."""
         test, topic, group = await self._prefixed(stage)
         ours = await stage.record(topic, group, broker=test)
         theirs = await stage.record(topic, group)
@@ -44,7 +44,7 @@ class PrefixSuite(Suite):
     async def test_a_dead_letter_tells_names_without_the_prefix_and_replay_reaches_the_group_that_failed(
         self, stage: Stage
     ) -> None:
-        """The driver that keeps what is replayed from other groups knows the group by the broker's name."""
+        """Line 76: the driver that keeps what is replayed from other groups knows the group by the broker's name."""
         test, topic, group = await self._prefixed(stage)
         failed = await stage.record(topic, group, _failing_once, broker=test, retry=ONCE)
         other = await stage.record(topic, stage.group("other"), broker=test)
@@ -62,7 +62,7 @@ class PrefixSuite(Suite):
         assert sorted(other.values) == [b"last", b"x"]
 
     async def test_a_message_that_waits_for_its_next_attempt_keeps_its_topic(self, stage: Stage) -> None:
-        """In the broker, in a copy or in a retry topic."""
+        """Line 76: in the broker, in a copy or in a retry topic."""
         test, topic, group = await self._prefixed(stage)
         recorder = await stage.record(topic, group, _failing_once, broker=test, retry=LATER)
         await stage.publish(topic, b"x", broker=test)
@@ -70,7 +70,7 @@ class PrefixSuite(Suite):
         assert (done.topic, done.attempt) == (topic, 2)
 
     async def test_who_looks_sees_the_topics_of_the_prefix_alone_without_it(self, stage: Stage) -> None:
-        """Listing, lag and doctor; and what is removed is gone."""
+        """Line 76: listing, lag and doctor; and what is removed is gone."""
         test, topic, group = await self._prefixed(stage)
         foreign = stage.topic("foreign")
         await stage.broker.declare(foreign, groups=[group])

@@ -41,7 +41,7 @@ class RequestSuite(Suite):
     """What somebody who asks can rely on."""
 
     async def test_a_request_is_answered_with_what_its_handler_returns(self, stage: Stage) -> None:
-        """Typed on both sides."""
+        """Line 68: typed on both sides."""
         orders = Topic(stage.topic(), Order)
         await stage.consume(orders, stage.group(), bill)
 
@@ -50,7 +50,7 @@ class RequestSuite(Suite):
         assert invoice == Invoice("o-1", 42)
 
     async def test_what_a_handler_returns_is_encoded_by_what_it_is(self, stage: Stage) -> None:
-        """None is empty, text and bytes are themselves, all else is JSON."""
+        """Line 68: none is empty, text and bytes are themselves, all else is JSON."""
         answers: list[Any] = [None, b"\x00\xff", "grün", [1, 2], {"a": None}]
         topic = stage.topic()
 
@@ -76,7 +76,7 @@ class RequestSuite(Suite):
         ]  # fmt: skip
 
     async def test_a_hundred_requests_at_once_get_each_its_own_reply(self, stage: Stage) -> None:
-        """One inbox serves all."""
+        """Line 68: one inbox serves all."""
         orders = Topic(stage.topic(), Order)
         await stage.consume(orders, stage.group(), bill, concurrency=8)
         asked = [Order(f"o-{number}", number) for number in range(100)]
@@ -88,7 +88,7 @@ class RequestSuite(Suite):
         assert invoices == [Invoice(order.id, order.amount * 2) for order in asked]
 
     async def test_who_asks_is_told_what_ended_in_the_dead_letter(self, stage: Stage) -> None:
-        """With type and text; the dead letter is no request any more."""
+        """Line 69: with type and text; the dead letter is no request any more."""
         topic = stage.topic()
 
         async def refuse(_: Message) -> None:
@@ -105,7 +105,7 @@ class RequestSuite(Suite):
         assert not {REPLY_TO, CORRELATION_ID, DEADLINE} & dead.headers.keys()
 
     async def test_who_asks_is_told_what_was_discarded(self, stage: Stage) -> None:
-        """The same with DISCARD."""
+        """Line 69: the same with DISCARD."""
         topic = stage.topic()
 
         async def fail(_: Message) -> None:
@@ -118,7 +118,7 @@ class RequestSuite(Suite):
             await stage.broker.request(Message(topic, b"o-1"), timeout=stage.patience)
 
     async def test_an_attempt_that_fails_is_made_again_within_the_deadline(self, stage: Stage) -> None:
-        """Retries are the server's."""
+        """Line 69: retries are the server's."""
         topic = stage.topic()
 
         async def third_time(message: Message) -> int:
@@ -131,7 +131,7 @@ class RequestSuite(Suite):
         assert await stage.broker.request(Message(topic, b"x"), reply=int, timeout=stage.patience) == 3
 
     async def test_a_retry_beyond_the_deadline_is_given_up_at_once(self, stage: Stage) -> None:
-        """Nobody would wait for it."""
+        """Line 69: nobody would wait for it."""
         topic = stage.topic()
         seen: list[int] = []
 
@@ -147,7 +147,7 @@ class RequestSuite(Suite):
         assert seen == [1]
 
     async def test_a_request_past_its_deadline_is_acknowledged_unhandled(self, stage: Stage) -> None:
-        """It is counted, and a plain message beside it is handled."""
+        """Line 69: it is counted, and a plain message beside it is handled."""
         topic, group = stage.topic(), stage.group()
         await stage.broker.declare(topic, groups=[group])
         with pytest.raises(TimeoutError, match="no reply"):
@@ -165,7 +165,7 @@ class RequestSuite(Suite):
         assert [message.value for message in recorder.began] == [b"plain"]
 
     async def test_without_an_answer_there_is_a_timeout_that_leaves_nothing(self, stage: Stage) -> None:
-        """The error names the topic."""
+        """Line 70: the error names the topic."""
         topic = stage.topic()
         await stage.broker.declare(topic, groups=[stage.group()])
         begun = time.monotonic()
@@ -176,7 +176,7 @@ class RequestSuite(Suite):
         assert time.monotonic() - begun < stage.patience
 
     async def test_a_request_that_names_no_inbox_is_handled_and_holds_up_nobody(self, stage: Stage) -> None:
-        """Who asks writes where the reply goes, and may write anything."""
+        """Line 70: who asks writes where the reply goes, and may write anything."""
         topic, group = stage.topic(), stage.group()
         nowhere = ["", "*", ">", "#", "a b/../c", "gr\u00fcn", "x" * 1000, stage.name("gone")]
         seen: list[bytes] = []
@@ -197,7 +197,7 @@ class RequestSuite(Suite):
         await stage.until_lag(f"{topic}-dlq", DEAD_LETTER_GROUP, 0)
 
     async def test_closing_the_broker_ends_open_requests(self, stage: Stage) -> None:
-        """They do not wait for their timeout."""
+        """Line 70: they do not wait for their timeout."""
         topic, group = stage.topic(), stage.group()
         await stage.broker.declare(topic, groups=[group])
         other = await stage.open()
@@ -210,7 +210,7 @@ class RequestSuite(Suite):
             await asking
 
     async def test_an_inbox_goes_with_its_broker(self, stage: Stage) -> None:
-        """Nothing of it stays at the broker."""
+        """Line 70: nothing of it stays at the broker."""
         topic, seen = stage.topic(), list[str]()
 
         async def answer(message: Message) -> None:
@@ -227,7 +227,7 @@ class RequestSuite(Suite):
         await eventually(gone, stage.patience, "its inbox is gone")
 
     async def test_the_inbox_of_a_killed_process_is_removed_by_the_next_that_asks(self, stage: Stage) -> None:
-        """Its name says until when it can have been used; one of a living process stays."""
+        """Line 70: its name says until when it can have been used; one of a living process stays."""
         if stage.capabilities.passing_inbox or not isinstance(stage.broker.transmission.driver, Listing):
             pytest.skip("the broker removes it by itself")
         orders = Topic(stage.topic(), Order)
@@ -246,7 +246,7 @@ class RequestSuite(Suite):
         assert await stage.broker.transmission.has_topic(living)
 
     async def test_a_request_survives_an_outage(self, stage: Stage) -> None:
-        """Its inbox comes back, and the reply arrives."""
+        """Line 70: its inbox comes back, and the reply arrives."""
         stage.needs_outage()
         topic, asked = stage.topic(), asyncio.Event()
         go_on = asyncio.Event()

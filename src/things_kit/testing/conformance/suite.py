@@ -16,6 +16,7 @@ from things_kit.testing.conformance.mistakes import MistakeSuite
 from things_kit.testing.conformance.operations import OperationsSuite
 from things_kit.testing.conformance.order import OrderSuite
 from things_kit.testing.conformance.outcomes import OutcomeSuite
+from things_kit.testing.conformance.planned import PlannedSuite
 from things_kit.testing.conformance.prefixes import PrefixSuite
 from things_kit.testing.conformance.progress import ProgressSuite
 from things_kit.testing.conformance.requests import RequestSuite
@@ -45,6 +46,7 @@ class ConformanceSuite(
     OrderSuite,
     LoadSuite,
     ScheduleSuite,
+    PlannedSuite,
     SharingSuite,
     FidelitySuite,
     HostileSuite,

@@ -20,7 +20,7 @@ class TransformSuite(Suite):
     """Values arrive as they were published, whatever was done to them meanwhile."""
 
     async def test_what_was_done_to_a_value_is_undone(self, stage: Stage) -> None:
-        """Compressed, encrypted and kept elsewhere at once; what is small is only encrypted."""
+        """Line 75: compressed, encrypted and kept elsewhere at once; what is small is only encrypted."""
         topic = stage.topic()
         with tempfile.TemporaryDirectory() as folder:
             chain = (compress("gzip", above=100), encrypt(KEYS), claim_check(Path(folder), above=40))
@@ -36,7 +36,7 @@ class TransformSuite(Suite):
         assert all("content-encoding" not in message.headers for message in seen)
 
     async def test_retries_dead_letters_and_replay_carry_the_bytes_untouched(self, stage: Stage) -> None:
-        """A dead letter is as unreadable at the broker as its message was; replayed, it is read again."""
+        """Line 75: a dead letter is as unreadable at the broker as its message was; replayed, it is read again."""
         topic, group = stage.topic(), stage.group()
         recorder = Recorder(failing(3))
         with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ class TransformSuite(Suite):
             assert [message.value for message in await recorder.until_done(1, stage.patience)] == [LARGE]
 
     async def test_a_topic_says_what_is_done_to_its_values(self, stage: Stage) -> None:
-        """Both sides take it from the contract; a batch has what is good in it, what is not fails alone."""
+        """Line 75: both sides take it from the contract; a batch has what is good in it, what is not fails alone."""
         topic = Topic(stage.topic(), dict, transforms=(compress("gzip", above=10), encrypt(KEYS)))
         seen: list[dict[str, str]] = []
 
