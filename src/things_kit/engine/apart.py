@@ -10,10 +10,17 @@ ResultT = TypeVar("ResultT")
 
 
 def apart(handle: Callable[[Message], Awaitable[ResultT]]) -> Callable[[Message], Awaitable[ResultT]]:
-    """The same step, with a message of its own. No frame of its own, as every message pays for it."""
+    """The same step, with a message of its own: also of one without headers, as it may add some.
+
+    Every message pays for it, so it is no coroutine, and calls nothing but the step.
+    """
 
     def handled(message: Message) -> Awaitable[ResultT]:
-        return handle(_own(message) if message.headers else message)
+        own = Message(  # several times as fast as `copy` and `replace`
+            message.topic, message.value, message.key, {**message.headers}, message.partition,
+            message.offset, message.timestamp, message.id, message.attempt,
+        )  # fmt: skip
+        return handle(own)
 
     return handled
 
@@ -22,13 +29,12 @@ def apart_batch(handle: HandleBatch) -> HandleBatch:
     """The same for a step that takes a list."""
 
     def handled(messages: list[Message]) -> Awaitable[None]:
-        return handle([_own(message) if message.headers else message for message in messages])
+        return handle([
+            Message(
+                message.topic, message.value, message.key, {**message.headers}, message.partition,
+                message.offset, message.timestamp, message.id, message.attempt,
+            )
+            for message in messages
+        ])  # fmt: skip
 
     return handled
-
-
-def _own(message: Message) -> Message:
-    return Message(  # several times as fast as `copy` and `replace`
-        message.topic, message.value, message.key, dict(message.headers), message.partition,
-        message.offset, message.timestamp, message.id, message.attempt,
-    )  # fmt: skip

@@ -273,6 +273,8 @@ class Transmission:
         try:
             refused = await self._refused(topics, topics - self._declared.keys(), deadline, ask=ask)
             results = await self._send(messages, refused, sending, deadline, until)
+            if not any(results):
+                return results
             unknown = [index for index, result in enumerate(results) if isinstance(result, UnknownTopic)]
             if unknown:
                 missing = [messages[index] for index in unknown]

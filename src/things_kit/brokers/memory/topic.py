@@ -36,11 +36,9 @@ class Topic:
 
     def append(self, message: Message) -> None:
         """Append a copy that knows its place."""
-        headers = message.headers
-        if headers:
-            headers = dict(headers)
-            if REPLAY_GROUP in headers:
-                self.targets.append((self.end, headers[REPLAY_GROUP]))
+        headers = {**message.headers}  # who publishes may go on with theirs, and fill them if they are empty
+        if REPLAY_GROUP in headers:
+            self.targets.append((self.end, headers[REPLAY_GROUP]))
         self.messages.append(
             Message(
                 message.topic, message.value, message.key, headers, None,
