@@ -87,6 +87,24 @@ async def test_a_sweep_that_waits_for_a_topic_holds_no_group(
     await sweeping
 
 
+async def test_a_publish_of_few_bytes_asks_nothing_before(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one statement: who is far from the server pays for each round trip."""
+    broker = await connect()
+    await broker.declare("t", ["g"])
+    execute, us, asked = asyncpg.Connection.execute, asyncio.current_task(), list[str]()
+
+    async def noting(self: Any, statement: str, *arguments: Any, **options: Any) -> Any:
+        if asyncio.current_task() is us:
+            asked.append(statement)
+        return await execute(self, statement, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", noting)
+    await publish(broker, "a1")
+    assert asked == []
+
+
 async def test_who_has_patience_takes_no_connection_that_has_fallen_silent(
     connect: Open, postgres: PostgresServer, url: str
 ) -> None:

@@ -246,7 +246,7 @@ class Streams:
 
         Without `create` only an ephemeral group is. Raises ConfigError if something is missing then.
         """
-        stream = await (self.declare(topic) if create else self._stream_of(topic))
+        stream = await self.stream_of(topic, create=create)
         found = await self.group(stream, topic, group)
         if found is None and not (create or ephemeral):
             raise ConfigError(f"{topic!r} has no group {group!r}: declare it first")
@@ -255,8 +255,9 @@ class Streams:
             found = await self._found(stream, topic, group, begin, ephemeral)
         return await self._checked(found, topic, change=create or ephemeral)
 
-    async def _stream_of(self, topic: str) -> str:
-        stream = await self.find(topic)
+    async def stream_of(self, topic: str, *, create: bool) -> str:
+        """The stream of a topic. Raises ConfigError where it is missing and not to be created."""
+        stream = await (self.declare(topic) if create else self.find(topic))
         if stream is None:
             raise ConfigError(f"there is no stream that takes {topic!r}: declare it first")
         return stream
@@ -307,6 +308,24 @@ class Streams:
         where = f"CONSUMER.DURABLE.CREATE.{stream}.{name}"
         doing = f"creating the consumer {name!r}"
         return await self.ask(doing, where, fine=exists, stream_name=stream, config=config, action=action)
+
+    async def push(self, stream: str, topic: str, subject: str, start: int, heartbeat: float) -> str:
+        """Have a topic's messages sent to a subject from a position on, for as long as somebody listens; the consumer's name."""
+        config = {
+            "deliver_subject": subject,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": start,
+            "ack_policy": "none",
+            "filter_subject": topic,
+            "replay_policy": "instant",
+            "idle_heartbeat": int(heartbeat * SECOND),
+            "flow_control": True,
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        doing = f"reading {topic!r}"
+        made = await self.ask(doing, f"CONSUMER.CREATE.{stream}", stream_name=stream, config=config)
+        return str((made or {})["name"])
 
     async def _checked(self, found: Group, topic: str, *, change: bool) -> Group:
         """A group that we can receive as, with a lease no shorter than this URL's. Raises ConfigError for any other."""

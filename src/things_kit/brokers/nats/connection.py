@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 from nats.aio.client import Client
@@ -35,10 +35,42 @@ Outgoing = tuple[str, bytes, dict[str, str] | None]
 """Subject, payload and headers of a message."""
 
 
+MOST_KEPT: Final = 1000
+"""Names of headers that are kept, as most messages have those of others."""
+
+
 class _Client(Client):
-    """nats-py's client, except for a message whose headers it cannot read: that one would end its reading for ever."""
+    """nats-py's client, except for two private parts (of 2.16, which is why newer ones are tried before they are allowed).
+
+    A message whose headers it cannot read would end its reading for ever. And it looks at each character of each name of
+    each message, where most have been seen before.
+    """
 
     _said = False
+    _names: ClassVar[dict[bytes, str | None]] = {}
+
+    @staticmethod
+    def _parse_header_lines(raw: bytes) -> dict[str, str]:
+        found: dict[str, str] = {}
+        names = _Client._names
+        for line in raw.split(b"\r\n"):
+            written, colon, value = line.partition(b":")
+            if not colon:
+                continue
+            name = names[written] if written in names else _Client._noted(written)
+            if name is not None:
+                found[name] = value.strip().decode("utf-8", "replace")
+        return found
+
+    @staticmethod
+    def _noted(written: bytes) -> str | None:
+        """A name as text; None for what is none, and is left out with its value."""
+        name: str | None = written.strip().decode("ascii", "replace")
+        if name and (not name.isascii() or any(letter.isspace() for letter in name)):
+            name = None
+        if len(_Client._names) < MOST_KEPT:
+            _Client._names[bytes(written)] = name
+        return name
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Self
 from things_kit.brokers.nats.admin import Missed, Streams
 from things_kit.brokers.nats.connection import Connection
 from things_kit.brokers.nats.errors import OPENING
+from things_kit.brokers.nats.inbox import InboxReceiver
 from things_kit.brokers.nats.marks import Marks
 from things_kit.brokers.nats.options import Settings, check_topic
 from things_kit.brokers.nats.publishing import Row, exchanged, impossible, judged, pages, too_large
@@ -34,6 +35,7 @@ from things_kit.engine.driver import (
     Subscription,
     UnknownTopic,
 )
+from things_kit.engine.naming import is_inbox
 from things_kit.engine.publishes import PublishIds
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ClosedError, ConfigError
@@ -79,6 +81,7 @@ class NATSDriver:
             attempts=True,
             suspects=True,
             counts_releases=True,
+            lasting_inbox=False,
             schedule_ids=schedules,
             schedules=schedules,
             carried=math.inf,  # before 2.12, and what waits from then
@@ -223,12 +226,16 @@ class NATSDriver:
 
     # --- receiving
 
-    async def subscribe(self, subscription: Subscription) -> "NATSReceiver":
+    async def subscribe(self, subscription: Subscription) -> NATSReceiver | InboxReceiver:
         """Join the group, or make one that vanishes with us."""
         topic, group = subscription.topic, subscription.group
         check_topic(topic)
         connection = await self._connected()
         streams = self._streams_over(connection)
+        if is_inbox(topic):
+            inbox = InboxReceiver(connection, streams, subscription, self._past)
+            await inbox.begin()
+            return inbox
         start = self._past.places.get((topic, group), subscription.start)
         if subscription.ephemeral and not subscription.create:
             start = "earliest" if subscription.past else "latest"

@@ -1,5 +1,6 @@
 """What a `nats://` URL says, and which names JetStream can have."""
 
+import functools
 import hashlib
 import ssl
 from collections.abc import Sequence
@@ -167,15 +168,19 @@ def durable_names(stream: str, topic: str, group: str) -> tuple[str, ...]:
 
 def check_topic(topic: str) -> None:
     """Raises ConfigError for what cannot be one subject of NATS."""
-    tokens = topic.split(".")
-    if (
-        not all(tokens)
-        or {"*", ">"} & set(topic)
-        or any(letter.isspace() or not (letter.isprintable() or ord(letter) > 0x9F) for letter in topic)
-        or topic.startswith(_RESERVED)
-        or len(topic.encode()) > 1000
-    ):
+    if not _can_be_subject(topic):
         raise ConfigError(
             f"NATS cannot have a topic {topic!r}: a subject is words with single dots between them, up to 1000 bytes, "
             "without '*', '>', whitespace and control characters, and does not begin with '$' or '_INBOX.'"
         )
+
+
+@functools.lru_cache(1000)  # it is asked at each publish
+def _can_be_subject(topic: str) -> bool:
+    return (
+        all(topic.split("."))
+        and not {"*", ">"} & set(topic)
+        and not any(letter.isspace() or not (letter.isprintable() or ord(letter) > 0x9F) for letter in topic)
+        and not topic.startswith(_RESERVED)
+        and len(topic.encode()) <= 1000
+    )

@@ -111,12 +111,13 @@ def size_of(headers: dict[str, str], value: bytes) -> int:
 
 
 class Coordinates(msgspec.Struct, frozen=True):
-    """What a delivery's reply subject says."""
+    """What a delivery's reply subject says. `number` is how many the consumer had delivered, with this one."""
 
     stream: str
     consumer: str
     delivered: int
     seq: int
+    number: int
     stored: int
 
     @property
@@ -128,8 +129,8 @@ class Coordinates(msgspec.Struct, frozen=True):
 def coordinates(reply: str) -> Coordinates:
     """Of `$JS.ACK.` and nine tokens in all, or more from domains: then two come before the stream."""
     tokens = reply.split(".")
-    stream, consumer, delivered, seq, _, stored = tokens[2:8] if len(tokens) == 9 else tokens[4:10]
-    return Coordinates(stream, consumer, int(delivered), int(seq), int(stored))
+    stream, consumer, delivered, seq, number, stored = tokens[2:8] if len(tokens) == 9 else tokens[4:10]
+    return Coordinates(stream, consumer, int(delivered), int(seq), int(number), int(stored))
 
 
 def unpack(msg: Msg, by: Envelope, at: Coordinates, attempt: int) -> Message:

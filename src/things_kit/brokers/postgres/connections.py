@@ -15,6 +15,9 @@ from things_kit.messaging.errors import ClosedError, ConfigError
 OLDEST: Final = 13
 """Versions of PostgreSQL before have no snapshots as values."""
 
+PATIENT: Final = 1.5
+"""Who waits for longer than so many timeouts asks first whether a connection answers; a publish of a few bytes is not worth that."""
+
 
 class Connections:
     """The pool of one driver. A connection that a call has left in an unknown state is closed, not handed on."""
@@ -86,7 +89,7 @@ class Connections:
         """A connection, for `within` seconds at most; in a transaction where statements have no names."""
         seconds = self._settings.options.timeout if within is None else within
         async with self._places:
-            connection = await self._take(proven=seconds > self._settings.options.timeout)
+            connection = await self._take(proven=seconds > PATIENT * self._settings.options.timeout)
             limit = asyncio.timeout(seconds)
             healthy = False
             self._busy.add(connection)
