@@ -1,4 +1,4 @@
-"""Run the rows that are asked for, or all; write docs/compatibility.md from all that were ever run."""
+"""Run the rows that are asked for, or all; write docs/compatibility.md from all that were ever run, here or where it was last written."""
 
 import sys
 from collections.abc import Sequence
@@ -26,11 +26,17 @@ What the suite is run with every day is in the table of [brokers](brokers.md); K
 
 
 def write_page() -> None:
-    """Write the page from all results that there are."""
-    lines, failures = [], []
+    """Write the page from all results that there are. What it says of rows that were run elsewhere stays."""
+    before = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.exists() else []
+    lines: list[str] = []
+    failures: list[str] = []
     for row in ROWS:
         if not result_of(row).exists():
-            lines.append(f"| {row.what} | | not run yet | | | | |")
+            unknown = f"| {row.what} | | not run yet | | | | |"
+            line = next((each for each in before if each.startswith(f"| {row.what} |")), unknown)
+            version = line.split("|")[2].strip()
+            lines.append(line)
+            failures += [each for each in before if each.startswith(f"* {version}: ")]
             continue
         result = msgspec.json.decode(result_of(row).read_bytes(), type=Result)
         lines.append(

@@ -1,6 +1,8 @@
 """The plugin in a pytest of its own, as an environment with the package would load it."""
 
 import importlib.metadata
+import re
+import shlex
 import subprocess
 import sys
 
@@ -111,6 +113,61 @@ def test_the_suite_runs_in_strict_mode_too(pytester: pytest.Pytester) -> None:
     )
     result = _run(pytester, "-o", "asyncio_mode=strict", "-k", "published_is_handled or any_key_value")
     result.assert_outcomes(passed=2)
+
+
+CHARGED_TWICE = """
+import asyncio
+
+import pytest
+from things_kit import Message
+from things_kit.testing import SimulationFailed, World, simulate
+
+class Naive(World):
+    async def setup(self):
+        self.charged = []
+
+    async def handle(self, message):
+        await asyncio.sleep(0.01)
+        self.charged.append(message.id)
+
+    def consumers(self, broker):
+        return [broker.consumer("orders", group="billing", handler=self.handle)]
+
+    async def workload(self, producer):
+        await producer.publish(Message("orders", b"x"))
+
+    def always(self):
+        assert len(self.charged) == len(set(self.charged)), "charged twice"
+
+@pytest.mark.parametrize("broker", ["redis"], ids=["it's on [Redis]"])
+def test_billing(broker):
+    try:
+        simulate(Naive, broker=broker)
+    except SimulationFailed as failed:
+        report = failed.report
+        print("told:", report.histories, report.seed, report.hash, report.history)
+        raise
+"""
+
+
+def test_the_line_that_replays_a_simulation_runs_as_it_is_printed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(CHARGED_TWICE)
+    first = _run(pytester)
+    first.assert_outcomes(failed=1)
+    line = re.search(r"again: (pytest .*)", str(first.stdout))
+    assert line, str(first.stdout)
+    program, *arguments = shlex.split(line[1])
+    assert program == "pytest"
+    again = _run(pytester, *arguments)
+    again.assert_outcomes(failed=1)
+    told, told_again = (re.search(r"told: (\d+) (\d+) (.*)", str(run.stdout)) for run in (first, again))
+    assert told
+    assert told_again
+    assert int(told[1]) == int(told[2]) + 1 > 1, (
+        "the first seed failed, which a run without the option has too"
+    )
+    assert told_again[1] == "1"
+    assert told_again.groups()[1:] == told.groups()[1:]
 
 
 def test_loading_it_imports_nothing_heavy() -> None:

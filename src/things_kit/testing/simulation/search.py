@@ -1,5 +1,6 @@
 """`simulate` and its search: runs a world through many histories, and shows the shortest that breaks it."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -174,7 +175,7 @@ class Simulation:
             seed=seed,
             check=outcome.check,
             text=outcome.text,
-            replay=f"pytest --things-kit-seed={seed} {selection.test() or ''}".strip(),
+            replay=shlex.join(["pytest", f"--things-kit-seed={seed}", *filter(None, [selection.test()])]),
             hash=outcome.hash,
             history=outcome.rows,
             happened={name: happened[name] for name in self._faults if happened[name]},

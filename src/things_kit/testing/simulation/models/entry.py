@@ -16,6 +16,7 @@ class Entry(msgspec.Struct, eq=False):
 
     Attributes:
         place: Where it stands among the others.
+        number: Its first place, that in the topic.
         due: From when it may be handed out, in the loop's time.
         wanted: When it was to arrive, in seconds since 1970, where who receives it has it wait on until then.
         aside: It left its place in its key's order.
@@ -40,3 +41,7 @@ class Entry(msgspec.Struct, eq=False):
     losses: int = 0
     returns: int = 0
     returned_by: SimulatedProcess | None = None
+    number: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.number = self.place

@@ -5,7 +5,8 @@ What the real one may do, and where that is written:
 * A message that is not acknowledged within `ack_wait` is delivered again to anybody, and so is one whose
   acknowledgement was lost; the server counts deliveries (NATS documentation, "Consumers", "AckWait", "MaxDeliver").
 * What was given back, or was not acknowledged in time, is handed out before what is new, in the order in which it was
-  given back, whatever its place in the stream was (docs/brokers/nats.md). Our driver sorts what it gives back; this model does not.
+  given back, whatever its place in the stream was (docs/brokers/nats.md). Our driver sorts what it gives back; this model does
+  so only for a receiver that closes, and not for what the engine gives back.
 * `nak` with a delay puts one message off; those behind it go on. There is no order across the processes of a group.
 * A server that was killed has forgotten what it had handed out and not written yet: it comes at once, with the same count
   (recorded, tests/testing/simulation/recorded).
@@ -29,6 +30,7 @@ TRAITS: Final = Traits(
         attempts=True,
         suspects=True,
         counts_releases=True,
+        lasting_inbox=False,
         schedule_ids=True,
         schedules=True,
         carried=math.inf,

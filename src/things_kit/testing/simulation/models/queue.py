@@ -245,6 +245,17 @@ class QueueGroup:
         if not leased:
             held = [token for token, entry in self._out.items() if entry.holder is receiver]
             self._take_back(held, counted=counted)
+            if held and self.server.traits.returned_first:
+                self._put_back_in_order()
+
+    def _put_back_in_order(self) -> None:
+        """As our driver, which takes what is still there from earlier, and gives back all in the order of the stream."""
+        now = self._now()
+        back = [entry for entry in self._waiting if entry.place < 0 and entry.due <= now]
+        places = [entry.place for entry in back]
+        for place, entry in zip(places, sorted(back, key=lambda each: each.number), strict=True):
+            entry.place = place
+        self._waiting.sort(key=lambda each: each.place)
 
     def _expire(self) -> None:
         now = self._now()
