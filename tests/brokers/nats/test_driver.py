@@ -579,7 +579,7 @@ async def test_a_consumer_that_waits_asks_once_for_what_comes(
         nonlocal asked
         asked += 1
 
-    await client.subscribe("$JS.API.CONSUMER.MSG.NEXT.>", cb=count)
+    await client.subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{topic}.>", cb=count)
     await client.flush()
     async with broker.consumer(topic, group="g", handler=seen, dead_letter=None):
         for number in range(20):

@@ -87,6 +87,29 @@ class RequestSuite(Suite):
 
         assert invoices == [Invoice(order.id, order.amount * 2) for order in asked]
 
+    async def test_the_servers_of_a_group_share_the_requests(self, stage: Stage) -> None:
+        """Line 68: each is answered by one of them, and both have work: either waits with its first for the other's."""
+        topic, group = stage.topic(), stage.group()
+        began = [asyncio.Event(), asyncio.Event()]
+
+        def server(own: int) -> Any:
+            async def answer(_: Message) -> int:
+                began[own].set()
+                await began[1 - own].wait()
+                return own
+
+            return answer
+
+        for own, broker in enumerate((stage.broker, await stage.open())):
+            await stage.consume(topic, group, server(own), broker=broker, concurrency=1, max_in_flight=2)
+        asked = (Message(topic, b"x", key=b"%d" % number) for number in range(20))
+        wait = 2 * stage.patience
+        replies = await asyncio.gather(
+            *(stage.broker.request(each, reply=int, timeout=wait) for each in asked)
+        )
+        assert set(replies) == {0, 1}
+        await stage.until_lag(topic, group, 0)
+
     async def test_who_asks_is_told_what_ended_in_the_dead_letter(self, stage: Stage) -> None:
         """Line 69: with type and text; the dead letter is no request any more."""
         topic = stage.topic()
