@@ -128,7 +128,7 @@ async def test_an_inbox_that_was_deleted_is_noticed(
 
 @pytest.mark.parametrize("tail", [False, True], ids=["in between", "at the end"])
 async def test_a_reply_that_was_lost_on_its_way_is_noticed(
-    driver: NATSDriver, replies: str, tail: bool
+    driver: NATSDriver, replies: str, stream: JetStreamContext, tail: bool
 ) -> None:
     receiver = await reading(driver, replies)
     await send(driver, replies, b"1")
@@ -142,6 +142,20 @@ async def test_a_reply_that_was_lost_on_its_way_is_noticed(
         await driven._accept(SimpleNamespace(reply=reply, data=b"3", headers=None))
     with pytest.raises(ConnectionLost, match="lost on its way"):
         await receiver.receive(1, 10.0)
+    await receiver.close()
+    assert await stream.consumers_info(replies) == [], "the connection lives on, and so would what is left"
+
+
+async def test_who_is_opened_anew_reads_on_where_it_was(driver: NATSDriver, replies: str) -> None:
+    """The connection is well, as when the engine takes a receiver for stuck."""
+    first = await reading(driver, replies)
+    await send(driver, replies, b"1", b"2")
+    await first.settle(await take(first, 2), [])
+    await first.close()
+    await send(driver, replies, b"3")
+    second = await reading(driver, replies)
+    assert values(await take(second, 1)) == [b"3"]
+    await second.close()
 
 
 async def test_a_thousand_requests_at_once_are_answered_each(nats_server: NATSServer) -> None:

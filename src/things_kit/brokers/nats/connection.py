@@ -69,7 +69,7 @@ class _Client(Client):
         if name and (not name.isascii() or any(letter.isspace() for letter in name)):
             name = None
         if len(_Client._names) < MOST_KEPT:
-            _Client._names[bytes(written)] = name
+            _Client._names[written] = name
         return name
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:

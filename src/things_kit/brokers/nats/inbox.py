@@ -7,7 +7,7 @@ keep for the server what the process knows by itself: how far it is. Whoever rea
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as Subject
@@ -153,19 +153,15 @@ class InboxReceiver:
     async def quiesce(self) -> None:
         """Have nothing more pushed."""
         if self._subject is not None:
-            self._check()
+            self._connection.check()
             subject, self._subject = self._subject, None
             await self._connection.stop_receiving(subject)
 
     async def close(self) -> None:
-        """Delete the consumer; where the connection is lost it goes by itself, and its place is kept."""
+        """Delete the consumer; where the connection is lost it goes by itself. The place is kept until the inbox is removed."""
         self._unwatch()
-        try:
-            self._check()
-            await self.quiesce()
-            await self._streams.leave(self._stream, self._consumer)
-        except ConnectionLost:
-            first: Any = next(iter(self._held), self._seen + 1)
-            self._places[self._known] = Place(self._created, first)
-            raise
-        self._places.pop(self._known, None)
+        first: int = next(iter(self._held), self._seen + 1)
+        self._places[self._known] = Place(self._created, first)
+        self._connection.check()
+        await self.quiesce()
+        await self._streams.leave(self._stream, self._consumer)
