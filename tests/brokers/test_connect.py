@@ -10,7 +10,7 @@ from things_kit.brokers.memory import MemoryDriver
 from things_kit.engine.url import BrokerURL
 
 
-class StoneDriver(MemoryDriver):
+class MarbleDriver(MemoryDriver):
     """What another package would bring."""
 
     urls: ClassVar[list[BrokerURL]] = []
@@ -22,37 +22,37 @@ class StoneDriver(MemoryDriver):
 
 
 class EntryPoint:
-    def load(self) -> type[StoneDriver]:
-        return StoneDriver
+    def load(self) -> type[MarbleDriver]:
+        return MarbleDriver
 
 
 class EntryPoints(list[EntryPoint]):
-    names = frozenset({"stone"})
+    names = frozenset({"marble"})
 
 
 @pytest.fixture
-def stone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver of another package is registered for stone://."""
+def marble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver of another package is registered for marble://."""
 
     def entry_points(*, group: str, name: str | None = None) -> EntryPoints:
         assert group == "things_kit.brokers"
-        return EntryPoints([EntryPoint()] if name in {None, "stone"} else [])
+        return EntryPoints([EntryPoint()] if name in {None, "marble"} else [])
 
     monkeypatch.setattr(metadata, "entry_points", entry_points)
     if hasattr(module, "entry_points"):
         monkeypatch.setattr(module, "entry_points", entry_points)
 
 
-@pytest.mark.usefixtures("stone")
+@pytest.mark.usefixtures("marble")
 async def test_a_driver_of_another_package_is_found_by_its_scheme() -> None:
-    async with connect("stone://quarry/deep?x=1") as broker:
-        assert repr(broker) == "<Broker stone://quarry/deep>"
-    assert StoneDriver.urls[-1].query == {"x": "1"}
+    async with connect("marble://quarry/deep?x=1") as broker:
+        assert repr(broker) == "<Broker marble://quarry/deep>"
+    assert MarbleDriver.urls[-1].query == {"x": "1"}
 
 
-@pytest.mark.usefixtures("stone")
+@pytest.mark.usefixtures("marble")
 def test_an_unknown_scheme_names_those_that_are_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown broker paper://; known are .*memory://, .*stone://"):
+    with pytest.raises(ConfigError, match=r"unknown broker paper://; known are .*marble://, memory://"):
         connect("paper://x")
 
 
@@ -76,13 +76,13 @@ def test_the_schemes_of_ours_are_known() -> None:
 
 
 def test_a_missing_client_library_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = BuiltIn("no_such_client_library", "Driver", extra="stone")
-    monkeypatch.setitem(BUILT_IN, "stone", missing)
+    missing = BuiltIn("no_such_client_library", "Driver", extra="marble")
+    monkeypatch.setitem(BUILT_IN, "marble", missing)
     with pytest.raises(ConfigError) as raised:
-        connect("stone://x")
+        connect("marble://x")
     assert str(raised.value) == (
-        "stone:// needs the package 'no_such_client_library', which is not installed: "
-        'pip install "things-kit[stone]"'
+        "marble:// needs the package 'no_such_client_library', which is not installed: "
+        'pip install "things-kit[marble]"'
     )
 
 
@@ -90,10 +90,10 @@ def test_a_module_of_ours_that_is_missing_is_a_fault_and_not_an_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(
-        BUILT_IN, "stone", BuiltIn("things_kit.brokers.no_such_module", "Driver", extra="stone")
+        BUILT_IN, "marble", BuiltIn("things_kit.brokers.no_such_module", "Driver", extra="marble")
     )
     with pytest.raises(ModuleNotFoundError):
-        connect("stone://x")
+        connect("marble://x")
 
 
 def test_connecting_does_nothing_yet() -> None:

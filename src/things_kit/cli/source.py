@@ -80,6 +80,8 @@ class Source:
                 chunk = self._stream.read(CHUNK) or b""
             except OSError as error:
                 return self._give(error)
+            except ValueError:  # closed by whoever opened it, who wants no more
+                chunk = b""
             self._give(chunk)
             if not chunk:
                 return None
