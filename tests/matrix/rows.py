@@ -58,6 +58,12 @@ CLIENTS: Final[Mapping[str, type[ServerProcess]]] = {
 """The servers whose clients are run in their lowest versions."""
 
 
+EVERY_ON_NATS: Final = (
+    "tests/patterns/test_every_processes.py"
+    "::test_of_five_processes_one_is_frozen_and_one_killed_and_no_planned_time_is_lost[nats]"
+)
+"""Which needs a server from 2.12 on."""
+
 ON_UVLOOP: Final = ("memory", "sqlite", "redis", "rabbitmq", "nats", "postgres")
 """The embedded brokers, and those whose clients work on the event loop and not in threads of their own."""
 
@@ -316,7 +322,7 @@ def _asyncapi_parser(place: Path) -> Ready:
 ROWS: Final = (
     Row("redis-8", "Redis 8", _redis, _of_broker("redis")),
     Row("valkey-9", "Valkey 9", _valkey, _of_broker("redis")),
-    Row("nats-2.15", "NATS 2.15", _nats, _of_broker("nats")),
+    Row("nats-2.15", "NATS 2.15", _nats, [*_of_broker("nats"), EVERY_ON_NATS]),
     Row("rabbitmq-4.3", "RabbitMQ 4.3", _rabbitmq, _of_broker("rabbitmq")),
     Row("postgres-13", "PostgreSQL 13", _postgres("bullseye", 13), _of_broker("postgres")),
     Row("postgres-17", "PostgreSQL 17", _postgres("trixie", 17), _of_broker("postgres")),

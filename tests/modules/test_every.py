@@ -7,11 +7,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
 
-from tests.engine.scenario import virtual
+from tests.engine.scenario import BEGAN, VirtualWorld, virtual
 from things_kit import (
     App,
     Broker,
@@ -25,6 +27,7 @@ from things_kit import (
     provide,
 )
 from things_kit.engine.clock import steady
+from things_kit.engine.surroundings import surroundings
 from things_kit.modules import config, memory, sqlite
 from things_kit.patterns.periodic import Done, Every, Periodic, every
 from things_kit.testing.conformance.waiting import eventually
@@ -208,6 +211,46 @@ async def test_the_first_start_ever_makes_up_for_nothing() -> None:
     ):
         await asyncio.sleep(60)  # what is to run at once
         assert seen == []
+
+
+class HoursAround(VirtualWorld):
+    """The wall clock begins three hours before a moment."""
+
+    def __init__(self, moment: datetime) -> None:
+        self.ahead = (moment - timedelta(hours=3)).timestamp() - BEGAN
+
+
+@pytest.mark.parametrize("when", ["0,30 * * * *", "30 2 * * *"], ids=["half hours", "daily"])
+@pytest.mark.parametrize("change", ["2026-03-29T01:00:00Z", "2026-10-25T01:00:00Z"], ids=["spring", "autumn"])
+@virtual
+async def test_two_processes_fire_once_for_each_planned_time_though_clocks_change_while_nobody_is_there(
+    change: str, when: str
+) -> None:
+    changed, hour, berlin = datetime.fromisoformat(change), timedelta(hours=1), ZoneInfo("Europe/Berlin")
+    surroundings.set(HoursAround(changed))
+    spec = every(when, tz="Europe/Berlin", name="tick", overlap="queue", catch_up="all")
+    url, seen = f"memory://{uuid4().hex}", list[datetime]()
+
+    async def call(planned: datetime) -> None:
+        seen.append(planned)
+
+    async def run_until(time: datetime) -> None:
+        async with (
+            connect(url) as one,
+            connect(url) as other,
+            Periodic(one, spec, call),
+            Periodic(other, spec, call),
+        ):
+            await asyncio.sleep((time - now()).total_seconds())
+
+    await run_until(changed - 2 * hour)
+    await asyncio.sleep(4 * 3600)
+    await run_until(changed + 4.2 * hour)
+    if when == "30 2 * * *":
+        assert [planned.astimezone(berlin).date() for planned in seen] == [changed.date()]
+    else:
+        assert len(seen) == 14
+        assert {later - earlier for earlier, later in pairwise(seen)} == {hour / 2}
 
 
 @pytest.mark.parametrize("overlap", ["skip", "queue", "allow"])
