@@ -8,7 +8,7 @@ import pytest
 
 from tests.engine.scenario import Recorder, until, virtual
 from things_kit import Message
-from things_kit.engine.cancelling import cancellable, ended
+from things_kit.engine.cancelling import cancellable, ended, finished
 from things_kit.engine.driver import Capabilities, ConnectionLost
 from things_kit.testing.stub import NATIVE_DELAY, StubDriver, StubReceiver, broker_of
 
@@ -180,6 +180,20 @@ class Swallowing(StubDriver):
         self.calls.append("waits")
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
+
+
+@virtual
+async def test_what_fails_in_the_moment_in_which_its_waiter_is_cancelled_is_nobodys_error() -> None:
+    """As a receiver that is being closed when its topic is removed and its consumer stops: nothing of it is reported."""
+
+    async def fail() -> None:
+        await asyncio.sleep(1)
+        waiting.cancel()
+        raise ConnectionLost("gone")
+
+    waiting = asyncio.create_task(finished(asyncio.create_task(fail()), 5.0))
+    await asyncio.wait({waiting})
+    assert waiting.cancelled()
 
 
 @pytest.mark.parametrize("call", ["lag", "health"])

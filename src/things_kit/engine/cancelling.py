@@ -52,7 +52,9 @@ async def finished(task: asyncio.Task[ResultT], patience: float) -> bool:
     try:
         await asyncio.wait({task}, timeout=patience)
     finally:
-        if not task.done():
+        if task.done():
+            _forget(task)  # whoever waits may be cancelled in the same moment
+        else:
             abandon(task)
     if task.done():
         task.result()
