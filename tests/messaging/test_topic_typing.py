@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from things_kit import Batch, Broker, Message, MessageRouter, Producer, Topic
-from things_kit.middleware import circuit_breaker, claim_check, compress, encrypt, throttle
+from things_kit.middleware import MemoryStore, circuit_breaker, claim_check, compress, deduplicate, encrypt, throttle
 
 
 class Order(msgspec.Struct):
@@ -73,6 +73,7 @@ async def cancelled(event: Cancelled, message: Message) -> None: ...
 
 class Session: ...
 async def injected(order: Order, session: Session) -> None: ...
+flow = [deduplicate(MemoryStore()), circuit_breaker(), throttle(5)]
 chain = [compress("gzip"), encrypt({"a": b"k" * 32}), claim_check(Path("claims"))]
 sealed = Topic("sealed", Order, transforms=(compress("gzip"), encrypt({"a": b"k" * 32})))
 
@@ -86,6 +87,7 @@ async def main(producer: Producer, broker: Broker) -> None:
     broker.consumer(orders, group="g", handler=injected)
     broker.consumer(orders, group="g", handler=bill, transforms=chain)
     broker.consumer(sealed, group="g", handler=bill, middleware=[throttle(5), circuit_breaker()])
+    broker.consumer(sealed, group="g", handler=bill, middleware=flow)
     broker.producer(transforms=chain)
     await producer.publish(orders, Order("a", 1.0))
     await producer.publish(orders, Order("a", 1.0), key="k", headers={"a": "b"}, id="x")

@@ -61,6 +61,14 @@ is called before, with the `Bound` that it will see messages of: it may raise Co
 consumer's own, which is used in its place.
 """
 
+
+class WrapsHandling(Protocol):
+    """Middleware that is an object: the base by which mypy knows that a list of several is one of middleware."""
+
+    def __call__(self, handle: Handle, /) -> Handle:
+        """The step that this makes of another."""
+
+
 HandleBatch: TypeAlias = Callable[[list[Message]], Awaitable[None]]
 """Handles a list; raises BatchError for those that failed, anything else if all did."""
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Final, Literal
 
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import Handle, HandleBatch
+from things_kit.messaging.handler import Handle, HandleBatch, WrapsHandling
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError, Later
 from things_kit.messaging.policy import Seconds, seconds
@@ -44,7 +44,7 @@ def circuit_breaker(
     return CircuitBreaker(failures, wait, kinds)
 
 
-class CircuitBreaker:
+class CircuitBreaker(WrapsHandling):
     """The middleware that `circuit_breaker` makes.
 
     Attributes:

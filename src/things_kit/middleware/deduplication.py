@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from things_kit.messaging.consumer import Bound
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import Handle, HandleBatch
+from things_kit.messaging.handler import Handle, HandleBatch, WrapsHandling
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import BatchError, Later
 from things_kit.messaging.policy import Seconds, seconds
@@ -43,7 +43,7 @@ def deduplicate(store: Any, window: Seconds = timedelta(hours=1), lease: Seconds
     return Deduplicate(marks_of(store), seconds(window, "window"), seconds(lease, "lease"))
 
 
-class Deduplicate:
+class Deduplicate(WrapsHandling):
     """The middleware that `deduplicate` makes.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from things_kit.messaging.consumer import Bound
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import Handle, HandleBatch
+from things_kit.messaging.handler import Handle, HandleBatch, WrapsHandling
 from things_kit.messaging.message import Message
 from things_kit.messaging.outcomes import Later
 from things_kit.messaging.policy import Seconds, seconds
@@ -37,7 +37,7 @@ def throttle(
     return Throttle(rate, length, key)
 
 
-class Throttle:
+class Throttle(WrapsHandling):
     """The middleware that `throttle` makes.
 
     Attributes:

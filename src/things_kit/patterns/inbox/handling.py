@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from things_kit.engine.clock import steady
 from things_kit.messaging.consumer import Bound
 from things_kit.messaging.errors import ConfigError
-from things_kit.messaging.handler import Handle, HandleBatch
+from things_kit.messaging.handler import Handle, HandleBatch, WrapsHandling
 from things_kit.messaging.policy import Seconds, seconds
 from things_kit.patterns.inbox.consuming import Consuming
 from things_kit.patterns.inbox.marks import SWEPT, Marks, mark_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 UNBOUND: Final = "an inbox belongs to a consumer: broker.consumer(..., middleware=[inbox])"
 
 
-class Inbox:
+class Inbox(WrapsHandling):
     """Middleware that has each message handled once, as far as its effects are in one database.
 
     The mark (group, topic, id) is written in one transaction with what the handler does; a message that is marked is
