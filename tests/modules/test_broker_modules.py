@@ -1,7 +1,10 @@
 """Brokers as modules of an application."""
 
+import base64
+import importlib
 import inspect
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +69,38 @@ def broker_module(request: pytest.FixtureRequest, write: Write) -> Any:
     url = {"memory": "memory://", "sqlite": "sqlite:///events.db"}[request.param]
     write(f"{request.param}:\n  url: {url}\n  topic: orders\n  group_id: billing\n")
     return {"memory": memory, "sqlite": sqlite}[request.param]
+
+
+SEALING = """\
+import base64, os
+from things_kit.middleware import encrypt
+
+named = (each.partition("=") for each in os.environ["SHOP_KEYS"].split())
+sealed = encrypt({name: base64.b64decode(key) for name, _, key in named})
+"""
+
+
+async def test_keys_come_from_the_configuration_and_are_rotated_while_messages_wait(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deployment with the new key in front reads what the one before has sent."""
+    write("sqlite:\n  path: events.db\n  topic: orders\n  group: g\n  transforms: [sealing.sealed]\n")
+    (tmp_path / "sealing.py").write_text(SEALING)
+    monkeypatch.syspath_prepend(tmp_path)
+    old, new = (f"{name}={base64.b64encode(name[0].encode() * 32).decode()}" for name in ("old", "new"))
+    for number, keys in enumerate([old, f"{old} {new}", f"{new} {old}"]):
+        monkeypatch.setenv("SHOP_KEYS", keys)
+        monkeypatch.delitem(sys.modules, "sealing", raising=False)
+        async with App(config.module, sqlite.module) as app:
+            sealed = importlib.import_module("sealing").sealed
+            broker = await app.get(Broker)
+            await broker.declare("orders", ["g"])
+            producer = broker.producer(transforms=[sealed])
+            await producer.publish(Message("orders", b"%d" % number))
+    async with App(config.module, sqlite.module, provide(MockHandler), invoke(sqlite.run_consumer)) as app:
+        handler = await app.get(MockHandler)
+        await handler.handled(3)
+        assert [message.value for message in handler.messages] == [b"0", b"1", b"2"]
 
 
 async def test_the_apps_handler_gets_what_the_section_consumes(broker_module: Any) -> None:
