@@ -10,10 +10,12 @@ import msgspec
 import pytest
 
 from tests.engine.scenario import until, virtual
+from tests.middleware.test_throttle import most_in
 from things_kit import Batch, Broker, Capabilities, ConfigError, Message, PublishError, RetryPolicy, connect
 from things_kit.engine.driver import ConnectionLost
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging import names
+from things_kit.middleware import MemoryStore, deduplicate, throttle
 from things_kit.patterns.bridge import Bridge
 from things_kit.patterns.far_side import waves
 from things_kit.testing.stub import BARE, NATIVE_DELAY, NATIVE_LANES, StubDriver
@@ -314,6 +316,56 @@ async def test_a_source_that_is_cut_off_loses_nothing(native: Capabilities) -> N
             confirm.set()
             await bridge.until_empty()
         assert list(dict.fromkeys(sides.arrived())) == [b"1", b"2"]
+
+
+# --- flow control
+
+
+@KINDS
+@virtual
+async def test_under_a_throttle_no_second_has_more_than_its_rate_and_keys_keep_their_order(
+    native: Capabilities,
+) -> None:
+    moved: list[float] = []
+
+    async def told(_: Message, error: Exception | None) -> None:
+        assert error is None
+        moved.append(asyncio.get_running_loop().time())
+
+    async with Sides(native) as sides:
+        for number in range(60):
+            sides.put(str(number), key=f"k{number % 3}")
+        async with sides.bridge(max_in_flight=40, middleware=[throttle(10)], told=told) as bridge:
+            await bridge.until_empty()
+        for key in range(3):
+            assert sides.arrived(f"k{key}") == [b"%d" % number for number in range(key, 60, 3)]
+    assert most_in(moved, 1.0) == 10
+
+
+async def test_a_throttle_below_what_is_moved_in_one_go_is_refused_at_start() -> None:
+    async with Sides() as sides:
+        sides.put("1")
+        with pytest.raises(ConfigError, match="a batch of 500 messages would never begin"):
+            await sides.bridge(middleware=[throttle(10)]).start()
+
+
+@virtual
+async def test_with_deduplicate_what_is_at_the_source_twice_is_moved_once_and_what_is_refused_later() -> None:
+    refused: list[bytes] = []
+
+    def once(each: Message) -> Exception | None:
+        if each.value != b"2" or refused:
+            return None
+        refused.append(each.value)
+        return PublishError("not yet")
+
+    async with Sides() as sides:
+        sides.target.refuse = once
+        sides.put("1", "2", "1", "2")
+        async with sides.bridge(middleware=[deduplicate(MemoryStore())]) as bridge:
+            await bridge.until_empty()
+        assert sorted(sides.arrived()) == [b"1", b"2"]
+        assert bridge.held == 0
 
 
 # --- the end

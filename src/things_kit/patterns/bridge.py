@@ -20,6 +20,7 @@ from things_kit.messaging.errors import (
     ThingsKitError,
     UnsupportedError,
 )
+from things_kit.messaging.handler import Middleware
 from things_kit.messaging.message import Message
 from things_kit.messaging.names import DEAD_LETTER_GROUP, REPLAY_GROUP
 from things_kit.messaging.outcomes import BatchError, Retry
@@ -75,7 +76,8 @@ class Bridge:
         dead_letter: A topic of the source for what the target refuses: at once where it is too large, else after
             `retry.attempts`. `{topic}` and `{group}` are filled. None: nothing is given up.
         retry: How long after each other a refused message is tried.
-        max_in_flight: The most messages held at once.
+        max_in_flight: The most messages held at once; a quarter of them is moved in one go.
+        middleware: Goes around what moves them, in lists: a `throttle` whose rate is not below those of one go, such as.
         told: Awaited with each message that the target has now, and None; and once with one that it has refused, and why.
             The next ones wait for it; it must not raise.
 
@@ -95,6 +97,7 @@ class Bridge:
         dead_letter: str | None = None,
         retry: RetryPolicy = RETRY,
         max_in_flight: int = 2000,
+        middleware: Sequence[Middleware] = (),
         told: Told | None = None,
     ) -> None:
         self.group = group
@@ -121,6 +124,7 @@ class Bridge:
             concurrency=AT_ONCE,
             batch=Batch(size=max(1, max_in_flight // (2 * AT_ONCE)), wait=0.01),
             max_in_flight=max_in_flight,
+            middleware=middleware,
             dead_letter=None,
             retry=retry,
             drain_timeout=DRAIN,
