@@ -108,7 +108,11 @@ async def test_what_nobody_was_handed_is_overdue(broker: Broker, topic: str) -> 
     collecting = await collect(broker.transmission.driver, Subscription(topic=topic, group="g"))
     assert await collecting.receiver.overdue() == 0
     await broker.producer().publish_batch([Message(topic, b"%d" % n) for n in range(3)])
-    assert await collecting.receiver.overdue() == 3
+
+    async def all_are_overdue() -> bool:  # a server of 2.15 counts them a moment after it has confirmed them
+        return await collecting.receiver.overdue() == 3
+
+    await eventually(all_are_overdue)
     await received(collecting, 3)
     assert await collecting.receiver.overdue() == 0, "what is held is nobody else's"
     await collecting.close()

@@ -12,7 +12,7 @@ pytest.importorskip("pika")
 from pika.spec import Basic
 
 from things_kit import Message
-from things_kit.brokers.rabbitmq.counting import Counts, counts_of
+from things_kit.brokers.rabbitmq.counting import HELD, Counts, counts_of
 from things_kit.brokers.rabbitmq.receiver import RabbitMQReceiver, Source
 from things_kit.brokers.rabbitmq.wire import COUNT, Letter, Unpacker, pack, pack_again
 from things_kit.engine.collected import Collected, Collecting
@@ -111,7 +111,12 @@ def consuming(queue: Queue, process: str) -> Collecting:
     source = Source(queue.name, place, True, queue.counts, False, {}, queue.look, print, {})
     channel: Any = queue
     receiver = RabbitMQReceiver(
-        channel, source, subscription, Unpacker("t", queue.name, None, place), channel, queue.send_later
+        channel,
+        source,
+        subscription,
+        Unpacker("t", queue.name, None, place, queue.counts),
+        channel,
+        queue.send_later,
     )
     return Collecting(receiver, inbox)
 
@@ -200,3 +205,27 @@ def test_what_a_queue_counts_is_a_matter_of_its_type_and_its_server(
     version: tuple[int, ...], kind: str | None, counts: str
 ) -> None:
     assert counts_of(version, kind) == counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [("returns", [None, 1, 2]), ("failures", [1, 2, 3]), ("failures", [None, 1, 2])],
+    ids=[
+        "the group's count alone",
+        "one that goes on from the last queue's",
+        "a copy that nobody had been handed",
+    ],
+)
+def test_what_comes_out_of_a_lost_receivers_queue_is_counted_once(
+    counts: Counts, told: Sequence[int | None]
+) -> None:
+    """Servers from 4.3 on carry a queue's count to the next one."""
+    letter = pack_again(Message("t", b"x", id="1"), "q", 0.0, 1, mark=1)
+    unpacker = Unpacker("t", "q", None, ((), "/", uuid4().hex), counts)
+    attempts = []
+    for count in told:
+        headers = {**(letter.properties.headers or {}), "x-death": [{"queue": f"{HELD}1.q"}]}
+        letter.properties.headers = headers if count is None else {**headers, COUNT: count}
+        method = Basic.Deliver("c", 1, count is not None, "", "q")
+        attempts.append(unpacker.unpack(method, letter.properties, b"x").message.attempt)
+    assert attempts == ([2, 2, 3] if told[0] is None and counts == "failures" else [2, 3, 4])

@@ -127,7 +127,7 @@ def test_nothing_that_could_be_written_raises(content: bytes, flags: int) -> Non
     read_properties(struct.pack(">H", flags) + content)
     properties = read(content, message_id="m-1")
     method = pika.spec.Basic.Deliver("c", 1, False, "orders", "k")
-    unpacker = Unpacker("orders", "g.orders", "orders", ((), "/", "g.orders"))
+    unpacker = Unpacker("orders", "g.orders", "orders", ((), "/", "g.orders"), "returns")
     delivery = unpacker.unpack(method, properties, b"x")
     assert all(isinstance(text, str) for text in delivery.message.headers.values())
 

@@ -5,6 +5,8 @@
 | quorum, before RabbitMQ 4.3 | whatever comes back |
 | quorum, from 4.3 on | what is rejected, and what a consumer held that was lost; not what a `basic.nack` gives back |
 | others | nothing |
+
+From 4.3 on a quorum queue goes on from what another one had counted that a message comes out of as a dead letter.
 """
 
 from typing import Any, Final, Literal, TypeAlias
@@ -34,6 +36,12 @@ def way_back(counts: Counts, *, failed: bool) -> tuple[Any, int]:
     if counts == "failures" and failed:
         return Basic.Reject, 1
     return Basic.Nack, int(counts == "returns")
+
+
+def losses(count: object, counts: Counts, *, died: bool) -> int:
+    """Of a message that comes again: how often it failed or was lost, by its queue's count and that of its last receiver's queue."""
+    counted = count if isinstance(count, int) and count > 0 else 0
+    return max(died, counted) if counts == "failures" else died + counted
 
 
 def was_lost(deaths: object) -> bool:

@@ -206,7 +206,7 @@ class RabbitMQDriver:
             returned=self._returned,
         )
         exchange = self._names.exchange(topic) if self._names.own_exchanges else None
-        unpacker = Unpacker(topic, queue, exchange, source.place)
+        unpacker = Unpacker(topic, queue, exchange, source.place, source.counts)
         receiver = RabbitMQReceiver(
             channel, source, subscription, unpacker, self._publisher, None if ephemeral else self.send_later
         )

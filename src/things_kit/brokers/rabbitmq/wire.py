@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 from pika.spec import BasicProperties
 
-from things_kit.brokers.rabbitmq.counting import CONVICTS, was_lost
+from things_kit.brokers.rabbitmq.counting import CONVICTS, Counts, losses, was_lost
 from things_kit.engine.driver import Delivery
 from things_kit.engine.envelope import EPOCH, ID, TIME, Envelope, Fields, as_text, note, text_of
 from things_kit.engine.uncounted import Uncounted
@@ -162,10 +162,11 @@ class Token(msgspec.Struct, gc=False):
 
 
 class Unpacker:
-    """Unpacks what one queue delivers, whose `place` no other has."""
+    """Unpacks what one queue delivers, whose `place` no other has, and which counts what comes back."""
 
-    def __init__(self, topic: str, queue: str, exchange: str | None, place: Place) -> None:
+    def __init__(self, topic: str, queue: str, exchange: str | None, place: Place, counts: Counts) -> None:
         self._place = place
+        self._counts = counts
         self._topic = topic
         self._queue = queue
         self._exchange = exchange  # in which the routing key is the message's key
@@ -195,8 +196,7 @@ class Unpacker:
         counted, copy = message.attempt, (self._place, message.id, message.attempt, mark)
         died = DEATHS in raw and was_lost(raw[DEATHS])
         if method.redelivered or died:
-            count = raw.get(COUNT)
-            counted += died + (count if isinstance(count, int) and count > 0 else 0)
+            counted += losses(raw.get(COUNT), self._counts, died=died)
             message = message.replace(attempt=GIVEN_BACK.attempt(copy, counted))
         lost = mark if died else 0
         suspect = message.attempt - 1 if lost >= CONVICTS else 0
