@@ -22,6 +22,9 @@ EXTRA := $(or $(EXTRA_$(SCHEME)),$(SCHEME))
 # Most tests wait, for servers and for timers: five for two cores keep them busy
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(5 * os.cpu_count() // 2)')
 
+# The tests start thousands of processes of Python, which read what was compiled once
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check docs reference bench bench-growth bench-far soak sabotage matrix mutants format clean
 
 demo: $(VENV)/.demo $(if $(EXTRA),$(VENV)/.extra-$(EXTRA))  ## audit this Python environment through a broker: make demo [BROKER=postgres://host/database]

@@ -260,7 +260,8 @@ class Tick(World):
         async def tick(planned: datetime) -> None:
             run = Run(planned, now())
             self.runs.append(run)
-            if any(f'{{"planned":"{planned:%Y-%m-%dT%H:%M:%SZ}"' in row.message for row in self.history.rows):
+            message = f'{{"planned":"{planned:%Y-%m-%dT%H:%M:%SZ}"'
+            if any(message in row.message for row in self.history.rows):
                 self.again.append(planned)
             await asyncio.sleep(self.long if len(self.runs) % 3 == 0 else 1.0)
             if len(self.runs) % 5 == 0:
