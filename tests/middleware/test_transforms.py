@@ -246,6 +246,29 @@ async def test_claims_go_by_age(tmp_path: Path) -> None:
 
 
 @virtual
+async def test_nothing_is_published_before_its_value_is_in_the_store() -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Away):
+        away = False
+
+        async def put(self, key: str, value: bytes, /) -> None:
+            began.set()
+            await go_on.wait()
+            self.kept[key] = value
+
+    async with connect("memory://") as broker:
+        await broker.declare("orders", ["g"])
+        producer = broker.producer(transforms=[claim_check(Slow(), above=10)])
+        publishing = asyncio.create_task(producer.publish(made()))
+        await began.wait()
+        assert await broker.lag("orders", group="g") == 0
+        go_on.set()
+        await publishing
+        assert await broker.lag("orders", group="g") == 1
+
+
+@virtual
 async def test_a_store_that_is_away_is_an_outage_for_who_publishes() -> None:
     store = Away()
     async with connect("memory://?publish_timeout=0.3") as broker:
