@@ -224,8 +224,10 @@ def test_what_comes_out_of_a_lost_receivers_queue_is_counted_once(
     unpacker = Unpacker("t", "q", None, ((), "/", uuid4().hex), counts)
     attempts = []
     for count in told:
-        headers = {**(letter.properties.headers or {}), "x-death": [{"queue": f"{HELD}1.q"}]}
-        letter.properties.headers = headers if count is None else {**headers, COUNT: count}
+        headers: dict[str, Any] = {"x-death": [{"queue": f"{HELD}1.q"}]}
+        if count is not None:
+            headers[COUNT] = count
+        letter.properties.headers = {**(letter.properties.headers or {}), **headers}
         method = Basic.Deliver("c", 1, count is not None, "", "q")
         attempts.append(unpacker.unpack(method, letter.properties, b"x").message.attempt)
     assert attempts == ([2, 2, 3] if told[0] is None and counts == "failures" else [2, 3, 4])
