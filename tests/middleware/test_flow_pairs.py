@@ -1,9 +1,10 @@
-"""Throttle, breaker and deduplicate, by twos and threes in each order: behind a bridge, through retries, dead letter and replay."""
+"""Throttle, breaker and deduplicate, by twos and threes in each order, with all transforms: behind a bridge, through retries, dead letter and replay."""
 
 import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from tests.middleware.test_throttle import most_in
 from tests.patterns.mortal import KILLED, child
 from things_kit import Message, RetryPolicy, connect
 from things_kit.messaging.names import DEAD_LETTER_GROUP
-from things_kit.middleware import MemoryStore, circuit_breaker, deduplicate, throttle
+from things_kit.middleware import (
+    MemoryStore,
+    circuit_breaker,
+    claim_check,
+    compress,
+    deduplicate,
+    encrypt,
+    throttle,
+)
 from things_kit.patterns.bridge import Bridge
 from things_kit.testing.conformance.waiting import eventually
 
@@ -23,6 +32,7 @@ RATE = 4
 IDS = [str(number) for number in range(12)]
 FAILING = IDS[:RATE]
 POISON = IDS[-1]
+TEXT = b"value " * 100
 CALM = {"throttle": "free", "circuit_breaker": "closed", "deduplicate": "ready"}
 
 KINDS: dict[str, Callable[[], Any]] = {
@@ -30,6 +40,21 @@ KINDS: dict[str, Callable[[], Any]] = {
     "circuit_breaker": lambda: circuit_breaker(failures=3, reset=5, on=(ConnectionError,)),
     "deduplicate": lambda: deduplicate(MemoryStore(), lease=3600),
 }
+
+
+class Shelf:
+    """A store of claims in memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+
+    async def put(self, key: str, value: bytes, /) -> None:
+        self._kept[key] = value
+
+    async def get(self, key: str, /) -> bytes | None:
+        return self._kept.get(key)
+
+    async def sweep(self, before: datetime, /) -> None: ...
 
 
 class Partner:
@@ -41,6 +66,7 @@ class Partner:
         self.mended = False
 
     async def handle(self, message: Message) -> None:
+        assert message.value == TEXT
         number = message.id or ""
         known = {each for _, each, _ in self.calls}
         self.calls.append((asyncio.get_running_loop().time(), number, message.attempt))
@@ -59,13 +85,27 @@ async def test_flow_control_holds_behind_a_bridge_and_through_retry_dead_letter_
     chain = [KINDS[name]() for name in names]
     times = 1 if "deduplicate" in names else 2
     partner, retry = Partner(), RetryPolicy(attempts=3, first=0.01)
+    transforms = [
+        compress("gzip", above=10),
+        encrypt({"a": b"k" * 32}, topics=["orders"]),
+        claim_check(Shelf(), above=10),
+    ]
     async with connect("memory://near") as near, connect("memory://far") as far:
         await near.declare("orders", ["bridge"])
-        sent = [Message("orders", b"", key=each.encode(), id=each) for each in IDS]
-        await near.producer().publish_batch([*sent, *sent])  # as a bridge sends again that was killed
+        sent = [Message("orders", TEXT, key=each.encode(), id=each) for each in IDS]
+        await near.producer(transforms=transforms).publish_batch(
+            [*sent, *sent]
+        )  # as a bridge sends again that was killed
         async with (
             Bridge(near, far, ["orders"], rename={"orders": "moved"}),
-            far.consumer("moved", group="g", handler=partner.handle, retry=retry, middleware=chain),
+            far.consumer(
+                "moved",
+                group="g",
+                handler=partner.handle,
+                retry=retry,
+                middleware=chain,
+                transforms=transforms,
+            ),
         ):
 
             async def lag(topic: str, group: str, expected: int) -> None:
@@ -141,7 +181,7 @@ async def move_on_and_read(near: str, far: str, database: Path) -> tuple[int, Pa
 async def publish(url: str) -> None:
     async with connect(url) as broker:
         await broker.declare("orders", ["bridge"])
-        await broker.producer().publish_batch([Message("orders", b"", id=each) for each in IDS])
+        await broker.producer().publish_batch([Message("orders", TEXT, id=each) for each in IDS])
 
 
 def test_what_a_killed_bridge_sends_again_is_handled_once(tmp_path: Path) -> None:
