@@ -28,6 +28,7 @@ NAMES = (
     "pubsub",
     "servicebus",
     "requests",
+    "latency",
     "outbox",
     "process",
 )
