@@ -1,36 +1,42 @@
-"""How long a message takes from its publish to its handler, ours beside the client alone: one at a time, and 1,000 a second.
-
-Both sides publish with confirmation and acknowledge each message by itself, or, on Kafka, commit each batch without waiting.
-"""
+"""How long a message takes from its publish to its handler, ours beside the client alone: one at a time, and many a second."""
 
 import asyncio
 import gc
 import statistics
-import threading
+import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from importlib import import_module
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from benchmarks.rabbitmq import connected, leave
+from benchmarks import clients, services
+from benchmarks.clients import GROUP, Arrivals, Send
+from benchmarks.kafka import FastKafka
 from benchmarks.result import Result
 from benchmarks.rounds import name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
-from things_kit.testing.servers.kafka import KafkaServer
 from things_kit.testing.servers.nats import NATSServer
+from things_kit.testing.servers.postgres import PostgresServer
+from things_kit.testing.servers.process import ServerProcess
+from things_kit.testing.servers.pubsub import PubSubServer
 from things_kit.testing.servers.rabbitmq import RabbitMQServer
 from things_kit.testing.servers.redis import RedisServer
+from things_kit.testing.servers.servicebus import ServiceBusServer
+from things_kit.testing.servers.sqs import SQSServer
 
 ALONE: Final = 300
 """Messages one at a time, in one round."""
 
+FEW: Final = 100
+"""As many where each takes some hundredths of a second."""
+
 RATE: Final = 1_000
 SECONDS: Final = 1
-WARM: Final = 100
+WARM: Final = 50
 """Messages that do not count, before each."""
 
 RUNS: Final = 3
@@ -40,34 +46,13 @@ ABOVE: Final = 0.3
 TAIL: Final = 2.0
 """Times the client's 99th percentile that ours may be."""
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
+"""Seconds that one side of a round may take."""
+
 VALUE: Final = b"x" * 200
 
-Send: TypeAlias = Callable[[bytes], Awaitable[object]]
-"""Publishes one message, and returns when it is confirmed."""
-
-Side: TypeAlias = Callable[[Any, "Arrivals"], AbstractAsyncContextManager[Send]]
+Side: TypeAlias = Callable[[Any, Arrivals], AbstractAsyncContextManager[Send]]
 """A consumer that tells the arrivals of each value, and what sends to it."""
-
-
-class Arrivals:
-    """When which message was sent, by its number, and how long each took."""
-
-    def __init__(self) -> None:
-        self.taken: list[float] = []
-        self.expected = 0
-        self.done = asyncio.Event()
-
-    def expect(self, count: int) -> None:
-        """So many come now."""
-        self.taken, self.expected = [], count
-        self.done.clear()
-
-    def came(self, value: bytes) -> None:
-        """A message came, which says when it was sent."""
-        self.taken.append(time.perf_counter() - float(value[:20]))
-        if len(self.taken) == self.expected:
-            self.done.set()
 
 
 def stamped() -> bytes:
@@ -76,7 +61,7 @@ def stamped() -> bytes:
 
 
 async def one_at_a_time(send: Send, arrivals: Arrivals, count: int) -> list[float]:
-    """Seconds that each took, where the next is sent once one was handled and confirmed."""
+    """Seconds that each took, where the next is sent once one was confirmed and handled."""
     taken: list[float] = []
     for _ in range(count):
         arrivals.expect(1)
@@ -86,20 +71,20 @@ async def one_at_a_time(send: Send, arrivals: Arrivals, count: int) -> list[floa
     return taken
 
 
-async def at_a_rate(send: Send, arrivals: Arrivals) -> list[float]:
-    """Seconds that each took, of as many as are sent in so many seconds."""
-    arrivals.expect(WARM + RATE * SECONDS)
+async def at_a_rate(send: Send, arrivals: Arrivals, rate: int) -> list[float]:
+    """Seconds that each took, of as many as are sent in so many seconds, whether others were confirmed or not."""
+
+    async def sent() -> None:
+        await send(stamped())
+
+    arrivals.expect(WARM + rate * SECONDS)
     async with asyncio.TaskGroup() as tasks:
         begun = time.perf_counter()
         for number in range(arrivals.expected):
-            await asyncio.sleep(max(0.0, begun + number / RATE - time.perf_counter()))
-            tasks.create_task(_sent(send))
+            await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
+            tasks.create_task(sent())
     await arrivals.done.wait()
     return arrivals.taken[WARM:]
-
-
-async def _sent(send: Send) -> None:
-    await send(stamped())
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -115,30 +100,43 @@ def summary(seconds: list[float]) -> Taken:
     return Taken(1e3 * cuts[49], 1e3 * cuts[98])
 
 
-async def round_of(side: Side, server: Any) -> tuple[Taken, Taken]:
+class Kind(msgspec.Struct, frozen=True):
+    """A broker that latency is measured on."""
+
+    opened: Callable[[], AbstractAsyncContextManager[Any]]
+    """What the raw side is handed."""
+
+    raw: Side
+    url: Callable[[Any], str] = lambda server: str(server.url)
+    rate: int = RATE
+    """Messages a second: fewer where the client alone comes to no thousand on a stand-in."""
+
+    alone: int = ALONE
+    notes: str = ""
+
+
+async def round_of(kind: Kind, side: Side, server: Any) -> tuple[Taken, Taken]:
     """One at a time, and many a second, once it is warm."""
     arrivals = Arrivals()
     async with asyncio.timeout(PATIENCE), side(server, arrivals) as send:
         await one_at_a_time(send, arrivals, WARM)
         gc.collect()
-        alone = await one_at_a_time(send, arrivals, ALONE)
-        return summary(alone), summary(await at_a_rate(send, arrivals))
-
-
-# --- ours
+        alone = await one_at_a_time(send, arrivals, kind.alone)
+        gc.collect()
+        return summary(alone), summary(await at_a_rate(send, arrivals, kind.rate))
 
 
 @asynccontextmanager
-async def ours(server: Any, arrivals: Arrivals) -> AsyncIterator[Send]:
+async def ours(url: str, arrivals: Arrivals) -> AsyncIterator[Send]:
     """A producer and a consumer as they are by default."""
-    async with connect(server.url) as broker:
+    async with connect(url) as broker:
         topic = name("latency")
-        await broker.declare(topic, ["bench"])
+        await broker.declare(topic, [GROUP])
 
         async def handle(message: Message) -> None:
             arrivals.came(message.value)
 
-        async with broker.consumer(topic, group="bench", handler=handle, concurrency=8):
+        async with broker.consumer(topic, group=GROUP, handler=handle, concurrency=8):
             yield _publishing(broker, topic)
         await broker.remove(topic)
 
@@ -148,172 +146,43 @@ def _publishing(broker: Broker, topic: str) -> Send:
     return lambda value: producer.publish(Message(topic, value))
 
 
-# --- the clients
-
-
 @asynccontextmanager
-async def raw_redis(server: RedisServer, arrivals: Arrivals) -> AsyncIterator[Send]:
-    """A stream and a group; XACK of what each read has brought."""
-    redis, topic = import_module("redis.asyncio"), name("raw")
-    async with (
-        redis.Redis(port=server.port, protocol=3) as reading,
-        redis.Redis(port=server.port, protocol=3) as client,
-    ):
-        await client.xgroup_create(topic, "bench", "0", mkstream=True)
-
-        async def read() -> None:
-            while True:
-                answer = await reading.xreadgroup("bench", "raw", {topic: ">"}, count=100, block=1000)
-                for page in answer.values():
-                    for _, fields in page[0]:
-                        arrivals.came(fields[b"value"])
-                    await client.xack(topic, "bench", *(entry for entry, _ in page[0]))
-
-        async with _running(read()):
-            yield lambda value: client.xadd(topic, {"value": value})
-        await client.delete(topic)
+async def folder() -> AsyncIterator[Path]:
+    """On the disk where this is run from: what is in memory elsewhere has no latency."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as path:
+        yield Path(path)
 
 
-@asynccontextmanager
-async def raw_nats(server: NATSServer, arrivals: Arrivals) -> AsyncIterator[Send]:
-    """A stream and a push consumer, which is the quickest that the client has; each message is acknowledged."""
-    client, topic = await import_module("nats").connect(server.url), name("raw")
-    stream = client.jetstream()
-    await stream.add_stream(name=topic, subjects=[topic])
-
-    async def handle(msg: Any) -> None:
-        arrivals.came(msg.data)
-        await msg.ack()
-
-    await stream.subscribe(topic, cb=handle, manual_ack=True)
-    try:
-        yield lambda value: stream.publish(topic, value)
-    finally:
-        await stream.delete_stream(topic)
-        await client.close()
+def server(kind: type[ServerProcess]) -> Callable[[], AbstractAsyncContextManager[Any]]:
+    """A server of this benchmark's own."""
+    return lambda: running(kind)
 
 
-@asynccontextmanager
-async def raw_rabbitmq(server: RabbitMQServer, arrivals: Arrivals) -> AsyncIterator[Send]:
-    """A durable queue, persistent messages, confirms, and an acknowledgement for each message."""
-    connection, channel = await connected(server)
-    loop, topic, count = asyncio.get_running_loop(), name("raw"), 0
-    persistent = import_module("pika").BasicProperties(delivery_mode=2)
-    waiting: dict[int, asyncio.Future[None]] = {}
+STANDS_IN: Final = "; a stand-in for the service bounds both"
 
-    def on_confirm(frame: Any) -> None:
-        last, several = frame.method.delivery_tag, frame.method.multiple
-        for tag in [tag for tag in waiting if tag <= last] if several else [last]:
-            waiting.pop(tag).set_result(None)
-
-    def on_message(_: Any, method: Any, __: Any, body: bytes) -> None:
-        arrivals.came(body)
-        channel.basic_ack(method.delivery_tag)
-
-    def send(value: bytes) -> asyncio.Future[None]:
-        nonlocal count
-        count += 1
-        waiting[count] = confirmed = loop.create_future()
-        channel.basic_publish("", topic, value, persistent)
-        return confirmed
-
-    declared = loop.create_future()
-    channel.queue_declare(
-        topic, durable=True, arguments={"x-queue-type": "quorum"}, callback=declared.set_result
-    )
-    await declared
-    selected = loop.create_future()
-    channel.confirm_delivery(on_confirm, callback=selected.set_result)
-    await selected
-    channel.basic_qos(prefetch_count=1000)
-    channel.basic_consume(topic, on_message)
-    try:
-        yield send
-    finally:
-        await leave(connection)
-
-
-@asynccontextmanager
-async def raw_kafka(server: KafkaServer, arrivals: Arrivals) -> AsyncIterator[Send]:
-    """A thread that consumes, and one that polls for delivery reports; nothing lingers."""
-    confluent, topic = import_module("confluent_kafka"), name("raw")
-    loop, ended = asyncio.get_running_loop(), threading.Event()
-    bootstrap = {"bootstrap.servers": server.brokers}
-    producer = confluent.Producer({**bootstrap, "enable.idempotence": True, "linger.ms": 0})
-    admin = import_module("confluent_kafka.admin")
-    for made in admin.AdminClient(bootstrap).create_topics([admin.NewTopic(topic, 1)]).values():
-        await asyncio.to_thread(made.result)
-
-    def confirm() -> None:
-        while not ended.is_set():
-            producer.poll(0.1)
-
-    def consume() -> None:
-        consumer = confluent.Consumer(
-            {
-                **bootstrap,
-                "group.id": topic,
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-            }
-        )
-        consumer.subscribe([topic])
-        while not ended.is_set():
-            batch = consumer.consume(500, 0.001)
-            if batch:
-                loop.call_soon_threadsafe(_each, arrivals, [record.value() for record in batch])
-                consumer.commit(asynchronous=True)
-        consumer.close()
-
-    def send(value: bytes) -> asyncio.Future[None]:
-        confirmed: asyncio.Future[None] = loop.create_future()
-        producer.produce(
-            topic, value, on_delivery=lambda *_: loop.call_soon_threadsafe(confirmed.set_result, None)
-        )
-        return confirmed
-
-    threads = [asyncio.to_thread(work) for work in (confirm, consume)]
-    working = asyncio.gather(*threads)
-    try:
-        yield send
-    finally:
-        ended.set()
-        await working
-
-
-def _each(arrivals: Arrivals, values: list[bytes]) -> None:
-    for value in values:
-        arrivals.came(value)
-
-
-@asynccontextmanager
-async def _running(work: Any) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-# --- side by side
-
-BROKERS: Final[dict[str, tuple[Any, Side]]] = {
-    "kafka": (KafkaServer, raw_kafka),
-    "rabbitmq": (RabbitMQServer, raw_rabbitmq),
-    "nats": (NATSServer, raw_nats),
-    "redis": (RedisServer, raw_redis),
+BROKERS: Final = {
+    "memory": Kind(folder, clients.memory, lambda _: "memory://", notes="; raw is an asyncio.Queue"),
+    "sqlite": Kind(
+        folder, clients.sqlite, lambda path: f"sqlite:///{path}/latency.db", notes="; both in one process"
+    ),
+    "postgres": Kind(server(PostgresServer), clients.postgres),
+    "kafka": Kind(server(FastKafka), clients.kafka),
+    "rabbitmq": Kind(server(RabbitMQServer), clients.rabbitmq),
+    "nats": Kind(server(NATSServer), clients.nats),
+    "redis": Kind(server(RedisServer), clients.redis),
+    "sqs": Kind(server(SQSServer), services.sqs, rate=100, alone=FEW, notes=STANDS_IN),
+    "pubsub": Kind(server(PubSubServer), services.pubsub, notes=STANDS_IN),
+    "servicebus": Kind(server(ServiceBusServer), services.servicebus, rate=100, alone=FEW, notes=STANDS_IN),
 }
 
 
-def rows_of(broker: str, what: str, rounds: list[tuple[Taken, Taken]]) -> list[Result]:
+def rows_of(broker: str, what: str, rounds: list[tuple[Taken, Taken]], more: str) -> list[Result]:
     """Ours against the client's: by how much the median is above, and how many times the 99th percentile it is."""
     above = statistics.median(our.median - raw.median for our, raw in rounds)
     times = statistics.median(our.high / raw.high for our, raw in rounds)
     middle = [statistics.median(each.median for each in side) for side in zip(*rounds, strict=True)]
     high = [statistics.median(each.high for each in side) for side in zip(*rounds, strict=True)]
-    notes = f"ms, medians of {len(rounds)} rounds"
+    notes = f"ms, medians of {len(rounds)} rounds{more}"
     return [
         Result(
             f"{broker}: latency from publish to handler, {what}, median", f"{above:+.2f} ms against raw",
@@ -326,24 +195,29 @@ def rows_of(broker: str, what: str, rounds: list[tuple[Taken, Taken]]) -> list[R
     ]  # fmt: skip
 
 
-async def measured(broker: str, kind: Any, raw: Side) -> list[Result]:
+async def measured(broker: str, kind: Kind) -> list[Result]:
     """Several rounds on one server; a row that says why where there can be none."""
+    rounds = []
     try:
-        async with running(kind) as server:
-            rounds = [(await round_of(ours, server), await round_of(raw, server)) for _ in range(RUNS)]
+        async with kind.opened() as opened:
+            for _ in range(RUNS):
+                our = await round_of(kind, ours, kind.url(opened))
+                rounds.append((our, await round_of(kind, kind.raw, opened)))
     except (ModuleNotFoundError, ServerUnavailable) as reason:
         return not_measured(broker, reason)
+    except TimeoutError:
+        return [Result(f"{broker}: latency", "not measured", "", False, f"not done in {PATIENCE:g} s")]
     alone = [(our[0], their[0]) for our, their in rounds]
     rated = [(our[1], their[1]) for our, their in rounds]
     return [
-        *rows_of(broker, "one at a time", alone),
-        *rows_of(broker, f"{RATE:,} a second", rated),
+        *rows_of(broker, "one at a time", alone, kind.notes),
+        *rows_of(broker, f"{kind.rate:,} a second", rated, kind.notes),
     ]
 
 
-async def run() -> list[Result]:
-    """Each broker that has a real server."""
+async def run(*chosen: str) -> list[Result]:
+    """The brokers whose names are given, or all."""
     rows: list[Result] = []
-    for broker, (kind, raw) in BROKERS.items():
-        rows += await measured(broker, kind, raw)
+    for broker in [known for known in BROKERS if known in chosen] or BROKERS:
+        rows += await measured(broker, BROKERS[broker])
     return rows

@@ -35,8 +35,8 @@ class Raw:
         )
         publishing: Any = import_module(f"{services}.publisher.transports").PublisherGrpcAsyncIOTransport
         receiving: Any = import_module(f"{services}.subscriber.transports").SubscriberGrpcAsyncIOTransport
-        self._publisher = client.PublisherAsyncClient(transport=publishing(channel=self._channel))
-        self._subscriber = client.SubscriberAsyncClient(transport=receiving(channel=self._channel))
+        self.publisher = client.PublisherAsyncClient(transport=publishing(channel=self._channel))
+        self.subscriber = client.SubscriberAsyncClient(transport=receiving(channel=self._channel))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -60,7 +60,7 @@ class Raw:
                 )
                 for number, row in batch
             ]
-            await self._publisher.publish(topic=f"{PROJECT}/topics/{topic}", messages=packed)
+            await self.publisher.publish(topic=f"{PROJECT}/topics/{topic}", messages=packed)
 
     async def consume(self, subscription: str, count: int) -> Consumed:
         """One acknowledgement for each response of the stream; every field is read."""
@@ -74,14 +74,14 @@ class Raw:
             await ended.wait()
 
         seen = 0
-        async for response in await self._subscriber.streaming_pull(requests=requests()):
+        async for response in await self.subscriber.streaming_pull(requests=requests()):
             watch.first()
             ack_ids = []
             for each in response.received_messages:
                 message = each.message
                 _ = message.data, message.ordering_key, dict(message.attributes), message.message_id
                 ack_ids.append(each.ack_id)
-            await self._subscriber.acknowledge(subscription=path, ack_ids=ack_ids)
+            await self.subscriber.acknowledge(subscription=path, ack_ids=ack_ids)
             seen += len(ack_ids)
             if seen == count:
                 ended.set()
