@@ -128,7 +128,7 @@ async def test_publishers_and_consumers_wait_for_a_registry_that(
     async def handle(order: Order, message: Message) -> None:
         await seen.put((order.id, message.value[:5].hex(), message.attempt))
 
-    async with connect("memory://") as broker, contextlib.AsyncExitStack() as consumers:
+    async with connect("memory://?publish_timeout=90") as broker, contextlib.AsyncExitStack() as consumers:
         for group, watched in enumerate(reading):
             reader = Topic(name, Order, codec=Avro(registry=watched))
             consumer = broker.consumer(reader, group=f"g{group}", handler=handle)
