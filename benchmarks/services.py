@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
 from typing import Any
 
-from benchmarks.clients import GROUP, PAGE, Arrivals, Send, Together, meanwhile
+from benchmarks.clients import GROUP, Arrivals, Send, Together, meanwhile
 from benchmarks.pubsub import PROJECT, Raw
 from benchmarks.rounds import name
 from benchmarks.servicebus import LINK
