@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from things_kit import Message, MessageTooLarge, PublishError
-from things_kit.engine.outbound import prepare
+from things_kit.engine.outbound import FEW, SMALL, chunks, prepare
 from things_kit.messaging.schedule import due_at
 
 WHEN = datetime(2024, 1, 1, tzinfo=UTC)
@@ -207,3 +207,29 @@ def test_what_cannot_be_read_fails_alone(message: Message, said: str) -> None:
     assert [each.value for each in ready] == [b"other"]
     assert isinstance(errors[0], PublishError)
     assert str(errors[0]).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "expected"),
+    [
+        ([1] * 25, 10, [10, 10, 5]),
+        ([1] * (2 * FEW + 1), 2 * FEW, [2 * FEW, 1]),
+        ([SMALL // FEW * 2] * (2 * FEW), 2 * FEW, [FEW, FEW]),
+        ([400] * (3 * FEW), 3 * FEW, [SMALL // 400, 3 * FEW - SMALL // 400]),
+        ([SMALL] * (FEW + 1), FEW, [FEW, 1]),
+    ],
+    ids=["few at once", "many small ones", "many larger ones", "as many as are small", "few, however large"],
+)
+def test_what_is_sent_at_once_is_many_only_where_it_is_small(
+    sizes: list[int], most: int, expected: list[int]
+) -> None:
+    value = bytes(sizes[0])
+    parts = list(chunks([Message("t", value)] * len(sizes), most))
+    assert [end - start for start, end in parts] == expected
+    assert [start for start, _ in parts] == [0, *(end for _, end in parts[:-1])]
+
+
+def test_many_are_not_small_for_their_headers() -> None:
+    message = Message("t", b"", headers={"h": "x" * 1000})
+    parts = list(chunks([message] * (3 * FEW), 3 * FEW))
+    assert [end - start for start, end in parts] == [FEW] * 3

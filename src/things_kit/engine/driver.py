@@ -86,7 +86,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         carried: Seconds ahead up to which the engine schedules messages by topics of its own (see `carrying`), though the
             broker, or this version of it, keeps nothing until later; 0: not at all. Where `schedule_ids` is set the driver
             schedules by itself, and only what waits in those topics from before is carried on.
-        max_batch: The most messages one `send` takes.
+        max_batch: The most messages one `send` takes. Where that is more than 10,000, they come only while they are small: a
+            `send` has one `publish_timeout`, however many it is of.
         max_message_bytes: The largest value, key and headers together that a user may send; None where the broker sets no
             bound. The broker must take `RESERVE` bytes more, for the headers of a dead letter.
     """

@@ -1,9 +1,11 @@
 """Makes messages fit to be sent: checked, and with an id and a time."""
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from itertools import accumulate
+from typing import Any, Final
 
 from things_kit.engine.dead_letter import is_dead_letter, text_of
 from things_kit.engine.driver import RESERVE
@@ -13,6 +15,12 @@ from things_kit.messaging.message import RESERVED_PREFIX, Message
 from things_kit.messaging.names import DEAD_LETTER_MARK
 from things_kit.messaging.plain import plain, plain_time
 
+FEW: Final = 10_000
+"""So many messages go at once, however large, to a broker that takes as many."""
+
+SMALL: Final = 8 * 2**20
+"""Bytes up to which more of them do: each send has to be through in one `publish_timeout`, over a slow line, too."""
+
 
 def checked_batch(messages: Sequence[Message]) -> list[Message]:
     """What `publish_batch` was given, as a list. Raises PublishError if it is none."""
@@ -21,6 +29,24 @@ def checked_batch(messages: Sequence[Message]) -> list[Message]:
             f"publish_batch takes a list of messages, not {type(messages).__name__}; publish takes one"
         )
     return list(messages)
+
+
+def chunks(messages: Sequence[Message], most: int) -> Iterator[tuple[int, int]]:
+    """Where that begins and ends which is sent at once, to a broker that takes `most` messages."""
+    start = 0
+    while start < len(messages):
+        end = min(start + most, len(messages))
+        if end - start > FEW:
+            sizes = accumulate(map(_size, messages[start:end]))
+            end = start + max(FEW, bisect_right(list(sizes), SMALL))
+        yield start, end
+        start = end
+
+
+def _size(message: Message) -> int:
+    """About how many bytes it has."""
+    size = len(message.value) + len(message.key or b"")
+    return size + sum(map(len, message.headers.values())) if message.headers else size
 
 
 def prepare(

@@ -14,7 +14,7 @@ from things_kit.engine.cancelling import abandon
 from things_kit.engine.clock import steady
 from things_kit.engine.driver import Scheduled
 from things_kit.engine.held import refusal
-from things_kit.engine.outbound import checked_batch, prepare
+from things_kit.engine.outbound import checked_batch, chunks, prepare
 from things_kit.engine.scheduling import scheduling, sender_of
 from things_kit.engine.transforming import apply
 from things_kit.engine.transmission import Sending, Transmission
@@ -291,8 +291,8 @@ class BrokerProducer:
             later = self._later(gathered, ready, indices)
             send_chunk = functools.partial(self._transmission.send, later=later)
         with self._expiring(gathered) as until:
-            for start in range(0, len(ready), capabilities.max_batch):
-                chunk = ready[start : start + capabilities.max_batch]
+            for start, end in chunks(ready, capabilities.max_batch):
+                chunk = ready[start:end]
                 deadline = self._deadline(gathered)
                 results = await send_chunk(chunk, deadline, until=max(until, deadline), insist=self._insist)
                 if any(results):

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import msgspec
 
 from things_kit.engine.broker import Broker
-from things_kit.engine.outbound import prepare
+from things_kit.engine.outbound import chunks, prepare
 from things_kit.engine.publishes import Named
 from things_kit.messaging.errors import BrokerUnavailable
 from things_kit.messaging.message import Message
@@ -82,8 +82,8 @@ class FarSide:
     async def _send(self, messages: Sequence[Message]) -> list[Exception | None]:
         most = self._transmission.driver.capabilities.max_batch
         results: list[Exception | None] = []
-        for start in range(0, len(messages), most):
-            results += await self._send_patiently(messages[start : start + most])
+        for start, end in chunks(messages, most):
+            results += await self._send_patiently(messages[start:end])
         return results
 
     async def _send_patiently(self, messages: Sequence[Message]) -> list[Exception | None]:

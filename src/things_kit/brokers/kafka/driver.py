@@ -61,6 +61,7 @@ class KafkaDriver:
             attempts=self._share,
             lag=not self._share,
             carried=0.0 if self._share else math.inf,
+            max_batch=50_000,  # each send waits a round trip for its last confirmation
             max_message_bytes=settings.options.max_message_bytes,
         )
         self._settings = settings
