@@ -53,13 +53,13 @@ async def test_all_topics_and_groups_share_one_connection(servicebus: ServiceBus
 # --- a network that fails
 
 
-@pytest.mark.parametrize("options", ["", "&sessions=true&lease=5"], ids=["link", "sessions"])
+@pytest.mark.parametrize("options", ["&lease=5", "&sessions=true&lease=5"], ids=["link", "sessions"])
 async def test_a_connection_that_falls_silent_is_replaced_for_consumers_and_producers(
     servicebus: ServiceBusServer, topic: str, options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default within 20 seconds and the time that a new one takes; here it is made shorter.
 
-    A session that the service has given to the silent one comes back when its lock runs out.
+    A message or a session that the service has given to the silent one comes back when its lock runs out.
     """
     monkeypatch.setattr(connection, "SILENCE", 2.0)
     monkeypatch.setattr(connection, "LOOK", 0.2)

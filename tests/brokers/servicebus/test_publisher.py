@@ -1,6 +1,7 @@
 """Publishing: batches, what the service refuses, and whose fault it is."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,7 +22,7 @@ from things_kit.testing.conformance.recorder import Recorder
 from things_kit.testing.conformance.waiting import eventually
 from things_kit.testing.servers.servicebus import KEY, ServiceBusServer
 
-from .common import client_of, lag_is
+from .common import client_of, driver_of, lag_is
 
 
 def test_a_batch_has_as_many_as_it_takes_in_order() -> None:
@@ -60,6 +61,122 @@ async def test_of_a_batch_that_is_refused_only_the_culprit_fails(
     assert set(refused.value.failures) == {1}
     assert "does not like it" in str(refused.value.failures[1])
     assert await broker.lag(topic, group="billing") == 2
+
+
+async def test_keys_stay_in_order_when_one_of_several_batches_under_way_is_refused(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its messages go once more, each alone; the others under way have other keys."""
+    send, together, most = Link.send, 0, 0
+
+    async def picky(self: Link, payload: bytes, form: int = 0) -> None:
+        nonlocal together, most
+        together += 1
+        most = max(most, together)
+        try:
+            if b"culprit" in payload:
+                raise AmqpError("com.microsoft:argument-error", "the service does not like it")
+            await send(self, payload, form)
+        finally:
+            together -= 1
+
+    monkeypatch.setattr(publisher, "FEW", 20)
+    monkeypatch.setattr(publisher, "MOST", 10)
+    monkeypatch.setattr(Link, "send", picky)
+    sent = [Message(topic, b"%d" % n, key=b"k%d" % (n % 8)) for n in range(200)]
+    sent[16] = sent[16].replace(value=b"culprit")
+    recorder = Recorder()
+    async with broker.consumer(topic, group="billing", handler=recorder, concurrency=4):
+        with pytest.raises(PublishError) as refused:
+            await broker.producer().publish_batch(sent)
+        await recorder.until_done(199, 20)
+    assert set(refused.value.failures) == {16}
+    assert most == publisher.UNDERWAY
+    for key in {message.key for message in sent}:
+        expected = [each.value for each in sent if each.key == key and each.value != b"culprit"]
+        assert [each.value for each in recorder.done if each.key == key] == expected
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["lost", "lost answer"])
+async def test_keys_stay_in_order_when_one_of_several_batches_under_way_is_lost(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """All goes once more, and nothing of a key has come before what is ahead of it."""
+    send, calls = Link.send, 0
+
+    async def losing(self: Link, payload: bytes, form: int = 0) -> None:
+        nonlocal calls
+        calls += 1
+        lost = calls == publisher.UNDERWAY + 2
+        if not lost or arrives:
+            await send(self, payload, form)
+        if lost:
+            raise OSError("the line is cut")
+
+    monkeypatch.setattr(publisher, "FEW", 20)
+    monkeypatch.setattr(publisher, "MOST", 10)
+    monkeypatch.setattr(Link, "send", losing)
+    sent = [Message(topic, b"%d" % n, key=b"k%d" % (n % 8)) for n in range(200)]
+    recorder = Recorder()
+    async with broker.consumer(topic, group="billing", handler=recorder, concurrency=4):
+        await broker.producer().publish_batch(sent)
+        await eventually(lambda: {each.value for each in recorder.done} == {each.value for each in sent}, 20)
+    for key in {message.key for message in sent}:
+        first = list(dict.fromkeys(each.value for each in recorder.done if each.key == key))
+        assert first == [each.value for each in sent if each.key == key]
+
+
+async def test_what_is_under_way_at_once_has_the_bytes_of_one_batch(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the same time, over a slow line as well."""
+    send, together, most = Link.send, list[int](), list[int]()
+
+    async def noting(self: Link, payload: bytes, form: int = 0) -> None:
+        together.append(len(payload))
+        most.append(sum(together))
+        await send(self, payload, form)
+        together.remove(len(payload))
+
+    monkeypatch.setattr(publisher, "FEW", 20)
+    monkeypatch.setattr(publisher, "_largest", lambda _: 20_000)
+    monkeypatch.setattr(Link, "send", noting)
+    await broker.declare(topic, groups=["billing"])
+    await broker.producer().publish_batch([Message(topic, bytes(500), key=b"k%d" % n) for n in range(100)])
+    assert len(most) > publisher.UNDERWAY
+    assert 10_000 < max(most) <= 20_000
+
+
+async def test_nothing_is_sent_after_a_batch_was_lost(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others that were under way have ended before it all begins anew."""
+    send, lost, open_calls = Link.send, False, 0
+
+    async def losing(self: Link, payload: bytes, form: int = 0) -> None:
+        nonlocal lost, open_calls
+        if not lost:
+            lost = True
+            raise OSError("the line is cut")
+        open_calls += 1
+        await send(self, payload, form)
+        open_calls -= 1
+
+    publish = driver_of(broker).send
+    ended: list[int] = []
+
+    async def watched(messages: Sequence[Message]) -> Sequence[Exception | None]:
+        try:
+            return await publish(messages)
+        finally:
+            ended.append(open_calls)
+
+    monkeypatch.setattr(publisher, "FEW", 20)
+    monkeypatch.setattr(Link, "send", losing)
+    monkeypatch.setattr(driver_of(broker), "send", watched)
+    await broker.declare(topic, groups=["billing"])
+    await broker.producer().publish_batch([Message(topic, b"x", key=b"k%d" % n) for n in range(80)])
+    assert ended == [0, 0]
 
 
 async def test_too_many_headers_fail_alone(broker: Broker, topic: str) -> None:

@@ -44,6 +44,7 @@ class Client:
         self._asking = asyncio.Lock()
         self._connection: Connection | None = None
         self._senders: dict[str, Link] = {}
+        self._attaching: dict[str, asyncio.Lock] = {}
         self._conversations: dict[str, Conversation] = {}
         self._rights: dict[str, float] = {}
         self._keeping: asyncio.Task[None] | None = None
@@ -140,12 +141,13 @@ class Client:
 
     async def sender(self, entity: str) -> Link:
         """The link over which an entity is published to, opened once."""
-        sender = self._senders.get(entity)
-        if sender is None or sender.ended.done():
-            async with self.within(PATIENCE):
-                sender = await _opened(Link(await self._allowed(entity), target=entity))
-            self._senders[entity] = sender
-        return sender
+        async with self._attaching.setdefault(entity, asyncio.Lock()):  # several batches may want it at once
+            sender = self._senders.get(entity)
+            if sender is None or sender.ended.done():
+                async with self.within(PATIENCE):
+                    sender = await _opened(Link(await self._allowed(entity), target=entity))
+                self._senders[entity] = sender
+            return sender
 
     async def drop(self, entity: str) -> None:
         """Close an entity's sender; the next message opens another."""
