@@ -1,8 +1,11 @@
 """The Pub/Sub driver against a stand-in for the service: what the conformance suite does not ask."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -29,12 +32,16 @@ from things_kit import (
     connect,
 )
 from things_kit.brokers.pubsub import channel as channel_module
+from things_kit.brokers.pubsub import publisher
+from things_kit.brokers.pubsub.connection import Connection
+from things_kit.brokers.pubsub.options import Settings
 from things_kit.engine import watch
 from things_kit.engine.broker import Broker
 from things_kit.engine.collected import collect
 from things_kit.engine.diagnosis import diagnose
 from things_kit.engine.driver import ConnectionLost, Delivery, Release, Subscription
 from things_kit.engine.facts import Finding, Question
+from things_kit.engine.url import BrokerURL
 from things_kit.testing.conformance.history import History, assert_lanes
 from things_kit.testing.conformance.recorder import Gate, Recorder
 from things_kit.testing.conformance.waiting import eventually
@@ -269,6 +276,77 @@ async def test_a_batch_of_many_keys_is_in_order_and_complete(broker: Broker, top
     for key in (b"a", b"b"):
         got = [message.value for message in recorder.done if message.key == key]
         assert got == [message.value for message in sent if message.key == key]
+
+
+async def test_many_keys_go_over_several_channels_each_in_order(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when some of the requests are lost: nothing of their keys is sent before all begins anew."""
+    during, used = Connection.during, set[Any]()
+
+    def losing(self: Connection, doing: str, **options: Any) -> Any:
+        over = options.get("over")
+        if over is not None and over not in used:
+            used.add(over)
+            if over is self.calls(2):
+                raise ConnectionLost("the line is cut")
+        return during(self, doing, **options)
+
+    monkeypatch.setattr(Connection, "during", losing)
+    monkeypatch.setattr(publisher, "SIDE_BY_SIDE", 10)
+    await broker.declare(topic, groups=["billing"])
+    sent = [Message(topic, b"%d" % n, key=b"k%d" % (n % 30)) for n in range(300)]
+    recorder = Recorder()
+    async with broker.consumer(topic, group="billing", handler=recorder, concurrency=4):
+        await broker.producer().publish_batch(sent)
+        await eventually(lambda: {each.value for each in recorder.done} == {each.value for each in sent}, 20)
+    assert len(used) == 3
+    for key in {message.key for message in sent}:
+        first = list(dict.fromkeys(each.value for each in recorder.done if each.key == key))
+        assert first == [each.value for each in sent if each.key == key]
+
+
+class Counting:
+    """A connection whose service answers nothing until no more requests come; knows how many were under way over which channel."""
+
+    def __init__(self) -> None:
+        self.over: Counter[int] = Counter()
+        self.most: Counter[int] = Counter()
+
+    def calls(self, number: int) -> Any:
+        async def publish(*_: Any, **__: Any) -> None:
+            self.over[number] += 1
+            self.most |= self.over
+            await asyncio.sleep(0)
+            self.over[number] -= 1
+
+        return SimpleNamespace(publisher=SimpleNamespace(publish=publish))
+
+    def during(self, *_: Any, **__: Any) -> Any:
+        return nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (20, [publisher.SIDE_BY_SIDE] * publisher.CHANNELS),
+        (publisher.ROOM // 120, [publisher.SIDE_BY_SIDE, publisher.SIDE_BY_SIDE, 20]),
+        (publisher.ROOM // 10, [publisher.SIDE_BY_SIDE]),
+    ],
+    ids=["small", "larger", "large"],
+)
+async def test_only_small_requests_go_over_many_channels(size: int, expected: list[int]) -> None:
+    settings, connection = Settings.from_url(BrokerURL.parse("pubsub://p?endpoint=127.0.0.1:1")), Counting()
+    value = bytes(size)
+    sent = [Message("t", value, key=b"%d" % n, id="i", timestamp=datetime.now(UTC)) for n in range(500)]
+    await publisher.Publication(connection, settings, sent).send()  # type: ignore[arg-type] # what it uses of one
+    assert [connection.most[number] for number in sorted(connection.most)] == expected
+
+
+def test_a_closed_connection_opens_no_more_channels() -> None:
+    settings = Settings.from_url(BrokerURL.parse("pubsub://p?endpoint=127.0.0.1:1"))
+    with pytest.raises(ConnectionLost):
+        Connection(settings).calls(1)
 
 
 async def test_one_message_that_the_service_refuses_harms_no_other(

@@ -1,8 +1,8 @@
-"""The client of one driver: two channels, and the login for them."""
+"""The client of one driver: two channels, more of them for large batches, and the login for them."""
 
 import asyncio
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +56,9 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._make: Callable[[], grpc.aio.Channel]
         self._open: tuple[Channel, Channel] | None = None
+        self._more: list[Channel] = []
 
     async def open(self) -> None:
         """Log in and make the channels; nothing is called yet.
@@ -65,12 +67,13 @@ class Connection:
             ConfigError: There are no credentials, or their file is none.
         """
         credentials = None if self._settings.plain else await asyncio.to_thread(self._credentials)
-        make = functools.partial(self._channel, credentials)
-        self._open = Channel(make), Channel(make)
+        self._make = functools.partial(self._channel, credentials)
+        self._open = Channel(self._make), Channel(self._make)
 
     async def close(self) -> None:
         """Close both, and forget the clients: gRPC ends its thread with the last channel."""
-        channels, self._open = self._open or (), None
+        channels, self._open = [*(self._open or ()), *self._more], None
+        self._more = []
         for channel in channels:
             await channel.close()
 
@@ -84,6 +87,18 @@ class Connection:
         """For calls about subscriptions; within `during`."""
         return self._channels[0].subscriber
 
+    def calls(self, number: int) -> Channel:
+        """One of several channels for calls, of which the first is there, and the others once they are asked for.
+
+        The service takes about a hundred calls at a time over each. Raises ConnectionLost after `close`.
+        """
+        first, _ = self._channels
+        if not number:
+            return first
+        while len(self._more) < number:
+            self._more.append(Channel(self._make))
+        return self._more[number - 1]
+
     @property
     def streams(self) -> Channel:
         """For streams."""
@@ -96,9 +111,11 @@ class Connection:
         return self._open
 
     @contextmanager
-    def during(self, doing: str, *, through: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """For calls: what they raise is ours, but for a cancellation and what is to go `through`."""
-        with self._channels[0].waiting(), ERRORS.during(doing, through=through):
+    def during(
+        self, doing: str, *, through: tuple[type[Exception], ...] = (), over: Channel | None = None
+    ) -> Iterator[None]:
+        """For calls, over the first channel or this one: what they raise is ours, but for a cancellation and what is to go `through`."""
+        with (over or self._channels[0]).waiting(), ERRORS.during(doing, through=through):
             yield
 
     def _channel(self, credentials: Credentials | None) -> grpc.aio.Channel:

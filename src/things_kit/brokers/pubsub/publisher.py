@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 from google.api_core import exceptions
 from google.pubsub_v1 import types
 
+from things_kit.brokers.pubsub.channel import Channel
 from things_kit.brokers.pubsub.connection import Connection
 from things_kit.brokers.pubsub.errors import ERRORS
 from things_kit.brokers.pubsub.names import topic_id
@@ -23,7 +24,13 @@ MESSAGES: Final = 1000
 """The most messages that a request may have."""
 
 SIDE_BY_SIDE: Final = 50
-"""Requests under way at once: one takes the service some ten milliseconds, and a connection has room for a hundred."""
+"""Requests under way at once over one channel: a connection has room for a hundred, and others need it as well."""
+
+CHANNELS: Final = 8
+"""So many channels at most have them: each key is a request, which takes some ten milliseconds, and far off a hundred."""
+
+ROOM: Final = 4 * 2**20
+"""Bytes of a batch that may be under way over more than one channel: a slow line has to get each request through in time."""
 
 UNORDERED: Final = 4
 """Of these, the most of one topic whose messages have no ordering key."""
@@ -50,16 +57,22 @@ class Publication:
         chains = self._chains()
         waiting = iter(chains)
 
-        async def work() -> None:
+        async def work(number: int) -> None:
             for chain in waiting:
                 if not self._lost:
-                    await self._send_chain(chain)
+                    await self._send_chain(chain, self._connection.calls(number // SIDE_BY_SIDE))
 
-        workers = (work() for _ in range(min(SIDE_BY_SIDE, len(chains))))
+        workers = map(work, range(self._abreast(len(chains))))
         for error in await asyncio.gather(*workers, return_exceptions=True):
             if isinstance(error, BaseException):
                 raise error
         return self._results
+
+    def _abreast(self, chains: int) -> int:
+        """How many requests may be under way at once: over several channels where they are small."""
+        size = sum(len(message.value) for message in self._messages)
+        fitting = ROOM * chains // max(1, size)
+        return min(chains, max(SIDE_BY_SIDE, min(CHANNELS * SIDE_BY_SIDE, fitting)))
 
     def _chains(self) -> Sequence[Sequence[Numbered]]:
         """What is to be sent one after the other: the messages of an ordering key, and parts of those without."""
@@ -76,7 +89,7 @@ class Publication:
         parts = ((each, min(UNORDERED, -(-len(each) // MESSAGES))) for each in free.values())
         return [*keyed.values(), *(each[start::step] for each, step in parts for start in range(step))]
 
-    async def _send_chain(self, chain: Sequence[Numbered]) -> None:
+    async def _send_chain(self, chain: Sequence[Numbered], channel: Channel) -> None:
         """One request after the other. What follows a lost one is not sent."""
         topic = chain[0][1].topic
         try:
@@ -85,9 +98,9 @@ class Publication:
             self._refuse([number for number, _ in chain], PublishError(str(error)))
             return
         for part in _parts(chain):
-            await self._send_part(topic, path, part)
+            await self._send_part(topic, path, part, channel)
 
-    async def _send_part(self, topic: str, path: str, part: Sequence[Numbered]) -> None:
+    async def _send_part(self, topic: str, path: str, part: Sequence[Numbered], channel: Channel) -> None:
         request = PUBLISH_REQUEST(topic=path)
         numbers, make = [], request.messages.add
         for number, message in part:
@@ -98,9 +111,11 @@ class Publication:
             else:
                 numbers.append(number)
         if numbers:
-            await self._send_request(topic, request, numbers)
+            await self._send_request(topic, request, numbers, channel)
 
-    async def _send_request(self, topic: str, request: Proto, numbers: Sequence[int]) -> None:
+    async def _send_request(
+        self, topic: str, request: Proto, numbers: Sequence[int], channel: Channel
+    ) -> None:
         if (size := request.ByteSize()) > REQUEST_BYTES:
             error: Exception = MessageTooLarge(
                 f"a message for {topic!r} has {size} bytes as Pub/Sub has it; it takes {REQUEST_BYTES}"
@@ -108,9 +123,9 @@ class Publication:
         else:
             try:
                 with self._connection.during(
-                    f"publishing to {topic!r}", through=(exceptions.GoogleAPIError,)
+                    f"publishing to {topic!r}", through=(exceptions.GoogleAPIError,), over=channel
                 ):
-                    await self._connection.publisher.publish(
+                    await channel.publisher.publish(
                         types.PublishRequest.wrap(request), retry=None, timeout=self._settings.patience
                     )
             except (exceptions.GoogleAPIError, ConnectionLost) as raised:
@@ -122,7 +137,7 @@ class Publication:
             middle = len(numbers) // 2
             for half in (slice(middle), slice(middle, None)):
                 again = PUBLISH_REQUEST(topic=request.topic, messages=request.messages[half])
-                await self._send_request(topic, again, numbers[half])
+                await self._send_request(topic, again, numbers[half], channel)
             return
         self._refuse(numbers, ERRORS.refusal(error, topic))
 
