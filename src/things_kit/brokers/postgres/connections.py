@@ -37,6 +37,11 @@ class Connections:
         chosen = self._settings.options.prepared
         return chosen == "false" or (chosen == "auto" and self.pooled)
 
+    @property
+    def spare(self) -> bool:
+        """Whether whoever holds a connection may wait for another one: there is one that nobody waits for."""
+        return not self._places.locked()
+
     async def connect(self) -> Any:
         """A new connection, the caller's own. Raises ConnectionLost, or ConfigError for a wrong login or database."""
         display = self._settings.url.display

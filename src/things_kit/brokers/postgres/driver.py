@@ -9,7 +9,8 @@ The options are those of `PostgresOptions`. What is confirmed is committed, as d
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from things_kit.brokers.postgres import schedule
@@ -21,7 +22,8 @@ from things_kit.brokers.postgres.receiver import PostgresReceiver
 from things_kit.brokers.postgres.schema import filled, quoted
 from things_kit.brokers.postgres.upkeep import Upkeep
 from things_kit.brokers.postgres.watch import Member, Watch
-from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, pack
+from things_kit.brokers.postgres.wire import COLUMNS, INSERT_MANY, Row, pack
+from things_kit.engine.cancelling import ended
 from things_kit.engine.driver import Capabilities, ConnectionLost, Scheduled, Subscription, UnknownTopic
 from things_kit.engine.url import BrokerURL
 from things_kit.messaging.errors import ConfigError, PublishError
@@ -47,6 +49,12 @@ MEGABYTE: Final = 2**20
 SLOW: Final = 4.0
 """MiB a second that a batch gets through at least, before its time is over."""
 
+FAR: Final = 0.008
+"""Seconds that an answer takes from a server that is far off, where asking beside what is sent is worth a connection and its work."""
+
+ROW: Final = 512
+"""Bytes for which a row counts beside its value there: it is in three indexes."""
+
 
 class PostgresDriver:
     """Topics, groups and leases as rows."""
@@ -64,6 +72,7 @@ class PostgresDriver:
             lag=True,
             schedule_ids=True,
             schedules=True,
+            max_batch=50_000,  # each send is three round trips, and one COPY
             max_message_bytes=self.options.max_message_bytes,
         )
         schema = self.options.schema
@@ -76,6 +85,7 @@ class PostgresDriver:
         self._insert = filled(INSERT_MANY, schema)
         self._ephemeral: set[Member] = set()
         self._published: set[str] = set()
+        self._answered = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._undoing: set[asyncio.Task[Any]] = set()
 
@@ -209,7 +219,8 @@ class PostgresDriver:
         store: Callable[[Any, Sequence[ThingT]], Awaitable[set[str]]],
     ) -> Sequence[Exception | None]:
         """Store them in one transaction, where the server refuses none; `store` answers which topics are there."""
-        within = self.options.timeout + sum(len(message.value) for message in messages) / (SLOW * MEGABYTE)
+        size = sum(len(message.value) for message in messages) + ROW * len(messages)
+        within = self.options.timeout + size / (SLOW * MEGABYTE)
         try:
             async with self.connections.use("publishing", within) as connection:
                 known = await store(connection, things)
@@ -229,20 +240,39 @@ class PostgresDriver:
     async def _store(self, connection: Any, messages: Sequence[Message]) -> set[str]:
         """In one statement, few by INSERT, which needs one round trip, many by COPY, which is twice as fast.
 
-        Returns the topics that are there; only their messages were stored.
+        Returns the topics that are there; only their messages were stored. Far from the server, where each round trip is
+        dear, COPY begins while another connection asks which they are.
         """
         topics = list({message.topic for message in messages})
         if len(messages) < MANY:
             columns = map(list, zip(*map(pack, messages), strict=True))
             return {row[0] for row in await connection.fetch(self._insert, topics, *columns)}
+        if self._answered < FAR or not self.connections.spare:
+            known = await self._known(topics, connection.fetch)
+            await self._copy(connection, (pack(message) for message in messages if message.topic in known))
+            return known
+        asking = asyncio.create_task(self._known(topics, partial(self.connections.rows, "publishing")))
+        try:
+            await self._copy(connection, _records(messages, asking))
+        finally:
+            await ended(asking)
+        return asking.result()
+
+    async def _known(
+        self, topics: Sequence[str], fetch: Callable[[str, Sequence[str]], Awaitable[list[Any]]]
+    ) -> set[str]:
+        """Those that are there."""
+        began = asyncio.get_running_loop().time()
         statement = f"SELECT name FROM {self._s}.topic WHERE name = ANY ($1)"  # noqa: S608 - an identifier
-        known = {row[0] for row in await connection.fetch(statement, topics)}
-        # Packed one by one as they are sent: the server stores some while others are packed
-        records = (pack(message) for message in messages if message.topic in known)
+        rows = await fetch(statement, topics)
+        self._answered = asyncio.get_running_loop().time() - began
+        return {row[0] for row in rows}
+
+    async def _copy(self, connection: Any, rows: Iterable[Row] | AsyncIterable[Row]) -> None:
+        """Store them. They are packed one by one as they are sent: the server stores some while others are packed."""
         await connection.copy_records_to_table(
-            "message", schema_name=self.options.schema, records=records, columns=COLUMNS
+            "message", schema_name=self.options.schema, records=rows, columns=COLUMNS
         )
-        return known
 
     # --- receiving
 
@@ -335,3 +365,11 @@ class PostgresDriver:
             for member in list(self._ephemeral):
                 with contextlib.suppress(ConnectionLost):  # its own calls tell
                     await self.renew(member)
+
+
+async def _records(messages: Sequence[Message], asking: Awaitable[set[str]]) -> AsyncIterator[Row]:
+    """Those whose topics are there, once that is known."""
+    known = await asking
+    for message in messages:
+        if message.topic in known:
+            yield pack(message)
