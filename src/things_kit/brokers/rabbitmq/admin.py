@@ -34,6 +34,8 @@ class Admin:
 
     def __init__(self, settings: Settings, names: Names, link: Link, publisher: Publisher) -> None:
         self.receivers: WeakSet[RabbitMQReceiver] = WeakSet()
+        self.inboxes: set[str] = set()
+        """Those declared here. Each is made with the queue that reads it: who is killed in between would leave an exchange for ever."""
         self._settings = settings
         self._names = names
         self._link = link
@@ -95,20 +97,25 @@ class Admin:
 
     async def declare(self, topic: str, groups: Sequence[str]) -> None:
         """Create the exchange, and a queue for each group, where they are missing."""
-        exchange = self._names.exchange(topic)
+        make = self.exchange(topic)
         queues = [self._names.queue(topic, group) for group in groups]
-        theirs = not self._names.own_exchanges
-        make = Exchange.Declare(
-            exchange=exchange,
-            type="fanout",
-            durable=True,
-            passive=theirs,
-            auto_delete=is_inbox(topic),  # it goes with the queue of the process that reads it
-        )
+        if is_inbox(topic) and self._names.own_exchanges and not queues:
+            self.inboxes.add(topic)
+            return
         await self.ask(f"declaring {topic!r}", make)
-        self._exchanges.add(exchange)
+        self._exchanges.add(make.exchange)
         for queue in queues:
             await self._declare_queue(topic, queue)
+
+    def exchange(self, topic: str) -> Any:
+        """What makes the exchange of a topic, or looks at one that is not ours. Raises ConfigError."""
+        return Exchange.Declare(
+            exchange=self._names.exchange(topic),
+            type="fanout",
+            durable=True,
+            passive=not self._names.own_exchanges,
+            auto_delete=is_inbox(topic),  # it goes with the queue of the process that reads it
+        )
 
     async def _declare_queue(self, topic: str, queue: str) -> None:
         exists = await self.counts(queue) is not None
@@ -153,6 +160,7 @@ class Admin:
         take = Basic.Get(queue=register, no_ack=True)
         while isinstance(noted := await self.find(doing, take), Content):
             await self._delete_queue(noted.body.decode())
+        self.inboxes.discard(topic)
         if self._names.own_exchanges:
             self._exchanges.discard(topic)
             await self.ask(doing, Queue.Delete(queue=self._names.due_queue(topic)))

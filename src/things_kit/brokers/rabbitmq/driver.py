@@ -222,12 +222,14 @@ class RabbitMQDriver:
 
         An inbox keeps what arrives while its connection is lost; any other begins anew with the next one.
         """
-        make = Queue.Declare(queue=queue, exclusive=True, arguments=dict(arguments))
+        make = [Queue.Declare(queue=queue, exclusive=True, arguments=dict(arguments))]
         if is_inbox(topic):
-            make = Queue.Declare(queue=queue, durable=True, arguments={"x-expires": INBOX_LASTS})
+            make = [Queue.Declare(queue=queue, durable=True, arguments={"x-expires": INBOX_LASTS})]
+            if topic in self._admin.inboxes:
+                make.append(self._admin.exchange(topic))
         try:
             with ERRORS.during(f"making a queue for {topic!r}"):
-                await channel.ask(make, self._admin.binding(topic, queue))
+                await channel.ask(*make, self._admin.binding(topic, queue))
         except BaseException:
             channel.tell(Queue.Delete(queue=queue, nowait=True))
             await channel.close()
