@@ -1,7 +1,6 @@
 """The driver for Kafka against the client it is built on, and against FastStream, all on one real broker."""
 
 import asyncio
-import contextlib
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -9,8 +8,9 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
+from benchmarks.faststream import FastStream
 from benchmarks.result import Consumed, Result, Stopwatch, rate
-from benchmarks.rounds import Rates, against, name, not_measured, ratio, running
+from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.kafka import KafkaServer
@@ -19,7 +19,6 @@ COUNT = 1_000_000
 DISTINCT = 100_000
 """So many messages are made, and each is published several times: a million would fill the memory."""
 CHUNK = 10_000
-SLOW_COUNT = 5_000
 CALLS = 1_000
 ROUNDS = 100
 RATE = 1_000
@@ -136,33 +135,6 @@ async def latencies(broker: Broker, topic: str) -> list[float]:
     return sorted(1e3 * seconds for seconds in taken[RATE:])
 
 
-# --- FastStream
-
-
-async def consume_with_faststream(brokers: str, topic: str) -> float:
-    """Messages a second from the first to the last, so without its start; ModuleNotFoundError if not installed."""
-    faststream, kafka = import_module("faststream"), import_module("faststream.confluent")
-    broker = kafka.KafkaBroker(brokers, logger=None)
-    times: list[float] = []
-    done = asyncio.Event()
-
-    async def handle(body: bytes) -> None:
-        times.append(time.perf_counter())
-        if len(times) == SLOW_COUNT:
-            done.set()
-
-    broker.subscriber(
-        topic,
-        group_id=name("faststream"),
-        auto_offset_reset="earliest",
-        ack_policy=faststream.AckPolicy.NACK_ON_ERROR,
-    )(handle)
-    async with broker:
-        await broker.start()
-        await asyncio.wait_for(done.wait(), PATIENCE)
-    return (SLOW_COUNT - 1) / (times[SLOW_COUNT - 1] - times[0])
-
-
 # --- all of it
 
 
@@ -172,7 +144,6 @@ class Figures(Rates):
     def __init__(self) -> None:
         super().__init__()
         self.singly: list[float] = []
-        self.faststream: list[float] = []
         self.latencies: list[list[float]] = []
 
 
@@ -192,15 +163,13 @@ async def measure(server: KafkaServer, broker: Broker, rates: Figures) -> None:
         await asyncio.to_thread(consume_raw, server.brokers, topic),
         await consume(broker, COUNT, topic=topic, group=name("bench")),
     )
-    with contextlib.suppress(ModuleNotFoundError):
-        rates.faststream.append(await consume_with_faststream(server.brokers, topic))
     rates.singly.append(await publish_singly(broker, name("singly")))
     rates.latencies.append(await latencies(broker, name("latency")))
     await broker.remove(topic)
     await broker.remove(raw_topic)
 
 
-def rows(rates: Figures) -> list[Result]:
+def rows(rates: Figures, faststream: FastStream) -> list[Result]:
     """A row for each bound. What has no other side is the best of all rounds."""
     singly, latency = max(rates.singly), min(rates.latencies, key=statistics.median)
     median, high = statistics.median(latency), latency[int(0.99 * len(latency))]
@@ -211,7 +180,7 @@ def rows(rates: Figures) -> list[Result]:
             "publish_batch, against raw produce",
             bounds=(0.6, 0.8),
         ),
-        _against_faststream(rates),
+        *faststream.rows(rates.consumed),
         Result(
             "kafka: 1,000 concurrent publish calls",
             f"{singly:,.0f} messages/s", "at least 30,000", singly >= 30_000,
@@ -221,17 +190,6 @@ def rows(rates: Figures) -> list[Result]:
             f"{median:.1f} ms median", "under 5 ms", median < 5, f"99th percentile {high:.1f} ms",
         ),
     ]  # fmt: skip
-
-
-def _against_faststream(rates: Figures) -> Result:
-    what = "kafka: consume, against FastStream (confluent, NACK_ON_ERROR)"
-    if not rates.faststream:
-        return Result(
-            what, "not measured", "", True, "FastStream is not installed: pip install --group bench"
-        )
-    times = ratio(rates.consumed, rates.faststream)
-    notes = against(rates.consumed, rates.faststream)
-    return Result(what, f"{times:.0f} times", "at least 40", times >= 40, notes)
 
 
 class FastKafka(KafkaServer):
@@ -246,8 +204,10 @@ async def run() -> list[Result]:
     try:
         import_module("confluent_kafka")
         async with running(FastKafka) as server, connect(f"{server.url}?partitions=6") as broker:
+            faststream = FastStream("kafka", server.brokers)
             for _ in range(RUNS):
                 await measure(server, broker, rates)
+                await faststream.round(broker)
     except (ModuleNotFoundError, ServerUnavailable) as reason:
         return not_measured("kafka", reason)
-    return rows(rates)
+    return rows(rates, faststream)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -219,5 +220,8 @@ async def run(*chosen: str) -> list[Result]:
     """The brokers whose names are given, or all."""
     rows: list[Result] = []
     for broker in [known for known in BROKERS if known in chosen] or BROKERS:
-        rows += await measured(broker, BROKERS[broker])
+        found = await measured(broker, BROKERS[broker])
+        for row in found:
+            print(f"{row.name}: {row.figure} ({row.notes})", file=sys.stderr, flush=True)
+        rows += found
     return rows

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
+from benchmarks.faststream import FastStream
 from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
@@ -77,14 +78,17 @@ async def run() -> list[Result]:
         async with running(NATSServer) as server, connect(server.url) as broker:
             client = await nats.connect(server.url)
             stream = client.jetstream(publish_async_max_pending=BATCH)
+            faststream = FastStream("nats", server.url)
             for _ in range(RUNS):
                 await measure(client, stream, broker, rates)
+                await faststream.round(broker)
             await client.close()
     except (ModuleNotFoundError, ServerUnavailable) as reason:
         return not_measured("nats", reason)
-    return rates.rows(
+    found = rates.rows(
         "nats",
         "consume at least once, key order, concurrency 8, against raw pull with explicit acks",
         "publish_batch, against raw publish_async",
         bounds=(0.85, 0.85),
     )
+    return [*found, *faststream.rows(rates.consumed)]

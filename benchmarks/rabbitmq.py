@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
+from benchmarks.faststream import FastStream
 from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
@@ -140,13 +141,16 @@ async def run() -> list[Result]:
     try:
         import_module("pika")
         async with running(RabbitMQServer) as server, connect(server.url) as broker:
+            faststream = FastStream("rabbitmq", server.url)
             for number in range(RUNS):
                 await measure(server, broker, rates, ours_first=number % 2 == 1)
+                await faststream.round(broker)
     except (ModuleNotFoundError, ServerUnavailable) as reason:
         return not_measured("rabbitmq", reason)
-    return rates.rows(
+    found = rates.rows(
         "rabbitmq",
         "consume at least once, key order, concurrency 8, against raw pika asyncio with batched acks",
         "publish_batch, against raw pika asyncio with confirms",
         bounds=(0.9, 1.0),
     )
+    return [*found, *faststream.rows(rates.consumed)]

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from benchmarks.common import consume, messages
+from benchmarks.faststream import FastStream
 from benchmarks.result import Consumed, Result, Stopwatch, rate
 from benchmarks.rounds import Rates, name, not_measured, running
 from things_kit import Broker, Message, connect
@@ -75,13 +76,16 @@ async def run() -> list[Result]:
             connect(server.url) as broker,
             redis.Redis(port=server.port, protocol=3) as client,
         ):
+            faststream = FastStream("redis", server.url)
             for _ in range(RUNS):
                 await measure(client, broker, rates)
+                await faststream.round(broker)
     except (ModuleNotFoundError, ServerUnavailable) as reason:
         return not_measured("redis", reason)
-    return rates.rows(
+    found = rates.rows(
         "redis",
         "consume at least once, key order, concurrency 8, against raw XREADGROUP with batched XACK",
         "publish_batch, against raw pipelined XADD",
         bounds=(0.9, 0.95),
     )
+    return [*found, *faststream.rows(rates.consumed)]
