@@ -28,6 +28,7 @@ NAMES = (
     "pubsub",
     "servicebus",
     "requests",
+    "loops",
     "latency",
     "outbox",
     "process",
