@@ -77,7 +77,7 @@ class Bridge:
             `retry.attempts`. `{topic}` and `{group}` are filled. None: nothing is given up.
         retry: How long after each other a refused message is tried.
         max_in_flight: The most messages held at once; a quarter of them is moved in one go.
-        middleware: Goes around what moves them, in lists: a `throttle` whose rate is not below those of one go, such as.
+        middleware: Goes around what moves them, in lists, such as a `throttle` with a rate of at least what is moved in one go.
         told: Awaited with each message that the target has now, and None; and once with one that it has refused, and why.
             The next ones wait for it; it must not raise.
 
