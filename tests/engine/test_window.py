@@ -103,3 +103,15 @@ async def test_a_batch_handler_could_begin_a_whole_batch() -> None:
     ):
         await until(lambda: batches)
     assert batches == [100]
+
+
+@virtual
+async def test_a_full_consumer_asks_again_when_a_quarter_has_left_and_not_for_each_message() -> None:
+    driver, recorder = StubDriver(NATIVE_DELAY), Recorder(lambda _: asyncio.sleep(0.001))
+    driver.put(*many(1000))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=recorder, concurrency=1, max_in_flight=40),
+    ):
+        await until(lambda: len(driver.acknowledged) == 1000)
+    assert driver.calls.count("fetch") < 150
