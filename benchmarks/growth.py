@@ -6,16 +6,17 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from benchmarks.kafka import FastKafka
 from benchmarks.result import Result
 from benchmarks.rounds import name, running
-from things_kit import Broker, Message, RetryPolicy, connect
+from things_kit import Broker, Message, PublishError, RetryPolicy, connect
 from things_kit.testing.servers import ServerUnavailable
 from things_kit.testing.servers.postgres import PostgresServer
 from things_kit.testing.servers.redis import RedisServer
@@ -36,7 +37,7 @@ IDLE: Final = 3.0
 AGAIN: Final = RetryPolicy(attempts=100_000, first=1.0, factor=1.0)
 """What fails does so every second."""
 
-COUNTS: Final = {"memory": 200_000, "sqlite": 60_000, "postgres": 20_000, "redis": 40_000}
+COUNTS: Final = {"memory": 200_000, "sqlite": 60_000, "postgres": 20_000, "redis": 40_000, "kafka": 100_000}
 """How many messages each figure is of, by broker: some tenths of a second, and seconds with what has grown."""
 
 
@@ -72,16 +73,36 @@ WORDS: Final[Mapping[str, str]] = {
 
 
 class Counting:
-    """A handler that counts, once `begun` is set; what has a header fails."""
+    """A handler that counts, once `begun` is set; what has a header fails.
 
-    def __init__(self, expected: int, failing: int) -> None:
+    `there` is set when each consumer has had a message: some brokers let one join only after its start.
+    """
+
+    def __init__(self, expected: int, failing: int, consumers: int = 1) -> None:
         self.begun = asyncio.Event()
+        self.there = asyncio.Event()
         self.done = asyncio.Event()
         self.failed = asyncio.Event()
         self._left = expected
         self._failing = failing
+        self._absent = consumers
         if not failing:
             self.failed.set()
+
+    def handler(self) -> Callable[[Message], Awaitable[None]]:
+        """Of one consumer."""
+        absent = True
+
+        async def handle(message: Message) -> None:
+            nonlocal absent
+            if absent:
+                absent = False
+                self._absent -= 1
+                if not self._absent:
+                    self.there.set()
+            await self.handle(message)
+
+        return handle
 
     async def handle(self, message: Message) -> None:
         if message.headers:
@@ -114,33 +135,36 @@ async def publish(broker: Broker, messages: list[Message], size: int = 0) -> Non
 
 
 async def consumed(broker: Broker, load: Load) -> float:
-    """Deliveries a second, from when all consumers are there until all is handled."""
+    """Deliveries a second, from when all consumers have had a message until all is handled."""
     topics = [name("growth") for _ in range(load.topics)]
     groups = [name("group") for _ in range(load.groups)]
-    for topic in topics:
-        await broker.declare(topic, groups)
+    await asyncio.gather(*(broker.declare(topic, groups) for topic in topics))
     failing = [
         Message(topics[0], b"", key=b"failing-%d" % n, headers={"failing": "yes"})
         for n in range(load.failing)
     ]
     await publish(broker, failing)
-    counting = Counting(load.count * load.groups, load.failing)
+    counting = Counting(load.count * load.groups, load.failing, len(topics) * len(groups))
     if not load.failing:
         await publish(broker, rows(load, topics, load.waiting or load.count), load.size)
     async with AsyncExitStack() as stack:
-        for group in groups:
-            for topic in topics:
-                consumer = broker.consumer(
-                    topic,
-                    group=group,
-                    handler=counting.handle,
-                    retry=AGAIN,
-                    concurrency=8,
-                    drain_timeout=1.0,
-                    max_in_flight=1000 + load.failing,
-                )
-                await stack.enter_async_context(consumer)
+        consumers = [
+            broker.consumer(
+                topic,
+                group=group,
+                handler=counting.handler(),
+                retry=AGAIN,
+                concurrency=8,
+                drain_timeout=1.0,
+                max_in_flight=1000 + load.failing,
+            )
+            for group in groups
+            for topic in topics
+        ]
+        # Together: each topic more that a member of a Kafka group has is a rebalance, and one takes a second
+        await asyncio.gather(*map(stack.enter_async_context, consumers))
         async with asyncio.timeout(PATIENCE):
+            await counting.there.wait()
             await counting.failed.wait()
             if load.failing:
                 await publish(broker, rows(load, topics, load.count), load.size)
@@ -149,8 +173,7 @@ async def consumed(broker: Broker, load: Load) -> float:
             counting.begun.set()
             await counting.done.wait()
             ended = time.perf_counter()
-    for topic in topics:
-        await broker.remove(topic)
+    await asyncio.gather(*(broker.remove(topic) for topic in topics))
     return load.count * load.groups / (ended - began)
 
 
@@ -174,7 +197,9 @@ async def grown(broker_name: str, broker: Broker, axis: str) -> Result:
         try:
             figures.append((size, max([await consumed(broker, load) for _ in range(ROUNDS)])))
         except TimeoutError:
-            lacking = f"; {size:,}: not done within {PATIENCE:g} s"
+            lacking += f"; {size:,}: not done within {PATIENCE:g} s"
+        except PublishError as error:
+            lacking += f"; {size:,}: {error}"
     worst = 0.0 if lacking else min(rate for _, rate in figures) / figures[0][1]
     notes = "; ".join(f"{size:,}: {rate:,.0f}/s" for size, rate in figures) + lacking
     by_bytes = axis == "size"
@@ -193,9 +218,10 @@ async def idle(broker_name: str, broker: Broker) -> Result:
     for number in (1, 10, 30):
         topics = [name("idle") for _ in range(number)]
         async with AsyncExitStack() as stack:
-            for topic in topics:
-                consumer = broker.consumer(topic, group="idle", handler=Counting(1, 0).handle)
-                await stack.enter_async_context(consumer)
+            consumers = [
+                broker.consumer(topic, group="idle", handler=Counting(1, 0).handle) for topic in topics
+            ]
+            await asyncio.gather(*map(stack.enter_async_context, consumers))
             began = time.process_time()
             await asyncio.sleep(IDLE)
             share = (time.process_time() - began) / IDLE
@@ -234,7 +260,20 @@ async def redis() -> AsyncIterator[str]:
         yield server.url
 
 
-BROKERS: Final = {"memory": memory, "sqlite": sqlite, "postgres": postgres, "redis": redis}
+@asynccontextmanager
+async def kafka() -> AsyncIterator[str]:
+    """A topic has one partition, so that it is topics which grow."""
+    async with running(FastKafka) as server:
+        yield f"{server.url}?partitions=1"
+
+
+BROKERS: Final = {
+    "memory": memory,
+    "sqlite": sqlite,
+    "postgres": postgres,
+    "redis": redis,
+    "kafka": kafka,
+}
 
 
 async def run(*chosen: str) -> list[Result]:
