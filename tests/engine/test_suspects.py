@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.engine.scenario import Recorder, turns, until, virtual
-from things_kit import DISCARD, Message, RetryPolicy
+from things_kit import DISCARD, Batch, Message, RetryPolicy
 from things_kit.engine.driver import Capabilities, ConnectionLost, Later
 from things_kit.testing.stub import StubDriver, broker_of
 
@@ -302,3 +302,27 @@ async def test_of_several_suspects_one_copy_at_a_time_has_a_mark() -> None:
     ):
         await until(lambda: len(recorder.ended) == 5)
     assert marked == [1] * 5
+
+
+@pytest.mark.parametrize("native", [COUNTING, LANES], ids=["counting", "lanes"])
+@virtual
+async def test_what_a_list_had_gathered_when_a_suspect_came_is_handled_after_it_in_order(
+    native: Capabilities,
+) -> None:
+    lists: list[list[bytes]] = []
+
+    async def handle(messages: list[Message]) -> None:
+        lists.append([message.value for message in messages])
+
+    driver = StubDriver(native)
+    handed_out(driver, came("1", 1), came("2", 1, "k"), came("3", 1, "k"))
+    async with (
+        broker_of(driver) as broker,
+        broker.consumer("t", group="g", handler=handle, batch=Batch(size=9, wait=30), retry=THREE),
+    ):
+        await asyncio.sleep(10)
+        handed_out(driver, came("suspect", 4))
+        await until(lambda: len(driver.acknowledged) == 4, within=60)
+    first, *rest = lists
+    assert first == [b"suspect"]
+    assert [value for values in rest for value in values] == [b"1", b"2", b"3"]
