@@ -85,7 +85,8 @@ class Admin:
     async def has_exchange(self, exchange: str) -> bool:
         """Whether it is there; one that was seen is."""
         if exchange not in self._exchanges:
-            look = Exchange.Declare(exchange=exchange, passive=True)
+            # Its type is not looked at; pika 1.3.0 has one by default that it cannot write
+            look = Exchange.Declare(exchange=exchange, type="direct", passive=True)
             if await self.find(f"looking for the exchange {exchange!r}", look) is None:
                 return False
             self._exchanges.add(exchange)

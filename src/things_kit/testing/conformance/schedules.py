@@ -73,12 +73,16 @@ class ScheduleSuite(Suite):
         await self._needs(stage)
         topic, group = stage.topic(), stage.group()
         recorder = await stage.record(topic, group)
-        producer, began = stage.broker.producer(), _now()
-        await producer.publish(Message(topic, b"second", key=b"k"), after=2 * SOON)
-        await producer.publish(Message(topic, b"first", key=b"k"), at=began + timedelta(seconds=SOON))
-        await producer.publish(Message(topic, b"now", key=b"k"))
-        await recorder.until_done(1, stage.patience)
-        messages = await recorder.until_done(3, stage.patience)
+        producer = stage.broker.producer()
+        await producer.publish(Message(topic, b"before", key=b"k"), after=0.01)
+        await recorder.until_done(1, stage.patience)  # what a broker makes for the first one is there
+        began = _now()
+        await asyncio.gather(
+            producer.publish(Message(topic, b"second", key=b"k"), after=2 * SOON),
+            producer.publish(Message(topic, b"first", key=b"k"), at=began + timedelta(seconds=SOON)),
+            producer.publish(Message(topic, b"now", key=b"k")),
+        )
+        _, *messages = await recorder.until_done(4, stage.patience)
         assert [message.value for message in messages] == [b"now", b"first", b"second"]
         assert _now() - began >= timedelta(seconds=2 * SOON)
         assert messages[2].timestamp is not None
