@@ -19,8 +19,8 @@ EXTRA_sqlite := cli
 EXTRA_tls := nats
 SCHEME := $(firstword $(subst :, ,$(BROKER)))
 EXTRA := $(or $(EXTRA_$(SCHEME)),$(SCHEME))
-# Most tests wait, for servers and for timers: five for two cores keep them busy
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(5 * os.cpu_count() // 2)')
+# Most tests wait, for servers and for timers: six for two cores keep them busy
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(3 * os.cpu_count())')
 
 # The tests start thousands of processes of Python, which read what was compiled once
 unexport PYTHONDONTWRITEBYTECODE
