@@ -289,3 +289,23 @@ async def test_a_broker_that_lets_nobody_in_and_does_not_answer_is_away() -> Non
         with pytest.raises(BrokerUnavailable, match="gone"):
             await broker.consumer("t", group="g", handler=Recorder()).start()
         assert asyncio.get_running_loop().time() == pytest.approx(5, abs=0.1)
+
+
+@virtual
+async def test_what_a_lost_receiver_fails_with_as_it_closes_is_logged_and_stops_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that was lost in the middle of something may say anything; the next one is a new one."""
+    driver, recorder = StubDriver(), Recorder()
+
+    async def close() -> None:
+        raise RuntimeError("another operation is in progress")
+
+    async with broker_of(driver) as broker, broker.consumer("t", group="g", handler=recorder) as consumer:
+        monkeypatch.setattr(driver.receiver("t", "g"), "close", close)
+        driver.cut()
+        await asyncio.sleep(10)
+        driver.put(message("1"))
+        await until(lambda: recorder.seen)
+        assert consumer.health().reason is None
+    assert "the receiver did not close well: another operation is in progress" in caplog.text

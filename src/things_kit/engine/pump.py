@@ -131,9 +131,13 @@ class Pump:
 
     async def _close(self, receiver: Receiver) -> None:
         closing = asyncio.create_task(receiver.close(), name=f"{self._name} close")
-        with contextlib.suppress(ConnectionLost):
+        try:
             if not await finished(closing, CLOSE):
                 log.warning("%s: the receiver did not close within %g s", self._name, CLOSE)
+        except ConnectionLost:
+            pass
+        except Exception as error:  # the next one may do well, and says so if not
+            log.warning("%s: the receiver did not close well: %s", self._name, error, exc_info=error)
 
     async def _serve(self, inbox: ConsumerInbox) -> None:
         """Receive, settle and extend side by side until the pump stops. Raises the first error of these."""

@@ -118,3 +118,26 @@ async def test_who_has_patience_takes_no_connection_that_has_fallen_silent(
         async with asyncio.timeout(20):
             await broker.connections.rows("giving places", "SELECT 1", within=60)
             await broker.connections.rows("looking", "SELECT 1")
+
+
+async def test_who_has_patience_takes_no_connection_that_is_in_the_middle_of_something(
+    connect: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a server's last word, with which it ended a statement: the client refuses the next one in words of its own."""
+    broker = await connect("&timeout=1")
+    await asyncio.gather(*(broker.connections.rows("waiting", "SELECT pg_sleep(0.1)") for _ in range(3)))
+    execute, asked = asyncpg.Connection.execute, 0
+
+    async def refusing(self: asyncpg.Connection, statement: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal asked
+        if statement == "SELECT 1":
+            asked += 1
+            if asked < 3:
+                raise asyncpg.InternalClientError(
+                    "cannot switch to state 15; another operation (2) is in progress"
+                )
+        return await execute(self, statement, *arguments, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", refusing)
+    [row] = await broker.connections.rows("giving places", "SELECT 2", within=60)
+    assert (row[0], asked) == (2, 3)

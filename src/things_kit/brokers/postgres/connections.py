@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from things_kit.brokers.postgres.errors import ERRORS, OPENING, READ_ONLY, code_of
+from things_kit.brokers.postgres.errors import CLIENT, ERRORS, OPENING, READ_ONLY, code_of
 from things_kit.brokers.postgres.options import Settings
 from things_kit.engine.driver import ConnectionLost
 from things_kit.messaging.errors import ClosedError, ConfigError
@@ -138,8 +138,8 @@ class Connections:
             answers = True
         except TimeoutError:
             self._drop_idle()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            pass  # it has ended
+        except (*CLIENT, OSError):
+            pass  # it has ended, or is in the middle of something
         finally:
             self._busy.discard(connection)
             if not answers:

@@ -21,7 +21,12 @@ from things_kit.testing.simulation.models.traits import Traits
 TRAITS: Final = Traits(
     name="kafka",
     capabilities=Capabilities(
-        retained=True, partitions=True, lasting_inbox=False, carried=math.inf, max_message_bytes=1_000_000
+        retained=True,
+        partitions=True,
+        lasting_inbox=False,
+        carried=math.inf,
+        max_batch=50_000,
+        max_message_bytes=1_000_000,
     ),
     impossible=frozenset({"lease_expiry"}),
     partitions=4,

@@ -15,7 +15,7 @@ from things_kit.testing.simulation.models.queue import QueueGroup
 TRAITS: Final = msgspec.structs.replace(
     sqlite.TRAITS,
     name="postgres",
-    capabilities=msgspec.structs.replace(sqlite.TRAITS.capabilities, lease=10.0),
+    capabilities=msgspec.structs.replace(sqlite.TRAITS.capabilities, lease=10.0, max_batch=50_000),
     shortest_lease=0.75,
 )
 GROUP: Final = QueueGroup
